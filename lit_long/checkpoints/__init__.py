@@ -1,0 +1,1 @@
+"""File formats of weights. Nothing else knows one."""

@@ -1,0 +1,53 @@
+"""A model's weights alone, as one safetensors file: what one stage hands to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from lit_long.config import UserError
+from lit_long.files import replacing
+
+WEIGHTS = "weights.safetensors"  # its name in a training stage's folder
+
+
+def save_weights(model: nn.Module, file: Path, is_writer: bool = True) -> None:
+    """Write the full fp32 weights of ``model`` to ``file``, atomically. Sharded models: every rank calls, the writer writes."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if is_writer:
+        with replacing(file) as writing:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, writing)
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load ``file`` into ``model`` (not yet sharded).
+
+    Raises:
+        UserError: an unreadable file, or weights that do not fit the model.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read as weights: {error}; delete its stage folder to train it again") from None
+    if found != expected:
+        raise UserError(f"{file}: these weights do not fit the model: {misfit(expected, found)}")
+    with torch.no_grad():
+        model.load_state_dict(load_file(file))
+
+
+def misfit(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
+    """The first difference in words, and what to do."""
+    remedy = "set model.* as it was when they were trained"
+    for name, shape in expected.items():
+        if name not in found:
+            return f"{name} is missing; {remedy}"
+        if found[name] != shape:
+            return f"{name} is {list(found[name])} in the file and {list(shape)} in the model; {remedy}"
+    return f"{next(name for name in found if name not in expected)} is not in the model; {remedy}"

@@ -1,0 +1,49 @@
+"""Settings: their typed schema (schema.py), the check of values against it (typed.py) and their composition (compose.py).
+
+Nothing here imports torch or lightning.
+"""
+
+from lit_long.config.compose import Layers, compose_stage, compose_sweep, option_names, project_root, read_layers
+from lit_long.config.schema import (
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    LauncherConfig,
+    ModelConfig,
+    OptimConfig,
+    ReportConfig,
+    StageConfig,
+    SweepConfig,
+    TrackingConfig,
+    TrainerConfig,
+    ValidationConfig,
+)
+from lit_long.config.typed import NOT_A_SETTING, UserError, check, identity_fields, nearest, plain, typed
+
+__all__ = [
+    "NOT_A_SETTING",
+    "CorpusConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "LauncherConfig",
+    "Layers",
+    "ModelConfig",
+    "OptimConfig",
+    "ReportConfig",
+    "StageConfig",
+    "SweepConfig",
+    "TrackingConfig",
+    "TrainerConfig",
+    "UserError",
+    "ValidationConfig",
+    "check",
+    "compose_stage",
+    "compose_sweep",
+    "identity_fields",
+    "nearest",
+    "option_names",
+    "plain",
+    "project_root",
+    "read_layers",
+    "typed",
+]

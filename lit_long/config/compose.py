@@ -1,0 +1,265 @@
+"""From files and ``key=value`` words to complete settings, for the sweep and for each of its stages.
+
+Later layers win:
+
+    defaults < option files (configs/GROUP/NAME.yaml) < the experiment's YAML < key=value
+
+* ``model=tiny`` picks an option file, ``model.n_layers=6`` sets one value. In an experiment a group is a name (``model: tiny``)
+  or settings, on top of an option if they name one (``optim: {option: adamw, lr: 2e-3}``).
+* ``grid.position=[rope,abf]`` makes one variant per value; naming one value (``position=abf``, ``seed=1``) leaves that one.
+* A stage's own settings in the experiment come before the grid's and before ``key=value``; but a stage that names its own
+  option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it.
+* Interpolations such as ``${context}`` are resolved inside each stage, with `multiply` and `divide` to compute.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_long.config.schema import StageConfig, SweepConfig
+from lit_long.config.typed import UserError, check, nearest, plain, typed
+
+DEFAULT_OPTIONS = {
+    "model": "tiny",
+    "position": "rope",
+    "data": "builtin",
+    "optim": "adamw",
+    "trainer": "cpu",
+    "launcher": "local",
+    "tracking": "local",
+}
+COMMAND_LINE = "command line"
+PACKAGE = Path(__file__).resolve().parents[1]
+SHARED = [f.name for f in dataclasses.fields(StageConfig) if f.name in {g.name for g in dataclasses.fields(SweepConfig)}]
+
+
+@dataclass
+class Layers:
+    """What one command says, before it is put together."""
+
+    name: str
+    file: Path
+    experiment: dict[str, Any]
+    cli: dict[str, Any]
+
+
+def project_root() -> Path:
+    """The checkout that this package lies in, or the working directory when it is installed as a wheel."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir() else Path.cwd()
+
+
+def folders(kind: str) -> list[Path]:
+    """Where ``configs`` or ``experiments`` are looked up: the user's own first, then those that came with the package."""
+    return [Path.cwd() / kind, PACKAGE.parent / kind, PACKAGE / "shipped" / kind]
+
+
+def find_file(folder: str, name: str, key: str) -> Path:
+    """The YAML file ``folder/name.yaml``, or a UserError that names the nearest existing one."""
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return Path(name)
+    kind, _, rest = folder.partition("/")
+    places = [place / rest for place in folders(kind)]
+    for place in places:
+        if (place / f"{name}.yaml").is_file():
+            return place / f"{name}.yaml"
+    known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
+    raise UserError(f"{key}={name}: there is no {folder}/{name}.yaml{nearest(name, known)}")
+
+
+def option_names(group: str) -> list[str]:
+    """Names of all option files of a group."""
+    return sorted({file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{path}: must hold key: value lines, not {type(content).__name__}")
+    return content or {}
+
+
+def read_layers(argv: list[str]) -> Layers:
+    """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
+    for word in argv:
+        if "=" not in word or word.startswith("-"):
+            raise UserError(f"{COMMAND_LINE}: {word!r} is not of the form key=value, such as model.n_layers=6 (see --help)")
+    try:
+        cli = OmegaConf.to_container(OmegaConf.from_dotlist([spell_out(word) for word in argv]), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{COMMAND_LINE}: cannot be read: {error}") from None
+    name = str(cli.pop("experiment", SweepConfig.experiment))
+    file = find_file("experiments", name, "experiment")
+    return Layers(file.stem, file, read_yaml(file), cli)
+
+
+def spell_out(word: str) -> str:
+    """``position=abf`` as ``position.option=abf``, so that ``position.base=…`` can stand beside it."""
+    key, _, value = word.partition("=")
+    path = key.split(".")
+    picks_option = path[-1] in DEFAULT_OPTIONS and (len(path) == 1 or (path[0] == "stages" and len(path) == 3))
+    return f"{key}.option={value}" if picks_option and not value.startswith("{") else word
+
+
+def leaf_names(cls: type = SweepConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings, for "did you mean"."""
+    default = cls()
+    for f in dataclasses.fields(cls):
+        value = getattr(default, f.name)
+        yield from (leaf_names(type(value), f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name])
+
+
+def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
+
+
+def option_pick(value: Any) -> str | None:
+    """The option file that a layer names for a group, if it does."""
+    if isinstance(value, dict):
+        return value.get("option")
+    return None if value is None else str(value)
+
+
+def lay(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
+    """Put one checked layer on top; a group that names an option starts again from that option's file."""
+    for key, value in layer.items():
+        if key in DEFAULT_OPTIONS:
+            if name := option_pick(value):
+                file = find_file(f"configs/{key}", name, key)
+                content = read_yaml(file)
+                check(SweepConfig, {key: content}, str(file))
+                into[key] = content
+            value = {k: v for k, v in value.items() if k != "option"} if isinstance(value, dict) else {}
+        check(SweepConfig, {key: value}, where, leaves=list(leaf_names()) + [f"stages.NAME.{f}" for f in STAGE_KEYS])
+        merge(into, {key: value})
+
+
+STAGE_KEYS = [f.name for f in dataclasses.fields(StageConfig) if f.name not in SHARED]
+
+
+def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
+    """The sweep's own settings, and the raw shared settings (interpolations unresolved) that stages start from."""
+    raw: dict[str, Any] = {}
+    lay(raw, DEFAULT_OPTIONS, "defaults")
+    for layer, where in ((layers.experiment, str(layers.file)), (layers.cli, COMMAND_LINE)):
+        for name, stage in (layer.get("stages") or {}).items():
+            check_stage(name, stage, where, layers)
+        lay(raw, layer, where)
+    raw["experiment"] = layers.name
+    own = {key: value for key, value in raw.items() if key not in SHARED or key == "seed"}
+    shared = {key: plain(getattr(SweepConfig(), key)) for key in SHARED}
+    merge(shared, {key: value for key, value in raw.items() if key in SHARED})
+    sweep = typed(SweepConfig, own, str(layers.file))
+    sweep.grid = grid_axes(layers, sweep.grid)
+    return sweep, shared
+
+
+def check_stage(name: str, stage: Any, where: str, layers: Layers) -> None:
+    known = list(layers.experiment.get("stages") or {})
+    if name not in known:
+        raise UserError(f"{where}: unknown stage {name!r} in 'stages'{nearest(name, known)}")
+    if not isinstance(stage, dict):
+        raise UserError(f"{where}: stages.{name} must be a group of settings (key: value), not {stage!r}")
+    settings = {k: v for k, v in stage.items() if k not in DEFAULT_OPTIONS}
+    groups = {k: v for k, v in stage.items() if k in DEFAULT_OPTIONS and isinstance(v, dict)}
+    groups = {k: {n: x for n, x in v.items() if n != "option"} for k, v in groups.items()}
+    unknown = [k for k in stage if k in ("launcher", "tracking")]
+    if unknown:
+        raise UserError(f"{where}: stages.{name}.{unknown[0]} cannot be set per stage; set {unknown[0]} for the whole sweep")
+    check(StageConfig, settings | groups, where, f"stages.{name}.")
+
+
+def grid_axes(layers: Layers, grid: dict[str, Any]) -> dict[str, list[Any]]:
+    """Flat axes ``{dotted key: values}``; an axis whose key the command line sets to one value has that one."""
+    axes: dict[str, list[Any]] = {}
+
+    def flatten(values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                flatten(value, f"{prefix}{key}.")
+            elif prefix + key == "position" and value == "all":
+                axes["position"] = option_names("position")
+            elif value is None or value == []:
+                raise UserError(f"grid.{prefix}{key} must be a list such as [a,b], not {value!r}")
+            else:
+                axes[prefix + key] = value if isinstance(value, list) else [value]
+
+    flatten(grid, "")
+    chosen = flat_keys(layers.cli.get("grid") or {})
+    for key in axes:
+        value = fixed_value(layers.cli, key)
+        if value is not None and key not in chosen:
+            axes[key] = [value]
+    return axes
+
+
+def fixed_value(cli: dict[str, Any], key: str) -> Any:
+    """The one value (or option) that the command line sets for an axis' key, if it does."""
+    value: Any = cli
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value.get("option") if isinstance(value, dict) else value
+
+
+def flat_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+    nested = [flat_keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()]
+    return set().union(*nested) if nested else set()
+
+
+def compose_stage(layers: Layers, shared: dict[str, Any], name: str, point: dict[str, Any]) -> StageConfig:
+    """Complete settings of stage ``name`` at one point of the grid.
+
+    Args:
+        shared: what `compose_sweep` returned.
+        point: one value per axis, ``{"position": "abf", "seed": 0}``.
+    """
+    raw = copy.deepcopy(shared)
+    own = layers.experiment["stages"][name]
+    own_cli = (layers.cli.get("stages") or {}).get(name, {})
+    pinned = {group for group in DEFAULT_OPTIONS if option_pick(own.get(group)) or option_pick(own_cli.get(group))}
+    where = f"{layers.file}: stages.{name}"
+    general = {k: v for k, v in layers.cli.items() if k in SHARED and k not in pinned}
+    dotted = {k: {n: x for n, x in v.items() if n != "option"} if isinstance(v, dict) else v for k, v in general.items()}
+    dotted = {k: v for k, v in dotted.items() if k not in DEFAULT_OPTIONS or isinstance(v, dict)}
+    nested_point: dict[str, Any] = {}
+    for key, value in point.items():
+        if key.partition(".")[0] not in pinned:
+            merge(nested_point, nest(key, value))
+    for layer, source in ((own, where), (nested_point, "grid"), (dotted, COMMAND_LINE), (own_cli, COMMAND_LINE)):
+        stage_only = {k: v for k, v in layer.items() if k in STAGE_KEYS}
+        lay(raw, {k: v for k, v in layer.items() if k not in STAGE_KEYS}, source)
+        merge(raw, stage_only)
+    return resolve(raw, where)
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    return {head: nest(rest, value) if rest else value}
+
+
+def resolve(raw: dict[str, Any], where: str) -> StageConfig:
+    """Interpolations resolved, every value checked."""
+    OmegaConf.register_resolver("multiply", lambda a, b: float(a) * float(b), replace=True)
+    OmegaConf.register_resolver("divide", lambda a, b: float(a) / float(b), replace=True)
+    plain_counts = plain(typed(StageConfig, raw, where))  # 2k must be a number before ${divide:…} sees it
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(plain_counts), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+    return typed(StageConfig, resolved, where)

@@ -1,0 +1,165 @@
+"""The typed schema: every setting of every stage, with its default.
+
+Fields marked ``metadata=NOT_IDENTITY`` say where and how a stage runs, not what it computes: they never enter its identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+NOT_IDENTITY = {"identity": False}
+
+
+@dataclass
+class ModelConfig:
+    """Shape of a Llama. ``context`` and ``rope_base`` are those it was (or is to be) pretrained with."""
+
+    vocab_size: int = 32_000
+    d_model: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int = 32
+    head_dim: int = 128
+    d_ffn: int = 11_008
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    context: int = 4096
+    rope_base: float = 10_000.0
+
+
+@dataclass
+class CorpusConfig:
+    """Documents and tokenizer of the built-in corpus. ``validation`` lists the top-level modules that are held out."""
+
+    name: str = "builtin"
+    packages: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    vocab_size: int = 4096
+
+
+@dataclass
+class DataConfig:
+    """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document borders."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    weights: dict[str, float] = field(default_factory=dict)
+    mask_documents: bool = True
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay. Llama 2's settings (Touvron et al. 2023b, §2.2) unless an option says otherwise."""
+
+    lr: float = 3e-4
+    min_lr_ratio: float = 0.1
+    warmup_fraction: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how a stage runs. Only the precision changes what it computes."""
+
+    precision: str = "auto"  # auto · 32-true · bf16-mixed · bf16-true; auto is settled before the stage's identity is taken
+    accelerator: str = field(default="cpu", metadata=NOT_IDENTITY)
+    strategy: str = field(default="single", metadata=NOT_IDENTITY)  # single · fsdp
+    devices: int = field(default=1, metadata=NOT_IDENTITY)
+    threads: int = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
+    micro_batch_tokens: int = field(default=2048, metadata=NOT_IDENTITY)
+    loss_chunk_tokens: int = field(default=2048, metadata=NOT_IDENTITY)
+    checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)  # updates
+
+
+@dataclass
+class EvaluationConfig:
+    """What an evaluate stage measures, on held-out documents only."""
+
+    domains: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)  # perplexity: every sequence is full, one document each
+    sequences: int = 32  # at most, per domain; every length sees the same tokens
+    retrieval_lengths: list[int] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
+    retrieval_examples: int = 64
+    batch_tokens: int = field(default=4096, metadata=NOT_IDENTITY)
+
+
+@dataclass
+class ValidationConfig:
+    """Validation loss during training: ``sequences`` per domain, measured ``times`` times over the run, the end included."""
+
+    times: int = 4
+    sequences: int = 8
+
+
+@dataclass
+class StageConfig:
+    """One stage, complete: what `python -m lit_long.stage` runs. ``position`` is checked by its scheme's own class."""
+
+    kind: str = "train"  # data · train · evaluate
+    parent: str | None = None
+    context: int = 4096
+    tokens: int = 0
+    tokens_per_update: int = 4_194_304
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    position: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class TrackingConfig:
+    """Where the record goes. An empty ``uri`` is the SQLite file mlflow/mlflow.db below ``root``."""
+
+    enabled: bool = True
+    uri: str = ""
+
+
+@dataclass
+class LauncherConfig:
+    """Where stages run. ``local`` starts one process, or torchrun when trainer.devices > 1."""
+
+    name: str = "local"
+
+
+@dataclass
+class ReportConfig:
+    """Which stage's results fill the table's rows, which stage is the reference row, and the paper's own numbers."""
+
+    title: str = ""
+    rows: str = "evaluate"
+    reference: str | None = None
+    paper_source: str = ""
+    paper_length: int = 0
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → domain → perplexity
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SweepConfig:
+    """One experiment: settings shared by all stages, the stages, and the grid of variants."""
+
+    experiment: str = "position_tiny"
+    description: str = ""
+    seed: int = 0
+    grid: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    position: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    root: str = ""  # runs/ and mlflow/ live below it; empty = the checkout, or the working directory when installed
+    dry_run: bool = False
+    show: str = ""  # show=config prints the resolved YAML

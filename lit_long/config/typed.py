@@ -1,0 +1,145 @@
+"""Values against dataclasses: counts such as 32k, and errors that name the layer, the key and the nearest right one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Iterable
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+NOT_A_SETTING = {"setting": False}  # metadata of a dataclass field that code fills in, not the user
+COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKMGB])")
+COUNT_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "B": 2**30}
+
+
+class UserError(Exception):
+    """Something the user can put right. The message says what is wrong, where, and what to do; commands exit with code 2."""
+
+
+def typed(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
+    """Build the dataclass ``cls`` from plain values; missing ones take their defaults.
+
+    Args:
+        where: the file or "command line" that the values come from, for error messages.
+        prefix: dotted path of ``values`` within its layer, such as ``"model."``.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    return cls(**check(cls, values, where, prefix))
+
+
+def check(cls: type, values: dict[str, Any], where: str, prefix: str = "", leaves: Iterable[str] = ()) -> dict[str, Any]:
+    """Checked and converted values of the dataclass ``cls``: only the keys given, nested dataclasses built.
+
+    Strings that hold an OmegaConf interpolation (``${…}``) pass unchecked; they are checked again once resolved.
+    ``leaves`` are dotted names known elsewhere in the schema, offered when a key is unknown.
+    """
+    annotations = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("setting", True)]
+    converted = {}
+    for key, value in values.items():
+        if key not in names:
+            raise UserError(f"{where}: unknown key {prefix + str(key)!r}{nearest(str(key), names, prefix, leaves)}")
+        converted[key] = convert(annotations[key], value, where, prefix + key)
+    return converted
+
+
+def nearest(key: str, names: Iterable[str], prefix: str = "", leaves: Iterable[str] = ()) -> str:
+    """The end of an "unknown …" sentence: the nearest known name, or all of them."""
+    elsewhere = [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
+    close = [prefix + name for name in difflib.get_close_matches(key, list(names), n=1, cutoff=0.6)]
+    if found := close or elsewhere[:3]:
+        return f"; did you mean {' or '.join(repr(name) for name in found)}?"
+    return f"; known here: {', '.join(sorted(names))}"
+
+
+def convert(annotation: Any, value: Any, where: str, key: str) -> Any:
+    """``value`` as ``annotation`` wants it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any or (isinstance(value, str) and "${" in value):
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        annotation = next(a for a in arguments if a is not type(None))
+        return convert(annotation, value, where, key)
+    if dataclasses.is_dataclass(annotation):
+        if dataclasses.is_dataclass(value):
+            return value
+        require(isinstance(value, dict), where, key, "a group of settings (key: value)", value)
+        return annotation(**check(annotation, value, where, key + "."))
+    if origin is list:
+        require(isinstance(value, list), where, key, "a list such as [a,b]", value)
+        return [convert(arguments[0], item, where, f"{key}[{i}]") for i, item in enumerate(value)]
+    if origin is tuple:
+        require(
+            isinstance(value, (list, tuple)) and len(value) == len(arguments),
+            where,
+            key,
+            f"{len(arguments)} values",
+            value,
+        )
+        return tuple(convert(a, item, where, f"{key}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
+    if origin is dict:
+        require(isinstance(value, dict), where, key, "a group of settings (key: value)", value)
+        return {str(name): convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
+    return scalar(annotation, value, where, key)
+
+
+def scalar(annotation: type, value: Any, where: str, key: str) -> Any:
+    if annotation is bool:
+        require(isinstance(value, bool), where, key, "true or false", value)
+        return value
+    if annotation is int:
+        return count(value, where, key)
+    if annotation is float:
+        if isinstance(value, str):  # YAML reads 1e-3 as a string
+            try:
+                value = float(value)
+            except ValueError:
+                value = count(value, where, key) if COUNT.fullmatch(value) else value
+        require(isinstance(value, (int, float)) and not isinstance(value, bool), where, key, "a number", value)
+        return float(value)
+    require(isinstance(value, (str, int, float)) and not isinstance(value, bool), where, key, "a word", value)
+    return str(value)
+
+
+def count(value: Any, where: str, key: str) -> int:
+    """An integer from 4096, 4k (binary), 4M, 1B or 1e9."""
+    if isinstance(value, str) and (match := COUNT.fullmatch(value)):
+        value = float(match[1]) * COUNT_UNITS[match[2]]
+    elif isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    require(whole, where, key, "a whole number such as 4096, 32k (= 32,768), 4M or 1e9", value)
+    return int(value)
+
+
+def require(condition: bool, where: str, key: str, wanted: str, got: Any) -> None:
+    if not condition:
+        raise UserError(f"{where}: {key} must be {wanted}, not {got!r}")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and dicts as plain dicts, lists and scalars (for YAML and JSON)."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def identity_fields(value: Any) -> Any:
+    """Like `plain`, without the fields that say only where or how something runs."""
+    if dataclasses.is_dataclass(value):
+        fields = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        return {f.name: identity_fields(getattr(value, f.name)) for f in fields}
+    return plain(value)

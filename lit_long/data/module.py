@@ -1,0 +1,154 @@
+"""The data as Lightning sees it: a training loader that resumes to the very batch, and one validation loader per
+domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule
+
+from lit_long.config import UserError
+from lit_long.data.held_out import held_out_sequences
+from lit_long.data.mixture import update_source
+from lit_long.data.store import Store, open_store
+from lit_long.model.batch import NO_LOSS, Batch
+
+_PREFETCHED_UPDATES = 2
+
+
+class UpdateLoader:
+    """Hands out the updates of a run in turn. Iterating continues from the state; the length is that of the whole run.
+
+    Lightning saves the state with each checkpoint. Without a length it would fetch one batch ahead to see the end
+    coming, and the saved state, one too large, would lose a batch at every resume.
+    """
+
+    def __init__(self, source, updates: int) -> None:
+        self._source = source
+        self._updates = updates
+        self._step = 0
+
+    def __len__(self) -> int:
+        return self._updates
+
+    def __iter__(self) -> Iterator[Batch]:
+        import grain  # already imported, and silenced, by update_source
+
+        if self._step == self._updates:  # Lightning would otherwise start one empty epoch after the other, for ever
+            raise UserError(
+                f"All {self._updates} updates of this run were handed out, and training still asks for more. "
+                f"The trainer's max_steps must not exceed the data's updates."
+            )
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_UPDATES)
+        iterator = iter(self._source[: self._updates].to_iter_dataset(options))
+        iterator.set_state({"next_index": self._step})
+        for batch in iterator:
+            self._step += 1  # before handing out, so that a checkpoint taken after this update counts it
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """``step``: number of updates handed out so far."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with update ``state["step"]``. Raises UserError if the run is shorter than that."""
+        if state["step"] > self._updates:
+            raise UserError(
+                f"The checkpoint was taken after {state['step']} updates, but this run has only {self._updates}. "
+                f"Raise tokens, or start from another checkpoint."
+            )
+        self._step = state["step"]
+
+
+class HeldOutLoader:
+    """One batch of held-out sequences, as a loader."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self._batch
+
+
+class LongContextDataModule(LightningDataModule):
+    """Training updates and validation sequences from a prepared store.
+
+    A training batch is one whole optimizer update, or this rank's rows of it: [tokens_per_update / context / world,
+    context]. ``updates`` is the number of updates of the whole run. Ranks are the attached trainer's. Raises
+    UserError if ``tokens_per_update`` is not a multiple of ``context``, or as `update_source` and
+    `held_out_sequences` do.
+    """
+
+    def __init__(
+        self,
+        store: Path | Store,
+        *,
+        weights: dict[str, float],
+        context: int,
+        tokens_per_update: int,
+        updates: int,
+        seed: int = 0,
+        mask_documents: bool = True,
+        validation_sequences: int = 8,
+    ) -> None:
+        super().__init__()
+        if tokens_per_update < context or tokens_per_update % context:
+            raise UserError(f"tokens_per_update ({tokens_per_update}) must be a multiple of context ({context}).")
+        self.store = store if isinstance(store, Store) else open_store(store)
+        self.weights = weights
+        self.context = context
+        self.sequences_per_update = tokens_per_update // context
+        self.updates = updates
+        self.seed = seed
+        self.mask_documents = mask_documents
+        self.validation_sequences = validation_sequences
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the validation loaders, in their order."""
+        return self.store.domains
+
+    def train_dataloader(self) -> UpdateLoader:
+        """The updates 0 … updates-1, or from where a checkpoint left off."""
+        source = update_source(
+            self.store,
+            self.weights,
+            self.context,
+            self.sequences_per_update,
+            self.seed,
+            self.mask_documents,
+            *self._rank_and_world(),
+        )
+        return UpdateLoader(source, self.updates)
+
+    def val_dataloader(self) -> list[HeldOutLoader]:
+        """One loader per domain with one batch: this rank's held-out sequences of ``context`` tokens.
+
+        All ranks get the same number of rows, since sharded models need them to run in step. Where the sequences do
+        not suffice, the last one is repeated without targets, which changes neither nats nor token counts.
+        """
+        rank, world = self._rank_and_world()
+        loaders = []
+        for domain in self.domains:
+            batch = held_out_sequences(self.store, domain, self.context, self.validation_sequences, self.context)
+            rows = -(-len(batch.tokens) // world)
+            padded = _with_idle_rows(batch, rows * world - len(batch.tokens))
+            loaders.append(HeldOutLoader(padded.rows(rank * rows, (rank + 1) * rows)))
+        return loaders
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _with_idle_rows(batch: Batch, count: int) -> Batch:
+    """The batch with its last row ``count`` times more, without targets."""
+    if count == 0:
+        return batch
+    idle = batch.rows(-1, None)._replace(targets=torch.full_like(batch.targets[-1:], NO_LOSS))
+    fields = (torch.cat([field, spare.expand(count, -1)]) for field, spare in zip(batch[:4], idle[:4]))
+    return Batch(*fields, mask_documents=batch.mask_documents)

@@ -1,0 +1,187 @@
+"""FIRST-SENTENCE-RETRIEVAL: a text, and the request to repeat its first sentence (LLaMA 2 Long, section 4.1).
+
+    <|endoftext|>TEXT\n\nThe first sentence of the text above is: SENTENCE\n
+
+The text is a window of a ``docs`` document that starts with a sentence; it is trimmed from its END until the whole
+has exactly the wanted number of tokens, so a model must look back across all of it. The paper does not give its
+prompt; this one is ours. Base models meet the task in training (`RetrievalDocuments`, from training documents), and
+it is measured on held-out documents (`retrieval_examples`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lit_long.config import UserError
+from lit_long.data.packing import ENDLESS, Sequence, single_document
+from lit_long.data.shuffle import random_words
+from lit_long.data.store import Store
+from lit_long.data.tokenizer import separator_id
+
+QUESTION = "\n\nThe first sentence of the text above is:"
+SCORED_TOKENS = 24  # of the answer, at most; so that long sentences do not outweigh short ones
+_DOMAIN = "docs"
+_MIN_WORDS = 4
+_SENTENCE_TOKENS = range(6, 33)
+_SHORTEST = 128  # tokens; below, the sentence would be most of the text
+_SEARCHED_TOKENS = 512  # how far from a random place a sentence is looked for
+_TRIES = 64
+
+# From a capital letter to the first full stop on the same line that ends no abbreviation.
+_SENTENCE = re.compile(r"[A-Z][^\n]*?(?<!e\.g)(?<!i\.e)(?<!cf)(?<!vs)(?<!etc)[.!?](?=\s)")
+_PARAGRAPH = re.compile(r"\n\s*\n[ \t]*")
+
+
+class RetrievalExample(NamedTuple):
+    """``tokens`` int64 [length], the answer included; ``tokens[answer_start:answer_stop]`` are scored; ``text`` is
+    the sentence."""
+
+    tokens: np.ndarray
+    answer_start: int
+    answer_stop: int
+    text: str
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """A text with its first sentence, before the text is trimmed. Both are token ids."""
+
+    window: list[int]
+    answer: list[int]
+    sentence: str
+
+
+def first_sentence(text: str) -> str | None:
+    """The sentence that ``text`` starts with, if it has at least four words and ends on its first line."""
+    match = _SENTENCE.match(text)
+    return match[0] if match and len(match[0].split()) >= _MIN_WORDS else None
+
+
+class RetrievalDocuments:
+    """Training sequences of the task, as a random-access source: ``source[i]`` as in `PackedDocuments`, a loss on
+    every token.
+
+    Raises UserError if the context is too short for the task or longer than every training document.
+    """
+
+    def __init__(self, store: Store, context: int, seed: int) -> None:
+        self._windows = _Windows(store, "train", context + 1)
+        self._length = context + 1
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> Sequence:
+        for attempt in range(_TRIES):
+            instance = self._windows.draw(self._seed, int(index), attempt)
+            if instance is not None:
+                return single_document(self._windows.assemble(instance, self._length))
+        raise UserError(
+            f"{_TRIES} windows of {self._length} tokens from the training documents had no sentence to retrieve. "
+            f"Take 'retrieval' out of data.weights, or lower the context."
+        )
+
+
+def retrieval_examples(
+    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0
+) -> list[RetrievalExample]:
+    """At most ``count`` examples of exactly ``length`` tokens from held-out documents, no sentence twice.
+
+    With the same ``seed``, ``count`` and ``max_length`` (by default ``length``), example i is about the same text and
+    sentence at every length. Raises UserError if ``length`` is too short, above ``max_length``, or no document is
+    long enough.
+    """
+    max_length = max_length or length
+    if length > max_length:
+        raise UserError(f"A retrieval length of {length} exceeds the longest one, {max_length} (evaluation.retrieval_lengths).")
+    _check_length(length)
+    windows = _Windows(store, "validation", max_length)
+    instances: dict[str, _Instance] = {}
+    for attempt in range(_TRIES * count):
+        if len(instances) == count:
+            break
+        instance = windows.draw(seed, "evaluation", attempt)
+        if instance is not None:
+            instances.setdefault(instance.sentence, instance)
+    examples = []
+    for sentence, instance in instances.items():
+        start = length - len(instance.answer)
+        tokens = windows.assemble(instance, length)
+        examples.append(RetrievalExample(tokens, start, min(start + SCORED_TOKENS, length), sentence))
+    if not examples:
+        raise UserError(
+            f"No held-out document of {max_length} tokens starts a paragraph with a sentence to retrieve. "
+            f"Shorten evaluation.retrieval_lengths or hold out more modules in data.corpus.validation."
+        )
+    return examples
+
+
+class _Windows:
+    """Windows of up to ``length`` tokens that start with a sentence, from all documents that are long enough."""
+
+    def __init__(self, store: Store, split: str, length: int) -> None:
+        _check_length(length)
+        self._documents = store.documents(_DOMAIN, split)
+        self._tokenizer = store.tokenizer
+        self._length = length
+        self._separator = separator_id(store.tokenizer)
+        self._question = self._encode(QUESTION)
+        starts = np.maximum(self._documents.lengths - length, 0)  # so that every window fits, wherever it starts
+        self._last_start = np.cumsum(starts)
+        if self._last_start[-1] == 0:
+            raise UserError(
+                f"No {split} document of domain '{_DOMAIN}' has more than {length} tokens, as FIRST-SENTENCE-RETRIEVAL needs "
+                f"(the longest has {self._documents.lengths.max()}). Shorten the context or evaluation.retrieval_lengths, "
+                f"or name larger modules in data.corpus."
+            )
+
+    def draw(self, *key: int | str) -> _Instance | None:
+        """The window at the random place that ``key`` stands for, or None if no paragraph with a proper sentence
+        starts near."""
+        place = int(random_words(1, "retrieval", *key)[0] % np.uint64(self._last_start[-1]))
+        index = int(np.searchsorted(self._last_start, place, side="right"))
+        document = self._documents[index]
+        start = place - int(self._last_start[index - 1] if index else 0)
+        # The window starts up to _SEARCHED_TOKENS further right; what the document lacks then is a reason to try
+        # elsewhere.
+        text = self._tokenizer.decode(document[start : start + _SEARCHED_TOKENS + self._length].tolist())
+        for paragraph in _PARAGRAPH.finditer(text):
+            window_text = text[paragraph.end() :]
+            sentence = first_sentence(window_text)
+            if sentence is not None:
+                return self._instance(window_text, sentence)
+        return None
+
+    def _instance(self, window_text: str, sentence: str) -> _Instance | None:
+        answer = self._encode(f" {sentence}\n")
+        if len(answer) - 1 not in _SENTENCE_TOKENS:
+            return None
+        window = self._encode(window_text)[: self._room(answer, self._length)]
+        # A second copy nearer to the question would make the task one of short range.
+        whole = len(window) == self._room(answer, self._length)
+        return _Instance(window, answer, sentence) if whole and self._tokenizer.decode(window).count(sentence) == 1 else None
+
+    def assemble(self, instance: _Instance, length: int) -> np.ndarray:
+        """int64 [length]: separator, trimmed text, question, answer."""
+        window = instance.window[: self._room(instance.answer, length)]
+        return np.array([self._separator, *window, *self._question, *instance.answer], dtype=np.int64)
+
+    def _room(self, answer: list[int], length: int) -> int:
+        """Tokens that are left for the text."""
+        return length - 1 - len(self._question) - len(answer)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _check_length(length: int) -> None:
+    if length < _SHORTEST:
+        raise UserError(
+            f"FIRST-SENTENCE-RETRIEVAL needs at least {_SHORTEST} tokens and got {length}. Raise the context or "
+            f"evaluation.retrieval_lengths, or take 'retrieval' out of data.weights."
+        )

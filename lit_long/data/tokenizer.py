@@ -1,0 +1,75 @@
+"""A byte-level BPE tokenizer, trained once on the training documents of the corpus it will encode.
+
+Every byte is a token, so any text survives encoding and decoding. One special token, ``<|endoftext|>``, stands at the
+START of each document: it tells the model that nothing before it matters, and predicting it is predicting the
+document's end. The string ``<|endoftext|>`` inside a document is ordinary text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from lit_long.config import UserError
+
+SEPARATOR = "<|endoftext|>"
+_SMALLEST_VOCABULARY = 257  # the bytes and the separator
+_SAMPLE_CHARACTERS = 8_000_000
+_BATCH_CHARACTERS = 2_000_000  # bounds the memory of the encodings under way
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
+    """Train on an even sample of ``texts``; the vocabulary counts the separator.
+
+    Raises UserError if ``vocab_size`` does not even hold the bytes.
+    """
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise UserError(f"data.corpus.vocab_size is {vocab_size}; the bytes and {SEPARATOR} alone need {_SMALLEST_VOCABULARY}.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    stride = max(1, round(sum(map(len, texts)) / _SAMPLE_CHARACTERS))
+    tokenizer.train_from_iterator(texts[::stride], trainer)
+    return _as_plain_text(tokenizer)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read ``tokenizer.json``. Raises UserError if it is missing or not a tokenizer."""
+    try:
+        return _as_plain_text(Tokenizer.from_file(str(path)))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"Cannot read the tokenizer {path}: {error}. Prepare the data again.") from error
+
+
+def separator_id(tokenizer: Tokenizer) -> int:
+    """The id of ``<|endoftext|>``."""
+    return tokenizer.token_to_id(SEPARATOR)
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
+    """int64 [tokens] of each text in turn, the separator first. Batches of texts are encoded on all cores."""
+    separator = separator_id(tokenizer)
+    batch: list[str] = []
+    size = 0
+    for last, text in enumerate(texts, start=1):
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS or last == len(texts):
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                yield np.array([separator, *encoding.ids], dtype=np.int64)
+            batch, size = [], 0
+
+
+def _as_plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Make a separator inside a text ordinary text. This setting is not part of tokenizer.json."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer

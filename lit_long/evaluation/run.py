@@ -1,0 +1,79 @@
+"""An evaluate stage: everything the experiment asks for, measured on one trained model, in fp32."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_long.checkpoints.weights import load_weights
+from lit_long.config import EvaluationConfig, StageConfig, UserError
+from lit_long.data.held_out import held_out_sequences
+from lit_long.data.store import Store, open_store
+from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
+from lit_long.evaluation.retrieval import retrieval
+from lit_long.model.llama import Llama
+from lit_long.positions import build
+
+Report = Callable[[str, float], None]
+Advance = Callable[[int], None]
+
+
+def planned_tokens(evaluation: EvaluationConfig) -> int:
+    """Tokens that an evaluation reads at most."""
+    longest = max(evaluation.lengths, default=0)
+    text = len(evaluation.domains) * len(evaluation.lengths) * evaluation.sequences * longest
+    return text + sum(evaluation.retrieval_lengths) * evaluation.retrieval_examples
+
+
+def evaluate(config: StageConfig, store: Path, weights: Path, report: Report) -> dict[str, Any]:
+    """Measure the model with ``config.model`` and ``config.position`` whose weights are in the file ``weights``.
+
+    Returns:
+        ``result.json`` of the stage: its ``measurements`` are rows of metric, domain, length, value and tokens.
+    """
+    evaluation = config.evaluation
+    for name, lengths in (("lengths", evaluation.lengths), ("retrieval_lengths", evaluation.retrieval_lengths)):
+        if any(length < 1 for length in lengths):
+            raise UserError(f"evaluation.{name} must be positive numbers of tokens, not {lengths}")
+    device = torch.device("cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu")
+    model = Llama(config.model, build(config.position, config.model.head_dim), config.trainer.loss_chunk_tokens)
+    load_weights(model, weights)
+    model.eval().to(device)
+    opened = open_store(store)
+    started, planned, done = time.perf_counter(), planned_tokens(evaluation), 0
+
+    def advance(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        report(f"{done:,} of {planned:,} tokens", done / planned)
+
+    with torch.no_grad():
+        rows = text_measurements(model, opened, evaluation, device, advance)
+        if evaluation.retrieval_lengths:
+            rows += retrieval(model, opened, evaluation, device, advance)
+    return {
+        "kind": "evaluate",
+        "measurements": rows,
+        "seconds": time.perf_counter() - started,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def text_measurements(
+    model: Llama, store: Store, evaluation: EvaluationConfig, device: torch.device, advance: Advance
+) -> list[dict[str, Any]]:
+    """Perplexity for every domain and length, and the loss by position at the longest length."""
+    rows: list[dict[str, Any]] = []
+    longest = max(evaluation.lengths, default=0)
+    for domain in evaluation.domains:
+        for length in evaluation.lengths:
+            batch = held_out_sequences(store, domain, length, evaluation.sequences, longest).to(device)
+            nats, _ = token_losses(model, batch, max(1, evaluation.batch_tokens // length), advance)
+            rows.append(perplexity(nats, batch, domain))
+            if length == longest:
+                rows += loss_by_position(nats, batch, domain)
+    return rows

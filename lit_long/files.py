@@ -1,0 +1,26 @@
+"""Writing files so that a reader, or a crash, sees all of one or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary path beside ``file`` to write to; it takes ``file``'s place when the block ends well, else it is removed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writing = file.with_name(f".{file.name}.{os.getpid()}.writing")
+    try:
+        yield writing
+        os.replace(writing, file)
+    finally:
+        writing.unlink(missing_ok=True)
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Write text (UTF-8) or bytes."""
+    with replacing(file) as writing:
+        writing.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,108 @@
+"""How a sweep appears in MLflow: a parent run, a child per stage, the table and figures on the parent.
+
+Everything comes from the stages' folders, so whatever is missing in MLflow (a killed sweep, a lost database) is written again
+by the next command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_long.report import Report
+from lit_long.stages.folder import read_result
+from lit_long.stages.plan import Plan, Stage
+from lit_long.tracking import Mirror, NoTracker, Tracker, default_uri, environment_tags, flatten
+
+
+def tracking_uri(plan: Plan) -> str:
+    """``tracking.uri``, or the SQLite file below the root."""
+    return plan.sweep.tracking.uri or default_uri(plan.root)
+
+
+def open_tracker(plan: Plan) -> Tracker:
+    """The experiment's tracker, its store checked; one that does nothing when ``tracking.enabled=false``."""
+    if not plan.sweep.tracking.enabled:
+        return NoTracker()
+    return Tracker.open(tracking_uri(plan), plan.sweep.experiment, plan.root / "mlflow" / "artifacts")
+
+
+class Record:
+    """The runs of one sweep."""
+
+    def __init__(self, tracker: Tracker, plan: Plan) -> None:
+        self.tracker, self.plan, self.environment = tracker, plan, environment_tags()
+        tracker.reconcile()
+        params = {"grid": plan.sweep.grid, "trials": len(plan.trials), "stages": len(plan.stages)}
+        tags = self.environment | {"lit_long.folder": str(plan.folder), "mlflow.note.content": plan.sweep.description}
+        self.parent = tracker.sweep(plan.key, f"{plan.sweep.experiment} {plan.key}", params=flatten(params), tags=tags)
+        tracker.text(self.parent, (plan.folder / "sweep.yaml").read_text(encoding="utf-8"), "sweep.yaml")
+
+    def begin(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
+        """The stage's child run, made or resumed, and what keeps its metrics in step with the folder."""
+        tags = self.environment | {
+            "lit_long.stage": stage.name,
+            "lit_long.kind": stage.config.kind,
+            "lit_long.folder": str(stage.folder),
+            "lit_long.seed": str(stage.config.seed),
+        }
+        name = self.plan.label(stage)
+        run = self.tracker.stage(
+            self.parent,
+            stage.identity,
+            name,
+            params=flatten(stage.settings() | {"identity": stage.identity}),
+            tags=tags,
+            cached=cached,
+        )
+        return run, self.tracker.mirror(run, stage.folder / "metrics.jsonl")
+
+    def end(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:
+        """Final metrics, settings and status."""
+        mirror.sync(final=True)
+        if status == "FINISHED":
+            for (name, step), value in final_metrics(read_result(stage.folder)).items():
+                self.tracker.metrics(run, {name: value}, step)
+            if stage.config.kind != "data":
+                data = read_result(stage.store) if stage.store else {}
+                self.tracker.dataset(
+                    run,
+                    stage.config.data.corpus.name,
+                    data.get("digest", ""),
+                    "training" if stage.config.kind == "train" else "evaluation",
+                )
+            self.tracker.text(run, yaml.safe_dump(stage.settings(), sort_keys=False), "config.yaml")
+        self.tracker.finish(run, status)
+
+    def cached(self, stage: Stage) -> None:
+        """A stage that was done before: its child run, light when its history lies under another sweep."""
+        run, mirror = self.begin(stage, cached=True)
+        self.end(stage, run, mirror, "FINISHED")
+
+    def close(self, status: str, report: Report | None = None) -> None:
+        """Table and figures to the parent, then its status."""
+        if report is not None:
+            self.tracker.artifact(self.parent, report.table_csv)
+            self.tracker.artifact(self.parent, report.report_md)
+            self.tracker.artifact(self.parent, report.folder / "figures", "figures")
+        self.tracker.finish(self.parent, status)
+
+
+def final_metrics(result: dict[str, Any]) -> dict[tuple[str, int], float]:
+    """``result.json`` as MLflow metrics, by (name, step). The loss by position is a curve: its step is the position."""
+    if result["kind"] == "evaluate":
+        metrics = {}
+        for row in result["measurements"]:
+            curve = row["metric"] == "loss_by_position"
+            name = f"eval/{row['metric']}/{row['domain']}" + ("" if curve else f"/{row['length']}")
+            metrics[name, row["length"] if curve else 0] = row["value"]
+        return metrics
+    numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
+    return {(f"result/{key}", 0): value for key, value in numbers.items()}
+
+
+def folder_name(plan: Plan, path: Path) -> str:
+    """``path`` as a user would type it: relative to the working directory when it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,1 @@
+"""Llama in plain PyTorch. It knows nothing of training, of distribution or of files."""

@@ -1,0 +1,43 @@
+"""The batch: the one thing that data, model and evaluation agree on.
+
+Shapes: B sequences, T tokens each. Document borders are carried by ``document_ids`` alone; nothing looks at token values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NO_LOSS = -100
+PADDING = -1
+
+
+class Batch(NamedTuple):
+    """Token sequences with their targets, document borders and logical positions.
+
+    tokens        int64 [B, T]
+    targets       int64 [B, T]  the next token, or ``NO_LOSS`` where nothing is to be predicted
+    document_ids  int64 [B, T]  equal within a document, different in neighbouring documents; ``PADDING`` right of the last
+    positions     int64 [B, T]  0, 1, 2 …; restart with every document when documents are masked, else run through
+    mask_documents              whether attention stops at document borders
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    document_ids: Tensor
+    positions: Tensor
+    mask_documents: bool = True
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Sequences ``start`` to ``stop`` as a batch of their own."""
+        return Batch(*(field[start:stop] for field in self[:4]), mask_documents=self.mask_documents)
+
+    def loss_tokens(self) -> Tensor:
+        """Number of tokens with a loss, int64 []."""
+        return (self.targets != NO_LOSS).sum()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(field.to(device) for field in self[:4]), mask_documents=self.mask_documents)

@@ -1,0 +1,133 @@
+"""Llama 2 (Touvron et al. 2023b) on a page: RMSNorm before each block, grouped-query attention, SwiGLU, no biases.
+
+Shape legend:
+    B sequences   T tokens a sequence   D model width   V vocabulary
+    H query heads   G key-value heads (H is a multiple of G)   K components a head
+
+The model takes a `PositionalEncoder` and never asks which one it is. Parameters carry Hugging Face's names without their
+"model." prefix, and queries and keys its half-split layout. Training, parallelism and file formats are elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_long.config import ModelConfig, UserError
+from lit_long.model.attention import Runs, attention, document_runs
+from lit_long.model.batch import Batch
+from lit_long.model.loss import summed_nats, token_nats
+from lit_long.positions import PositionalEncoder, Rotation, rotate
+
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotated queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None) -> Tensor:
+        q_BHTK, k_BGTK, v_BGTK = (
+            project(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q_BHTK = rotate(q_BHTK, rotation.cos_q, rotation.sin_q)
+        k_BGTK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k)
+        out_BHTK = attention(q_BHTK, k_BGTK, v_BGTK, runs)
+        return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
+        self.down_proj = nn.Linear(config.d_ffn, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on the normalised residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, runs)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Llama(nn.Module):
+    """A causal language model. ``model(batch)`` returns its loss as (sum of nats, number of tokens).
+
+    Args:
+        encoder: the positional encoder; it holds no parameters.
+        loss_chunk: tokens whose logits may exist at once.
+    """
+
+    def __init__(self, config: ModelConfig, encoder: PositionalEncoder, loss_chunk: int = 2048) -> None:
+        super().__init__()
+        if config.n_heads % config.n_kv_heads:
+            raise UserError(f"model.n_heads={config.n_heads} must be a multiple of model.n_kv_heads={config.n_kv_heads}")
+        self.config, self.encoder, self.loss_chunk = config, encoder, loss_chunk
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Normal(0, 0.02), output projections divided by √(2·layers). The same for a seed on any number of ranks."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+                continue
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            std = INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD
+            parameter.normal_(0.0, std, generator=generator)
+
+    def forward(self, batch: Batch, per_token: bool = False) -> tuple[Tensor, Tensor]:
+        """(sum of nats, number of tokens); or with ``per_token`` (nats [B, T], greedy hits [B, T]), without gradients.
+
+        Head and loss run in here, so that no caller materialises the logits by mistake and sharded or tied weights are
+        gathered once.
+        """
+        loss = token_nats if per_token else summed_nats
+        return loss(self.hidden_states(batch), batch.targets, self.head, self.loss_chunk)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Normalised outputs of the last layer [B, T, D]."""
+        rotation = self.encoder.rotation(batch.positions, batch.tokens.shape[1])
+        runs = document_runs(batch)
+        x_BTD = self.embed_tokens(batch.tokens)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, rotation, runs)
+        return self.norm(x_BTD)
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, D]."""
+        return F.linear(hidden_ND, self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """All logits [B, T, V] at once: for generation and tests, not for training."""
+        return self.head(self.hidden_states(batch))

@@ -1,0 +1,1 @@
+"""What a stage costs before it runs. No torch."""

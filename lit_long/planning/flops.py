@@ -1,0 +1,42 @@
+"""Floating-point operations counted from the shapes: the one place where they are defined.
+
+Forward and backward, with N the weights that take part in a matrix product (head included, embedding look-up not), L layers,
+d = heads · head_dim and T tokens of context, a token costs
+
+    6·N + 12·L·T·d   causality ignored, as PaLM and torchtitan count     → mfu
+    6·N +  6·L·T·d   what causal attention needs                          → mfu_causal
+"""
+
+from __future__ import annotations
+
+from lit_long.config import ModelConfig, StageConfig
+
+
+def matmul_weights(config: ModelConfig) -> int:
+    """N: weights of all matrix products."""
+    attention = config.d_model * config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads)
+    return config.n_layers * (attention + 3 * config.d_model * config.d_ffn) + config.vocab_size * config.d_model
+
+
+def parameters(config: ModelConfig) -> int:
+    """All weights: those of matrix products, the norms, and the embedding when it is not tied to the head."""
+    norms = (2 * config.n_layers + 1) * config.d_model
+    return matmul_weights(config) + norms + (0 if config.tie_embeddings else config.vocab_size * config.d_model)
+
+
+def training_flops(config: ModelConfig, tokens: int, attended: float) -> float:
+    """Forward and backward over ``tokens`` tokens. ``attended``: sum of length² over sequences, causality ignored."""
+    return 6 * matmul_weights(config) * tokens + 12 * config.n_layers * config.n_heads * config.head_dim * attended
+
+
+def stage_flops(config: StageConfig) -> float:
+    """Causal FLOPs of a whole train or evaluate stage; 0 for a data stage. For its share in the sweep's time."""
+    if config.kind == "train":
+        return training_flops(config.model, config.tokens, config.tokens * config.context / 2)
+    if config.kind == "evaluate":
+        evaluation, longest = config.evaluation, max(config.evaluation.lengths, default=0)
+        text = len(evaluation.domains) * evaluation.sequences * longest
+        work = [(text, length) for length in evaluation.lengths]
+        work += [(evaluation.retrieval_examples * length, length) for length in evaluation.retrieval_lengths]
+        return sum(training_flops(config.model, tokens, tokens * length / 2) for tokens, length in work) / 3
+    return 0.0

@@ -1,0 +1,83 @@
+"""What a positional encoder is: plain numbers in, rotations out.
+
+Every scheme of the RoPE family turns each pair of query and key components by an angle that grows with the position. A scheme
+is a small dataclass whose fields are its settings; it says with which angular frequencies it turns (`inverse_frequencies`), and
+may change `rotation` itself when it does more than turn (xPos scales, YaRN sharpens the attention).
+
+Components are paired half by half (component j with j + head_dim/2, the layout of Hugging Face weights), not interleaved.
+Phases are computed from the positions at each use, in fp64, so that no cast of the model can spoil them; the tables are fp32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from lit_long.config import NOT_A_SETTING, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Rotation(NamedTuple):
+    """Tables for one forward pass, shared by all layers. Each fp32 [B, T, head_dim/2]; they may differ for queries and keys."""
+
+    cos_q: Tensor
+    sin_q: Tensor
+    cos_k: Tensor
+    sin_k: Tensor
+
+
+@dataclass(frozen=True)
+class PositionalEncoder(ABC):
+    """Base class of all schemes, built-in and user-made.
+
+    A subclass is a frozen dataclass; its fields beyond ``head_dim`` are the keys allowed in configs/position/NAME.yaml.
+    """
+
+    head_dim: int = field(metadata=NOT_A_SETTING)  # the model's
+
+    def __post_init__(self) -> None:
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise UserError(f"model.head_dim must be even to be rotated in pairs, not {self.head_dim}")
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise a UserError when a setting makes no sense."""
+
+    @abstractmethod
+    def inverse_frequencies(self, length: int) -> list[float]:
+        """Radians per position of each of the head_dim/2 pairs, fastest first.
+
+        Args:
+            length: the live context length in tokens. It is given explicitly, since a shard or a cached step cannot infer it.
+        """
+
+    def rotation(self, positions: Tensor, length: int) -> Rotation:
+        """Rotation tables for logical ``positions`` [B, T] (integer or real) in a context of ``length`` tokens."""
+        cos, sin = self.cos_sin(positions, length)
+        cos, sin = cos.float(), sin.float()
+        return Rotation(cos, sin, cos, sin)
+
+    def cos_sin(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every phase, fp64 [B, T, head_dim/2]."""
+        import torch
+
+        frequencies = torch.tensor(self.inverse_frequencies(length), dtype=torch.float64, device=positions.device)
+        phases = positions.to(torch.float64)[..., None] * frequencies
+        return phases.cos(), phases.sin()
+
+    def require(self, condition: bool, name: str, wanted: str) -> None:
+        """Raise the UserError of a bad setting unless ``condition`` holds."""
+        if not condition:
+            raise UserError(f"position.{name} must be {wanted}, not {getattr(self, name)!r}")
+
+
+def rotate(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor) -> Tensor:
+    """Turn component pairs (j, j + K/2) of queries or keys [B, H, T, K] by the tables [B, T, K/2]. Computed in fp32."""
+    import torch
+
+    first, second = x_BHTK.float().chunk(2, dim=-1)
+    cos, sin = cos_BTJ[:, None], sin_BTJ[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTK.dtype)

@@ -1,0 +1,187 @@
+"""Reads a sweep from disk: its config, its trials, and the result of every stage that has finished.
+
+A stage counts only when its folder holds the ``DONE`` marker; any other stage is kept, without a result, so that the report
+can name it. Several trials may share a stage: it is read once and remembers all who use it. Files that a sweep cannot have
+written like this (broken JSON, an evaluate stage without measurements) are a `UserError`, never an empty cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_long.config import ReportConfig, UserError
+
+DONE = "DONE"
+
+
+@dataclass
+class Stage:
+    """One stage folder. ``users`` are the (variant, seed) pairs that share it; ``result`` is None until it has finished."""
+
+    name: str
+    folder: Path
+    result: dict[str, Any] | None
+    users: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        if self.result is not None:
+            return "finished"
+        return "unfinished (interrupted, failed or still running)" if self.folder.is_dir() else "not started"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant at one seed, with its stages by name, in the order they run."""
+
+    variant: str
+    seed: int
+    stages: dict[str, Stage]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep folder says. ``stages`` lists each distinct stage once; ``parents`` maps a stage's name to its parent's."""
+
+    folder: Path
+    experiment: str
+    key: str
+    description: str
+    report: ReportConfig
+    trials: list[Trial]
+    stages: list[Stage]
+    parents: dict[str, str]
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(trial.variant for trial in self.trials))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({trial.seed for trial in self.trials})
+
+
+def find_sweep(root: Path, experiment: str) -> Path:
+    """The folder of an experiment's latest sweep: what ``root/runs/<experiment>/latest`` points to.
+
+    Raises:
+        UserError: the experiment has never been swept below ``root``; the message lists those that have.
+    """
+    runs = root / "runs"
+    latest = runs / experiment / "latest"
+    # An empty name would make "runs/latest" of it, and a name with ".." would leave runs/.
+    if experiment and Path(experiment).name == experiment and latest.is_dir():
+        return latest.resolve()
+    known = sorted(path.parent.name for path in runs.glob("*/latest") if path.is_dir())
+    listing = f"Experiments with results in {runs}: {', '.join(known)}." if known else f"There are no results in {runs} yet."
+    near = difflib.get_close_matches(experiment, known, n=1)
+    hint = f"Did you mean `{near[0]}`? Or run" if near else "Run"
+    raise UserError(
+        f"No results for experiment `{experiment}`: {latest} does not exist.\n{listing}\n"
+        f"{hint} `python -m lit_long.sweep experiment={experiment or 'NAME'}` first."
+    )
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Reads ``sweep.yaml``, ``sweep.json`` and the finished stages' ``result.json``.
+
+    Raises:
+        UserError: a file is missing or malformed, or no trial has the stage that ``report.rows`` names.
+    """
+    config = _read(folder / "sweep.yaml", yaml.safe_load, yaml.YAMLError)
+    record = _read(folder / "sweep.json", json.loads, ValueError)
+    report = _report_config(config, folder / "sweep.yaml")
+    stages: dict[Path, Stage] = {}
+    try:
+        trials = [_trial(trial, folder, stages) for trial in record["trials"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder / 'sweep.json'}: malformed, {type(error).__name__}: {error}. Each trial needs `variant`, `seed` and "
+            "`stages` (name: folder). The sweep writes this file; run it again."
+        ) from error
+    names = dict.fromkeys(name for trial in trials for name in trial.stages)
+    for field_name, wanted in (("rows", report.rows), ("reference", report.reference)):
+        if wanted and wanted not in names:
+            raise UserError(
+                f"{folder / 'sweep.yaml'}: report.{field_name} is `{wanted}`, but no trial has a stage of that name. "
+                f"Stages: {', '.join(names) or 'none'}. Correct it in the experiment's YAML and run the sweep again."
+            )
+    return Sweep(
+        folder=folder,
+        experiment=str(config.get("experiment") or record.get("experiment") or folder.parent.name),
+        key=str(record.get("key") or folder.name),
+        description=str(config.get("description") or "").strip(),
+        report=report,
+        trials=trials,
+        stages=list(stages.values()),
+        parents=dict(record.get("parents") or {}),
+    )
+
+
+def _trial(record: dict[str, Any], folder: Path, stages: dict[Path, Stage]) -> Trial:
+    """One trial; stages seen before are shared, not read again."""
+    variant, seed = str(record["variant"]), int(record["seed"])
+    mine: dict[str, Stage] = {}
+    for name, path in record["stages"].items():
+        stage_folder = (folder / path).resolve()
+        stage = stages.get(stage_folder)
+        if stage is None:
+            stage = stages[stage_folder] = Stage(name, stage_folder, _result(stage_folder))
+        stage.users.append((variant, seed))
+        mine[name] = stage
+    return Trial(variant, seed, mine)
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    if not (folder / DONE).exists():
+        return None
+    path = folder / "result.json"
+    result = _read(path, json.loads, ValueError, remedy=f"Remove {folder / DONE} and run the sweep again to redo this stage.")
+    for index, entry in enumerate(result.get("measurements") or []):
+        lacking = sorted({"metric", "domain", "length", "value"} - set(entry if isinstance(entry, dict) else ()))
+        if lacking:
+            raise UserError(
+                f"{path}: measurements[{index}] lacks {', '.join(lacking)}. Remove {folder / DONE} and run the sweep again "
+                "to redo this stage."
+            )
+    return result
+
+
+def _report_config(config: dict[str, Any], path: Path) -> ReportConfig:
+    values = config.get("report") or {}
+    known = {each.name for each in dataclasses.fields(ReportConfig)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean `report.{near[0]}`?" if near else f". It has {', '.join(sorted(known))}."
+            raise UserError(f"{path}: unknown key `report.{key}`{hint}")
+    report = ReportConfig(**values)
+    try:
+        report.paper = {
+            str(variant): {str(domain): float(value) for domain, value in domains.items()}
+            for variant, domains in (report.paper or {}).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: report.paper must read `variant: {{domain: number}}`; {error}.") from error
+    report.notes = [str(note) for note in report.notes or []]
+    return report
+
+
+def _read(path: Path, parse: Any, malformed: type[Exception], remedy: str = "Run the sweep again.") -> dict[str, Any]:
+    """A file that must hold a mapping."""
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. {remedy}") from error
+    except (malformed, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a mapping, but holds {type(value).__name__}. {remedy}")
+    return value

@@ -1,0 +1,169 @@
+"""Writes report.md: what was run, the tables, the figures, the notes, what is missing, and where every number came from.
+
+There is no time stamp in it: the same results give the same bytes, so a report kept under version control changes only
+when its numbers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lit_long.report.results import PERPLEXITY, Results, display
+from lit_long.report.tables import Table, perplexity_table, retrieval_tables
+
+CAPTIONS = {
+    "retrieval.png": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
+    "loss_by_position.png": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
+}
+
+
+def page(results: Results, figures: list[str]) -> str:
+    """The report as Markdown; ``figures`` are the file names found in figures/."""
+    sweep, missing = results.sweep, results.missing
+    parts = [f"# {sweep.report.title or sweep.experiment}", setup(results)]
+    if missing:
+        parts.append(f"**Incomplete:** {len(missing)} of {len(sweep.stages)} stages have no result, see [Missing](#missing).")
+    table = perplexity_table(results)
+    if table:
+        parts += [f"## {table.title}", _perplexity_caption(results, table), table.markdown()]
+    tables = retrieval_tables(results)
+    if tables:
+        parts += ["## First-sentence retrieval", _RETRIEVAL]
+        parts += [part for each in tables for part in (f"**{each.title}**", each.markdown())]
+    if figures:
+        parts.append("## Figures")
+        parts += [f"![{CAPTIONS[name]}](figures/{name})\n\n*{CAPTIONS[name]}*" for name in figures]
+    if sweep.report.notes:
+        parts += ["## Notes", "\n".join(f"* {note.strip()}" for note in sweep.report.notes)]
+    if missing:
+        parts += ["## Missing", _missing(results)]
+    parts += ["## Provenance", _provenance(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+_RETRIEVAL = (
+    "The model is asked for the first sentence of a text of the given length. Accuracy is the share of that sentence's tokens "
+    "which the model ranks first when it is given the right tokens before them (teacher forcing). The paper reports the "
+    "ROUGE-L of generated text instead, so the levels are not those of its Figure 5b."
+)
+
+
+def model_size(results: Results) -> str:
+    """For example ``2.4M-parameter model``; ``model`` while nothing has been trained."""
+    sizes = _spread((r.get("parameters") for rs in results.train().values() for r in rs), compact)
+    return f"{sizes}-parameter model" if sizes else "model"
+
+
+def compact(count: int) -> str:
+    """2400000 → ``2.4M`` (decimal)."""
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{letter}"
+    return str(count)
+
+
+def seed_words(results: Results) -> str:
+    seeds = results.sweep.seeds
+    return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
+def setup(results: Results) -> str:
+    """One paragraph in plain words, as far as the finished stages tell."""
+    sweep, train = results.sweep, results.train()
+    sentences = [sweep.description + ("" if sweep.description.endswith((".", "!", "?")) else ".")] if sweep.description else []
+    steps = []
+    for name, runs in train.items():
+        tokens = _spread((r.get("tokens") for r in runs), "{:,}".format)
+        contexts = _spread((r.get("context") for r in runs), "{:,}".format)
+        steps.append(f"`{name}` on {tokens or 'an unknown number of'} tokens in contexts of {contexts or 'unknown length'}")
+    if steps:
+        sentences.append(f"A {model_size(results)} is trained: {', then '.join(steps)}.")
+    variants = "1 variant" if len(results.variants) == 1 else f"{len(results.variants)} variants"
+    seeds = sweep.seeds
+    sentences.append(f"{variants}, {seed_words(results)} ({', '.join(map(str, seeds))}).")
+    tokens = [cell.tokens for (_, metric, _, _), cell in results.cells.items() if metric == PERPLEXITY and cell.tokens]
+    if tokens:
+        sentences.append(f"Perplexity is over {_range(tokens)} held-out tokens per domain, length and seed.")
+    runs = [run for group in train.values() for run in group]
+    machine = _spread((r.get("machine") for r in runs), str)
+    if machine:
+        precision = _spread((r.get("precision") for r in runs), str)
+        sentences.append(f"Machine: {machine}" + (f" ({precision})." if precision else "."))
+    seconds = sum(r.get("seconds") or 0 for r in runs)
+    if seconds:
+        took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        sentences.append(f"Training took {took} in all ({len(runs)} stages).")
+    return " ".join(sentences)
+
+
+def _perplexity_caption(results: Results, table: Table) -> str:
+    report, lengths = results.sweep.report, results.lengths(PERPLEXITY)
+    sentences = []
+    if lengths:
+        sentences.append(f"Measured here at {lengths[-1]:,} tokens" + (", the longest length" if len(lengths) > 1 else ""))
+        if len(lengths) > 1:
+            sentences[-1] += f", and at {lengths[0]:,}, the shortest, to show what was given up"
+        sentences[-1] += "."
+        sentences.append(_bold_rule(results, table))
+    if report.paper:
+        at = f" at {report.paper_length:,} tokens" if report.paper_length else ""
+        sentences.append(
+            f"The columns marked *paper* are the published numbers{at}"
+            + (f" ({report.paper_source})" if report.paper_source else "")
+            + ": other text, other models. Compare the order of the rows, not the levels."
+        )
+    return " ".join(sentences)
+
+
+def _bold_rule(results: Results, table: Table) -> str:
+    counts = [cell.seeds for (row, *_), cell in results.cells.items() if row in results.variants]
+    if max(counts, default=0) < 2:
+        return "One seed cannot rank close variants, so nothing is bold."
+    rule = (
+        "Cells are mean ± sample standard deviation over seeds. Bold is the best variant of a column where it is clear of "
+        "every other by more than the sum of their standard deviations"
+    )
+    if not table.bold:
+        rule += "; no variant is, in this table"
+    return rule + (". Cells without ± have one seed, and a column with such a variant has no bold." if min(counts) < 2 else ".")
+
+
+def _missing(results: Results) -> str:
+    command = f"python -m lit_long.sweep experiment={results.sweep.experiment}"
+    resume = f"Finished stages are never run again: `{command}` resumes at these; then write the report again."
+    lines = [f"A dash (—) stands for a number that is not there. {resume}", ""]
+    for stage in results.missing:
+        users = ", ".join(f"{display(variant)} seed {seed}" for variant, seed in dict.fromkeys(stage.users))
+        lines.append(f"* `{stage.name}` of {users}: {stage.state} (`{stage.folder.name}`)")
+    return "\n".join(lines)
+
+
+def _provenance(results: Results) -> str:
+    sweep = results.sweep
+    data = [stage.result for stage in sweep.stages if stage.result and stage.result.get("kind") == "data"]
+    digests = list(dict.fromkeys(str(result["digest"]) for result in data if result.get("digest")))
+    lines = [
+        f"* experiment `{sweep.experiment}`, sweep `{sweep.key}`",
+        f"* data digest {', '.join(f'`{digest}`' for digest in digests) or 'unknown (no finished data stage)'}",
+        "* every number of this page, unrounded: `table.csv`",
+        "* stage folders, each with the config, log and `result.json` of what it ran:",
+        "",
+    ]
+    names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.stages))
+    body = []
+    for trial in sweep.trials:
+        stages = [trial.stages.get(name) for name in names]
+        folders = [f"`{stage.folder.name}`" if stage else "—" for stage in stages]
+        body.append([display(trial.variant), str(trial.seed), *folders])
+    return "\n".join(lines) + "\n" + Table("", ["variant", "seed", *names], body).markdown()
+
+
+def _spread(values: Iterable[Any], show: Any) -> str:
+    """The distinct values, in order of appearance, joined by a slash; None is left out."""
+    return " / ".join(dict.fromkeys(show(value) for value in values if value is not None))
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

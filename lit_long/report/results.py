@@ -1,0 +1,161 @@
+"""Aggregates a sweep's measurements over seeds: one cell per (row, metric, domain, length).
+
+A row is a variant of the grid, or the reference (usually `base`, the model before it was extended). Runs are counted by
+distinct stage folder, not by trial: a reference shared by four variants is one measurement, not four.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lit_long.config import UserError
+from lit_long.report.folder import Stage, Sweep
+
+PERPLEXITY, ACCURACY, NATS, BY_POSITION = "perplexity", "retrieval_accuracy", "retrieval_nats", "loss_by_position"
+
+NAMES = {
+    "rope": "RoPE",
+    "pi": "RoPE PI",
+    "abf": "RoPE ABF",
+    "xpos": "xPOS",
+    "xpos_abf": "xPOS ABF",
+    "ntk": "NTK",
+    "dynamic_ntk": "Dynamic NTK",
+    "ntk_by_parts": "NTK-by-parts",
+    "yarn": "YaRN",
+    "longrope": "LongRoPE",
+    "llama3": "Llama 3",
+    "p_rope": "p-RoPE",
+    "nope": "NoPE",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over ``seeds`` runs; ``sd`` is the sample standard deviation (None with one run); ``tokens`` those of one run."""
+
+    mean: float
+    sd: float | None
+    seeds: int
+    low: float
+    high: float
+    tokens: int
+
+
+Key = tuple[str, str, str, int]  # row, metric, domain, length
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of a sweep. ``rows`` lists the variants in the grid's order, then the reference if there is one."""
+
+    sweep: Sweep
+    variants: list[str]
+    reference: str | None
+    cells: dict[Key, Cell]
+    folders: dict[str, list[Stage]]  # the evaluate stages behind each row
+
+    @property
+    def rows(self) -> list[str]:
+        return self.variants + ([self.reference] if self.reference else [])
+
+    @property
+    def missing(self) -> list[Stage]:
+        return [stage for stage in self.sweep.stages if stage.result is None]
+
+    def get(self, row: str, metric: str, domain: str, length: int) -> Cell | None:
+        return self.cells.get((row, metric, domain, length))
+
+    def domains(self, metric: str) -> list[str]:
+        """In order of first appearance."""
+        return list(dict.fromkeys(domain for _, m, domain, _ in self.cells if m == metric))
+
+    def lengths(self, metric: str, domain: str | None = None) -> list[int]:
+        """Ascending. The variants decide; the reference's lengths are used only while no variant has been measured."""
+        found: dict[bool, set[int]] = {True: set(), False: set()}
+        for row, m, d, length in self.cells:
+            if m == metric and domain in (None, d):
+                found[row == self.reference].add(length)
+        return sorted(found[False] or found[True])
+
+    def train(self) -> dict[str, list[dict[str, Any]]]:
+        """Stage name → results of the finished train stages of that name, in the order stages run."""
+        results: dict[str, list[dict[str, Any]]] = {}
+        for stage in self.sweep.stages:
+            if stage.result is not None and stage.result.get("kind") == "train":
+                results.setdefault(stage.name, []).append(stage.result)
+        return results
+
+    def base_context(self) -> int | None:
+        """The context the reference was trained with, where that is known and the same for every seed."""
+        reference = self.sweep.report.reference
+        if not reference:
+            return None
+        parent = self.sweep.parents.get(reference, reference.removeprefix("evaluate_"))
+        contexts = {result.get("context") for result in self.train().get(parent, [])}
+        return contexts.pop() if len(contexts) == 1 else None
+
+
+def display(row: str) -> str:
+    """The paper's name of a variant, or the variant's own."""
+    return NAMES.get(row, row)
+
+
+def aggregate(sweep: Sweep) -> Results:
+    """Groups the finished evaluate stages by row and aggregates every measurement over its runs."""
+    report = sweep.report
+    variants = sweep.variants
+    folders = {
+        variant: _distinct(t.stages.get(report.rows) for t in sweep.trials if t.variant == variant) for variant in variants
+    }
+    reference = None
+    if report.reference:
+        reference = report.reference.removeprefix("evaluate_")
+        # A grid may well have a variant called "base": two rows of one name would be averaged into one.
+        reference = report.reference if reference in variants else reference
+        folders[reference] = _distinct(trial.stages.get(report.reference) for trial in sweep.trials)
+    runs: dict[Key, list[tuple[float, int]]] = {}
+    for row, stages in folders.items():
+        for stage in stages:
+            for (metric, domain, length), measured in _measurements(stage).items():
+                runs.setdefault((row, metric, domain, length), []).append(measured)
+    return Results(sweep, variants, reference, {key: _cell(values) for key, values in runs.items()}, folders)
+
+
+def _measurements(stage: Stage) -> dict[tuple[str, str, int], tuple[float, int]]:
+    if stage.result is None:
+        return {}
+    path = stage.folder / "result.json"
+    if "measurements" not in stage.result:
+        raise UserError(
+            f"{path}: a stage of kind `{stage.result.get('kind')}` has no measurements. "
+            "report.rows and report.reference must name evaluate stages; correct them in the experiment's YAML."
+        )
+    found: dict[tuple[str, str, int], tuple[float, int]] = {}
+    for entry in stage.result["measurements"]:
+        key = (str(entry["metric"]), str(entry["domain"]), int(entry["length"]))
+        if key in found:  # taken silently, one seed would pass for two
+            raise UserError(f"{path}: {key[0]} of {key[1]} at length {key[2]} is there twice. Run this stage again.")
+        # JSON has no infinity: a diverged run may write null.
+        value = math.nan if entry["value"] is None else float(entry["value"])
+        found[key] = (value, int(entry.get("tokens") or 0))
+    return found
+
+
+def _cell(runs: list[tuple[float, int]]) -> Cell:
+    values = [value for value, _ in runs]
+    finite = all(math.isfinite(value) for value in values)
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return Cell(mean, None, 1, mean, mean, runs[0][1])
+    # One diverged seed makes the mean infinite, and so it should: leaving it out would hide the divergence.
+    sd = statistics.stdev(values) if finite else math.nan
+    return Cell(mean, sd, len(values), min(values), max(values), runs[0][1])
+
+
+def _distinct(stages: Iterable[Stage | None]) -> list[Stage]:
+    return list({stage.folder: stage for stage in stages if stage is not None}.values())

@@ -1,0 +1,176 @@
+"""The tables: Table 5's form for perplexity, first-sentence retrieval by length, and the tidy CSV behind both.
+
+A `Table` is plain text cells with a set of bold ones, so that Markdown and the terminal show the same thing. Measured and
+published numbers never share a column: the domains, models and lengths differ, so only the order of the rows compares.
+
+Bold needs evidence. A variant is the best of a column only where it is clear of *every* other variant by more than the sum
+of the two standard deviations; with one seed nothing is bold.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_long.report.results import ACCURACY, NATS, PERPLEXITY, Cell, Results, display
+
+MISSING = "—"
+COLUMNS = ("variant", "metric", "domain", "length", "mean", "sd", "seeds", "paper")
+
+
+@dataclass
+class Table:
+    """Rows of text; ``\\n`` in a header breaks its line; ``bold`` holds (row, column) indices."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    bold: set[tuple[int, int]] = field(default_factory=set)
+
+    def markdown(self) -> str:
+        lines = [self._line(self.header), "|" + "|".join([":--"] + ["--:"] * (len(self.header) - 1)) + "|"]
+        for index, row in enumerate(self.rows):
+            lines.append(self._line([f"**{c}**" if (index, j) in self.bold else c for j, c in enumerate(row)]))
+        return "\n".join(lines)
+
+    @staticmethod
+    def _line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells) + " |"
+
+    def terminal(self) -> list[Any]:
+        """Tables of `rich`, one for each group of columns (an empty header parts them): 80 columns hold one group."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        gaps = [index for index, head in enumerate(self.header) if not head]
+        tables = []
+        for start, end in zip([0, *gaps], [*gaps, len(self.header)], strict=True):
+            columns = [0, *range(start + 1, end)]
+            title = None if start else Text(self.title, style="bold")
+            table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            for column in columns:
+                table.add_column(Text(self.header[column]), justify="right" if column else "left", overflow="fold")
+            for i, row in enumerate(self.rows):  # Text, not str: rich would take "[32k]" in a variant's name for markup
+                cells = ((row[j].replace(" ± ", "±"), "bold" if (i, j) in self.bold else "") for j in columns)
+                table.add_row(*(Text(cell, style=style) for cell, style in cells))
+            tables.append(table)
+        return tables
+
+
+def perplexity_table(results: Results) -> Table | None:
+    """Table 5's form: the longest length, the shortest ("what was given up"), then the paper's own columns."""
+    report = results.sweep.report
+    lengths, domains = results.lengths(PERPLEXITY), results.domains(PERPLEXITY)
+    if not (lengths or report.paper):
+        return None
+    # Variants that only the paper has keep their row: the reader sees what was not run.
+    variants = list(dict.fromkeys([*results.variants, *(v for v in report.paper if v != results.reference)]))
+    table = _frame("Validation perplexity (lower is better)", results, variants)
+    if not lengths:
+        _text_column(table, "measured", [MISSING] * len(table.rows))
+    for length in dict.fromkeys([lengths[-1], lengths[0]] if lengths else []):
+        for domain in domains:
+            cells = [results.get(row, PERPLEXITY, domain, length) for row in _order(results, variants)]
+            _measured_column(table, f"{domain}\n@ {length:,}", cells, len(variants), min)
+    if report.paper:
+        _text_column(table, "", [""] * len(table.rows))
+        for domain in dict.fromkeys(d for domains_ in report.paper.values() for d in domains_):
+            values = [report.paper.get(row, {}).get(domain) for row in _order(results, variants)]
+            places = max(len(repr(v).partition(".")[2]) for v in values if v is not None)
+            _text_column(table, f"paper:\n{domain}", [MISSING if v is None else f"{v:.{places}f}" for v in values])
+    return table
+
+
+def retrieval_tables(results: Results) -> list[Table]:
+    """Token accuracy in % and nats, by task length; one pair of tables per domain."""
+    tables = []
+    for metric, what, scale, best in (
+        (ACCURACY, "token accuracy, % (higher is better)", 100.0, max),
+        (NATS, "nats per token (lower is better)", 1.0, min),
+    ):
+        for domain in results.domains(metric):
+            table = _frame(f"FIRST-SENTENCE-RETRIEVAL on {domain}: teacher-forced {what}", results, results.variants)
+            for length in results.lengths(metric, domain):
+                cells = [results.get(row, metric, domain, length) for row in results.rows]
+                places = 1 if metric == ACCURACY else None
+                _measured_column(table, f"{length:,}", cells, len(results.variants), best, scale, places)
+            tables.append(table)
+    return sorted(tables, key=lambda table: table.title.partition(":")[0])  # stable: accuracy before nats
+
+
+def csv_text(results: Results) -> str:
+    """Tidy CSV. Paper rows stand alone, under the paper's own domains and length, with nothing measured in them."""
+    report, buffer = results.sweep.report, io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    order = {row: index for index, row in enumerate(results.rows)}
+    for (row, metric, domain, length), cell in sorted(results.cells.items(), key=lambda kv: (order[kv[0][0]], *kv[0][1:])):
+        writer.writerow([row, metric, domain, length, cell.mean, "" if cell.sd is None else cell.sd, cell.seeds, ""])
+    for row, domains in report.paper.items():
+        for domain, value in domains.items():
+            writer.writerow([row, PERPLEXITY, domain, report.paper_length, "", "", 0, value])
+    return buffer.getvalue()
+
+
+def best_row(cells: Sequence[Cell | None], best: Callable[..., Any]) -> int | None:
+    """Index of the cell that beats every other beyond the noise (see the top of this file), or None."""
+    known = [(index, cell) for index, cell in enumerate(cells) if cell is not None]
+    if len(known) < 2 or any(cell.sd is None or not math.isfinite(cell.mean + cell.sd) for _, cell in known):
+        return None
+    winner, top = best(known, key=lambda pair: pair[1].mean)
+    clear = all(abs(cell.mean - top.mean) > cell.sd + top.sd for index, cell in known if index != winner)
+    return winner if clear else None
+
+
+def _order(results: Results, variants: list[str]) -> list[str]:
+    return variants + ([results.reference] if results.reference else [])
+
+
+def _frame(title: str, results: Results, variants: list[str]) -> Table:
+    names = [display(variant) for variant in variants]
+    if results.reference:
+        names.append(f"{display(results.reference)} (reference)")
+    return Table(title, ["variant"], [[name] for name in names])
+
+
+def _text_column(table: Table, header: str, cells: Sequence[str]) -> None:
+    table.header.append(header)
+    for row, cell in zip(table.rows, cells, strict=True):
+        row.append(cell)
+
+
+def _measured_column(
+    table: Table,
+    header: str,
+    cells: Sequence[Cell | None],
+    variants: int,
+    best: Callable[..., Any],
+    scale: float = 1.0,
+    places: int | None = None,
+) -> None:
+    """Appends a column; only the first ``variants`` cells compete: the reference is no competitor."""
+    winner = best_row(cells[:variants], best)
+    if winner is not None:
+        table.bold.add((winner, len(table.header)))
+    if places is None:
+        # One precision for the column, set by its smallest number: digits line up and none is invented.
+        means = [abs(cell.mean) for cell in cells if cell is not None and math.isfinite(cell.mean)]
+        smallest = min(means, default=0.0)
+        places = 3 if smallest < 10 else 2 if smallest < 100 else 1
+    _text_column(table, header, [_format(cell, scale, places) for cell in cells])
+
+
+def _format(cell: Cell | None, scale: float, places: int) -> str:
+    if cell is None:
+        return MISSING
+    mean = scale * cell.mean
+    text = f"{mean:.{places}f}" if abs(mean) < 1e5 or not math.isfinite(mean) else f"{mean:.2e}"
+    if cell.sd is None or not math.isfinite(cell.sd):
+        return text
+    sd = scale * cell.sd
+    return f"{text} ± {sd:.{places}f}" if sd < 1e5 else f"{text} ± {sd:.1e}"

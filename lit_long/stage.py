@@ -1,0 +1,83 @@
+"""`python -m lit_long.stage FOLDER`: run the one stage that FOLDER/stage.yaml describes, alone.
+
+The sweep starts these processes, under torchrun too. Started by hand it does the same and prints its progress. Exit codes: 0 done,
+1 failed, 2 bad input. With ``watch_parent=true`` it ends when its standard input closes, that is, when the sweep that started it is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import threading
+import traceback
+import warnings
+from pathlib import Path
+
+from lit_long.config import UserError
+from lit_long.files import write_atomically
+from lit_long.stages.folder import locked, progress_writer, read_stage
+from lit_long.stages.run import run_stage
+
+WATCH_PARENT = "watch_parent=true"
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str]) -> int:
+    words = [word for word in argv if word != WATCH_PARENT]
+    if len(words) != 1 or "--help" in words:
+        print(__doc__)
+        return DONE if "--help" in words else BAD_INPUT
+    folder, started_by_sweep = Path(words[0]).resolve(), len(words) < len(argv)
+    quieten()
+    try:
+        if started_by_sweep:  # which holds the lock
+            threading.Thread(target=end_with_parent, daemon=True).start()
+            run_stage(folder, progress_writer(folder), int(os.environ.get("RANK", 0)))
+        else:
+            read_stage(folder)
+            with locked(folder, lambda: print("waiting for the other process that runs this stage", flush=True)):
+                run_stage(folder, lambda message, done: print(f"{done:6.1%}  {message}", flush=True))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except UserError as error:
+        return fail(folder, str(error), BAD_INPUT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            return fail(folder, f"{type(error).__name__}: {error}", FAILED)
+        return fail(folder, f"no space left on the disk that holds {folder}: free some, then run the same command again", FAILED)
+    except Exception as error:  # the last place that can tell the sweep why
+        traceback.print_exc()
+        return fail(folder, f"{type(error).__name__}: {error}", FAILED)
+    return DONE
+
+
+def fail(folder: Path, message: str, code: int) -> int:
+    """Say why, on standard error and in the folder."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    try:
+        if folder.is_dir():
+            write_atomically(folder / "error.txt", message + "\n")
+    except OSError:
+        pass  # a full disk may refuse this too; log.txt has it
+    return code
+
+
+def end_with_parent() -> None:
+    """Read the pipe that the sweep holds open; its end means that the sweep died."""
+    while os.read(0, 1):
+        pass
+    os._exit(FAILED)
+
+
+def quieten() -> None:
+    """Keep Lightning's banners and known harmless warnings out of the log."""
+    for name in ("lightning.pytorch", "lightning.fabric", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""A stage's folder: its settings, its metrics, its result and its done-marker. The folder is the truth about a stage.
+
+stage.yaml      identity, inputs and settings
+metrics.jsonl   points of its curves
+progress.json   a line for people, and the share done
+result.json     what it measured
+error.txt       why it failed, if it did
+log.txt         everything its processes printed
+DONE            written last; a stage with it never runs again
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_long.config import StageConfig, UserError, typed
+from lit_long.files import write_atomically
+
+PROGRESS_SECONDS = 0.25
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / "DONE").is_file()
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a finished stage."""
+    file = folder / "result.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {error}; delete {folder} and run the sweep again") from None
+
+
+def write_stage(folder: Path, identity: str, settings: dict[str, Any], store: Path | None, parent: Path | None) -> None:
+    """``stage.yaml``: all that `python -m lit_long.stage FOLDER` needs. Inputs are kept as sibling names: runs/ can be moved."""
+    inputs = {"store": store.name if store else None, "parent": parent.name if parent else None}
+    content = {"identity": identity, "inputs": inputs, "settings": settings}
+    write_atomically(folder / "stage.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def read_stage(folder: Path) -> tuple[StageConfig, Path | None, Path | None]:
+    """Settings, store folder and parent folder of the stage in ``folder``."""
+    file = folder / "stage.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        inputs = {key: folder.parent / name if name else None for key, name in content["inputs"].items()}
+        return typed(StageConfig, content["settings"], str(file)), inputs["store"], inputs["parent"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a stage: {error}; stages are made by python -m lit_long.sweep") from None
+
+
+def finish(folder: Path, result: dict[str, Any]) -> None:
+    """Result first, marker last."""
+    write_atomically(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    (folder / "error.txt").unlink(missing_ok=True)
+    write_atomically(folder / "DONE", "")
+
+
+def progress_writer(folder: Path) -> Callable[[str, float], None]:
+    """A function that writes ``progress.json``, a few times a second at most."""
+    last = 0.0
+
+    def report(message: str, done: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS or done >= 1:
+            last = time.monotonic()
+            write_atomically(folder / "progress.json", json.dumps({"message": message, "done": min(done, 1.0)}))
+
+    return report
+
+
+def read_progress(folder: Path) -> tuple[str, float]:
+    """Message and share done, ("", 0) before the first."""
+    try:
+        content = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        return content["message"], content["done"]
+    except (OSError, ValueError, KeyError):
+        return "", 0.0
+
+
+@contextmanager
+def locked(folder: Path, waiting: Callable[[], None]) -> Iterator[int]:
+    """Hold the stage: two sweeps that share one run it once, the second waits (and calls ``waiting`` every half second).
+
+    Yields the lock's file descriptor: a process that inherits it keeps the stage locked until it, too, is gone.
+    """
+    with (folder / "lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(0.5)
+        yield file.fileno()

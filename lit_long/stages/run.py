@@ -1,0 +1,38 @@
+"""Running the stage that a folder describes. Each kind has its room; this only opens the door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lit_long.config import StageConfig
+from lit_long.stages.folder import finish, is_done, read_stage
+
+Report = Callable[[str, float], None]
+
+
+def run_stage(folder: Path, report: Report, rank: int = 0) -> None:
+    """Run, or resume, the stage in ``folder``; return at once when it is done. Under torchrun every rank calls this."""
+    config, store, parent = read_stage(folder)
+    if is_done(folder):
+        return
+    result = compute(config, folder, store, parent, report)
+    if rank == 0:
+        finish(folder, result)
+
+
+def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path | None, report: Report) -> dict[str, Any]:
+    """The stage's result. Imports are here so that each kind loads only what it needs (a data stage needs no torch)."""
+    if config.kind == "data":
+        from lit_long.data.store import prepare
+
+        return {"kind": "data"} | prepare(config.data.corpus, folder, report)
+    if config.kind == "train":
+        from lit_long.training.run import train
+
+        return train(config, folder, store, parent, report)
+    from lit_long.checkpoints.weights import WEIGHTS
+    from lit_long.evaluation.run import evaluate
+
+    return evaluate(config, store, parent / WEIGHTS, report)

@@ -1,0 +1,45 @@
+"""A sweep's folder, runs/EXPERIMENT/KEY/: what was asked for, and which stage folders answer it.
+
+sweep.yaml   every setting, resolved
+sweep.json   the trials and their stage folders, for the report
+../latest    a link to the newest configuration
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import yaml
+
+from lit_long.config import plain
+from lit_long.files import write_atomically
+from lit_long.stages.plan import Plan
+
+
+def resolved(plan: Plan) -> dict[str, Any]:
+    """The sweep's own settings, then every distinct stage's, complete."""
+    sweep = plain(plan.sweep)
+    shown = ("experiment", "description", "seed", "grid", "launcher", "tracking", "report")
+    stages = {plan.label(stage): stage.settings() | {"identity": stage.identity} for stage in plan.stages}
+    return {name: sweep[name] for name in shown} | {"root": str(plan.root), "stages": stages}
+
+
+def resolved_yaml(plan: Plan) -> str:
+    return yaml.safe_dump(resolved(plan), sort_keys=False, allow_unicode=True, width=120)
+
+
+def write_sweep(plan: Plan) -> None:
+    """Write the folder's two files and point ``latest`` to it."""
+    trials = []
+    for trial in plan.trials:
+        folders = {name: os.path.relpath(stage.folder, plan.folder) for name, stage in trial.stages.items()}
+        trials.append({"variant": trial.variant, "seed": trial.seed, "point": trial.point, "stages": folders})
+    parents = {name: stage.config.parent for name, stage in plan.trials[0].stages.items() if stage.config.parent}
+    content = {"experiment": plan.sweep.experiment, "key": plan.key, "parents": parents, "trials": trials}
+    write_atomically(plan.folder / "sweep.yaml", resolved_yaml(plan))
+    write_atomically(plan.folder / "sweep.json", json.dumps(content, indent=1) + "\n")
+    link = plan.folder.parent / f".latest.{os.getpid()}"
+    link.symlink_to(plan.folder.name)
+    os.replace(link, plan.folder.parent / "latest")

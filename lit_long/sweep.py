@@ -1,0 +1,96 @@
+"""Run an experiment: all its variants, tracked in MLflow, with the paper's table at the end.
+
+    python -m lit_long.sweep                                     the default, experiment=position_tiny
+    python -m lit_long.sweep model.n_layers=6 seed=1             change settings
+    python -m lit_long.sweep grid.position=[rope,abf]            choose the variants
+    python -m lit_long.sweep grid.seed=[0,1,2]                   several seeds: mean and standard deviation in the table
+    python -m lit_long.sweep trainer=fsdp                        another option file of configs/trainer/
+    python -m lit_long.sweep dry_run=true                        which stages would run, and which are done
+    python -m lit_long.sweep show=config                         every setting, resolved
+
+Counts may be written 32k (= 32,768), 4M, 1e9. Finished stages never run again and interrupted ones resume: run the same command
+again. Exit codes: 0 all stages done, 1 some failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from rich.console import Console
+
+from lit_long.config import UserError, read_layers
+from lit_long.stages.plan import Plan, make_plan
+from lit_long.stages.sweep_folder import resolved_yaml, write_sweep
+
+ALL_DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return ALL_DONE
+    console = Console()
+    try:
+        plan = make_plan(read_layers(argv))
+        if plan.sweep.show not in ("", "config"):
+            raise UserError(f"command line: show={plan.sweep.show}: only show=config is known")
+        if plan.sweep.show:
+            print(resolved_yaml(plan), end="")
+        elif plan.sweep.dry_run:
+            print_plan(plan)
+        else:
+            return run(plan, console)
+        return ALL_DONE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def print_plan(plan: Plan) -> None:
+    """The stages in running order and whether each is done."""
+    print(f"{plan.sweep.experiment} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages")
+    for stage in plan.stages:
+        state = "cached" if stage.done else "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
+        print(f"  {state:<10} {plan.label(stage):<28} {stage.folder}")
+
+
+def run(plan: Plan, console: Console) -> int:
+    """Run what is not done, then report."""
+    from lit_long.launch.display import Display, Estimate
+    from lit_long.launch.record import Record, folder_name, open_tracker, tracking_uri
+    from lit_long.launch.runner import check_disk, run_plan
+    from lit_long.planning.flops import stage_flops
+    from lit_long.report import write_report
+
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    check_disk(plan)
+    tracker = open_tracker(plan)
+    write_sweep(plan)
+    record = Record(tracker, plan)
+    try:
+        estimate = Estimate({stage.identity: stage_flops(stage.config) for stage in plan.stages})
+        with Display(console, len(plan.stages), estimate) as display:
+            outcome = run_plan(plan, record, display)
+        report = write_report(plan.folder)
+        record.close("FAILED" if outcome.failed or outcome.skipped else "FINISHED", report)
+    except KeyboardInterrupt:
+        record.close("KILLED")
+        console.print("interrupted; the same command goes on from the last checkpoint", highlight=False)
+        return INTERRUPTED
+    except BaseException:
+        record.close("FAILED")
+        raise
+    console.print(report.terminal)
+    console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
+    if plan.sweep.tracking.enabled:
+        console.print(
+            f"runs     {tracking_uri(plan)}  (make ui, or: mlflow ui --backend-store-uri …)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return SOME_FAILED if outcome.failed or outcome.skipped else ALL_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""A stage's ``metrics.jsonl`` as its run's metrics, while the stage runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_long.tracking.store import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+    from lit_long.tracking.tracker import Tracker
+
+MAX_METRICS = 1000  # MLflow's limit per batch
+
+
+class Mirror:
+    """Sends a ``metrics.jsonl`` to its run: whole lines only, and of each metric only steps above the last one sent.
+
+    A stage that was killed writes the steps since its last checkpoint again, and may have truncated the file before.
+    """
+
+    def __init__(self, tracker: Tracker, run_id: str, path: Path, sent: dict[str, int] | None) -> None:
+        self._tracker, self._run_id, self._path, self._steps = tracker, run_id, Path(path), sent
+        self._offset, self._last_line = 0, b""  # bytes read; the last line read, to notice that the file was rewritten
+        self._waiting: list[Metric] = []
+
+    def sync(self, final: bool = False) -> int:
+        """Send what is new; returns the number of points sent.
+
+        What a busy store does not take within a second waits for the next call; with ``final`` it is a `TrackingError`
+        after the tracker's patience. `ValueError`: a record is not what a stage should write.
+        """
+        if self._steps is None or not self._path.exists():
+            return 0
+        self._read(self._steps)
+        sent = 0
+        while batch := self._waiting[:MAX_METRICS]:
+            try:
+                log_batch, patience = self._tracker._client.log_batch, None if final else 1.0
+                self._tracker._call(log_batch, self._run_id, metrics=batch, _patience=patience)
+            except TrackingError:
+                if final:
+                    raise
+                break
+            del self._waiting[: len(batch)]
+            sent += len(batch)
+        return sent
+
+    def _read(self, steps: dict[str, int]) -> None:
+        from mlflow.entities import Metric
+
+        with self._path.open("rb") as file:
+            file.seek(self._offset - len(self._last_line))
+            if file.read(len(self._last_line)) != self._last_line:
+                self._offset, self._last_line = 0, b""
+            file.seek(self._offset)
+            data = file.read()
+        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        steps, points = dict(steps), []
+        for line in lines:
+            record = _record(line)
+            if not {"step", "time"} <= record.keys() and record:
+                raise ValueError(f"{self._path}: a line without step or time: {line[:200]!r}")
+            step, seconds = record.pop("step", 0), record.pop("time", 0)
+            for name, value in record.items():
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise ValueError(f"{self._path}: {name} at step {step} is no number: {value!r}")
+                if step > steps.get(metric_name(name), -1):
+                    points.append(Metric(name, float(value), int(seconds * 1000), step))
+                    steps[name] = step
+        self._steps, self._offset = steps, self._offset + sum(map(len, lines))  # only now: a bad line is met again
+        self._last_line = lines[-1] if lines else self._last_line
+        self._waiting += points
+
+
+def metric_name(name: str) -> str:
+    """``name``, or `ValueError` when MLflow would refuse it or change it."""
+    if not re.fullmatch(r"[A-Za-z0-9_/. -]{1,250}", name) or posixpath.normpath(name) != name or name[0] in "/.":
+        raise ValueError(f"no name for a metric: {name!r}. Use letters, digits and _ / . - as in val/python/loss")
+    return name
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """A line's content; empty when torn. A process killed in mid-line leaves half a record before the next one's."""
+    for start in (0, line.rfind(b"{")):
+        with contextlib.suppress(ValueError):
+            if isinstance(record := json.loads(line[start:]), dict):
+                return record
+    return {}

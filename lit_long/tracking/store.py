@@ -1,0 +1,112 @@
+"""MLflow's store before it is trusted: is it MLflow's, of this version, free, writable? And what to do when it is not.
+
+MLflow fills any SQLite file with its tables and migrates any schema it meets, hence the checks before it sees the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_long.config import UserError
+
+OPEN_PATIENCE = 10.0  # seconds to wait for a locked database before a sweep starts
+REWRITTEN = "MLflow only keeps a record: the next sweep writes it again from its folders."
+
+
+class TrackingError(UserError):
+    """MLflow's store cannot be used, or did not take a record in time. The message says why and what to do."""
+
+
+def default_uri(root: Path) -> str:
+    """URI of the SQLite file below ``root``, whatever the working directory."""
+    return f"sqlite:///{Path(root).resolve() / 'mlflow' / 'mlflow.db'}"
+
+
+def import_mlflow() -> Any:
+    """The mlflow module, with no telemetry, nothing printed, and no minutes of retries for a server that is down."""
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+    for name, value in {**quiet, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}.items():
+        os.environ.setdefault(name, value)  # mlflow has no other switch for these; they change no result
+    import mlflow
+
+    for logger in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # what matters is raised, as TrackingError
+    return mlflow
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite URI."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def checked_database(uri: str) -> Iterator[None]:
+    """Let sweeps open a SQLite file one by one, and only one that mlflow would not fill or migrate by mistake."""
+    if (database := database_file(uri)) is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{database}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the tables at once trip over each other
+        wait_until_free(database, OPEN_PATIENCE)
+        _check_schema(database, uri)
+        yield
+
+
+def _check_schema(database: Path, uri: str) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        versions = connection.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+        found = next((version for (version,) in versions), None)
+    if tables and not tables & {"alembic_version", "experiments"}:
+        raise TrackingError(f"{database} is a database of something else than MLflow. Set tracking.uri to another file.")
+    if found is None:
+        return
+    mlflow = import_mlflow()
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    revisions = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    age, advice = "older", f"Copy the file, stop what uses it, then run: mlflow db upgrade '{uri}'"
+    try:
+        if revisions.get_revision(found).revision == revisions.get_current_head():
+            return
+    except CommandError:  # not in this MLflow's list
+        age, advice = "newer", "Upgrade MLflow (pip install --upgrade mlflow), or set tracking.uri to another file."
+    raise TrackingError(
+        f"{database} was written by a version of MLflow {age} than {mlflow.__version__} (schema {found}).\n{advice}"
+    )
+
+
+def wait_until_free(database: Path, seconds: float) -> None:
+    """Return as soon as the database can be written. `sqlite3.Error` when it cannot, or not within ``seconds``."""
+    with contextlib.closing(sqlite3.connect(database, timeout=seconds, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+
+
+def remedy(error: Exception, uri: str) -> str:
+    code, database = getattr(error, "sqlite_errorname", ""), database_file(uri)
+    if uri.startswith("http"):
+        return f"Is the server up, and is tracking.uri={uri} its address? mlflow/serve.sh starts one on this machine."
+    if database is None:
+        return "tracking.uri must be sqlite:///FILE, a database's URI, or http://HOST:PORT of an MLflow server."
+    if code.startswith("SQLITE_BUSY"):
+        return (
+            f"Another process holds it: `lsof '{database}'` says which. Wait for it or stop it, then start again. "
+            "Locks that stick, as on network disks: run an MLflow server beside the file and set tracking.uri=http://HOST:PORT."
+        )
+    if code in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+        return f"Move the file aside. {REWRITTEN}"
+    return f"Is there space in {database.parent}, and may you write there? Else set root=… or tracking.uri=sqlite:///FILE."
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

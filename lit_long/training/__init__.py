@@ -1,0 +1,1 @@
+"""Training: the LightningModule, parallelism, what a stage leaves behind while it trains."""

@@ -1,0 +1,116 @@
+"""What a training stage leaves in its folder while it runs: points of its curves, and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lit_long.model.batch import Batch
+from lit_long.training.throughput import peak_flops, update_flops
+
+STEP = "step-{:08d}"
+Report = Callable[[str, float], None]  # a line for people, and the share that is done
+
+
+class MetricsFile(Callback):
+    """Appends one JSON line per update, and per validation, to ``metrics.jsonl``: step, time, losses, throughput, MFU.
+
+    On resuming, lines past the checkpoint are dropped: they will be measured, and written, again.
+    """
+
+    def __init__(self, file: Path, precision: str, report: Report) -> None:
+        self.file, self.precision, self.report = file, precision, report
+        self.peak: float | None = None
+        self.started = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        self.peak = peak_flops(module.device, self.precision)
+        if trainer.is_global_zero and self.file.exists():
+            kept = [
+                line for line in self.file.read_text().splitlines() if line and json.loads(line)["step"] <= trainer.global_step
+            ]
+            self.file.write_text("".join(line + "\n" for line in kept))
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: lightning.LightningModule, outputs: Any, batch: Batch, batch_index: int
+    ) -> None:
+        now = time.perf_counter()
+        seconds, self.started = now - self.started, now
+        rates = self.rates(batch, seconds, module)
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")} | rates
+        self.write(trainer, values)
+        if trainer.is_global_zero:
+            speed = rates["perf/tokens_per_second_per_device"] * trainer.world_size
+            message = f"update {trainer.global_step}/{module.updates} · loss {values['train/loss']:.3f} · {speed:,.0f} tokens/s"
+            self.report(message, trainer.global_step / module.updates)
+
+    def rates(self, batch: Batch, seconds: float, module: lightning.LightningModule) -> dict[str, float]:
+        """Tokens/s of this rank's device and the two MFUs (see throughput.py)."""
+        full, causal = update_flops(module.model_config, batch)
+        rates = {"perf/tokens_per_second_per_device": batch.tokens.numel() / seconds, "perf/seconds": seconds}
+        if self.peak:
+            rates |= {"perf/mfu": full / seconds / self.peak, "perf/mfu_causal": causal / seconds / self.peak}
+        return rates
+
+    def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        self.write(trainer, {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
+        self.started = time.perf_counter()
+
+    def write(self, trainer: Trainer, values: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            row = {"step": trainer.global_step, "time": time.time()} | {key: float(value) for key, value in values.items()}
+            with self.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class ResumePoint(Callback):
+    """Saves everything that resuming needs every ``every`` updates; the newest one stays.
+
+    A checkpoint gets its name only when it is complete, so a kill at any moment leaves a good one behind.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: lightning.LightningModule, outputs: Any, batch: Batch, batch_index: int
+    ) -> None:
+        if trainer.global_step % self.every or trainer.global_step == module.updates:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = STEP.format(trainer.global_step)
+        trainer.save_checkpoint(self.folder / f"{name}.writing")
+        if trainer.is_global_zero:
+            os.replace(self.folder / f"{name}.writing", self.folder / f"{name}.ckpt")
+            for old in self.folder.iterdir():
+                if old.stem != name:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+        trainer.strategy.barrier()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to resume from, if there is one."""
+    return max(folder.glob("step-*.ckpt"), default=None)
+
+
+def machine(device: torch.device) -> str:
+    """The processor that the numbers come from, in a few words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = "CPU"
+    return f"{model}, {os.cpu_count()} cores"

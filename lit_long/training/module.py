@@ -1,0 +1,154 @@
+"""The LightningModule: one batch is one optimizer update.
+
+A batch is cut into micro-batches of a fixed number of tokens. Every micro-batch's loss is a sum of nats, divided once by the
+number of tokens of the whole update over all ranks. So the mean is right whatever the ranks, the micro-batches and their numbers
+of targets are, and no checkpoint can fall inside an update. The module runs under any Trainer: one device, DDP or FSDP2
+(`ModelParallelStrategy`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import SumMetric
+
+from lit_long.checkpoints.weights import load_weights
+from lit_long.config import ModelConfig, OptimConfig
+from lit_long.model.batch import Batch
+from lit_long.model.llama import Llama
+from lit_long.positions import build
+from lit_long.training.parallel import parallelize
+
+
+class LongContextModule(lightning.LightningModule):
+    """A Llama with a positional encoder, its optimizer and its schedule.
+
+    Args:
+        position: scheme and settings, as in configs/position/, for example ``{"scheme": "abf", "base": 500_000}``.
+        updates: length of the run in optimizer updates; the cosine ends there.
+        init_from: a `.safetensors` file of weights to start from; random with ``seed`` if not given.
+        micro_batch_tokens: tokens per forward and backward; at least one sequence.
+        loss_chunk_tokens: tokens whose logits may exist at once.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        position: dict[str, Any],
+        optim: OptimConfig,
+        *,
+        updates: int,
+        init_from: Path | None = None,
+        seed: int = 0,
+        micro_batch_tokens: int = 2048,
+        loss_chunk_tokens: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model_config, self.optim, self.updates = model, optim, updates
+        self.encoder = build(position, model.head_dim)
+        self.init_from, self.seed = init_from, seed
+        self.micro_batch_tokens, self.loss_chunk_tokens = micro_batch_tokens, loss_chunk_tokens
+        self.model: Llama | None = None
+        self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
+
+    def configure_model(self) -> None:
+        """Build the model, give it its weights, then shard it when the Trainer's strategy asks for that."""
+        if self.model is not None:
+            return
+        model = Llama(self.model_config, self.encoder, self.loss_chunk_tokens)
+        model.init_weights(self.seed)
+        if self.init_from is not None:
+            load_weights(model, self.init_from)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            parallelize(model, self.device_mesh)
+        self.model = model
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, weight decay on matrices only; linear warm-up, then cosine to ``min_lr_ratio``."""
+        optim = self.optim
+        groups = [
+            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": optim.weight_decay},
+            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.lr_ratio)}
+
+    def lr_ratio(self, update: int) -> float:
+        """Learning rate of update ``update`` (from 0), as a share of the peak."""
+        warmup = math.ceil(self.optim.warmup_fraction * self.updates)
+        if update < warmup:
+            return (update + 1) / warmup
+        progress = min(1.0, (update - warmup) / max(1, self.updates - warmup))
+        floor = self.optim.min_lr_ratio
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        """One update: all micro-batches, clip, step."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        tokens = self.total(batch.loss_tokens())
+        scale = self.trainer.world_size / tokens  # data-parallel strategies average gradients over ranks
+        nats = torch.zeros((), device=self.device)
+        micro_batches = self.micro_batches(batch)
+        for index, micro_batch in enumerate(micro_batches):
+            with self.gradient_sync(index == len(micro_batches) - 1):
+                micro_nats, _ = self.model(micro_batch)
+                self.manual_backward(micro_nats * scale)
+            nats += micro_nats.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        self.log_dict({"train/loss": self.total(nats) / tokens, "train/grad_norm": norm, "train/lr": lr})
+
+    def micro_batches(self, batch: Batch) -> list[Batch]:
+        """The batch in pieces of at most ``micro_batch_tokens`` tokens, whole sequences each."""
+        count, length = batch.tokens.shape
+        rows = max(1, self.micro_batch_tokens // length)
+        return [batch.rows(start, start + rows) for start in range(0, count, rows)]
+
+    @contextmanager
+    def gradient_sync(self, last: bool) -> Iterator[None]:
+        """Reduce gradients over ranks in the last micro-batch's backward only."""
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, DistributedDataParallel) and not last:
+            with wrapper.no_sync():
+                yield
+            return
+        if hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2
+            self.model.set_requires_gradient_sync(last)
+        yield
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over ranks."""
+        return self.trainer.strategy.reduce(value, reduce_op="sum")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Add to the nats and tokens of this loader's domain."""
+        names = getattr(self.trainer.datamodule, "domains", None)
+        name = names[dataloader_idx] if names else str(dataloader_idx)
+        if name not in self.validation_sums:
+            self.validation_sums[name] = (SumMetric().to(self.device), SumMetric().to(self.device))
+        for micro_batch in self.micro_batches(batch):
+            for metric, value in zip(self.validation_sums[name], self.model(micro_batch), strict=True):
+                metric.update(value)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, (nats, tokens) in self.validation_sums.items():
+            self.log(f"val/{name}/loss", nats.compute() / tokens.compute())
+            nats.reset(), tokens.reset()

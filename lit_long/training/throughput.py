@@ -1,0 +1,52 @@
+"""How fast an update was, against what the device could do (FLOPs: see planning/flops.py).
+
+The peak is the dense tensor-core figure for a GPU in the table, and a measured matrix product for CPUs.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from lit_long.config import ModelConfig
+from lit_long.model.batch import Batch
+from lit_long.planning.flops import training_flops
+
+DENSE_BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+
+
+def update_flops(config: ModelConfig, batch: Batch) -> tuple[float, float]:
+    """FLOPs of one update on ``batch`` as mfu counts them, and as mfu_causal does (true document lengths when masked)."""
+    rows, length = batch.tokens.shape
+    full = training_flops(config, rows * length, rows * length**2)
+    attended = document_squares(batch) if batch.mask_documents else rows * length**2
+    return full, training_flops(config, rows * length, attended / 2)
+
+
+def document_squares(batch: Batch) -> float:
+    """Σ length² over all documents of the batch, padding left out."""
+    starts = torch.ones_like(batch.document_ids, dtype=torch.bool)
+    starts[:, 1:] = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
+    runs = torch.bincount(starts.flatten().cumsum(0) - 1)
+    inside = batch.document_ids.flatten()[starts.flatten()] >= 0
+    return float((runs[inside].double() ** 2).sum())
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of ``device`` at ``precision``, or None for a GPU that is not in the table."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
+    return measured_peak(torch.bfloat16 if precision.startswith("bf16") else torch.float32)
+
+
+def measured_peak(dtype: torch.dtype, size: int = 1024, rounds: int = 5) -> float:
+    """FLOP/s of the best of a few size³ matrix products on the CPU threads of this process."""
+    a = torch.randn(size, size).to(dtype)
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

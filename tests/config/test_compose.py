@@ -1,0 +1,202 @@
+"""Layers, grids and stages of the shipped experiment; errors as a user meets them on the command line."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import yaml
+
+from lit_long.config import UserError, read_layers
+from lit_long.stages.plan import make_plan
+from tests.integration.mini import REPOSITORY, run
+
+
+def plan(*words):
+    return make_plan(read_layers(list(words)))
+
+
+def stage(plan_, label):
+    (found,) = [s for s in plan_.stages if plan_.label(s) == label]
+    return found
+
+
+def test_default_experiment_is_the_papers_geometry():
+    default = plan()
+    assert default.sweep.experiment == "position_tiny"
+    assert [trial.variant for trial in default.trials] == ["rope", "pi", "abf", "xpos_abf"]
+    positions = {trial.variant: trial.stages["extend"].config.position for trial in default.trials}
+    assert positions["rope"] == {"scheme": "rope", "base": 10_000 * 256 / 4096}
+    assert positions["pi"] == {"scheme": "pi", "base": 625, "factor": 8}
+    assert positions["abf"] == {"scheme": "abf", "base": 500_000 * 2048 / 32_768}
+    assert positions["xpos_abf"]["scale_base"] == 512 * 2048 / 32_768
+    assert stage(default, "base").config.position == positions["rope"]
+    assert stage(default, "base").config.model.vocab_size == 4096
+
+
+def test_shared_stages_are_one():
+    default = plan()
+    assert len({trial.stages["base"].identity for trial in default.trials}) == 1
+    assert len({trial.stages["extend"].identity for trial in default.trials}) == 4
+    assert len(default.stages) == 1 + 2 + 2 * 4
+    order = [s.identity for s in default.stages]
+    for trial in default.trials:
+        assert order.index(trial.stages["base"].identity) < order.index(trial.stages["extend"].identity)
+
+
+def test_later_layers_win():
+    # option file 3e-4 < experiment's stage 3e-3 < command line, for all stages or for one
+    assert stage(plan(), "base").config.optim.lr == 3e-3
+    assert stage(plan("optim.lr=1e-4"), "base").config.optim.lr == 1e-4
+    both = plan("optim.lr=1e-4", "stages.base.optim.lr=5e-4")
+    assert (stage(both, "base").config.optim.lr, stage(both, "extend abf").config.optim.lr) == (5e-4, 1e-4)
+    assert stage(plan(), "base").config.optim.betas == (0.9, 0.95)
+
+
+def test_one_value_leaves_that_variant():
+    one = plan("position=abf", "position.base=1000", "seed=3")
+    assert [(t.variant, t.seed) for t in one.trials] == [("abf", 3)]
+    assert one.trials[0].stages["extend"].config.position == {"scheme": "abf", "base": 1000}
+    # the base names its own encoder, so it keeps it
+    assert one.trials[0].stages["base"].config.position == {"scheme": "rope", "base": 625}
+    assert plan("stages.base.position=abf").trials[0].stages["base"].config.position["scheme"] == "abf"
+
+
+def test_grids():
+    swept = plan("grid.position=[rope,abf]", "grid.seed=[0,1]", "grid.optim.lr=[1e-3,2e-3]")
+    assert len(swept.trials) == 8
+    assert {t.variant for t in swept.trials} == {f"position={p} optim.lr={lr}" for p in ("rope", "abf") for lr in (0.001, 0.002)}
+    assert {t.stages["base"].config.optim.lr for t in swept.trials} == {1e-3, 2e-3}
+    assert len(plan("grid.position=all").trials) == len(list((REPOSITORY / "configs" / "position").glob("*.yaml")))
+
+
+def test_evaluations_are_of_their_parents_model():
+    default = plan()
+    assert stage(default, "evaluate_base").config.position["base"] == 625
+    assert stage(default, "evaluate abf").config.position["base"] == 31_250
+
+
+def identities(*words):
+    return {name: s.identity for name, s in plan("position=abf", *words).trials[0].stages.items()}
+
+
+@pytest.mark.parametrize(
+    ("word", "changed"),
+    [
+        ("trainer=fsdp", set()),
+        ("trainer.micro_batch_tokens=8k", set()),
+        ("trainer.checkpoint_every=7", set()),
+        ("validation.times=9", set()),
+        ("root=elsewhere", set()),
+        ("evaluation.sequences=3", {"evaluate", "evaluate_base"}),
+        ("stages.extend.tokens=1M", {"extend", "evaluate"}),
+        ("stages.extend.data.mask_documents=false", {"extend", "evaluate"}),
+        ("position.base=7", {"extend", "evaluate"}),
+        ("seed=1", {"base", "extend", "evaluate", "evaluate_base"}),
+        ("model.n_layers=5", {"base", "extend", "evaluate", "evaluate_base"}),
+        ("data.corpus.vocab_size=2k", {"corpus", "base", "extend", "evaluate", "evaluate_base"}),
+    ],
+)
+def test_identity_is_what_a_stage_is_made_of(word, changed):
+    before, after = identities("trainer.precision=32-true"), identities("trainer.precision=32-true", word)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("modle.n_layers=6", "command line: unknown key 'modle'; did you mean 'model'?"),
+        ("model.n_layer=6", "unknown key 'model.n_layer'; did you mean 'model.n_layers'?"),
+        ("n_layers=6", "unknown key 'n_layers'; did you mean 'model.n_layers'?"),
+        ("tokens=5M", "did you mean 'stages.NAME.tokens'?"),
+        ("model.n_layers=six", "model.n_layers must be a whole number"),
+        ("experiment=position_tny", "there is no experiments/position_tny.yaml; did you mean 'position_tiny'?"),
+        ("position=abff", "position=abff: there is no configs/position/abff.yaml; did you mean 'abf'?"),
+        ("grid.position=[rope,xpos_abg]", "did you mean 'xpos_abf'?"),
+        ("stages.bse.tokens=5", "unknown stage 'bse' in 'stages'; did you mean 'base'?"),
+        ("stages.base.tokns=5", "unknown key 'stages.base.tokns'; did you mean 'stages.base.tokens'?"),
+        ("stages.extend.parent=bas", "no stage 'bas'; did you mean 'base'?"),
+        ("stages.base.parent=extend", "each other's parents"),
+        ("position.factor=3", "unknown key 'position.factor'"),
+        ("trainer.precision=bf8", "trainer.precision must be auto, 32-true, bf16-mixed, bf16-true, not 'bf8'"),
+        ("stages.extend.context=3000", "tokens_per_update=16384 must be a multiple of context=3000"),
+        ("stages.extend.tokens=0", "tokens must be at least 1 token"),
+        ("report.rows=evalute", "report.rows: no stage 'evalute'; did you mean 'evaluate'?"),
+        ("model.rope_base=${modle.context}", "modle"),
+        ("--dry-run", "'--dry-run' is not of the form key=value"),
+        ("show=everything", "only show=config is known"),
+    ],
+)
+def test_bad_words(word, message, tmp_path):
+    finished = run("lit_long.sweep", word, f"root={tmp_path}")
+    assert finished.returncode == 2
+    assert message in finished.stderr and finished.stderr.startswith("error: ") and "Traceback" not in finished.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    file = tmp_path / "experiments" / "mine.yaml"
+    for content, message in (
+        ("a: [", "cannot be read"),
+        ("- a", "must hold key: value"),
+        ("seed: 1\nsed: 2\n", "unknown key 'sed'"),
+    ):
+        file.write_text(content)
+        finished = run("lit_long.sweep", "experiment=mine", "dry_run=true", cwd=tmp_path)
+        assert finished.returncode == 2 and "mine.yaml" in finished.stderr and message in finished.stderr
+
+
+def test_users_own_folders_come_first(tmp_path):
+    (tmp_path / "configs" / "model").mkdir(parents=True)
+    text = (REPOSITORY / "configs" / "model" / "tiny.yaml").read_text().replace("n_layers: 4", "n_layers: 2")
+    (tmp_path / "configs" / "model" / "tiny.yaml").write_text(text)
+    shown = run("lit_long.sweep", "show=config", f"root={tmp_path}", cwd=tmp_path)
+    assert yaml.safe_load(shown.stdout)["stages"]["base"]["model"]["n_layers"] == 2
+
+
+def test_show_config_is_complete_and_dry_run_writes_nothing(tmp_path):
+    shown = yaml.safe_load(run("lit_long.sweep", "model.n_layers=6", "show=config", f"root={tmp_path}").stdout)
+    assert shown["stages"]["extend abf"]["model"]["n_layers"] == 6
+    assert shown["stages"]["extend abf"]["position"] == {"scheme": "abf", "base": 31_250.0}
+    assert "${" not in yaml.safe_dump(shown)
+    assert "to run" in run("lit_long.sweep", "dry_run=true", f"root={tmp_path}").stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["dry_run=true"], ["modle=1"], ["show=config"]])
+def test_the_command_line_is_light(words, tmp_path):
+    """Neither torch nor lightning nor mlflow is loaded. (The time is a benchmark, not a test.)"""
+    code = (
+        "import sys; from lit_long.sweep import main; main(sys.argv[1:]); "
+        "heavy = {'torch', 'lightning', 'mlflow', 'grain', 'pandas', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    import subprocess
+    import sys
+
+    started = time.monotonic()
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *words, f"root={tmp_path}"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert time.monotonic() - started < 30
+
+
+def test_experiment_without_stages_is_refused(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "empty.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match="has no 'stages'"):
+        make_plan(read_layers([f"experiment={tmp_path}/experiments/empty.yaml"]))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "configs").glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
+def test_every_option_file_composes(file):
+    long = ["stages.base.context=4k", "stages.extend.context=32k", "stages.extend.tokens_per_update=4M"]
+    assert plan(f"{file.parent.name}={file.stem}", *(long if file.parent.name == "model" else [])).stages
+
+
+def test_every_experiment_plans():
+    for file in (REPOSITORY / "experiments").glob("*.yaml"):
+        assert plan(f"experiment={file.stem}").stages

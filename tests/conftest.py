@@ -1,0 +1,26 @@
+"""One small but real corpus for all tests: the standard library and omegaconf."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_long.config import CorpusConfig
+from lit_long.data.store import open_store, prepare
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    return CorpusConfig(packages=["omegaconf"], validation=["argparse", "asyncio", "email", "json", "typing"], vocab_size=1024)
+
+
+@pytest.fixture(scope="session")
+def reports():
+    """What `prepare` reported for the session's store."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def store(corpus, reports, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    prepare(corpus, folder, lambda message, done: reports.append((message, done)))
+    return open_store(folder)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lit_long.config import UserError
+from lit_long.data.retrieval import QUESTION, SCORED_TOKENS, RetrievalDocuments, first_sentence, retrieval_examples
+from lit_long.data.tokenizer import SEPARATOR
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("Return the sum of x. Then stop.\n", "Return the sum of x."),
+        ("Use a mapping, e.g. a dict, for it. More", "Use a mapping, e.g. a dict, for it."),
+        ("Version 3.11 of it is fine! Yes\n", "Version 3.11 of it is fine!"),
+        ("Far too short. But this one is longer.\n", None),
+        ("no capital letter at the start.\n", None),
+        ("A sentence that goes on\nin the next line.\n", None),
+    ],
+)
+def test_first_sentence(text, sentence):
+    assert first_sentence(text) == sentence
+
+
+def parts(store, tokens):
+    """(text, answer) of a decoded instance."""
+    decoded = store.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+    assert decoded.startswith(SEPARATOR)
+    text, answer = decoded.removeprefix(SEPARATOR).split(QUESTION)
+    return text, answer
+
+
+def check(store, tokens):
+    text, answer = parts(store, tokens)
+    assert answer[0] == " " and answer[-1] == "\n"
+    sentence = answer[1:-1]
+    assert text.startswith(sentence) and text.count(sentence) == 1
+    assert len(sentence.split()) >= 4
+    return text, sentence
+
+
+@pytest.mark.parametrize("context", [127, 255, 1024])
+def test_training_sequences(store, context):
+    source = RetrievalDocuments(store, context, seed=1)
+    training = store.tokenizer.decode(store.documents("docs", "train").tokens.tolist())
+    sentences = set()
+    for i in range(100):
+        sequence = source[i]
+        np.testing.assert_array_equal(sequence["tokens"][1:], sequence["targets"][:-1])
+        assert sequence["tokens"].shape == (context,) and (sequence["targets"] >= 0).all()
+        assert (sequence["document_ids"] == 0).all() and (sequence["positions"] == np.arange(context)).all()
+        text, sentence = check(store, np.append(sequence["tokens"], sequence["targets"][-1]))
+        assert text.rstrip("\ufffd") in training  # trimming may cut a character
+        sentences.add(sentence)
+    assert len(sentences) > 50
+
+
+def test_training_sequences_are_functions_of_seed_and_index(store):
+    first, second = RetrievalDocuments(store, 255, 1), RetrievalDocuments(store, 255, 1)
+    expected = [first[i]["tokens"] for i in range(5)]
+    for i in (4, 0, 3):
+        np.testing.assert_array_equal(second[i]["tokens"], expected[i])
+    assert (RetrievalDocuments(store, 255, 2)[0]["tokens"] != expected[0]).any()
+
+
+def test_examples_ask_the_same_at_every_length(store):
+    by_length = {length: retrieval_examples(store, length, 12, max_length=1024) for length in (128, 256, 1024)}
+    held_out = store.tokenizer.decode(store.documents("docs", "validation").tokens.tolist())
+    for length, examples in by_length.items():
+        assert [example.text for example in examples] == [example.text for example in by_length[1024]]
+        for example, longest in zip(examples, by_length[1024]):
+            assert example.tokens.shape == (length,)
+            text, sentence = check(store, example.tokens)
+            assert sentence == example.text
+            assert text.rstrip("\ufffd") in held_out
+            assert parts(store, longest.tokens)[0].startswith(text.rstrip("\ufffd"))
+    assert len({example.text for example in by_length[1024]}) == 12
+
+
+def test_the_scored_region_is_the_start_of_the_answer(store):
+    for example in retrieval_examples(store, 256, 12):
+        before = store.tokenizer.decode(example.tokens[: example.answer_start].tolist())
+        scored = store.tokenizer.decode(example.tokens[example.answer_start : example.answer_stop].tolist())
+        assert before.endswith(QUESTION)
+        assert f" {example.text}\n".startswith(scored.rstrip("\ufffd"))
+        assert example.answer_stop - example.answer_start == min(SCORED_TOKENS, 256 - example.answer_start)
+
+
+def test_errors(store):
+    with pytest.raises(UserError, match="at least 128 tokens and got 64"):
+        retrieval_examples(store, 64, 4)
+    with pytest.raises(UserError, match="length of 512 exceeds the longest one, 256"):
+        retrieval_examples(store, 512, 4, max_length=256)
+    with pytest.raises(UserError, match="No validation document .* more than 1000000 tokens.*evaluation.retrieval_lengths"):
+        retrieval_examples(store, 1_000_000, 4)
+    with pytest.raises(UserError, match="No train document"):
+        RetrievalDocuments(store, 1_000_000, 0)

@@ -1,0 +1,57 @@
+"""The default experiment in miniature, and running commands as a user does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+CORPUS = [
+    "data.corpus.packages=[omegaconf]",
+    "data.corpus.validation=[argparse,asyncio,email,json,typing]",
+    "data.corpus.vocab_size=1024",
+]
+MINI = [
+    *CORPUS,
+    *("model.d_model=48", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=24", "model.d_ffn=96"),
+    *("model.context=128", "stages.base.context=128", "stages.base.tokens=12k", "stages.base.tokens_per_update=1k"),
+    *("stages.extend.context=256", "stages.extend.tokens=4k", "stages.extend.tokens_per_update=1k"),
+    *("evaluation.lengths=[128,256]", "evaluation.retrieval_lengths=[128,256]"),
+    *("evaluation.sequences=4", "evaluation.retrieval_examples=4", "validation.times=2", "validation.sequences=2"),
+    *("trainer.checkpoint_every=3", "trainer.micro_batch_tokens=512", "trainer.precision=32-true"),
+]
+
+
+def command(module: str, *words: str) -> list[str]:
+    return [sys.executable, "-m", module, *words]
+
+
+def run(module: str, *words: str, cwd: Path = REPOSITORY, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """Run a command of the suite to its end."""
+    environment = os.environ | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command(module, *words), capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+
+
+def stages(root: Path) -> dict[str, Path]:
+    """Folders of the latest sweep's stages by ``name variant``."""
+    folder = (root / "runs" / "position_tiny" / "latest").resolve()
+    trials = json.loads((folder / "sweep.json").read_text())["trials"]
+    return {f"{name} {t['variant']}": (folder / path).resolve() for t in trials for name, path in t["stages"].items()}
+
+
+def losses(folder: Path) -> list[float]:
+    """Training losses of a stage, in order of the updates."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert steps == list(range(1, len(steps) + 1)), f"updates missing or repeated: {steps}"
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def table(root: Path) -> list[dict[str, str]]:
+    with (root / "runs" / "position_tiny" / "latest" / "table.csv").open() as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,178 @@
+"""report.md: its tables, the rule for bold, the gaps it names, and that paper and measured numbers stay apart."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from lit_long.report import write_report
+
+
+def table(markdown: str, heading: str) -> list[list[str]]:
+    """Cells of the first table after a heading, the rule line left out."""
+    lines = markdown[markdown.index(heading) :].splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return [rows[0], *rows[2:]]
+
+
+def seeds(make, **code):
+    """Variant → perplexities by seed, as measurements."""
+    return {(variant, seed): make.perplexities(v) for variant, values in code.items() for seed, v in enumerate(values)}
+
+
+def test_table_5_with_one_seed(tmp_path, make):
+    measured = seeds(make, rope=[21.3], pi=[20.5], abf=[19.8], xpos_abf=[19.9])
+    folder = make.sweep(tmp_path, measured, base={0: make.perplexities(95.0, 99.0)})
+    report = write_report(folder)
+    assert (folder / "report.md").read_text() == report.markdown
+    header, *rows = table(report.markdown, "## Validation perplexity")
+    assert header == [
+        *("variant", "code<br>@ 2,048", "docs<br>@ 2,048", "code<br>@ 256", "docs<br>@ 256"),
+        *("", "paper:<br>Books", "paper:<br>CC", "paper:<br>Wikipedia"),
+    ]
+    assert rows[0] == ["RoPE", "21.30", "30.00", "22.30", "31.00", "", "6.548", "6.816", "3.802"]
+    assert [row[0] for row in rows] == ["RoPE", "RoPE PI", "RoPE ABF", "xPOS ABF", "base (reference)"]
+    assert rows[2][6:] == ["6.323", "6.780", "3.771"]  # the paper's own three places
+    assert rows[4] == ["base (reference)", "95.00", "99.00", "96.00", "100.00", "", "—", "—", "—"]
+    assert "**" not in report.markdown
+    assert "One seed cannot rank close variants, so nothing is bold." in report.markdown
+    assert "Xiong et al. 2023, Table 5" in report.markdown and "* A note." in report.markdown
+
+
+def test_setup_is_told_in_plain_words(tmp_path, make):
+    report = write_report(make.sweep(tmp_path, seeds(make, rope=[21, 22], abf=[19, 20])))
+    expected = (
+        "Which encoder extends best. A 2.4M-parameter model is trained: `base` on 400,000 tokens in contexts of 256, then "
+        "`extend` on 200,000 tokens in contexts of 2,048. 2 variants, 2 seeds (0, 1). Perplexity is over 131,072 held-out "
+        "tokens per domain, length and seed. Machine: AMD EPYC, 2 cores (bf16-mixed). Training took 8 min in all (6 stages)."
+    )
+    assert report.markdown.startswith(f"# Positions, small\n\n{expected}\n\n## ")
+
+
+@pytest.mark.parametrize(
+    ("rope", "abf", "bold"),
+    [
+        ([21.0, 21.2, 21.4], [19.0, 19.2, 19.4], True),  # 2 apart, deviations 0.2 + 0.2
+        ([19.3, 19.5, 19.7], [19.0, 19.2, 19.4], False),  # 0.3 apart
+        ([21.0], [19.0, 19.2, 19.4], False),  # the other has one seed
+        ([21.0], [19.0], False),
+    ],
+)
+def test_bold_needs_two_seeds_and_a_clear_gap(tmp_path, make, rope, abf, bold):
+    report = write_report(make.sweep(tmp_path, seeds(make, rope=rope, abf=abf)))
+    _, *rows = table(report.markdown, "## Validation perplexity")
+    assert rows[1][1].startswith("**19.20 ± 0.20**" if bold else "19.")
+    assert ("**" in report.markdown) == bold
+    assert "**" not in rows[0][1] and "**" not in rows[1][2]  # docs: a tie
+
+
+def test_bold_must_clear_every_other_not_only_the_second(tmp_path, make):
+    noisy = [10.0, 22.0, 34.0]  # worst on average, deviation 12: it might well be the best
+    report = write_report(make.sweep(tmp_path, seeds(make, abf=[19.0, 19.1], pi=[20.0, 20.1], rope=noisy)))
+    assert "**" not in report.markdown and "no variant is, in this table" in report.markdown
+
+
+def test_the_reference_does_not_compete(tmp_path, make):
+    base = {seed: make.perplexities(1.0) for seed in (0, 1)}
+    report = write_report(make.sweep(tmp_path, seeds(make, rope=[21.0, 21.1], abf=[19.0, 19.1]), base=base))
+    _, *rows = table(report.markdown, "## Validation perplexity")
+    assert rows[1][1] == "**19.050 ± 0.071**"  # three places: the column's smallest number is below 10
+    assert "**" not in "".join(rows[2])
+
+
+def test_retrieval_tables_say_what_they_are(tmp_path, make):
+    fsr = {"rope": [0.68, 0.46], "abf": [0.70, 0.76]}
+    measured = {
+        (variant, seed): [
+            m
+            for length, value in zip((256, 2048), values, strict=True)
+            for m in (
+                ("retrieval_accuracy", "docs", length, value + seed / 100),
+                ("retrieval_nats", "docs", length, 1 - value),
+            )
+        ]
+        for variant, values in fsr.items()
+        for seed in (0, 2)
+    }
+    markdown = write_report(make.sweep(tmp_path, measured)).markdown
+    accuracy = table(markdown, "**FIRST-SENTENCE-RETRIEVAL on docs: teacher-forced token accuracy, %")
+    assert accuracy == [
+        ["variant", "256", "2,048"],
+        ["RoPE", "69.0 ± 1.4", "47.0 ± 1.4"],
+        ["RoPE ABF", "71.0 ± 1.4", "**77.0 ± 1.4**"],
+    ]
+    assert table(markdown, "teacher-forced nats per token")[2] == ["RoPE ABF", "**0.300 ± 0.000**", "**0.240 ± 0.000**"]
+    assert "ROUGE-L of generated text" in markdown
+
+
+def test_absent_metrics_leave_no_trace(tmp_path, make):
+    report = write_report(make.sweep(tmp_path, seeds(make, abf=[19.0]), report={"paper": {}, "notes": []}))
+    for absent in ("RETRIEVAL", "retrieval", "## Figures", "## Notes", "## Missing", "paper", "—", "Incomplete"):
+        assert absent not in report.markdown
+    assert report.figures == [] and report.missing == []
+
+
+def test_missing_stages_are_dashes_and_are_named(tmp_path, make):
+    measured = seeds(make, rope=[21.0], abf=[19.0]) | {("pi", 0): None}
+    folder = make.sweep(tmp_path, measured)
+    (tmp_path / "runs/stages/evaluate-pi-s0").rmdir()
+    (tmp_path / "runs/stages/base-s0/DONE").unlink()
+    report = write_report(folder)
+    _, *rows = table(report.markdown, "## Validation perplexity")
+    assert rows[2] == ["RoPE PI", "—", "—", "—", "—", "", "6.341", "6.786", "3.775"]
+    missing = report.markdown[report.markdown.index("## Missing") :]
+    assert "* `evaluate` of RoPE PI seed 0: not started (`evaluate-pi-s0`)" in missing
+    assert "* `base` of RoPE seed 0, RoPE ABF seed 0, RoPE PI seed 0: unfinished" in missing
+    assert "python -m lit_long.sweep experiment=position_tiny" in missing
+    assert "**Incomplete:** 2 of 8 stages" in report.markdown.split("## ")[0]
+
+
+def test_nothing_finished_still_gives_a_table(tmp_path, make):
+    report = write_report(make.sweep(tmp_path, {("abf", 0): None}))
+    header, *rows = table(report.markdown, "## Validation perplexity")
+    assert header[:3] == ["variant", "measured", ""]
+    assert rows[0] == ["RoPE ABF", "—", "", "6.323", "6.780", "3.771"]
+    assert [row[0] for row in rows[1:]] == ["RoPE", "RoPE PI", "xPOS ABF"]  # only the paper has them
+
+
+def test_provenance_names_key_digest_and_every_stage_folder(tmp_path, make):
+    markdown = write_report(make.sweep(tmp_path, seeds(make, rope=[21, 22], abf=[19, 20]))).markdown
+    assert "sweep `k1`" in markdown and "`sha256:abcd`" in markdown
+    header, *rows = table(markdown, "## Provenance")
+    assert header == ["variant", "seed", "corpus", "base", "extend", "evaluate"]
+    assert rows[3] == ["RoPE ABF", "1", "`corpus-0`", "`base-s1`", "`extend-abf-s1`", "`evaluate-abf-s1`"]
+
+
+def test_names_with_special_characters_survive(tmp_path, make):
+    report = write_report(make.sweep(tmp_path, seeds(make, **{"a|b[bold]x": [19.0]})))
+    assert "| a\\|b[bold]x | 19.00 |" in report.markdown
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(report.terminal)
+    assert "a|b[bold]x" in screen.getvalue()
+
+
+def test_terminal_shows_the_same_numbers_within_80_columns(tmp_path, make):
+    measured = seeds(make, rope=[21.3, 21.5], pi=[20.5, 20.6], abf=[19.8, 19.9], xpos_abf=[19.9, 20.1])
+    folder = make.sweep(tmp_path, measured, base={0: make.perplexities(95.0), 1: make.perplexities(95.5)})
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(write_report(folder).terminal)
+    lines = screen.getvalue().splitlines()
+    assert any("base (reference)" in line and "95.25±0.35" in line for line in lines)
+    assert any("RoPE ABF" in line and "6.323" in line for line in lines)
+    assert "…" not in screen.getvalue()
+
+
+def test_same_results_give_the_same_bytes(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): make.everything()})
+    written = []
+    for _ in range(2):
+        report = write_report(folder)
+        written.append([path.read_bytes() for path in (report.report_md, report.table_csv, *report.figures)])
+    assert written[0] == written[1] and len(written[0]) == 4

@@ -1,0 +1,121 @@
+"""The CSV against an independent reading of the same numbers, and what counts as a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+
+import pytest
+
+from lit_long.config import UserError
+from lit_long.report import write_report
+
+
+def rows_of(folder):
+    with (folder / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def one(rows, **where):
+    found = [row for row in rows if all(row[key] == str(value) for key, value in where.items())]
+    assert len(found) == 1, (where, found)
+    return found[0]
+
+
+def test_mean_and_sample_deviation_over_seeds(tmp_path, make):
+    code = {"rope": [21.3, 20.9, 22.2], "abf": [19.1, 19.4, 18.2]}
+    measured = {(v, seed): make.perplexities(value) for v, values in code.items() for seed, value in enumerate(values)}
+    folder = make.sweep(tmp_path, measured)
+    report = write_report(folder)
+    rows = rows_of(folder)
+    assert report.table_csv == folder / "table.csv"
+    assert list(rows[0]) == ["variant", "metric", "domain", "length", "mean", "sd", "seeds", "paper"]
+    for variant, values in code.items():
+        row = one(rows, variant=variant, metric="perplexity", domain="code", length=2048)
+        assert float(row["mean"]) == pytest.approx(sum(values) / 3, rel=1e-12)
+        assert float(row["sd"]) == pytest.approx(statistics.stdev(values), rel=1e-12)
+        assert (row["seeds"], row["paper"]) == ("3", "")
+    assert [row["variant"] for row in rows if row["seeds"] == "3"] == ["rope"] * 4 + ["abf"] * 4  # the grid's order
+
+
+def test_one_seed_has_no_deviation(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): make.perplexities(19.1)})
+    write_report(folder)
+    row = one(rows_of(folder), variant="abf", domain="code", length=256)
+    assert (float(row["mean"]), row["sd"], row["seeds"]) == (20.1, "", "1")
+
+
+def test_paper_rows_stand_alone(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): make.perplexities(19.1)})
+    write_report(folder)
+    rows = rows_of(folder)
+    paper = [row for row in rows if row["paper"]]
+    assert len(paper) == 12
+    assert all((r["mean"], r["sd"], r["seeds"], r["length"], r["metric"]) == ("", "", "0", "32768", "perplexity") for r in paper)
+    found = {(row["variant"], row["domain"]): float(row["paper"]) for row in paper}
+    assert found == {(v, domain): value for v, values in make.paper.items() for domain, value in values.items()}
+    assert not any(row["paper"] for row in rows if row["mean"])
+
+
+def test_a_shared_reference_counts_once_per_seed_not_per_trial(tmp_path, make):
+    measured = {(v, seed): make.perplexities(20.0) for v in ("rope", "pi", "abf") for seed in (0, 1)}
+    folder = make.sweep(tmp_path, measured, base={0: make.perplexities(90.0), 1: make.perplexities(94.0)})
+    write_report(folder)
+    row = one(rows_of(folder), variant="base", domain="code", length=2048)
+    assert (float(row["mean"]), row["seeds"]) == (92.0, "2")
+    assert float(row["sd"]) == pytest.approx(statistics.stdev([90.0, 94.0]))
+
+
+def test_reference_keeps_its_full_name_beside_a_variant_called_base(tmp_path, make):
+    folder = make.sweep(tmp_path, {("base", 0): make.perplexities(20.0)}, base={0: make.perplexities(90.0)})
+    write_report(folder)
+    rows = rows_of(folder)
+    assert float(one(rows, variant="base", domain="code", length=2048)["mean"]) == 20.0
+    assert float(one(rows, variant="evaluate_base", domain="code", length=2048)["mean"]) == 90.0
+
+
+def test_unfinished_seed_is_left_out_of_the_mean_and_named(tmp_path, make):
+    measured = {("abf", 0): make.perplexities(19.0), ("abf", 1): None, ("abf", 2): make.perplexities(21.0)}
+    folder = make.sweep(tmp_path, measured)
+    report = write_report(folder)
+    row = one(rows_of(folder), variant="abf", domain="code", length=2048)
+    assert (float(row["mean"]), row["seeds"]) == (20.0, "2")
+    assert [(stage.name, stage.users) for stage in report.missing] == [("evaluate", [("abf", 1)])]
+
+
+def test_a_result_without_its_done_marker_does_not_count(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): make.perplexities(19.0)})
+    (tmp_path / "runs/stages/evaluate-abf-s0/DONE").unlink()
+    write_report(folder)
+    assert not [row for row in rows_of(folder) if row["mean"]]
+
+
+@pytest.mark.parametrize("value", [None, float("inf"), float("nan")])
+def test_a_diverged_seed_shows_in_the_mean(tmp_path, make, value):
+    diverged = [("perplexity", "code", 2048, value)]
+    fine = [("perplexity", "code", 2048, 20.0)]
+    folder = make.sweep(tmp_path, {("rope", 0): diverged, ("rope", 1): fine, ("abf", 0): fine, ("abf", 1): fine})
+    report = write_report(folder)
+    assert one(rows_of(folder), variant="rope", domain="code", length=2048)["mean"] in ("inf", "nan")
+    assert "**20" not in report.markdown  # nothing is best beside a number that is none
+
+
+def test_duplicate_measurement_is_an_error(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): [("perplexity", "code", 2048, 20.0)] * 2})
+    with pytest.raises(UserError, match=r"evaluate-abf-s0/result.json: perplexity of code at length 2048 is there twice"):
+        write_report(folder)
+
+
+def test_incomplete_measurement_is_an_error(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): make.perplexities(20.0)})
+    path = tmp_path / "runs/stages/evaluate-abf-s0/result.json"
+    path.write_text(json.dumps({"kind": "evaluate", "measurements": [{"metric": "perplexity", "value": 1}]}))
+    with pytest.raises(UserError, match=r"measurements\[0\] lacks domain, length.*DONE"):
+        write_report(folder)
+
+
+def test_rows_that_are_no_evaluate_stage_are_an_error(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): make.perplexities(20.0)}, report={"rows": "extend"})
+    with pytest.raises(UserError, match=r"extend-abf-s0/result.json: a stage of kind `train` has no measurements"):
+        write_report(folder)

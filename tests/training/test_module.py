@@ -1,0 +1,171 @@
+"""The LightningModule under a plain Trainer: what an update is, its schedule, and how figures are counted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import lightning
+import pytest
+import torch
+
+from lit_long.config import ModelConfig, OptimConfig
+from lit_long.model.batch import NO_LOSS, Batch
+from lit_long.model.llama import Llama
+from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
+from lit_long.positions import build
+from lit_long.training.module import LongContextModule
+from lit_long.training.throughput import document_squares, measured_peak, update_flops
+from tests.model.test_llama import SMALL, batch_of
+
+
+def batches(updates, rows=6, length=32):
+    """Batches whose rows have very different numbers of targets."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(updates):
+        batch = batch_of(torch.randint(97, (rows, length), generator=generator))
+        targets = batch.targets.clone()
+        targets[0, 2:] = NO_LOSS
+        targets[3, 1:] = NO_LOSS
+        yield batch._replace(targets=targets)
+
+
+class Loader:
+    """A loader with a length, as Lightning wants it."""
+
+    def __init__(self, updates):
+        self.batches = list(batches(updates))
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def fit(micro_batch_tokens, updates=4, **optim):
+    module = LongContextModule(
+        SMALL,
+        {"scheme": "rope"},
+        OptimConfig(lr=1e-2, **optim),
+        updates=updates,
+        micro_batch_tokens=micro_batch_tokens,
+        loss_chunk_tokens=16,
+    )
+    losses = []
+
+    class Record(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=updates,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[Record()],
+    )
+    trainer.fit(module, Loader(updates))
+    return losses, {name: p.detach().clone() for name, p in module.model.named_parameters()}
+
+
+def by_hand(updates=4, clip=1.0):
+    """The same updates in plain torch: one mean over the batch's targets, torch's own AdamW and clipping."""
+    model = Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim))
+    model.init_weights(0)
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        eps=1e-5,
+    )
+    losses = []
+    for step, batch in enumerate(batches(updates)):
+        ratio = 1.0 if step == 0 else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 1) / (updates - 1)))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * ratio
+        loss = torch.nn.functional.cross_entropy(model.logits(batch).flatten(0, 1), batch.targets.flatten(), ignore_index=NO_LOSS)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 64, 10_000])
+def test_an_update_is_torchs_own_whatever_the_micro_batches(micro_batch_tokens):
+    """Rows with 1, 2 and 32 targets: a mean of micro-batches' means would be wrong."""
+    losses, weights = fit(micro_batch_tokens)
+    expected_losses, expected_weights = by_hand()
+    assert losses == pytest.approx(expected_losses, abs=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected_weights[name].detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_clipping_bites():
+    unclipped, clipped = fit(64, grad_clip=1e9)[0], fit(64, grad_clip=1e-3)[0]
+    assert unclipped[0] == clipped[0] and unclipped[-1] != clipped[-1]
+    assert clipped == pytest.approx(by_hand(clip=1e-3)[0], abs=1e-5)
+
+
+def test_schedule():
+    module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(warmup_fraction=0.1, min_lr_ratio=0.1), updates=100)
+    ratios = [module.lr_ratio(step) for step in range(101)]
+    assert ratios[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert ratios[10] == pytest.approx(1.0) and ratios[55] == pytest.approx(0.55) and ratios[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(ratios[9:]))
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+def test_flops_are_those_torch_counts():
+    """torch's own FlopCounter on forward and backward of plain matrix products; attention from its shapes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim), loss_chunk=10_000)
+    model.init_weights(0)
+    batch = batch_of(torch.randint(97, (2, 64)))
+    with FlopCounterMode(display=False) as counter:
+        nats, _ = model(batch)
+        nats.backward()
+    products = sum(v for op, v in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    assert products == 6 * matmul_weights(SMALL) * 128
+    full, causal = update_flops(SMALL, batch)
+    attention = 12 * SMALL.n_layers * SMALL.n_heads * SMALL.head_dim * 2 * 64**2
+    assert full == products + attention and causal == products + attention / 2
+
+
+def test_papers_flops_column():
+    """LLaMA 2 Long, Table 10: a GPT-shaped 7B (FFN 8h², no vocabulary), 100,000 updates of 4M tokens, share p at 4,096."""
+    width, layers, tokens = 4096, 32, 100_000 * 4 * 2**20
+    shape = ModelConfig(
+        vocab_size=0, d_model=width, n_layers=layers, n_heads=32, n_kv_heads=32, head_dim=128, d_ffn=8 * width // 3
+    )
+    shape.d_ffn = 8 * width / 3  # three matrices of SwiGLU as wide as GPT's two
+    for share, published in ((0.0, 3.783e22), (0.2, 3.405e22), (0.4, 3.026e22), (0.8, 2.270e22)):
+        short, long = share * tokens, (1 - share) * tokens
+        total = training_flops(shape, short, short * 4096) + training_flops(shape, long, long * 32_768)
+        assert total == pytest.approx(published, rel=2e-4)
+
+
+def test_masked_documents_cost_what_they_are_long():
+    ids = torch.tensor([[0] * 3 + [1] * 5, [1] * 6 + [-1] * 2])
+    batch = Batch(ids, ids, ids, ids, mask_documents=True)
+    assert document_squares(batch) == 9 + 25 + 36
+    full, causal = update_flops(SMALL, batch)
+    assert full - causal == pytest.approx(12 * SMALL.n_layers * 64 * (2 * 64 - (9 + 25 + 36) / 2))
+
+
+def test_peak_is_measured():
+    assert 1e8 < measured_peak(torch.float32, size=256, rounds=2) < 1e15
+
+
+def test_stage_cost_grows_with_tokens():
+    from lit_long.config import StageConfig
+
+    small, large = (StageConfig(kind="train", context=256, tokens=t, model=SMALL) for t in (1000, 2000))
+    assert stage_flops(large) == 2 * stage_flops(small) > 0
