@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,8 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     """Write text (UTF-8) or bytes."""
     with replacing(file) as writing:
         writing.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether there was no space left, or no quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

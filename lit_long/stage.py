@@ -6,7 +6,6 @@ The sweep starts these processes, under torchrun too. Started by hand it does th
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ import warnings
 from pathlib import Path
 
 from lit_long.config import UserError
-from lit_long.files import write_atomically
+from lit_long.files import is_disk_full, write_atomically
 from lit_long.stages.folder import locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
 
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         return fail(folder, str(error), BAD_INPUT)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             traceback.print_exc()
             return fail(folder, f"{type(error).__name__}: {error}", FAILED)
         return fail(folder, f"no space left on the disk that holds {folder}: free some, then run the same command again", FAILED)

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 
 from lit_long.config import UserError, read_layers
+from lit_long.files import is_disk_full
 from lit_long.stages.plan import Plan, make_plan
 from lit_long.stages.sweep_folder import resolved_yaml, write_sweep
 
@@ -45,6 +47,14 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint")
+        return INTERRUPTED
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: no space left on the disk of {plan.root}: free some, then run the same command again", file=sys.stderr)
+        return SOME_FAILED
 
 
 def print_plan(plan: Plan) -> None:
@@ -63,7 +73,8 @@ def run(plan: Plan, console: Console) -> int:
     from lit_long.planning.flops import stage_flops
     from lit_long.report import write_report
 
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     check_disk(plan)
     tracker = open_tracker(plan)
     write_sweep(plan)
@@ -74,21 +85,15 @@ def run(plan: Plan, console: Console) -> int:
             outcome = run_plan(plan, record, display)
         report = write_report(plan.folder)
         record.close("FAILED" if outcome.failed or outcome.skipped else "FINISHED", report)
-    except KeyboardInterrupt:
-        record.close("KILLED")
-        console.print("interrupted; the same command goes on from the last checkpoint", highlight=False)
-        return INTERRUPTED
-    except BaseException:
-        record.close("FAILED")
+    except BaseException as error:
+        with suppress(UserError):  # what went wrong first is what the user must hear of
+            record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     console.print(report.terminal)
     console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
     if plan.sweep.tracking.enabled:
-        console.print(
-            f"runs     {tracking_uri(plan)}  (make ui, or: mlflow ui --backend-store-uri …)",
-            highlight=False,
-            soft_wrap=True,
-        )
+        where = f"runs     {tracking_uri(plan)}  (make ui, or: mlflow ui --backend-store-uri …)"
+        console.print(where, highlight=False, soft_wrap=True)
     return SOME_FAILED if outcome.failed or outcome.skipped else ALL_DONE
 
 

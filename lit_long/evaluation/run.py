@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lit_long.checkpoints.weights import load_weights
-from lit_long.config import EvaluationConfig, StageConfig, UserError
+from lit_long.config import EvaluationConfig, StageConfig
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import Store, open_store
 from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
@@ -36,9 +36,6 @@ def evaluate(config: StageConfig, store: Path, weights: Path, report: Report) ->
         ``result.json`` of the stage: its ``measurements`` are rows of metric, domain, length, value and tokens.
     """
     evaluation = config.evaluation
-    for name, lengths in (("lengths", evaluation.lengths), ("retrieval_lengths", evaluation.retrieval_lengths)):
-        if any(length < 1 for length in lengths):
-            raise UserError(f"evaluation.{name} must be positive numbers of tokens, not {lengths}")
     device = torch.device("cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu")
     model = Llama(config.model, build(config.position, config.model.head_dim), config.trainer.loss_chunk_tokens)
     load_weights(model, weights)

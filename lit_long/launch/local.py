@@ -37,7 +37,10 @@ class LocalProcess:
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""
-        return self.process.poll()
+        code = self.process.poll()
+        if code is not None:
+            self.process.stdin.close()
+        return code
 
     def stop(self) -> None:
         """Ask it to end, then make it."""

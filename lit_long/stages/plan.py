@@ -18,7 +18,6 @@ from lit_long.config import (
     Layers,
     StageConfig,
     SweepConfig,
-    TrainerConfig,
     UserError,
     compose_stage,
     compose_sweep,
@@ -28,8 +27,8 @@ from lit_long.config import (
     project_root,
 )
 from lit_long.data.corpus import fingerprint
-from lit_long.positions import settings as position_settings
 from lit_long.stages.folder import is_done
+from lit_long.stages.settle import settle
 
 # Raised by hand when the meaning of a kind's result changes; results of older versions are then not taken for new ones.
 KIND_VERSIONS = {"data": 1, "train": 1, "evaluate": 1}
@@ -122,27 +121,28 @@ def make_plan(layers: Layers) -> Plan:
         raise UserError(f"{layers.file}: the experiment has no 'stages'")
     root = Path(sweep.root).expanduser().resolve() if sweep.root else project_root()
     names = parents_first(sweep.stages, layers)
+    cli_stages = layers.cli.get("stages") or {}
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
     for values in itertools.product(*sweep.grid.values()):
         point = dict(zip(sweep.grid, values, strict=True))
         trial = Trial(variant_name(point), 0, point)
         for name in names:
-            config = settle(
-                compose_stage(layers, shared, name, point),
-                trial,
-                layers.experiment["stages"][name],
-                f"{layers.file}: stages.{name}",
-            )
+            config = compose_stage(layers, shared, name, point)
+            parent = trial.stages[config.parent] if config.parent else None
+            own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})
+            config = settle(config, parent.config if parent else None, own_position, f"{layers.file}: stages.{name}")
             trial.seed = config.seed
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
-            parent = trial.stages[config.parent] if config.parent else None
             trial.stages.setdefault(CORPUS, corpus)
             trial.stages[name] = place(root, name, config, corpus, parent)
         for stage in trial.stages.values():
             stages.setdefault(stage.identity, stage)
         trials.append(trial)
-    check_report(sweep, names, layers)
+    for key in ("rows", "reference"):
+        wanted = getattr(sweep.report, key)
+        if wanted is not None and wanted not in names:
+            raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
     return Plan(sweep, root, trials, list(stages.values()), sweep_key(sweep, trials))
 
 
@@ -176,51 +176,6 @@ def variant_name(point: dict[str, Any]) -> str:
     if len(axes) == 1:
         return str(*axes.values())
     return " ".join(f"{key}={value}" for key, value in axes.items()) or "default"
-
-
-def settle(config: StageConfig, trial: Trial, own: dict[str, Any], where: str) -> StageConfig:
-    """Checks, and what depends on the machine or on the parent: precision, and the model that an evaluation is of."""
-    if config.kind not in ("train", "evaluate"):
-        raise UserError(f"{where}.kind must be train or evaluate, not {config.kind!r}")
-    if config.kind == "evaluate":
-        if config.parent is None:
-            raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures")
-        parent = trial.stages[config.parent].config
-        position = config.position if "position" in own else parent.position
-        config = replace(config, model=parent.model, position=position, seed=parent.seed)
-    position = position_settings(config.position, config.model.head_dim, where)
-    config = replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
-    if config.kind == "train":
-        check_train(config, trial, where)
-    return config
-
-
-def check_train(config: StageConfig, trial: Trial, where: str) -> None:
-    if config.parent and trial.stages[config.parent].config.kind != "train":
-        raise UserError(f"{where}.parent must be a train stage, not {config.parent!r}")
-    for name in ("context", "tokens", "tokens_per_update"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{where}.{name} must be at least 1 token, not {getattr(config, name)}")
-    if config.tokens_per_update % config.context:
-        raise UserError(
-            f"{where}: tokens_per_update={config.tokens_per_update} must be a multiple of context={config.context}, whole sequences"
-        )
-
-
-def precision(trainer: TrainerConfig) -> str:
-    """``auto`` settled: bf16 where the hardware computes it natively, so that the identity says what was computed."""
-    known = ("32-true", "bf16-mixed", "bf16-true")
-    if trainer.precision in known:
-        return trainer.precision
-    if trainer.precision != "auto":
-        raise UserError(f"trainer.precision must be auto, {', '.join(known)}, not {trainer.precision!r}")
-    if trainer.accelerator != "cpu":
-        return "bf16-mixed"
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        flags = []
-    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
 
 
 def place(root: Path, name: str, config: StageConfig, corpus: Stage | None = None, parent: Stage | None = None) -> Stage:
@@ -258,10 +213,3 @@ def sweep_key(sweep: SweepConfig, trials: list[Trial]) -> str:
 
 def digest(content: Any, length: int) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
-
-
-def check_report(sweep: SweepConfig, names: list[str], layers: Layers) -> None:
-    for key in ("rows", "reference"):
-        name = getattr(sweep.report, key)
-        if name is not None and name not in names:
-            raise UserError(f"{layers.file}: report.{key}: no stage {name!r}{nearest(name, names)}")

@@ -1,0 +1,104 @@
+"""A stage's settings, settled: what follows from its parent or from this machine, and what makes no sense refused.
+
+Everything that can be known before the first stage runs is checked here, so that no sweep fails an hour later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lit_long.config import EvaluationConfig, StageConfig, TrainerConfig, UserError, nearest
+from lit_long.data.corpus import DOMAINS
+from lit_long.positions import settings as position_settings
+
+RETRIEVAL = "retrieval"
+SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
+
+
+def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, where: str) -> StageConfig:
+    """Complete settings of a train or evaluate stage.
+
+    Args:
+        parent: settings of the stage that it starts from, or whose model it measures.
+        own_position: whether the stage names its own positional encoder; an evaluation otherwise takes its parent's.
+        where: file and stage, for messages.
+    """
+    if config.kind not in ("train", "evaluate"):
+        raise UserError(f"{where}.kind must be train or evaluate, not {config.kind!r}")
+    if config.kind == "evaluate":
+        if parent is None:
+            raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures")
+        position = config.position if own_position else parent.position
+        config = replace(config, model=parent.model, position=position, seed=parent.seed)
+        check_evaluation(config.evaluation, where)
+    else:
+        check_training(config, where)
+    if parent is not None and parent.kind != "train":
+        raise UserError(f"{where}.parent must be a train stage, not {config.parent!r}")
+    position = position_settings(config.position, config.model.head_dim, where)
+    return replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
+
+
+def check_training(config: StageConfig, where: str) -> None:
+    for name in ("context", "tokens", "tokens_per_update"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{where}.{name} must be at least 1 token, not {getattr(config, name)}")
+    if config.tokens_per_update % config.context:
+        raise UserError(
+            f"{where}: tokens_per_update={config.tokens_per_update} must be a multiple of context={config.context}, whole sequences"
+        )
+    model = config.model
+    if model.n_kv_heads < 1 or model.n_heads % model.n_kv_heads:
+        raise UserError(f"{where}: model.n_heads={model.n_heads} must be a multiple of model.n_kv_heads={model.n_kv_heads}")
+    if model.vocab_size < config.data.corpus.vocab_size:
+        raise UserError(
+            f"{where}: model.vocab_size={model.vocab_size} must not be smaller than data.corpus.vocab_size="
+            f"{config.data.corpus.vocab_size}, the tokenizer's"
+        )
+    known = (*DOMAINS, RETRIEVAL)
+    for name, weight in config.data.weights.items():
+        if name not in known:
+            raise UserError(f"{where}: unknown domain in data.weights.{name}{nearest(name, known)}")
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"{where}: data.weights.{name} must be a share of at least 0, not {weight}")
+    if not any(config.data.weights.values()):
+        raise UserError(f"{where}: data.weights gives no domain a share; known here: {', '.join(known)}")
+    if config.data.weights.get(RETRIEVAL) and config.context + 1 < SHORTEST_RETRIEVAL:
+        raise UserError(
+            f"{where}: data.weights.retrieval needs a context of at least {SHORTEST_RETRIEVAL - 1} tokens, not {config.context}"
+        )
+
+
+def check_evaluation(evaluation: EvaluationConfig, where: str) -> None:
+    for name in evaluation.domains:
+        if name not in DOMAINS:
+            raise UserError(f"{where}: unknown domain {name!r} in evaluation.domains{nearest(name, DOMAINS)}")
+    longest = max(evaluation.lengths, default=1)
+    for length in evaluation.lengths:
+        if length < 1 or longest % length:
+            raise UserError(
+                f"{where}: evaluation.lengths must divide the longest, so that all see the same tokens; {length} does not"
+            )
+    for length in evaluation.retrieval_lengths:
+        if length < SHORTEST_RETRIEVAL:
+            raise UserError(f"{where}: evaluation.retrieval_lengths must be at least {SHORTEST_RETRIEVAL} tokens, not {length}")
+    for name in ("sequences", "retrieval_examples", "batch_tokens"):
+        if getattr(evaluation, name) < 1:
+            raise UserError(f"{where}: evaluation.{name} must be at least 1, not {getattr(evaluation, name)}")
+
+
+def precision(trainer: TrainerConfig) -> str:
+    """``auto`` settled: bf16 where the hardware computes it natively, so that the identity says what was computed."""
+    known = ("32-true", "bf16-mixed", "bf16-true")
+    if trainer.precision in known:
+        return trainer.precision
+    if trainer.precision != "auto":
+        raise UserError(f"trainer.precision must be auto, {', '.join(known)}, not {trainer.precision!r}")
+    if trainer.accelerator != "cpu":
+        return "bf16-mixed"
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        flags = []
+    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"

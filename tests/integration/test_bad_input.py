@@ -1,0 +1,97 @@
+"""Bad input: one clear message, exit code 2, nothing half-written, nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+
+import pytest
+
+from tests.integration.mini import MINI, run
+
+
+def refused(*words: str, root) -> str:
+    """The message of a sweep that must not start."""
+    finished = run("lit_long.sweep", *MINI, *words, f"root={root}")
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert finished.stderr.startswith("error: ") and "Traceback" not in finished.stdout + finished.stderr
+    assert not list(root.glob("runs/stages/*")) and not list(root.glob("runs/position_tiny/*"))
+    return finished.stderr
+
+
+def test_a_disk_that_is_too_small(tmp_path):
+    message = refused("model.n_layers=100M", root=tmp_path)
+    free = shutil.disk_usage(tmp_path).free / 2**30
+    assert f"the disk has {free:.0f}"[:16] in message and "root=FOLDER" in message
+
+
+def test_a_root_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    finished = run("lit_long.sweep", *MINI, f"root={tmp_path}/file/below")
+    assert finished.returncode == 2 and "cannot be written" in finished.stderr and "Traceback" not in finished.stderr
+
+
+def test_a_locked_record(tmp_path):
+    database = tmp_path / "mlflow" / "mlflow.db"
+    database.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(database)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        message = refused(root=tmp_path)
+    assert "Another process holds it" in message and "lsof" in message
+
+
+def test_a_record_of_a_newer_mlflow(tmp_path):
+    database = tmp_path / "mlflow" / "mlflow.db"
+    database.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.executescript(
+            "CREATE TABLE experiments (id INTEGER); CREATE TABLE alembic_version (version_num TEXT);"
+            "INSERT INTO alembic_version VALUES ('fedcba987654');"
+        )
+    before = database.read_bytes()
+    message = refused(root=tmp_path)
+    assert "newer than" in message and "pip install --upgrade mlflow" in message
+    assert database.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("evaluation.lengths=[100,256]", "evaluation.lengths must divide the longest"),
+        ("evaluation.retrieval_lengths=[64]", "evaluation.retrieval_lengths must be at least 128 tokens, not 64"),
+        ("evaluation.domains=[cod]", "unknown domain 'cod' in evaluation.domains; did you mean 'code'?"),
+        ("evaluation.sequences=0", "evaluation.sequences must be at least 1"),
+        ("data.weights.cod=1", "unknown domain in data.weights.cod; did you mean 'code'?"),
+        ("data.weights.code=-1", "data.weights.code must be a share of at least 0"),
+        ("data.corpus.packages=[no_such_package]", "data.corpus.packages names 'no_such_package'"),
+        ("model.n_kv_heads=3", "model.n_heads=2 must be a multiple of model.n_kv_heads=3"),
+        ("model.vocab_size=100", "model.vocab_size=100 must not be smaller than data.corpus.vocab_size=1024"),
+        ("model.head_dim=7", "model.head_dim must be even"),
+        ("tracking.uri=sqlite:////proc/none/x.db", "MLflow cannot use"),
+    ],
+)
+def test_settings_that_make_no_sense(word, message, tmp_path):
+    assert message in refused(word, root=tmp_path)
+
+
+def test_an_empty_validation_split_fails_in_its_stage(tmp_path):
+    """What only building the corpus can tell: the stage fails, its message is shown, what needs it is skipped."""
+    finished = run("lit_long.sweep", *MINI, "data.corpus.validation=[this]", "position=rope", f"root={tmp_path}")
+    assert finished.returncode == 1
+    assert "corpus: FAILED: The validation split" in finished.stdout and "data.corpus.validation" in finished.stdout
+    assert "base: skipped" in finished.stdout and "Traceback" not in finished.stdout + finished.stderr
+
+
+def test_report_without_results(tmp_path):
+    for words, message in (
+        (["experiment=position_tiny"], "No results for experiment"),
+        (["experimnt=x"], "did you mean 'experiment'"),
+    ):
+        finished = run("lit_long.report", *words, f"root={tmp_path}")
+        assert finished.returncode == 2 and message in finished.stderr and "Traceback" not in finished.stderr
+
+
+def test_a_folder_that_is_no_stage(tmp_path):
+    finished = run("lit_long.stage", str(tmp_path))
+    assert finished.returncode == 2 and "not a stage" in finished.stderr and "Traceback" not in finished.stderr
