@@ -179,7 +179,7 @@ def variant_name(point: dict[str, Any]) -> str:
 
 
 def settle(config: StageConfig, trial: Trial, own: dict[str, Any], where: str) -> StageConfig:
-    """Checks, and what depends on the machine or on the parent: precision, and the model that an evaluation is of."""
+    """Checks, and what depends on the machine or on the parent: precision, the model that an evaluation is of, ``base: auto``."""
     if config.kind not in ("train", "evaluate"):
         raise UserError(f"{where}.kind must be train or evaluate, not {config.kind!r}")
     if config.kind == "evaluate":
@@ -188,7 +188,10 @@ def settle(config: StageConfig, trial: Trial, own: dict[str, Any], where: str) -
         parent = trial.stages[config.parent].config
         position = config.position if "position" in own else parent.position
         config = replace(config, model=parent.model, position=position, seed=parent.seed)
-    position = position_settings(config.position, config.model.head_dim, where)
+    evaluation = config.evaluation
+    read = max([*evaluation.lengths, *evaluation.retrieval_lengths], default=config.context)
+    longest = config.context if config.kind == "train" else read
+    position = position_settings(config.position, config.model.head_dim, where, longest)
     config = replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
     if config.kind == "train":
         check_train(config, trial, where)
