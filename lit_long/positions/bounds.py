@@ -14,10 +14,10 @@ import numpy as np
 
 from lit_long.config import UserError
 
-GRID = 1.01  # bases tried: its whole powers
+GRID = 1.005  # bases tried: its whole powers. Coarser grids step over narrow ranges of bases that hold
 LARGEST_BASE = 1e15
-STRIDE = 17  # of a first, coarse look
-BLOCK = 4096  # distances computed at once
+STRIDES = (17, 4, 1)  # coarse looks first
+FIRST_BLOCK, LARGEST_BLOCK = 64, 4096  # distances computed at once
 
 
 def similarity(base: float, head_dim: int, distances: np.ndarray) -> np.ndarray:
@@ -28,11 +28,13 @@ def similarity(base: float, head_dim: int, distances: np.ndarray) -> np.ndarray:
 
 def first_negative(base: float, head_dim: int, up_to: int, step: int = 1) -> int | None:
     """The smallest distance m ≤ ``up_to`` (tokens; a multiple of ``step``) with B_m(base) < 0; None if there is none."""
-    for start in range(0, up_to + 1, BLOCK * step):
-        distances = np.arange(start, min(start + BLOCK * step, up_to + 1), step)
+    start, count = 0, FIRST_BLOCK  # most answers come early
+    while start <= up_to:
+        distances = np.arange(start, min(start + count * step, up_to + 1), step)
         negative = similarity(base, head_dim, distances) < 0
         if negative.any():
             return int(distances[negative.argmax()])
+        start, count = start + count * step, min(2 * count, LARGEST_BLOCK)
     return None
 
 
@@ -44,14 +46,14 @@ def context_bound(base: float, head_dim: int, limit: int = 2**24) -> int:
 
 @functools.cache
 def smallest_base(length: int, head_dim: int) -> float:
-    """The smallest base on a 1 % grid with B_m ≥ 0 for all distances m ≤ ``length`` (tokens), rounded up to a whole number.
+    """The smallest base on a 0.5 % grid with B_m ≥ 0 for all distances m ≤ ``length`` (tokens), rounded up to a whole number.
 
     Raises:
         UserError: no base does that, as with a single pair of components.
     """
     power = 1
     while (base := float(np.ceil(GRID**power))) < LARGEST_BASE:
-        if first_negative(base, head_dim, length, STRIDE) is None and first_negative(base, head_dim, length) is None:
+        if all(first_negative(base, head_dim, length, step) is None for step in STRIDES):
             return base
         power += 1
     raise UserError(
