@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from lit_long.positions import SCHEMES
+from lit_long.positions.study import TheoryConfig, encoders
 from lit_long.theory import main
 from lit_long.tracking import default_uri
 from tests.integration.mini import REPOSITORY
@@ -79,6 +81,8 @@ assert not {{"torch", "mlflow", "matplotlib.pyplot"}} & set(sys.modules)
     [
         (["schems=[rope]"], "did you mean 'schemes'?"),
         (["schemes=[yarm]"], "did you mean 'yarn'?"),
+        (["schemes=[longrope]"], "search=longrope"),
+        (["schemes=[]"], "at least one option"),
         (["schemes=rope"], "schemes must be a list such as [a,b]"),
         (["head_dim=31"], "head_dim must be even"),
         (["distances=[-1]"], "distances must be"),
@@ -94,6 +98,23 @@ def test_errors(words, expected, tmp_path, capsys):
     quiet = [] if words[0].startswith("search") else ["tracking.enabled=false"]
     assert main([*words, f"root={tmp_path}", *quiet]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_default_schemes():
+    """All options but those that need the user's factors or that change training only; T = 2,048."""
+    found, left_out = encoders(TheoryConfig())
+    assert set(found) == set(SCHEMES) - {"longrope"} and list(found)[:3] == ["rope", "pi", "abf"]
+    assert [line.split()[0] for line in left_out] == ["pose", "randomised"]
+    assert found["pi"].factor == 8 and found["abf"].base == 5e5 and found["xpos_abf"].scale_base == 512
+    truncated = found["truncated"].inverse_frequencies(32_768)
+    kept = sum(a == b for a, b in zip(truncated, found["rope"].inverse_frequencies(32_768), strict=True))
+    assert (kept, truncated.count(0.0)) == (41, 9)  # Giraffe's counts at T = 2,048
+
+
+def test_a_file_is_a_scheme(tmp_path):
+    (tmp_path / "mine.yaml").write_text("scheme: rope\nbase: ${multiply:2,${model.rope_base}}\n")
+    found, _ = encoders(TheoryConfig(schemes=["rope", str(tmp_path / "mine.yaml")]))
+    assert list(found) == ["rope", "mine"] and found["mine"].base == 2e4
 
 
 def test_help(capsys):

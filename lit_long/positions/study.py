@@ -75,7 +75,7 @@ def encoders(config: TheoryConfig) -> tuple[dict[str, PositionalEncoder], list[s
     found: dict[str, PositionalEncoder] = {}
     left_out: list[str] = []
     for name in sorted(option_names("position"), key=familiarity) if everything else config.schemes:
-        where = f"configs/position/{name}.yaml"
+        where = f"position {name}"
         try:
             position = compose_position(name, model, config.stretched)
             if everything and "training" in position:

@@ -23,7 +23,7 @@ from lit_long.positions.encoder import PositionalEncoder
 from lit_long.positions.schemes import XPos
 
 MANY = 2**17  # pairs that stand for d → ∞
-BLOCK = 4096  # distances computed at once
+BLOCK = 4096  # distances or positions computed at once
 GOLDEN = (5**0.5 - 1) / 2
 LARGEST_BOUND = 2**18  # tokens: the base-bound curve is cut there
 
@@ -105,11 +105,14 @@ def adaptation_distances(
     places = np.unique(
         (np.arange(samples) * GOLDEN % 1 * length).astype(np.int64)
     )  # no stride: multiples of it would be favoured
-    seen = np.arange(original)[:, None] * trained
     new = places[:, None] * spectrum(encoder, length)
-    cosine = (np.cos(new) @ np.cos(seen).T + np.sin(new) @ np.sin(seen).T) / len(trained)
+    cosine = np.full(len(places), -1.0)
+    for start in range(0, original, BLOCK):
+        seen = np.arange(start, min(start + BLOCK, original))[:, None] * trained
+        pairs = np.cos(new) @ np.cos(seen).T + np.sin(new) @ np.sin(seen).T
+        cosine = np.maximum(cosine, pairs.max(axis=1) / len(trained))
     factor = encoder.attention_factor(length)
-    return np.sqrt(np.maximum(1 + factor**2 - 2 * factor * cosine.max(axis=1), 0))
+    return np.sqrt(np.maximum(1 + factor**2 - 2 * factor * cosine, 0))
 
 
 def critical_dimension(head_dim: int, base: float, original: int) -> int:
