@@ -84,8 +84,6 @@ class PositionalEncoder(ABC):
 
 def rotate(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor) -> Tensor:
     """Turn component pairs (j, j + K/2) of queries or keys [B, H, T, K] by the tables [B, T, K/2]. Computed in fp32."""
-    import torch
+    from lit_long.positions.turn import Turn
 
-    first, second = x_BHTK.float().chunk(2, dim=-1)
-    cos, sin = cos_BTJ[:, None], sin_BTJ[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTK.dtype)
+    return Turn.apply(x_BHTK, cos_BTJ, sin_BTJ)

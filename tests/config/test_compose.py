@@ -195,7 +195,9 @@ def test_experiment_without_stages_is_refused(tmp_path):
 )
 def test_every_option_file_composes(file):
     long = ["stages.base.context=4k", "stages.extend.context=32k", "stages.extend.tokens_per_update=4M"]
-    assert plan(f"{file.parent.name}={file.stem}", *(long if file.parent.name == "model" else [])).stages
+    factors = f"[{','.join(['1'] * 32)}]"
+    given = [f"position.{name}={factors}" for name in ("short_factors", "long_factors")] if file.stem == "longrope" else []
+    assert plan(f"{file.parent.name}={file.stem}", *given, *(long if file.parent.name == "model" else [])).stages
 
 
 def test_every_experiment_plans():
