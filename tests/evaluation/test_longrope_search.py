@@ -10,7 +10,15 @@ import yaml
 
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import ModelConfig, StageConfig, UserError, plain
-from lit_long.evaluation.longrope_search import SearchConfig, cross, evolve, mutate, search_factors, start_candidates
+from lit_long.evaluation.longrope_search import (
+    SearchConfig,
+    cross,
+    evolve,
+    mutate,
+    search_factors,
+    start_candidates,
+    training_windows,
+)
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.stages.folder import read_stage, write_stage
@@ -105,6 +113,15 @@ def test_no_worse_than_its_starts(stage):
     assert found.perplexity <= min(found.starts.values())
     assert set(found.starts) == {"pi", "ntk", "yarn"} and len(set(found.starts.values())) == 3
     assert np.isfinite(found.before)
+
+
+def test_fitness_reads_training_documents_only(store):
+    batch = training_windows(store, SearchConfig(stage="x", length=128, sequences=3))
+    assert batch.tokens.shape == (3 * len(store.domains), 128)
+    assert batch.tokens[:, 1:].equal(batch.targets[:, :-1])
+    documents = [store.documents(domain, "train") for domain in store.domains]
+    beginnings = {tuple(each[i][:128].tolist()) for each in documents for i in range(len(each))}
+    assert all(tuple(row) in beginnings for row in batch.tokens.tolist())
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_printed_theorem_1_fails_for_ones():
     upper = theory.printed_bounds(np.ones(128), frequencies)[1]
     assert upper == pytest.approx(0.0394, abs=5e-5)
     assert theory.sine_similarity(np.ones(128), frequencies) == pytest.approx(0.0788, abs=5e-5)
+    assert theory.theorem_1(np.ones(128), frequencies) == pytest.approx((0.0788, 0.0788), abs=5e-5)  # tight there
 
 
 def test_base_bound():
