@@ -202,6 +202,29 @@ def test_xpos_is_the_published_one_on_permuted_components(scheme, base):
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
+STRETCH = {"base": 10_000, "factor": 8}
+DEFAULTS = {  # as published
+    "rope": {"base": 10_000},
+    "pi": STRETCH,
+    "abf": {"base": 500_000},
+    "xpos": {"base": 10_000, "gamma": 0.4, "scale_base": 512, "centre": 0},
+    "xpos_abf": {"base": 500_000, "gamma": 0.4, "scale_base": 512, "centre": 0},
+    "ntk": STRETCH,
+    "dynamic_ntk": {"base": 10_000, "factor": 1, "original": 4096},
+    "ntk_by_parts": STRETCH | {"original": 4096, "alpha": 1, "beta": 32},
+    "yarn": STRETCH | {"original": 4096, "alpha": 1, "beta": 32, "attention": None},
+    "llama3": STRETCH | {"original": 8192, "low_freq_factor": 1, "high_freq_factor": 4},
+    "p_rope": {"base": 10_000, "fraction": 0.75},
+    "power": {"base": 10_000, "k": 0.5},
+    "truncated": {"base": 10_000, "truncate": 2048, "a": None, "b": None, "rho": None},
+    "nope": {},
+}
+
+
+@pytest.mark.parametrize("scheme", DEFAULTS)
+def test_defaults(scheme):
+    assert spelt_out({"scheme": scheme}, 128) == {"scheme": scheme} | DEFAULTS[scheme]
+
 
 def test_base_auto_is_settled_for_the_length():
     position = {"scheme": "yarn", "base": "auto", "factor": 4}
