@@ -3,7 +3,7 @@
     python -m lit_long.sweep                                     the default, experiment=position_tiny
     python -m lit_long.sweep model.n_layers=6 seed=1             change settings
     python -m lit_long.sweep grid.position=[rope,abf]            choose the variants
-    python -m lit_long.sweep grid.seed=[0,1,2]                   several seeds: mean and standard deviation in the table
+    python -m lit_long.sweep grid.seed=[0,1,2]                   several seeds: mean and deviation in the table
     python -m lit_long.sweep trainer=fsdp                        another option file of configs/trainer/
     python -m lit_long.sweep dry_run=true                        which stages would run, and which are done
     python -m lit_long.sweep show=config                         every setting, resolved
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
         plan = make_plan(read_layers(argv))
         if plan.sweep.show not in ("", "config"):
             raise UserError(f"command line: show={plan.sweep.show}: only show=config is known")
+        if plan.sweep.show or plan.sweep.dry_run:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
         if plan.sweep.show:
             print(resolved_yaml(plan), end="")
         elif plan.sweep.dry_run:

@@ -3,7 +3,16 @@
 Nothing here imports torch or lightning.
 """
 
-from lit_long.config.compose import Layers, compose_stage, compose_sweep, option_names, project_root, read_layers
+from lit_long.config.compose import (
+    Layers,
+    compose_position,
+    compose_stage,
+    compose_sweep,
+    option_names,
+    parse_words,
+    project_root,
+    read_layers,
+)
 from lit_long.config.schema import (
     CorpusConfig,
     DataConfig,
@@ -37,11 +46,13 @@ __all__ = [
     "UserError",
     "ValidationConfig",
     "check",
+    "compose_position",
     "compose_stage",
     "compose_sweep",
     "identity_fields",
     "nearest",
     "option_names",
+    "parse_words",
     "plain",
     "project_root",
     "read_layers",

@@ -7,6 +7,7 @@ Later layers win:
 * ``model=tiny`` picks an option file, ``model.n_layers=6`` sets one value. In an experiment a group is a name (``model: tiny``)
   or settings, on top of an option if they name one (``optim: {option: adamw, lr: 2e-3}``).
 * ``grid.position=[rope,abf]`` makes one variant per value; naming one value (``position=abf``, ``seed=1``) leaves that one.
+  ``grid.position=all`` takes every option file but those with a ``???``, a value that only the user can give.
 * A stage's own settings in the experiment come before the grid's and before ``key=value``; but a stage that names its own
   option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it.
 * Interpolations such as ``${context}`` are resolved inside each stage, with `multiply` and `divide` to compute.
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_long.config.schema import StageConfig, SweepConfig
+from lit_long.config.schema import ModelConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
 DEFAULT_OPTIONS = {
@@ -77,8 +78,9 @@ def find_file(folder: str, name: str, key: str) -> Path:
 
 
 def option_names(group: str) -> list[str]:
-    """Names of all option files of a group."""
-    return sorted({file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")})
+    """Names of all option files of a group that run as they are: none of their values is ``???``, for the user to give."""
+    names = {file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")}
+    return sorted(name for name in names if MISSING not in read_yaml(find_file(f"configs/{group}", name, group)).values())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -91,15 +93,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def read_layers(argv: list[str]) -> Layers:
-    """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
+def parse_words(argv: list[str]) -> dict[str, Any]:
+    """``key=value`` words as nested plain values. Raises UserError for a word of another form."""
     for word in argv:
         if "=" not in word or word.startswith("-"):
             raise UserError(f"{COMMAND_LINE}: {word!r} is not of the form key=value, such as model.n_layers=6 (see --help)")
     try:
-        cli = OmegaConf.to_container(OmegaConf.from_dotlist([spell_out(word) for word in argv]), resolve=False)
+        return OmegaConf.to_container(OmegaConf.from_dotlist(argv), resolve=False)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{COMMAND_LINE}: cannot be read: {error}") from None
+
+
+def read_layers(argv: list[str]) -> Layers:
+    """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
+    cli = parse_words([spell_out(word) for word in argv])
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
     return Layers(file.stem, file, read_yaml(file), cli)
@@ -107,8 +114,8 @@ def read_layers(argv: list[str]) -> Layers:
 
 def spell_out(word: str) -> str:
     """``position=abf`` as ``position.option=abf``, so that ``position.base=…`` can stand beside it."""
-    key, _, value = word.partition("=")
-    path = key.split(".")
+    key, equals, value = word.partition("=")
+    path = key.split(".") if equals else [""]
     picks_option = path[-1] in DEFAULT_OPTIONS and (len(path) == 1 or (path[0] == "stages" and len(path) == 3))
     return f"{key}.option={value}" if picks_option and not value.startswith("{") else word
 
@@ -246,6 +253,13 @@ def compose_stage(layers: Layers, shared: dict[str, Any], name: str, point: dict
         lay(raw, {k: v for k, v in layer.items() if k not in STAGE_KEYS}, source)
         merge(raw, stage_only)
     return resolve(raw, where)
+
+
+def compose_position(name: str, model: ModelConfig, context: int) -> dict[str, Any]:
+    """Settings of configs/position/``name``.yaml, resolved for ``model`` in a context of ``context`` tokens."""
+    raw: dict[str, Any] = {"model": plain(model), "context": context}
+    lay(raw, {"position": name}, COMMAND_LINE)
+    return resolve(raw, f"configs/position/{name}.yaml").position
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Swappable positional encoders. ``scheme: abf`` names a built-in, ``scheme: my_module:MyEncoder`` the user's own subclass.
 
-Building and checking one imports no torch; only computing a rotation does.
+Settings may hold a group ``training``, which changes the positions in training and composes with any scheme
+(``training: {transform: pose, …}``, see transforms.py). Building and checking imports no torch; only computing does.
 """
 
 from __future__ import annotations
@@ -9,15 +10,40 @@ import dataclasses
 import importlib
 from typing import Any
 
+from omegaconf import MISSING
+
 from lit_long.config import UserError, check, nearest
+from lit_long.positions.bounds import smallest_base
 from lit_long.positions.encoder import PositionalEncoder, Rotation, rotate
-from lit_long.positions.schemes import AdjustedBaseFrequency, PositionInterpolation, RoPE, XPosABF
+from lit_long.positions.scaled import DynamicNTK, Llama3, LongRoPE, NTKAware, NTKByParts, PositionInterpolation, YaRN
+from lit_long.positions.schemes import (
+    AdjustedBaseFrequency,
+    NoPE,
+    PartialRoPE,
+    PowerBasis,
+    RoPE,
+    TruncatedBasis,
+    XPos,
+    XPosABF,
+)
+from lit_long.positions.transforms import TRANSFORMS, PositionTransform
 
 SCHEMES: dict[str, type[PositionalEncoder]] = {
     "rope": RoPE,
     "pi": PositionInterpolation,
     "abf": AdjustedBaseFrequency,
+    "xpos": XPos,
     "xpos_abf": XPosABF,
+    "ntk": NTKAware,
+    "dynamic_ntk": DynamicNTK,
+    "ntk_by_parts": NTKByParts,
+    "yarn": YaRN,
+    "longrope": LongRoPE,
+    "llama3": Llama3,
+    "p_rope": PartialRoPE,
+    "power": PowerBasis,
+    "truncated": TruncatedBasis,
+    "nope": NoPE,
 }
 
 
@@ -25,36 +51,89 @@ def build(position: dict[str, Any], head_dim: int, where: str = "position") -> P
     """The encoder that ``position`` (its ``scheme`` and settings) describes, for heads of ``head_dim`` components.
 
     Raises:
-        UserError: an unknown scheme, an unknown setting or one that makes no sense.
+        UserError: an unknown scheme, an unknown setting, one that makes no sense or one that is missing.
     """
-    settings = dict(position)
-    scheme = settings.pop("scheme", None)
-    if scheme is None:
-        raise UserError(f"{where}: position.scheme is missing; known here: {', '.join(SCHEMES)}")
-    found = find_scheme(str(scheme), where)
-    return found(head_dim=head_dim, **check(found, settings, where, "position."))
+    own = {key: value for key, value in position.items() if key != "training"}
+    if own.get("base") == "auto":
+        raise UserError(
+            f"{where}: position.base=auto is settled for a context; call settings(…, length=…) first, or give a number"
+        )
+    encoder = make(PositionalEncoder, "scheme", SCHEMES, own, where, "position.", head_dim=head_dim)
+    if transform := build_transform(position, where):
+        encoder.require_length(transform.reach)
+    return encoder
 
 
-def find_scheme(scheme: str, where: str) -> type[PositionalEncoder]:
-    if ":" not in scheme:
-        if scheme not in SCHEMES:
-            raise UserError(f"{where}: unknown position.scheme {scheme!r}{nearest(scheme, SCHEMES)}")
-        return SCHEMES[scheme]
-    module, _, name = scheme.partition(":")
+def build_transform(position: dict[str, Any], where: str = "position") -> PositionTransform | None:
+    """What ``position.training`` does to the positions in training; None without it. Raises like `build`."""
+    training = position.get("training")
+    if training is None:
+        return None
+    if not isinstance(training, dict):
+        raise UserError(f"{where}: position.training must be a group of settings (transform: …), not {training!r}")
+    return make(PositionTransform, "transform", TRANSFORMS, training, where, "position.training.")
+
+
+def make(
+    base: type, kind: str, known: dict[str, type], values: dict[str, Any], where: str, prefix: str, **given: Any
+) -> PositionalEncoder | PositionTransform:
+    """An instance of the class that ``values[kind]`` names, from the other values, checked and converted."""
+    if kind not in values:
+        raise UserError(f"{where}: {prefix}{kind} is missing; known here: {', '.join(known)}")
+    cls = find(base, known, str(values[kind]), where, prefix + kind)
+    own = {key: value for key, value in values.items() if key != kind and value != MISSING}
+    checked = check(cls, own, where, prefix) | given
+    optional = (dataclasses.MISSING, dataclasses.MISSING)
+    for field in dataclasses.fields(cls):
+        if field.init and field.name not in checked and (field.default, field.default_factory) == optional:
+            raise UserError(f"{where}: {prefix}{field.name} is missing; {values[kind]} has no default for it")
+    return cls(**checked)
+
+
+def find(base: type, known: dict[str, type], name: str, where: str, key: str) -> type:
+    """The class called ``name``: one of ``known``, or the user's own as ``module:Class``."""
+    if ":" not in name:
+        if name not in known:
+            raise UserError(f"{where}: unknown {key} {name!r}{nearest(name, known)}")
+        return known[name]
+    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: position.scheme {scheme!r} cannot be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, PositionalEncoder) and dataclasses.is_dataclass(found)):
-        raise UserError(f"{where}: position.scheme {scheme!r} must be a dataclass derived from PositionalEncoder")
+        raise UserError(f"{where}: {key} {name!r} cannot be imported: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, base) and dataclasses.is_dataclass(found)):
+        raise UserError(f"{where}: {key} {name!r} must be a dataclass derived from {base.__name__}")
     return found
 
 
-def settings(position: dict[str, Any], head_dim: int, where: str = "position") -> dict[str, Any]:
-    """``position`` with every default spelt out and every value converted, as it enters a stage's identity."""
-    values = dataclasses.asdict(build(position, head_dim, where))
+def settings(position: dict[str, Any], head_dim: int, where: str = "position", length: int | None = None) -> dict[str, Any]:
+    """``position`` with every default spelt out and every value converted, as it enters a stage's identity.
+
+    Args:
+        length: tokens of the context that the encoder is for. ``base: auto`` becomes the smallest base that supports it
+            (bounds.py), and a scheme that cannot hold it is refused.
+    """
+    if position.get("base") == "auto" and length is not None:
+        build({**position, "base": 10_000.0}, head_dim, where)  # its other settings are right, and it has a base
+        position = {**position, "base": smallest_base(length, head_dim)}
+    encoder = build(position, head_dim, where)
+    if length is not None:
+        encoder.require_length(length)
+    values = {"scheme": position["scheme"]} | dataclasses.asdict(encoder)
     del values["head_dim"]
-    return {"scheme": position["scheme"]} | values
+    if transform := build_transform(position, where):
+        values["training"] = {"transform": position["training"]["transform"]} | dataclasses.asdict(transform)
+    return values
 
 
-__all__ = ["SCHEMES", "PositionalEncoder", "Rotation", "build", "find_scheme", "rotate", "settings"]
+__all__ = [
+    "SCHEMES",
+    "TRANSFORMS",
+    "PositionTransform",
+    "PositionalEncoder",
+    "Rotation",
+    "build",
+    "build_transform",
+    "rotate",
+    "settings",
+]

@@ -1,8 +1,8 @@
 """What a positional encoder is: plain numbers in, rotations out.
 
 Every scheme of the RoPE family turns each pair of query and key components by an angle that grows with the position. A scheme
-is a small dataclass whose fields are its settings; it says with which angular frequencies it turns (`inverse_frequencies`), and
-may change `rotation` itself when it does more than turn (xPos scales, YaRN sharpens the attention).
+is a small dataclass whose fields are its settings; it says with which angular frequencies it turns (`inverse_frequencies`), may
+sharpen the attention (`attention_factor`), and may change `rotation` itself when it does more (xPos).
 
 Components are paired half by half (component j with j + head_dim/2, the layout of Hugging Face weights), not interleaved.
 Phases are computed from the positions at each use, in fp64, so that no cast of the model can spoil them; the tables are fp32.
@@ -54,6 +54,13 @@ class PositionalEncoder(ABC):
             length: the live context length in tokens. It is given explicitly, since a shard or a cached step cannot infer it.
         """
 
+    def attention_factor(self, length: int) -> float:
+        """What the tables of queries and of keys are each multiplied by, so scores by its square; 1 leaves them as they are."""
+        return 1.0
+
+    def require_length(self, length: int) -> None:
+        """Raise a UserError when the scheme cannot hold positions 0 … ``length`` − 1 in the number range of its tables."""
+
     def rotation(self, positions: Tensor, length: int) -> Rotation:
         """Rotation tables for logical ``positions`` [B, T] (integer or real) in a context of ``length`` tokens."""
         cos, sin = self.cos_sin(positions, length)
@@ -61,12 +68,13 @@ class PositionalEncoder(ABC):
         return Rotation(cos, sin, cos, sin)
 
     def cos_sin(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every phase, fp64 [B, T, head_dim/2]."""
+        """Cosine and sine of every phase times the attention factor, fp64 [B, T, head_dim/2]."""
         import torch
 
         frequencies = torch.tensor(self.inverse_frequencies(length), dtype=torch.float64, device=positions.device)
         phases = positions.to(torch.float64)[..., None] * frequencies
-        return phases.cos(), phases.sin()
+        factor = self.attention_factor(length)
+        return phases.cos() * factor, phases.sin() * factor
 
     def require(self, condition: bool, name: str, wanted: str) -> None:
         """Raise the UserError of a bad setting unless ``condition`` holds."""
@@ -76,8 +84,6 @@ class PositionalEncoder(ABC):
 
 def rotate(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor) -> Tensor:
     """Turn component pairs (j, j + K/2) of queries or keys [B, H, T, K] by the tables [B, T, K/2]. Computed in fp32."""
-    import torch
+    from lit_long.positions.turn import Turn
 
-    first, second = x_BHTK.float().chunk(2, dim=-1)
-    cos, sin = cos_BTJ[:, None], sin_BTJ[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTK.dtype)
+    return Turn.apply(x_BHTK, cos_BTJ, sin_BTJ)

@@ -36,7 +36,10 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
         check_training(config, where)
     if parent is not None and parent.kind != "train":
         raise UserError(f"{where}.parent must be a train stage, not {config.parent!r}")
-    position = position_settings(config.position, config.model.head_dim, where)
+    evaluation = config.evaluation
+    measured = max([*evaluation.lengths, *evaluation.retrieval_lengths], default=config.context)
+    longest = config.context if config.kind == "train" else measured
+    position = position_settings(config.position, config.model.head_dim, where, longest)
     return replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
 
 

@@ -26,7 +26,7 @@ from lit_long.checkpoints.weights import load_weights
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
-from lit_long.positions import build
+from lit_long.positions import build, build_transform
 from lit_long.training.parallel import parallelize
 
 
@@ -34,7 +34,8 @@ class LongContextModule(lightning.LightningModule):
     """A Llama with a positional encoder, its optimizer and its schedule.
 
     Args:
-        position: scheme and settings, as in configs/position/, for example ``{"scheme": "abf", "base": 500_000}``.
+        position: scheme and settings, as in configs/position/, for example ``{"scheme": "abf", "base": 500_000}``. Its group
+            ``training`` changes the positions of training batches, never those of validation.
         updates: length of the run in optimizer updates; the cosine ends there.
         init_from: a `.safetensors` file of weights to start from; random with ``seed`` if not given.
         micro_batch_tokens: tokens per forward and backward; at least one sequence.
@@ -56,7 +57,7 @@ class LongContextModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model_config, self.optim, self.updates = model, optim, updates
-        self.encoder = build(position, model.head_dim)
+        self.encoder, self.transform = build(position, model.head_dim), build_transform(position)
         self.init_from, self.seed = init_from, seed
         self.micro_batch_tokens, self.loss_chunk_tokens = micro_batch_tokens, loss_chunk_tokens
         self.model: Llama | None = None
@@ -137,6 +138,13 @@ class LongContextModule(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Positions as ``position.training`` makes them. Done here, so that callbacks count the FLOPs of what is computed."""
+        if self.transform is None or not self.trainer.training:
+            return batch
+        first_row = self.trainer.global_rank * len(batch.tokens)  # ranks hold equal shares, in order
+        return self.transform(batch, self.seed, self.trainer.global_step, first_row)
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Add to the nats and tokens of this loader's domain."""

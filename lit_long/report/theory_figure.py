@@ -1,0 +1,181 @@
+"""The page of figures of the study: decay (Figure 4), base bound, helix (Figure 8), spectrum and granularity by scheme.
+
+Lines are labelled where they end, and the schemes share one list of names, so that there is no legend to look up. Okabe and Ito's
+palette for lines, cividis for the spectrum: both readable with any colour vision.
+"""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lit_long.report.figures import COLOURS, DPI, GREY, STYLE
+from lit_long.report.results import display
+
+INK = "#222222"
+BACKED = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+PUBLISHED = {1e3: "1k", 1e4: "10k", 1e5: "100k", 1e6: "1M", 1e7: "10M"}
+# Smallest bases for 1k … 64k tokens as published in 2405.14591, Table 2.
+PAPER_BOUNDS = {1024: 4.3e3, 2048: 1.6e4, 4096: 2.7e4, 8192: 8.4e4, 16384: 3.1e5, 32768: 6.4e5, 65536: 2.1e6}
+PAPER_LIMITS = {"ABF": 0.076, "PI 1/4": 0.027}  # LLaMA 2 Long, App. B
+FLOOR = 1 / 64  # of the spectrum's colours
+Tables = dict[str, list[dict[str, Any]]]
+
+
+def draw(tables: Tables, setting: dict[str, Any], file: BinaryIO, kind: str) -> None:
+    """Write the page to ``file`` as ``kind`` (png or svg). ``tables`` and ``setting`` as in `write_theory`."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    schemes = [row["scheme"] for row in tables["schemes"]]
+    rows = 0.62 + 0.19 * len(schemes)  # inches of the lowest panels
+    with matplotlib.rc_context(
+        STYLE | {"svg.hashsalt": "lit-long", "axes.titlesize": 9, "axes.titleweight": "bold", "font.size": 8}
+    ):
+        total = 0.35 + 2.75 + 2.5 + rows + 1.0
+        figure = Figure(figsize=(7.2, total), dpi=DPI)
+
+        def place(left: float, top: float, width: float, height: float, **more: Any) -> Any:
+            """Axes by inches from the upper left corner."""
+            return figure.add_axes((left / 7.2, 1 - (top + height) / total, width / 7.2, height / total), **more)
+
+        decay(place(0.5, 0.35, 2.75, 2.2), tables)
+        base_bound(place(4.75, 0.35, 2.3, 2.2), tables, setting)
+        for index, panel in enumerate(dict.fromkeys(row["panel"] for row in tables["helices"])):
+            points = [row for row in tables["helices"] if row["panel"] == panel]
+            helix(place(0.3 + 2.3 * index, 3.2, 2.0, 1.9, projection="3d"), panel, points)
+        top = 0.35 + 2.75 + 2.5
+        strip = place(1.05, top, 3.75, rows - 0.3)
+        spectrum(strip, place(1.05, top + rows + 0.22, 3.75, 0.1), tables, setting, schemes)
+        granularity(place(4.95, top, 2.1, rows - 0.3), tables, schemes)
+        words = (
+            f"d = {setting['head_dim']}, base {setting['base']:,g}",
+            f"{setting['length']:,} → {setting['stretched']:,} tokens",
+            "curves: mean over 250 tokens",
+            "bands: lowest to highest",
+        )
+        figure.text(4.95 / 7.2, 1 - (top + rows + 0.22) / total, "\n".join(words), fontsize=7, color=GREY, va="top")
+        figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+
+
+def decay(axes: Any, tables: Tables) -> None:
+    names = list(dict.fromkeys(row["scheme"] for row in tables["bands"]))
+    ends = []
+    for name, colour in zip(names, COLOURS, strict=False):
+        rows = [row for row in tables["bands"] if row["scheme"] == name]
+        x, low, mean, high = (np.array([row[key] for row in rows]) for key in ("distance", "low", "mean", "high"))
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x, mean, color=colour, linewidth=1.3)
+        ends.append((float(mean[-len(mean) // 12 :].mean()), display(name), colour))
+    axes.axhline(0, color=INK, linewidth=0.7)
+    axes.set(title="Score of all-ones q and k (Figure 4)", xlabel="distance (tokens)", ylabel="score before the softmax")
+    axes.set_xlim(0, max(row["distance"] for row in tables["bands"]))
+    axes.set_xticks(range(0, 30_001, 10_000), ["0", "10k", "20k", "30k"])
+    label_ends(axes, ends)
+
+
+def label_ends(axes: Any, ends: list[tuple[float, str, str]], line: float = 0.075) -> None:
+    """Names right of the axes at the heights where their lines end, moved apart to ``line`` of the axes' height."""
+    low, high = axes.get_ylim()
+    wanted = sorted(((value - low) / (high - low), text, colour) for value, text, colour in ends)
+    heights = [height for height, *_ in wanted]
+    for _ in range(100):
+        for index in range(1, len(heights)):
+            overlap = line - (heights[index] - heights[index - 1])
+            if overlap > 1e-6:
+                heights[index - 1] -= overlap / 2
+                heights[index] += overlap / 2
+    for (true, text, colour), height in zip(wanted, heights, strict=True):
+        place = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center", "annotation_clip": False}
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(text, (1.0, true), (1.05, height), color=colour, fontweight="bold", arrowprops=arrow, **place)
+
+
+def base_bound(axes: Any, tables: Tables, setting: dict[str, Any]) -> None:
+    base = np.array([row["base"] for row in tables["base_bound"]])
+    length = np.array([row["length"] for row in tables["base_bound"]])
+    axes.loglog(base, length, color=COLOURS[0], linewidth=1.3)
+    if setting["head_dim"] == 128:
+        axes.plot(list(PAPER_BOUNDS.values()), list(PAPER_BOUNDS), "o", markerfacecolor="none", markersize=4, color=COLOURS[1])
+        axes.annotate("published", (2.7e4, 4096), (-6, 6), textcoords="offset points", ha="right", color=COLOURS[1])
+    for marked, text in ((setting["base"], "RoPE"), (50 * setting["base"], "ABF")):
+        bound = length[np.searchsorted(base, marked)]
+        axes.plot([marked], [bound], "o", color=INK, markersize=4.5, zorder=4)
+        axes.annotate(f"{text}: {bound:,}", (marked, bound), (7, -9), textcoords="offset points", color=INK)
+    axes.set(title="Context that a base supports", xlabel="base", ylabel="context (tokens)")
+    ticks = [2**power for power in range(9, 19, 2) if length.min() <= 2**power <= 2 * length.max()]
+    axes.set_yticks(ticks, [f"{tick // 1024}k" if tick >= 1024 else str(tick) for tick in ticks])
+    axes.set_xticks(list(PUBLISHED), list(PUBLISHED.values()))
+    axes.minorticks_off()
+
+
+def helix(axes: Any, panel: str, rows: list[dict[str, Any]]) -> None:
+    curve, dots = (np.array([[r["x"], r["y"], r["z"]] for r in rows if r["kind"] == kind]).T for kind in ("curve", "dots"))
+    axes.plot(*curve, color=COLOURS[0], linewidth=1.2)
+    axes.plot(*dots, "o", color=COLOURS[1], markersize=4)
+    axes.set_title(panel, y=0.97)
+    axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), zlim=(-1, 1), xticks=[-1, 0, 1], yticks=[-1, 0, 1], zticks=[-1, 0, 1])
+    axes.tick_params(labelsize=6.5, pad=-3)
+    axes.set_xlabel("Re $f_0$", labelpad=-9)
+    axes.set_ylabel("Im $f_0$", labelpad=-9)
+    axes.set_zlabel("Im $f_j$", labelpad=-10)
+    axes.set_box_aspect((1, 1, 1), zoom=0.92)
+    axes.view_init(elev=22, azim=-58)
+
+
+def spectrum(axes: Any, bar: Any, tables: Tables, setting: dict[str, Any], schemes: list[str]) -> None:
+    """Each pair's frequency as a share of RoPE's; pairs that do not turn at all are hatched."""
+    from matplotlib.colors import LogNorm
+
+    half = setting["head_dim"] // 2
+    frequencies = np.array([row["inv_freq"] for row in tables["spectrum"]]).reshape(len(schemes), half)
+    ratio = frequencies / setting["base"] ** (-np.arange(half) / half)
+    still = ratio == 0
+    shown = np.ma.masked_where(still, np.clip(ratio, FLOOR, 1))
+    edges, heights = np.arange(half + 1) - 0.5, np.arange(len(schemes) + 1) - 0.5
+    mesh = axes.pcolormesh(edges, heights, shown, cmap="cividis", norm=LogNorm(FLOOR, 1), rasterized=True)
+    for row, column in zip(*np.nonzero(still), strict=True):
+        axes.fill_between(
+            [column - 0.5, column + 0.5], row - 0.5, row + 0.5, facecolor="white", edgecolor="#BBBBBB", hatch="////", lw=0
+        )
+    for height in heights[1:-1]:
+        axes.axhline(height, color="white", linewidth=1.5)
+    turn = half * np.log(setting["length"] / (2 * np.pi)) / np.log(setting["base"])
+    if 0 < turn < half:
+        axes.axvline(turn, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+        words = f"< 1 turn in {setting['length']:,} →"
+        axes.annotate(words, (turn, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7)
+    axes.set_title("Frequency ÷ RoPE's", loc="left", pad=14)
+    axes.set(xlabel="pair j (fast to slow)", xlim=(-0.5, half - 0.5))
+    axes.set_ylim(len(schemes) - 0.5, -0.5)
+    axes.set_yticks(range(len(schemes)), [display(name) for name in schemes])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    ticks = [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, FLOOR]
+    axes.figure.colorbar(mesh, cax=bar, orientation="horizontal", ticks=ticks)
+    bar.set_xticks(ticks, ["1", "1/2", "1/4", "1/8", "1/16", "1/32", "≤ 1/64"])
+    bar.minorticks_off()
+    bar.set_xlabel("colour: share of RoPE's frequency; hatched: does not turn", fontsize=7)
+
+
+def granularity(axes: Any, tables: Tables, schemes: list[str]) -> None:
+    values = {row["scheme"]: row["value"] for row in tables["granularity"]}
+    for row, name in enumerate(schemes):
+        axes.plot([0, values[name]], [row, row], color="#C8C8C8", linewidth=1)
+        axes.plot([values[name]], [row], "o", color=COLOURS[0], markersize=4.5)
+        axes.annotate(
+            f"{values[name]:.3f}", (values[name], row), (5, 0), textcoords="offset points", va="center", fontsize=7, bbox=BACKED
+        )
+    for name, limit in PAPER_LIMITS.items():
+        axes.axvline(limit, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axes.annotate(f"{name}: {limit}", (limit, 1), (0, 3), color=GREY, **place)
+    axes.set_title("Granularity", loc="left", pad=14)
+    axes.set(xlabel="(2/d) Σ sin φ (dashed: limits)", xlim=(0, max([0.13, *(1.25 * value for value in values.values())])))
+    axes.set_ylim(len(schemes) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.locator_params(axis="x", nbins=4)
+    axes.grid(False, axis="y")

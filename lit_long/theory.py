@@ -1,0 +1,100 @@
+"""Study positional encoders on paper: decay, granularity, adaptation, base bound and spectrum, beside the papers' statements.
+
+    python -m lit_long.theory                                  every scheme in configs/position, Llama 2's numbers
+    python -m lit_long.theory schemes=[rope,abf] out=DIR       some of them, written to DIR (default: runs/theory)
+    python -m lit_long.theory head_dim=64 base=1e4 factor=4 length=2k distances=[0,100,1k] truncate=1k
+    python -m lit_long.theory search=longrope stage=FOLDER length=8k
+                                                               factors for LongRoPE, by evolution on a trained stage's model
+
+Writes spectrum.csv, decay.csv, granularity.csv, base_bound.csv, theory.md and figures/theory.png, .svg, and records them in MLflow
+(experiment `theory`; tracking.enabled=false leaves that out). `length` is the context before stretching, `factor` how far it is
+stretched, `base` RoPE's, `truncate` the truncated basis' T. The search writes longrope.yaml, for position=DIR/longrope.yaml;
+its `length` is the context to reach; its budget: population, iterations, parents, mutations, crossovers, sequences, domains, seed.
+Exit codes: 0 written, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lit_long.config import UserError, parse_words, plain, project_root, typed
+from lit_long.positions.study import TheoryConfig, study
+from lit_long.report.theory import COLUMNS, write_theory
+from lit_long.stages.folder import read_stage
+from lit_long.stages.plan import digest
+from lit_long.tracking import NoTracker, Tracker, default_uri, environment_tags, flatten
+
+COMMAND_LINE = "command line"
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
+    console = Console()
+    try:
+        words = parse_words(argv)
+        if "search" in words:
+            search(words, console)
+        else:
+            write_study(typed(TheoryConfig, words, COMMAND_LINE), console)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def places(out: str, root: str) -> tuple[Path, Path]:
+    """The output folder and the root that runs/ and mlflow/ lie below."""
+    base = Path(root).expanduser().resolve() if root else project_root()
+    return (Path(out).expanduser().resolve() if out else base / "runs" / "theory"), base
+
+
+def write_study(config: TheoryConfig, console: Console) -> None:
+    out, root = places(config.out, config.root)
+    tables, left_out = study(config)
+    setting = {name: getattr(config, name) for name in ("head_dim", "base", "length", "stretched")}
+    shown = write_theory(out, tables, setting, left_out)
+    for part in (part for table in shown for part in table.terminal()):
+        console.print(part)
+    for line in left_out:
+        console.print(f"left out: {line}", highlight=False)
+    record(config, out, root, tables["schemes"])
+    console.print(f"figures  {out / 'figures' / 'theory.png'}\ntables   {out}", highlight=False, soft_wrap=True)
+
+
+def record(config: TheoryConfig, out: Path, root: Path, schemes: list[dict[str, Any]]) -> None:
+    """One MLflow run per configuration, found again when it is studied again."""
+    uri = config.tracking.uri or default_uri(root)
+    tracker = Tracker.open(uri, "theory", root / "mlflow" / "artifacts") if config.tracking.enabled else NoTracker()
+    settings = {key: value for key, value in plain(config).items() if key not in ("out", "root", "tracking")}
+    run = tracker.sweep(key := digest(settings, 8), f"theory {key}", params=flatten(settings), tags=environment_tags())
+    names = ("granularity", "adaptation", "adaptation_mean", "attention_factor")
+    tracker.metrics(run, {f"{name}/{row['scheme']}": row[name] for row in schemes for name in names})
+    for file in (*(out / f"{name}.csv" for name in COLUMNS), out / "theory.md"):
+        tracker.artifact(run, file)
+    tracker.artifact(run, out / "figures", "figures")
+    tracker.finish(run, "FINISHED")
+
+
+def search(words: dict[str, Any], console: Console) -> None:
+    """Find LongRoPE's factors for the model of a trained stage, and write them as a position option."""
+    from lit_long.evaluation.longrope_search import SearchConfig, search_factors, write_option
+
+    config = typed(SearchConfig, words, COMMAND_LINE)
+    folder = Path(config.stage).expanduser().resolve()
+    trained, store, _ = read_stage(folder)
+    found = search_factors(config, trained, store, folder, lambda line: console.print(line, highlight=False))
+    file = write_option(places(config.out, config.root)[0] / "longrope.yaml", found, config)
+    console.print(
+        f"perplexity at {config.length:,} tokens: {found.before:.4f} before, {found.perplexity:.4f} with the factors found"
+    )
+    console.print(f"option   {file}   (use it as position={file})", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,41 @@
+"""A positional encoder of one's own, as docs/positional-encoders.md tells it: a class and a YAML in an otherwise empty folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.integration.mini import MINI, REPOSITORY, run
+
+PAGE = REPOSITORY / "docs" / "positional-encoders.md"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The files that the page shows: each code block whose first line names its file."""
+    blocks = re.findall(r"```\w+\n# (\S+\.(?:py|yaml))\b[^\n]*\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert {name for name, _ in blocks} >= {"my_module.py", "configs/position/mine.yaml"}
+    for name, content in blocks:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    return tmp_path
+
+
+def test_own_encoder_is_planned_and_its_settings_are_checked(folder):
+    plan = run("lit_long.sweep", "dry_run=true", "position=mine", f"root={folder}", cwd=folder)
+    assert plan.returncode == 0 and re.search(r"to run +extend", plan.stdout), plan.stdout + plan.stderr
+    wrong = run("lit_long.sweep", "dry_run=true", "position=mine", "position.slop=1", f"root={folder}", cwd=folder)
+    assert wrong.returncode == 2 and "did you mean 'position.slope'?" in wrong.stderr and "Traceback" not in wrong.stderr
+    every = run("lit_long.sweep", "dry_run=true", "grid.position=all", f"root={folder}", cwd=folder)
+    assert "extend mine" in every.stdout and "extend yarn" in every.stdout and "longrope" not in every.stdout
+
+
+def test_own_encoder_is_trained_and_evaluated(folder):
+    sweep = run("lit_long.sweep", *MINI, "grid.position=[mine,pose]", f"root={folder}", cwd=folder)
+    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    latest = (folder / "runs" / "position_tiny" / "latest").resolve()
+    assert [trial["variant"] for trial in json.loads((latest / "sweep.json").read_text())["trials"]] == ["mine", "pose"]
+    assert "mine" in (latest / "table.csv").read_text()
