@@ -1,10 +1,9 @@
 """Run an experiment: all its variants, tracked in MLflow, with the paper's table at the end.
 
     python -m lit_long.sweep                                     the default, experiment=position_tiny
-    python -m lit_long.sweep model.n_layers=6 seed=1             change settings
+    python -m lit_long.sweep model.n_layers=6 trainer=fsdp       change settings, pick option files of configs/
     python -m lit_long.sweep grid.position=[rope,abf]            choose the variants
     python -m lit_long.sweep grid.seed=[0,1,2]                   several seeds: mean and deviation in the table
-    python -m lit_long.sweep trainer=fsdp                        another option file of configs/trainer/
     python -m lit_long.sweep dry_run=true                        which stages would run, and which are done
     python -m lit_long.sweep show=config                         every setting, resolved
 
@@ -69,10 +68,9 @@ def print_plan(plan: Plan) -> None:
 
 def run(plan: Plan, console: Console) -> int:
     """Run what is not done, then report."""
-    from lit_long.launch.display import Display, Estimate
+    from lit_long.launch.display import Display
     from lit_long.launch.record import Record, folder_name, open_tracker, tracking_uri
     from lit_long.launch.runner import check_disk, run_plan
-    from lit_long.planning.flops import stage_flops
     from lit_long.report import write_report
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C
@@ -82,8 +80,7 @@ def run(plan: Plan, console: Console) -> int:
     write_sweep(plan)
     record = Record(tracker, plan)
     try:
-        estimate = Estimate({stage.identity: stage_flops(stage.config) for stage in plan.stages})
-        with Display(console, len(plan.stages), estimate) as display:
+        with Display(console, plan.stages) as display:
             outcome = run_plan(plan, record, display)
         report = write_report(plan.folder)
         record.close("FAILED" if outcome.failed or outcome.skipped else "FINISHED", report)

@@ -11,6 +11,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from lit_long.planning.flops import stage_flops
+from lit_long.stages.plan import Stage
+
 LINE_SECONDS = 10.0
 
 
@@ -26,8 +29,9 @@ def duration(seconds: float | None) -> str:
 class Estimate:
     """Time to go of the whole sweep: every stage's expected cost, calibrated by the time that finished cost has taken."""
 
-    def __init__(self, costs: dict[str, float]) -> None:
-        self.costs, self.done_cost, self.done_seconds = dict(costs), 0.0, 0.0
+    def __init__(self, stages: list[Stage]) -> None:
+        self.costs = {stage.identity: stage_flops(stage.config) for stage in stages}
+        self.done_cost, self.done_seconds = 0.0, 0.0
 
     def finished(self, identity: str, seconds: float | None) -> None:
         """A stage is over; ``seconds`` is None when it had been done before and took no time."""
@@ -51,8 +55,8 @@ class Estimate:
 class Display:
     """A context manager; ``begin`` and ``end`` frame each stage, ``update`` says how far it is."""
 
-    def __init__(self, console: Console, stages: int, estimate: Estimate) -> None:
-        self.console, self.estimate, self.stages = console, estimate, stages
+    def __init__(self, console: Console, stages: list[Stage]) -> None:
+        self.console, self.estimate, self.stages = console, Estimate(stages), len(stages)
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
