@@ -21,23 +21,24 @@ LAST = 131_071
 FAR = {"xpos": {"centre": LAST, "scale_base": 4096}, "xpos_abf": {"centre": LAST, "scale_base": 4096}}
 
 
-def check_last_position(encoder, rotation, column):
+def check_position(encoder, rotation, column, position=LAST):
     factor = encoder.attention_factor(LAST + 1)
     for index, frequency in enumerate(encoder.inverse_frequencies(LAST + 1)):
-        phase = LAST * frequency
+        phase = position * frequency
         assert float(rotation.cos_q[0, column, index]) == pytest.approx(factor * math.cos(phase), abs=1e-6)
         assert float(rotation.sin_k[0, column, index]) == pytest.approx(factor * math.sin(phase), abs=1e-6)
     assert {table.dtype for table in rotation} == {torch.float32}
 
 
 @pytest.mark.parametrize("scheme", SETTINGS)
-@pytest.mark.parametrize("positions", [torch.int64, torch.float64])
-def test_phases_at_the_last_position_survive_casts(scheme, positions):
+@pytest.mark.parametrize("position", [LAST, LAST - 1 / 3], ids=["whole", "real"])
+def test_phases_at_the_last_position_survive_casts(scheme, position):
     """Closed form in fp64, for an encoder inside a model that was cast to bf16."""
     holder = torch.nn.Linear(2, 2)
-    holder.encoder = build(small(scheme) | FAR.get(scheme, {}), 64)
+    holder.encoder = build(small(scheme) | FAR.get(scheme, {}) | ({"centre": position} if "xpos" in scheme else {}), 64)
     holder.to(torch.bfloat16)
-    check_last_position(holder.encoder, holder.encoder.rotation(torch.tensor([[LAST]], dtype=positions), LAST + 1), 0)
+    positions = torch.tensor([[position]], dtype=torch.int64 if position == LAST else torch.float64)
+    check_position(holder.encoder, holder.encoder.rotation(positions, LAST + 1), 0, position)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
@@ -72,7 +73,7 @@ def test_phases_survive_lightnings_low_precision(scheme, precision):
     trainer.fit(module, torch.utils.data.DataLoader([batch], batch_size=None))
     assert len(seen) == 1  # one rotation for all layers
     assert next(module.model.parameters()).dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
-    check_last_position(module.encoder, seen[0], -1)
+    check_position(module.encoder, seen[0], -1)
 
 
 # --------------------------------------------------------------------------------------------------------- xPos's range
