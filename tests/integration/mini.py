@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CORPUS = [
@@ -24,6 +27,7 @@ MINI = [
     *("evaluation.lengths=[128,256]", "evaluation.retrieval_lengths=[128,256]"),
     *("evaluation.sequences=4", "evaluation.retrieval_examples=4", "validation.times=2", "validation.sequences=2"),
     *("trainer.checkpoint_every=3", "trainer.micro_batch_tokens=512", "trainer.precision=32-true"),
+    "trainer.threads=1",  # tests run side by side
 ]
 
 
@@ -55,3 +59,13 @@ def losses(folder: Path) -> list[float]:
 def table(root: Path) -> list[dict[str, str]]:
     with (root / "runs" / "position_tiny" / "latest" / "table.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def runs(client: MlflowClient, filter_string: str = "") -> list[Run]:
+    """The runs of the miniature's MLflow experiment."""
+    experiment = client.get_experiment_by_name("position_tiny")
+    return client.search_runs([experiment.experiment_id], filter_string)
+
+
+def record(root: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow/mlflow.db")

@@ -6,10 +6,7 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
-import time
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -17,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.integration.mini import MINI, REPOSITORY, command, losses, run, stages, table
+from tests.integration.mini import MINI, losses, run, runs, stages, table
 
 VARIANTS = ["rope", "abf"]
 
@@ -36,11 +33,6 @@ def finished(root):
 @pytest.fixture(scope="module")
 def client(root, finished):
     return mlflow.MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow/mlflow.db")
-
-
-def runs(client, filter_string=""):
-    experiment = client.get_experiment_by_name("position_tiny")
-    return client.search_runs([experiment.experiment_id], filter_string)
 
 
 def parent_and_children(client, key):
@@ -181,111 +173,6 @@ def test_weights_that_do_not_fit_are_refused(finished, root):
     assert "do not fit the model" in failed.stderr and "[96, 48] in the file and [128, 48] in the model" in failed.stderr
     assert not (folder / "DONE").exists() and not (folder / "result.json").exists()
     subprocess.run(["rm", "-rf", str(folder)], check=True)
-
-
-# ------------------------------------------------------------------------------------------------- interruptions
-
-
-def wait_for(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
-def update_of(root: Path, minimum: int):
-    """Whether some training stage has written ``minimum`` updates."""
-    return any(len(f.read_text().splitlines()) >= minimum for f in (root / "runs" / "stages").glob("train-*/metrics.jsonl"))
-
-
-def copy_corpus(source: Path, target: Path) -> None:
-    """The prepared corpus and nothing else, to save its preparation."""
-    (target / "runs" / "stages").mkdir(parents=True)
-    corpus = stages(source)["corpus rope"]
-    subprocess.run(["cp", "-r", str(corpus), str(target / "runs" / "stages")], check=True)
-
-
-@pytest.mark.parametrize("trainer", ["cpu", "fsdp"])
-def test_killed_is_uninterrupted(finished, root, tmp_path, trainer):
-    """kill -9 of the sweep at some update; the next command resumes: same token order, same losses to the last bit."""
-    words = [*MINI, "position=rope", "trainer.threads=2", f"trainer={trainer}"]
-    reference, killed = tmp_path / "reference", tmp_path / "killed"
-    for folder in (reference, killed):
-        copy_corpus(root, folder)
-    straight = run("lit_long.sweep", *words, f"root={reference}")
-    assert straight.returncode == 0, straight.stdout + straight.stderr
-
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    sweep = subprocess.Popen(
-        command("lit_long.sweep", *words, f"root={killed}"), cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
-    )
-    wait_for(lambda: update_of(killed, 5))
-    sweep.send_signal(signal.SIGKILL)
-    sweep.wait()
-    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{killed}/mlflow/mlflow.db")
-    assert "RUNNING" in {r.info.status for r in runs(store)}  # nobody could say otherwise
-
-    resumed = run("lit_long.sweep", *words, f"root={killed}")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    for stage in ("base rope", "extend rope"):
-        assert losses(stages(killed)[stage]) == losses(stages(reference)[stage])
-        ours, theirs = (load_file(stages(r)[stage] / "weights.safetensors") for r in (killed, reference))
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert {r.info.status for r in runs(store)} == {"FINISHED"}
-    (base,) = [r for r in runs(store) if r.info.run_name == "base"]
-    steps = [point.step for point in store.get_metric_history(base.info.run_id, "train/loss")]
-    assert steps == list(range(1, 13))  # resumed into the same run, no point twice
-
-
-def test_fsdp_on_two_ranks_gives_the_same_losses(finished, root, tmp_path):
-    copy_corpus(root, tmp_path)
-    sharded = run("lit_long.sweep", *MINI, "position=rope", "trainer=fsdp", f"root={tmp_path}")
-    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
-    for stage in ("base rope", "extend rope"):
-        assert losses(stages(tmp_path)[stage]) == pytest.approx(losses(stages(root)[stage]), abs=1e-5)
-    # Devices are not identity: the same stages, the same folders.
-    assert stages(tmp_path)["extend rope"].name == stages(root)["extend rope"].name
-
-
-def test_ctrl_c_ends_in_good_order(finished, root, tmp_path):
-    copy_corpus(root, tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    words = [*MINI, "stages.base.tokens=512k", "position=rope", f"root={tmp_path}"]
-    sweep = subprocess.Popen(
-        command("lit_long.sweep", *words), cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: update_of(tmp_path, 2))
-    sweep.send_signal(signal.SIGINT)
-    output, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130 and "the same command goes on" in output
-    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db")
-    assert {r.info.run_name: r.info.status for r in runs(store)}["base"] == "KILLED"
-    plan = run("lit_long.sweep", *words, "dry_run=true")
-    assert "to resume" in plan.stdout or "to run     base" in plan.stdout
-
-
-def test_a_failed_stage_is_told_and_the_others_go_on(finished, root, tmp_path):
-    """One variant's encoder breaks while training: exit code 1, its reason shown, the other variant in the table."""
-    copy_corpus(root, tmp_path)
-    work = tmp_path / "work"
-    (work / "configs" / "position").mkdir(parents=True)
-    (work / "broken.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from lit_long.positions.schemes import RoPE\n\n"
-        "@dataclass(frozen=True)\n"
-        "class Broken(RoPE):\n"
-        "    def rotation(self, positions, length):\n"
-        "        raise RuntimeError('the encoder broke at length ' + str(length))\n"
-    )
-    (work / "configs" / "position" / "broken.yaml").write_text("scheme: broken:Broken\nbase: 625\n")
-    sweep = run("lit_long.sweep", *MINI, "grid.position=[broken,rope]", f"root={tmp_path}", cwd=work)
-    assert sweep.returncode == 1, sweep.stdout + sweep.stderr
-    assert "extend broken: FAILED: RuntimeError: the encoder broke at length 256" in sweep.stdout
-    assert "evaluate broken: skipped" in sweep.stdout and "evaluate rope: done" in sweep.stdout
-    assert [row for row in table(tmp_path) if row["variant"] == "rope" and row["metric"] == "perplexity"]
-    assert "Traceback" not in sweep.stdout + sweep.stderr
-    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db")
-    assert {r.info.run_name: r.info.status for r in runs(store)}["extend broken"] == "FAILED"
 
 
 def test_user_corpus_settings_are_checked_before_anything_is_written(tmp_path):

@@ -1,0 +1,129 @@
+"""Interruptions and failures: kill -9, Ctrl-C, a stage that breaks; one rank and two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.mini import MINI, REPOSITORY, command, losses, record, run, runs, stages, table
+
+ROPE = [*MINI, "position=rope"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Root of an uninterrupted sweep on one rank."""
+    root = tmp_path_factory.mktemp("straight")
+    finished = run("lit_long.sweep", *ROPE, f"root={root}")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return root
+
+
+def wait_for(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def update_of(root: Path, minimum: int):
+    """Whether some training stage has written ``minimum`` updates."""
+    return any(len(f.read_text().splitlines()) >= minimum for f in (root / "runs" / "stages").glob("train-*/metrics.jsonl"))
+
+
+def copy_corpus(source: Path, target: Path) -> None:
+    """The prepared corpus and nothing else, to save its preparation."""
+    (target / "runs" / "stages").mkdir(parents=True)
+    corpus = stages(source)["corpus rope"]
+    subprocess.run(["cp", "-r", str(corpus), str(target / "runs" / "stages")], check=True)
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "fsdp"])
+def test_killed_is_uninterrupted(straight, tmp_path, trainer):
+    """kill -9 of the sweep at some update; the next command resumes: same token order, same losses to the last bit."""
+    words = [*ROPE, f"trainer={trainer}"]
+    reference, killed = straight, tmp_path / "killed"
+    copy_corpus(straight, killed)
+    if trainer != "cpu":
+        reference = tmp_path / "reference"
+        copy_corpus(straight, reference)
+        assert run("lit_long.sweep", *words, f"root={reference}").returncode == 0
+
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    sweep = subprocess.Popen(
+        command("lit_long.sweep", *words, f"root={killed}"), cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
+    )
+    wait_for(lambda: update_of(killed, 5))
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    store = record(killed)
+    assert "RUNNING" in {r.info.status for r in runs(store)}  # nobody could say otherwise
+
+    resumed = run("lit_long.sweep", *words, f"root={killed}")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    for stage in ("base rope", "extend rope"):
+        assert losses(stages(killed)[stage]) == losses(stages(reference)[stage])
+        ours, theirs = (load_file(stages(r)[stage] / "weights.safetensors") for r in (killed, reference))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert {r.info.status for r in runs(store)} == {"FINISHED"}
+    (base,) = [r for r in runs(store) if r.info.run_name == "base"]
+    steps = [point.step for point in store.get_metric_history(base.info.run_id, "train/loss")]
+    assert steps == list(range(1, 13))  # resumed into the same run, no point twice
+
+
+def test_fsdp_on_two_ranks_gives_the_same_losses(straight, tmp_path):
+    copy_corpus(straight, tmp_path)
+    sharded = run("lit_long.sweep", *ROPE, "trainer=fsdp", f"root={tmp_path}")
+    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
+    for stage in ("base rope", "extend rope"):
+        assert losses(stages(tmp_path)[stage]) == pytest.approx(losses(stages(straight)[stage]), abs=1e-5)
+    # Devices are not identity: the same stages, the same folders.
+    assert stages(tmp_path)["extend rope"].name == stages(straight)["extend rope"].name
+
+
+def test_ctrl_c_ends_in_good_order(straight, tmp_path):
+    copy_corpus(straight, tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    words = [*ROPE, "stages.base.tokens=512k", f"root={tmp_path}"]
+    sweep = subprocess.Popen(
+        command("lit_long.sweep", *words), cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: update_of(tmp_path, 2))
+    sweep.send_signal(signal.SIGINT)
+    output, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130 and "the same command goes on" in output
+    store = record(tmp_path)
+    assert {r.info.run_name: r.info.status for r in runs(store)}["base"] == "KILLED"
+    plan = run("lit_long.sweep", *words, "dry_run=true")
+    assert "to resume" in plan.stdout or "to run     base" in plan.stdout
+
+
+def test_a_failed_stage_is_told_and_the_others_go_on(straight, tmp_path):
+    """One variant's encoder breaks while training: exit code 1, its reason shown, the other variant in the table."""
+    copy_corpus(straight, tmp_path)
+    work = tmp_path / "work"
+    (work / "configs" / "position").mkdir(parents=True)
+    (work / "broken.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lit_long.positions.schemes import RoPE\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Broken(RoPE):\n"
+        "    def rotation(self, positions, length):\n"
+        "        raise RuntimeError('the encoder broke at length ' + str(length))\n"
+    )
+    (work / "configs" / "position" / "broken.yaml").write_text("scheme: broken:Broken\nbase: 625\n")
+    sweep = run("lit_long.sweep", *MINI, "grid.position=[broken,rope]", f"root={tmp_path}", cwd=work)
+    assert sweep.returncode == 1, sweep.stdout + sweep.stderr
+    assert "extend broken: FAILED: RuntimeError: the encoder broke at length 256" in sweep.stdout
+    assert "evaluate broken: skipped" in sweep.stdout and "evaluate rope: done" in sweep.stdout
+    assert [row for row in table(tmp_path) if row["variant"] == "rope" and row["metric"] == "perplexity"]
+    assert "Traceback" not in sweep.stdout + sweep.stderr
+    store = record(tmp_path)
+    assert {r.info.run_name: r.info.status for r in runs(store)}["extend broken"] == "FAILED"
