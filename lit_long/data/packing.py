@@ -17,7 +17,7 @@ from lit_long.config import UserError
 from lit_long.data.shuffle import permutation
 from lit_long.data.store import Store
 
-ENDLESS = 2**62  # the length of a source that starts another epoch when one is over
+ENDLESS = 2**40  # sequences: far more than any run asks for, and mixed by any weight it still fits an index
 
 Sequence = dict[str, np.ndarray]
 

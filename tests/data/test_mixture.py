@@ -31,6 +31,12 @@ def test_ranks_share_the_rows_of_a_single_rank(store):
                 assert torch.equal(joined, getattr(whole[step], name))
 
 
+@pytest.mark.parametrize("weights", [{"code": 0.5, "docs": 0.5}, {"code": 1.0}, {"code": 1e-4, "docs": 1.0}])
+def test_updates_of_a_single_sequence(store, weights):
+    source = updates(store, weights, sequences=1)
+    assert source[0].tokens.shape == source[100_000].tokens.shape == (1, CONTEXT)
+
+
 def test_updates_do_not_depend_on_those_read_before(store):
     expected = [updates(store)[step].tokens for step in range(6)]
     source = updates(store)
