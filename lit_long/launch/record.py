@@ -86,7 +86,8 @@ class Record:
         if report is not None:
             self.tracker.artifact(self.parent, report.table_csv)
             self.tracker.artifact(self.parent, report.report_md)
-            self.tracker.artifact(self.parent, report.folder / "figures", "figures")
+            for figure in report.figures:
+                self.tracker.artifact(self.parent, figure, "figures")
         self.tracker.finish(self.parent, status)
 
 

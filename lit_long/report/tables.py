@@ -108,8 +108,14 @@ def csv_text(results: Results) -> str:
     report, buffer = results.sweep.report, io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    order = {row: index for index, row in enumerate(results.rows)}
-    for (row, metric, domain, length), cell in sorted(results.cells.items(), key=lambda kv: (order[kv[0][0]], *kv[0][1:])):
+    rows = {row: index for index, row in enumerate(results.rows)}
+    metrics = [PERPLEXITY, "retrieval_accuracy", "retrieval_nats"]  # what a reader looks for first; the rest by name
+
+    def place(item: tuple[tuple[str, str, str, int], Cell]) -> tuple[Any, ...]:
+        row, metric, *rest = item[0]
+        return (metrics.index(metric) if metric in metrics else len(metrics), metric, rows[row], *rest)
+
+    for (row, metric, domain, length), cell in sorted(results.cells.items(), key=place):
         writer.writerow([row, metric, domain, length, cell.mean, "" if cell.sd is None else cell.sd, cell.seeds, ""])
     for row, domains in report.paper.items():
         for domain, value in domains.items():

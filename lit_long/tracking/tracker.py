@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_TAG, MAX_DIGEST = 8000, 36  # MLflow's limits
 SWEEP, IDENTITY, PARENT = "lit_long.sweep", "lit_long.identity", "mlflow.parentRunId"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs and charts, not on prompts
 CACHED, SOURCE, DRIFT = "cached", "lit_long.source_run", "lit_long.param_drift"
 
 
@@ -55,7 +56,7 @@ class Tracker:
                 if location:
                     Path(artifact_root).mkdir(parents=True, exist_ok=True)
                 if (found := client.get_experiment_by_name(experiment)) is None:
-                    found = client.get_experiment(client.create_experiment(experiment, artifact_location=location))
+                    found = client.get_experiment(client.create_experiment(experiment, artifact_location=location, tags=KIND))
         except TrackingError:
             raise
         except Exception as error:  # mlflow, SQLAlchemy, requests, database drivers: each has its own
