@@ -26,7 +26,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_long.config.schema import ModelConfig, StageConfig, SweepConfig
+from lit_long.config.schema import ModelConfig, SharedConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
 DEFAULT_OPTIONS = {
@@ -40,7 +40,7 @@ DEFAULT_OPTIONS = {
 }
 COMMAND_LINE = "command line"
 PACKAGE = Path(__file__).resolve().parents[1]
-SHARED = [f.name for f in dataclasses.fields(StageConfig) if f.name in {g.name for g in dataclasses.fields(SweepConfig)}]
+SHARED = [f.name for f in dataclasses.fields(SharedConfig)]
 
 
 @dataclass

@@ -95,14 +95,9 @@ class ValidationConfig:
 
 
 @dataclass
-class StageConfig:
-    """One stage, complete: what `python -m lit_long.stage` runs. ``position`` is checked by its scheme's own class."""
+class SharedConfig:
+    """What a sweep sets for all its stages, and each stage may set for itself. ``position`` is checked by its scheme's own class."""
 
-    kind: str = "train"  # data · train · evaluate
-    parent: str | None = None
-    context: int = 4096
-    tokens: int = 0
-    tokens_per_update: int = 4_194_304
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     position: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +106,17 @@ class StageConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class StageConfig(SharedConfig):
+    """One stage, complete: what `python -m lit_long.stage` runs."""
+
+    kind: str = "train"  # data · train · evaluate
+    parent: str | None = None
+    context: int = 4096
+    tokens: int = 0
+    tokens_per_update: int = 4_194_304
 
 
 @dataclass
@@ -142,21 +148,13 @@ class ReportConfig:
 
 
 @dataclass
-class SweepConfig:
+class SweepConfig(SharedConfig):
     """One experiment: settings shared by all stages, the stages, and the grid of variants."""
 
     experiment: str = "position_tiny"
     description: str = ""
-    seed: int = 0
     grid: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    position: dict[str, Any] = field(default_factory=dict)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

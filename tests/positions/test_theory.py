@@ -43,7 +43,8 @@ def test_decay(name):
 
 def test_score_is_the_product_of_rotated_ones():
     """Against the encoder's own rotation tables, attention factor and xPos scales included."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     for position in ({"scheme": "yarn", "factor": 4.0, "original": 64}, {"scheme": "xpos_abf"} | XPOS, {"scheme": "nope"}):
         encoder = build(position, 16)
         rotation = encoder.rotation(torch.tensor([[0, 37]]), 256)
