@@ -146,6 +146,8 @@ def reason(stage: Stage, code: int) -> str:
     """Why a stage failed: what it said itself, or how it was ended."""
     with suppress(OSError):
         return (stage.folder / "error.txt").read_text(encoding="utf-8").strip()
+    if shutil.disk_usage(stage.folder).free < 2**20:  # then it could not even write why
+        return f"no space left on the disk that holds {stage.folder}: free some, then run the same command again"
     if code < 0:
         name = signal.Signals(-code).name
         return f"ended by {name}" + (" (was the memory used up?)" if name == "SIGKILL" else "")
