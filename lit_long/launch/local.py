@@ -10,8 +10,8 @@ from pathlib import Path
 from lit_long.config import StageConfig
 
 STOP_SECONDS = 10
-# glibc gives large blocks back to the kernel at every free, and takes each page anew at the next: a third of the time of CPU
-# training. Kept, and in huge pages, they cost nothing. Only speed depends on it; other C libraries ignore it.
+# glibc gives large blocks back to the kernel at every free, and takes each page anew at the next: a quarter of the time of
+# CPU training and more (docs/lab-book.md). Kept, and in huge pages, they are reused. Only speed depends on it; other C libraries ignore it.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**37),
