@@ -84,6 +84,13 @@ class PositionalEncoder(ABC):
 
 def rotate(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor) -> Tensor:
     """Turn component pairs (j, j + K/2) of queries or keys [B, H, T, K] by the tables [B, T, K/2]. Computed in fp32."""
+    import torch
+
     from lit_long.positions.turn import Turn
 
-    return Turn.apply(x_BHTK, cos_BTJ, sin_BTJ)
+    if x_BHTK.shape[2] > 1 or torch.is_grad_enabled():
+        return Turn.apply(x_BHTK, cos_BTJ, sin_BTJ)
+    # A step of generation: one token has so little to turn that the number of operations is all it costs.
+    (first, second), cos, sin = x_BHTK.float().chunk(2, dim=-1), cos_BTJ[:, None], sin_BTJ[:, None]
+    pairs = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(pairs, dim=-1).to(x_BHTK.dtype)

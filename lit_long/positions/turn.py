@@ -1,5 +1,6 @@
-"""The turning of component pairs as one differentiable operation. It is bound by memory traffic, so it writes each half of the result
-once, and keeps no queries or keys for the backward pass: the gradient of a turn is the turn back.
+"""The turning of component pairs as one differentiable operation. It is bound by memory traffic, so on a CPU it works through blocks that
+fit the cache, where other precisions are turned in fp32 and rounded once; and it keeps no queries or keys for the backward pass: the
+gradient of a turn is the turn back.
 
 Apart from encoder.py because it needs torch, which checking a plan does not.
 """
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+BLOCK = 2**20  # elements at once on a CPU: 2**17 to 2**21 tried, see docs/lab-book.md
 
 
 class Turn(torch.autograd.Function):
@@ -26,12 +29,27 @@ class Turn(torch.autograd.Function):
         return turned(gradient_BHTK, cos_BTJ[:, None], -sin_BTJ[:, None]), None, None
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    exact = x.float()
-    out = torch.empty_like(exact)
-    (first, second), (out_first, out_second) = exact.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first)
-    out_first.addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_second)
-    out_second.addcmul_(first, sin)
-    return out.to(x.dtype)
+def turned(x_BHTK: Tensor, cos_B1TJ: Tensor, sin_B1TJ: Tensor) -> Tensor:
+    out_BHTK = torch.empty_like(x_BHTK)
+    tokens = at_once = x_BHTK.shape[2]
+    if x_BHTK.device.type == "cpu":
+        at_once = max(1, min(tokens, BLOCK * tokens // max(1, x_BHTK.numel())))
+    exact = x_BHTK.dtype == torch.float32
+    rooms = [] if exact else [torch.empty_like(x_BHTK[:, :, :at_once], dtype=torch.float32) for _ in range(2)]
+    for start in range(0, tokens, at_once):
+        x, out, cos, sin = (table[:, :, start : start + at_once] for table in (x_BHTK, out_BHTK, cos_B1TJ, sin_B1TJ))
+        if exact:
+            turn(x, cos, sin, out)
+        else:
+            x_32, out_32 = (room[:, :, : x.shape[2]] for room in rooms)
+            turn(x_32.copy_(x), cos, sin, out_32)
+            out.copy_(out_32)
+    return out_BHTK
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Write the turned pairs of fp32 ``x`` to ``out``."""
+    pairs, turned_pairs = x.unflatten(-1, (2, -1)), out.unflatten(-1, (2, -1))
+    torch.mul(pairs, cos[..., None, :], out=turned_pairs)
+    turned_pairs[..., 0, :].addcmul_(pairs[..., 1, :], sin, value=-1)
+    turned_pairs[..., 1, :].addcmul_(pairs[..., 0, :], sin)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_long.config import UserError
-from lit_long.positions import SCHEMES, build, rotate
+from lit_long.positions import SCHEMES, build, rotate, turn
 from lit_long.positions import settings as spelt_out
 from lit_long.positions.bounds import smallest_base
 from lit_long.positions.schemes import RoPE
@@ -155,13 +155,15 @@ def test_rotation_keeps_norms(seed, scheme):
     torch.testing.assert_close(rotate(x, rotation.cos_q, rotation.sin_q).norm(dim=-1), x.norm(dim=-1))
 
 
+@pytest.mark.parametrize("block", [turn.BLOCK, 7 * 2 * 3 * 64], ids=["one block", "blocks of 7 tokens"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rotate_is_a_complex_product_and_so_is_its_gradient(dtype):
+def test_rotate_is_a_complex_product_and_so_is_its_gradient(dtype, block, monkeypatch):
+    monkeypatch.setattr(turn, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 20, 3, 64, generator=generator).to(dtype).transpose(1, 2).requires_grad_()
     upstream = torch.randn(2, 3, 20, 64, generator=generator).to(dtype)
     rotation = build({"scheme": "rope"}, 64).rotation(torch.arange(20).expand(2, 20), 20)
-    turn = torch.complex(rotation.cos_q.double(), rotation.sin_q.double())[:, None]
+    factor = torch.complex(rotation.cos_q.double(), rotation.sin_q.double())[:, None]
 
     def product(values, factor):
         turned = torch.complex(*values.detach().double().chunk(2, -1)) * factor
@@ -171,8 +173,8 @@ def test_rotate_is_a_complex_product_and_so_is_its_gradient(dtype):
     out.backward(upstream)
     assert out.dtype == x.grad.dtype == dtype
     tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 1e-2}
-    torch.testing.assert_close(out.double(), product(x, turn), **tolerance)
-    torch.testing.assert_close(x.grad.double(), product(upstream, turn.conj()), **tolerance)
+    torch.testing.assert_close(out.double(), product(x, factor), **tolerance)
+    torch.testing.assert_close(x.grad.double(), product(upstream, factor.conj()), **tolerance)
 
 
 def published_xpos(x, positions, base, gamma, scale_base, downscale):
