@@ -92,6 +92,8 @@ class Display:
         gained = share - from_share
         stage_to_go = (now - since) / gained * (1 - share) if gained > 0.01 else None
         sweep_to_go = self.estimate.to_go(self.identity, now - since, gained, 1 - share) if self.identity else None
+        if stage_to_go is not None and sweep_to_go is not None:
+            sweep_to_go = max(sweep_to_go, stage_to_go)  # a stage slower than those before it is seen in its own pace first
         times = f"stage {duration(stage_to_go)} to go · sweep {duration(sweep_to_go)} to go"
         self.bars.update(self.stage_bar, completed=share, note=f"{message or 'starting'} · {duration(stage_to_go)} to go")
         self.bars.update(
