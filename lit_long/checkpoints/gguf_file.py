@@ -1,0 +1,227 @@
+"""Reading one GGUF file: llama.cpp's format, shape, weights and tokenizer in one.
+
+llama.cpp turns neighbouring components of a head, so its files hold the rows of queries and keys interleaved; they are put back
+into halves. Quantised tensors become fp32, a piece of rows at a time, through the library `gguf`. Llama 3.1's scaling is not among
+the settings: its divisors are the tensor ``rope_freqs.weight``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from lit_long.checkpoints.external import External, file_digest, halves
+from lit_long.checkpoints.gguf_header import Header, Stored, read_header
+from lit_long.config import ModelConfig, UserError
+from lit_long.positions import Llama3
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_long.checkpoints.tokenization import Tokenization
+
+NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+ROPE_DIVISORS = "rope_freqs.weight"
+# Settings whose effect is known, without "llama."; any other could change what the model computes.
+KNOWN = {
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.finetuned",
+}
+PIECE = 1 << 20  # numbers that are dequantised at once
+
+
+class GGUF(External):
+    """A .gguf file of a Llama."""
+
+    @cached_property
+    def header(self) -> Header:
+        header = read_header(self.path)
+        architecture = header.settings.get("general.architecture")
+        if architecture != "llama":
+            raise UserError(f"{self.path}: general.architecture is {architecture!r}; only llama can be read")
+        if header.settings.get("split.count", 1) > 1:
+            raise UserError(f"{self.path}: is one part of several; join them first (llama.cpp's llama-gguf-split --merge)")
+        unknown = [key for key in header.settings if key.startswith("llama.") and key.removeprefix("llama.") not in KNOWN]
+        if unknown:
+            raise UserError(
+                f"{self.path}: setting {unknown[0]} = {header.settings[unknown[0]]!r} is not known here and may change what the model "
+                f"computes; take the model's Hugging Face folder"
+            )
+        return header
+
+    @cached_property
+    def shape(self) -> ModelConfig:
+        d_model, heads = self.need("embedding_length"), self.need("attention.head_count")
+        head_dim = self.setting("attention.key_length", d_model // heads)
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if self.setting(key, head_dim) != head_dim:
+                raise UserError(
+                    f"{self.path}: llama.{key}={self.setting(key)} is not the head's {head_dim}, which is not supported"
+                )
+        embedding = self.header.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise UserError(f"{self.path}: tensor token_embd.weight is missing")
+        return ModelConfig(
+            vocab_size=embedding.shape[0],
+            d_model=d_model,
+            n_layers=self.need("block_count"),
+            n_heads=heads,
+            n_kv_heads=self.setting("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            d_ffn=self.need("feed_forward_length"),
+            norm_eps=decimal(self.need("attention.layer_norm_rms_epsilon")),
+            tie_embeddings="output.weight" not in self.header.tensors,
+            context=self.need("context_length"),
+            rope_base=decimal(self.need("rope.freq_base", "; a RoPE base cannot be guessed")),
+        )
+
+    @cached_property
+    def position(self) -> dict[str, Any]:
+        base = self.shape.rope_base
+        kind = self.setting("rope.scaling.type", "none")
+        factor = decimal(self.setting("rope.scaling.factor", self.setting("rope.scale_linear", 0.0)))
+        if ROPE_DIVISORS in self.header.tensors:
+            if kind != "none" or factor not in (0.0, 1.0):
+                raise UserError(
+                    f"{self.path}: has both llama.rope.scaling.* and tensor {ROPE_DIVISORS}; it cannot be told which holds"
+                )
+            return self.from_divisors(base)
+        if kind == "none" and "llama.rope.scale_linear" in self.header.settings:
+            kind = "linear"
+        if kind == "none" and factor in (0.0, 1.0):
+            return {"scheme": "rope", "base": base}
+        if kind == "linear" and factor >= 1:
+            return {"scheme": "pi", "base": base, "factor": factor}
+        if kind == "yarn" and factor >= 1:
+            return self.yarn(base, factor)
+        raise UserError(
+            f"{self.path}: llama.rope.scaling.type={kind} with factor={factor:g} cannot be mapped to a positional encoder here; take "
+            f"the model's Hugging Face folder"
+        )
+
+    def yarn(self, base: float, factor: float) -> dict[str, Any]:
+        """llama.cpp's YaRN has the same ramp, and multiplies its 0.1·ln factor + 1 by ``attn_factor``."""
+        scale = decimal(self.setting("rope.scaling.attn_factor", self.setting("rope.scaling.yarn_attn_factor", 1.0)))
+        return {
+            "scheme": "yarn",
+            "base": base,
+            "factor": factor,
+            "original": self.need("rope.scaling.original_context_length"),
+            "alpha": decimal(self.setting("rope.scaling.yarn_beta_slow", 1.0)),
+            "beta": decimal(self.setting("rope.scaling.yarn_beta_fast", 32.0)),
+            "attention": None if scale == 1 else scale * (0.1 * math.log(factor) + 1),
+        }
+
+    def from_divisors(self, base: float) -> dict[str, Any]:
+        """Llama 3.1's or 3.2's scaling if the divisors are theirs; else LongRoPE with one set of factors and plain attention."""
+        divisors = [decimal(number) for number in self.numbers(self.header.tensors[ROPE_DIVISORS]).reshape(-1)]
+        head_dim, context = self.shape.head_dim, self.shape.context
+        for factor in (8.0, 32.0):
+            known = Llama3(head_dim, base, factor)
+            wanted = [base ** (-2 * j / head_dim) / slow for j, slow in enumerate(known.inverse_frequencies(context))]
+            if len(divisors) == len(wanted) and np.allclose(divisors, wanted, rtol=1e-4):
+                own = {"factor": factor, "original": known.original}
+                return {"scheme": "llama3", "base": base} | own | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        own = {"factor": 1.0, "original": context, "short_factors": divisors, "long_factors": divisors}
+        return {"scheme": "longrope", "base": base} | own
+
+    @cached_property
+    def digest(self) -> str:
+        return file_digest(self.path)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        import torch
+
+        shape = self.shape
+        heads = {"attn_q": shape.n_heads, "attn_k": shape.n_kv_heads}
+        names = {name: self.house_name(name) for name in self.header.tensors if name != ROPE_DIVISORS}
+        for name, own in names.items():
+            stored = self.header.tensors[name]
+            tensor = torch.from_numpy(self.numbers(stored))
+            if stored.type == GGMLQuantizationType.BF16:
+                tensor = tensor.view(torch.bfloat16)
+            part = name.split(".")[-2]
+            if part in heads:
+                tensor = halves(tensor, heads[part], f"{self.path}: tensor {name}")
+            yield own, tensor
+            del tensor  # or two would be in memory while the next is read
+
+    def tokenization(self) -> Tokenization:
+        from lit_long.checkpoints.gguf_words import tokenization
+
+        return tokenization(self.header, self.shape.vocab_size)
+
+    def house_name(self, name: str) -> str:
+        """A tensor's name here."""
+        block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+        if block and block[2] in BLOCK_NAMES:
+            return f"layers.{block[1]}.{BLOCK_NAMES[block[2]]}.weight"
+        stem = name.removesuffix(".weight")
+        if stem == name or stem not in NAMES:
+            raise UserError(f"{self.path}: tensor {name} has no place in a Llama (biases and experts are not supported)")
+        return f"{NAMES[stem]}.weight"
+
+    def numbers(self, stored: Stored) -> np.ndarray:
+        """A tensor's numbers in memory of their own: fp16 and fp32 as they are, bf16 as its bits in int16, others in fp32."""
+        plain = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}.get(stored.type.name)
+        if plain is not None:
+            return np.array(np.memmap(self.path, plain, "r", stored.offset, stored.shape))
+        rows = math.prod(stored.shape[:-1])
+        data = np.memmap(self.path, np.uint8, "r", stored.offset, (rows, stored.size // rows))
+        numbers = np.empty((rows, stored.shape[-1]), np.float32)
+        step = max(1, PIECE // stored.shape[-1])
+        for start in range(0, rows, step):
+            numbers[start : start + step] = dequantize(data[start : start + step], stored.type)
+        return numbers.reshape(stored.shape)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """The number or string ``llama.KEY``."""
+        return self.header.settings.get(f"llama.{key}", default)
+
+    def need(self, key: str, why: str = "") -> Any:
+        value = self.setting(key)
+        if not isinstance(value, int | float):
+            raise UserError(f"{self.path}: setting llama.{key} is {'missing' if value is None else 'not one number'}{why}")
+        return value
+
+
+def decimal(number: float) -> float:
+    """An fp32 number as people write it: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))

@@ -1,0 +1,231 @@
+"""Reading Hugging Face folders of Llamas: config.json, and weights in safetensors or .bin, one file or several with an index.
+
+This house's names and layout are Hugging Face's without the prefix "model.", so tensors pass through as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_long.checkpoints.external import External, content_digest
+from lit_long.checkpoints.rope_config import head_dim_of, need, position_from_hf
+from lit_long.config import ModelConfig, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_long.checkpoints.tokenization import Tokenization
+
+# In transformers' order of preference: the weights in one file, else the index of several.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+FORGOTTEN = "rotary_emb.inv_freq"  # a buffer that old versions saved; it follows from the configuration
+SETTINGS = ["*.json", "*.jinja", "tokenizer.model"]
+GIVEN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}  # what a Llama here is
+
+
+class HuggingFace(External):
+    """A folder with a config.json."""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, checked to be a Llama's."""
+        config = read_json(self.path / "config.json")
+        where = self.path / "config.json"
+        if config.get("model_type") != "llama":
+            raise UserError(
+                f"{where}: model_type is {config.get('model_type')!r}; only llama can be read (Llama, TinyLlama, SmolLM2 …)"
+            )
+        for key, supported in GIVEN.items():
+            if config.get(key, supported) not in (supported, None):
+                raise UserError(f"{where}: {key}={config[key]!r} is not supported, only {supported!r}")
+        return config
+
+    @cached_property
+    def shape(self) -> ModelConfig:
+        config, where = self.config, str(self.path / "config.json")
+        heads = need(config, "num_attention_heads", where)
+        return ModelConfig(
+            vocab_size=need(config, "vocab_size", where),
+            d_model=need(config, "hidden_size", where),
+            n_layers=need(config, "num_hidden_layers", where),
+            n_heads=heads,
+            n_kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=head_dim_of(config, where),
+            d_ffn=need(config, "intermediate_size", where),
+            norm_eps=config.get("rms_norm_eps", 1e-6),  # transformers' defaults for a Llama, here and below
+            tie_embeddings=config.get("tie_word_embeddings", False),
+            context=config.get("max_position_embeddings", 2048),
+            rope_base=float(self.position["base"]),
+        )
+
+    @cached_property
+    def position(self) -> dict[str, Any]:
+        return position_from_hf(self.config, str(self.path / "config.json"))
+
+    @cached_property
+    def digest(self) -> str:
+        files = {self.weights.name} if self.weights.suffix != ".json" else set(self.weight_map.values())
+        return content_digest(self, [self.path / file for file in sorted(files)])
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file with all weights, or the index of several."""
+        for name in WEIGHTS:
+            if (self.path / name).is_file():
+                return self.path / name
+        raise UserError(f"{self.path}: has a config.json but no weights: none of {', '.join(WEIGHTS)}")
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """File of each tensor, under the names in the files. Every file is there."""
+        found = self.weights
+        if found.suffix != ".json":
+            return dict.fromkeys(names_in(found), found.name)
+        weight_map = read_json(found).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise UserError(f"{found}: has no weight_map from tensors to files")
+        for name, file in weight_map.items():
+            if not (self.path / file).is_file():
+                raise UserError(
+                    f"{self.path / file}: is missing, with tensor {name} in it ({found.name} names it); download it again"
+                )
+        return weight_map
+
+    def file_of(self, name: str) -> Path:
+        files = self.weight_map
+        return self.path / next((files[key] for key in (f"model.{name}", name) if key in files), "")
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for file in sorted(set(self.weight_map.values())):
+            names = [name for name, place in self.weight_map.items() if place == file]
+            for name, tensor in read_tensors(self.path / file, names):
+                own = name.removeprefix("model.")
+                if name.endswith(FORGOTTEN):
+                    continue
+                if not tensor.is_floating_point():
+                    raise UserError(f"{self.path / file}: tensor {name} is {tensor.dtype}; quantised weights are not supported")
+                if own == HEAD and self.shape.tie_embeddings:
+                    self.check_tied(tensor, self.path / file)
+                    continue
+                yield own, tensor
+                del tensor
+
+    def check_tied(self, head: Tensor, file: Path) -> None:
+        """A tied head that was saved all the same must be the embedding."""
+        key = next((key for key in (f"model.{EMBEDDING}", EMBEDDING) if key in self.weight_map), None)
+        if key is None:
+            raise UserError(f"{self.path}: tensor model.{EMBEDDING} is missing")
+        _, embedding = next(read_tensors(self.path / self.weight_map[key], [key]))
+        if not head.equal(embedding):
+            raise UserError(
+                f"{file}: {HEAD} differs from {EMBEDDING}, but {self.path / 'config.json'} ties them; set tie_word_embeddings to false"
+            )
+
+    def tokenization(self) -> Tokenization:
+        from lit_long.checkpoints.huggingface_words import tokenization
+
+        return tokenization(self.path, self.shape.vocab_size)
+
+
+def names_in(file: Path) -> list[str]:
+    """Names of the tensors in a weight file."""
+    if file.suffix == ".bin":
+        from lit_long.checkpoints.pickles import Pickles
+
+        return Pickles([file]).names()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:  # needs no torch, and planning does not have it
+            return list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file}: {damage(file) or f'cannot be read as safetensors: {error}'}; copy or download it again"
+        ) from None
+
+
+def read_tensors(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors called ``names``, one at a time, mapped. A file is opened anew for each, or the pages read would pile up."""
+    if file.suffix == ".bin":
+        from lit_long.checkpoints.pickles import Pickles
+
+        opened = Pickles([file])
+        for name in names:
+            yield name, opened.parts(name)[0]
+        return
+    from safetensors import SafetensorError, safe_open
+
+    missing = set(names).difference(names_in(file))
+    if missing:
+        raise UserError(f"{file}: tensor {sorted(missing)[0]} is missing, which the index places there; download it again")
+    for name in names:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensor = opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: tensor {name} cannot be read: {error}; copy or download the file again") from None
+        yield name, tensor
+        del tensor
+
+
+def damage(file: Path) -> str:
+    """Which tensor a truncated safetensors file breaks off in; empty when that is not what is wrong."""
+    size = file.stat().st_size if file.is_file() else 0
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= size - 8:
+            return ""
+        try:
+            header = json.loads(opened.read(length))
+            ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError):
+            return ""
+    beyond = sorted((end, name) for name, end in ends.items() if end > size)
+    return f"is truncated: tensor {beyond[0][1]} needs bytes up to {beyond[0][0]:,}, but the file has {size:,}" if beyond else ""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold one JSON object")
+    return content
+
+
+def download(name: str) -> Path:
+    """The folder of the repository ORG/NAME[@REVISION], downloaded unless the hub's cache has it. Weights as .bin only if need be.
+
+    Raises:
+        UserError: there is no such repository or revision, it is gated, or neither cache nor hub has it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    own = {"repo_id": repository, "revision": revision or None, "ignore_patterns": ["*/*"]}  # subfolders hold other formats
+    try:
+        folder = Path(snapshot_download(allow_patterns=[*SETTINGS, "*.safetensors"], **own))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(allow_patterns=[*SETTINGS, "*.bin"], **own))
+    except GatedRepoError:
+        raise UserError(
+            f"model.init={name}: is gated; accept its licence at https://huggingface.co/{repository}, then `hf auth login`"
+        ) from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"model.init={name}: is no folder here nor in the Hugging Face cache, and the hub cannot be reached; download it where there "
+            f"is a network (`hf download {repository}`) and give that folder"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"model.init={name}: is no folder here, and the Hugging Face hub says: {' '.join(str(error).split())}"
+        ) from None
+    return folder

@@ -1,0 +1,86 @@
+"""GGUF files written by the library `gguf` from models of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+
+from tests.checkpoints.test_meta import interleaved
+
+PER_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def in_llama_cpp_layout(model) -> dict[str, torch.Tensor]:
+    """Tensors of a transformers Llama under llama.cpp's names, queries and keys interleaved."""
+    config = model.config
+    own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors = {"token_embd": own["model.embed_tokens.weight"], "output_norm": own["model.norm.weight"]}
+    if not config.tie_word_embeddings:
+        tensors["output"] = own["lm_head.weight"]
+    for layer in range(config.num_hidden_layers):
+        for theirs, name in PER_LAYER.items():
+            weight = own[f"model.layers.{layer}.{name}.weight"]
+            if theirs in ("attn_q", "attn_k"):
+                heads = config.num_attention_heads if theirs == "attn_q" else config.num_key_value_heads
+                weight = interleaved(weight, heads)
+            tensors[f"blk.{layer}.{theirs}"] = weight
+    return {f"{name}.weight": weight for name, weight in tensors.items()}
+
+
+def write(model, file: Path, kind: str = "F32", tensors=None, without=(), words=None, **more) -> Path:
+    """A GGUF file of ``model``, matrices in type ``kind``.
+
+    Args:
+        tensors: other tensors, or more of them.
+        without: settings that are left out.
+        words: a function that adds a tokenizer to the writer.
+        more: settings of the architecture, dots as double underscores.
+    """
+    config, writer = model.config, GGUFWriter(file, "llama")
+    settings = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.freq_base": config.rope_parameters["rope_theta"],
+        "rope.dimension_count": config.head_dim,
+    }
+    for key, value in (settings | {key.replace("__", "."): value for key, value in more.items()}).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[type(value)]
+        if key not in without:
+            add(f"llama.{key}", value)
+    if words:
+        words(writer)
+    for name, tensor in (in_llama_cpp_layout(model) | (tensors or {})).items():
+        if tensor is not None:
+            add_tensor(writer, name, tensor, kind if tensor.ndim > 1 else "F32")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def add_tensor(writer: GGUFWriter, name: str, tensor: torch.Tensor, kind: str) -> None:
+    numbers, kind = np.ascontiguousarray(tensor.float().numpy()), GGMLQuantizationType[kind]
+    if kind.name in ("F32", "F16"):
+        writer.add_tensor(name, numbers.astype(np.float16 if kind.name == "F16" else np.float32))
+    else:
+        writer.add_tensor(name, quantize(numbers, kind), raw_dtype=kind)

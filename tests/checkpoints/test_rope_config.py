@@ -1,0 +1,185 @@
+"""RoPE in config.json: what is refused on the way in, and what transformers computes from what we write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from lit_long.checkpoints.rope_config import hf_from_position, position_from_hf
+from lit_long.config import ModelConfig, UserError
+from lit_long.positions import SCHEMES, build, settings
+from lit_long.positions.encoder import PositionalEncoder
+
+LLAMA = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256}
+MODEL = ModelConfig(d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, context=64)
+FACTORS = [1.0, 1.1, 1.3, 1.9, 2.5, 3.0, 3.5, 4.0]
+STRETCHED = {"factor": 4.0, "original": 64}
+# Every scheme that transformers can express, with settings that are not its defaults.
+EXPORTED = {
+    "rope": {"base": 31_250.0},
+    "abf": {"base": 500_000.0},
+    "pi": {"base": 10_000.0, "factor": 4.0},
+    "ntk": {"base": 10_000.0, "factor": 4.0},
+    "dynamic_ntk": {"base": 20_000.0, "factor": 2.0, "original": 64},
+    "yarn": {"base": 10_000.0, "alpha": 0.5, "beta": 16.0} | STRETCHED,
+    "yarn, attention": {"base": 10_000.0, "attention": 1.25} | STRETCHED,
+    "longrope": {"base": 10_000.0, "short_factors": FACTORS, "long_factors": FACTORS[::-1]} | STRETCHED,
+    "llama3": {"base": 500_000.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0} | STRETCHED,
+    "p_rope": {"base": 10_000.0, "fraction": 0.6},
+    "p_rope, none": {"base": 10_000.0, "fraction": 0.0},
+    "rope, trained by pose": {"base": 10_000.0, "training": {"transform": "pose", "window": 64, "target": 256}},
+}
+REFUSED = {
+    "xpos": {},
+    "xpos_abf": {},
+    "truncated": {},
+    "power": {},
+    "ntk_by_parts": STRETCHED,
+    "nope": {},
+    "tests.checkpoints.test_rope_config:Own": {},
+}
+
+
+@dataclass(frozen=True)
+class Own(PositionalEncoder):
+    def inverse_frequencies(self, length):
+        return [0.1] * (self.head_dim // 2)
+
+
+def read(**config):
+    return position_from_hf(LLAMA | config, "FOLDER/config.json")
+
+
+def transformers_tables(keys, length):
+    """Cosines and sines [T, K/2] that transformers computes from a config.json with ``keys``, after a trip through JSON."""
+    config = LlamaConfig.from_dict(json.loads(json.dumps(LLAMA | {"model_type": "llama"} | keys)))
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
+    return cos[0, :, :8], sin[0, :, :8]
+
+
+def assert_tables(position, cos, sin):
+    own = build(position, 16).rotation(torch.arange(len(cos))[None], len(cos))
+    torch.testing.assert_close(own.cos_q[0], cos, atol=3e-5, rtol=0)  # transformers' phases are fp32
+    torch.testing.assert_close(own.sin_k[0], sin, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["both", "old", "new"])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_transformers_computes_what_is_written(name, layout):
+    """The same tables within the original context and beyond, from either layout and from both; and reading it back."""
+    position = {"scheme": name.split(",")[0]} | EXPORTED[name]
+    keys = hf_from_position(position, MODEL, context=256)
+    gone = {"old": ["rope_parameters"], "new": ["rope_theta", "rope_scaling"], "both": []}[layout]
+    keys = {key: value for key, value in keys.items() if key not in gone}
+    for length in (40, 64, 65, 256):
+        assert_tables(position, *transformers_tables(keys, length))
+    back = read(**keys)
+    for length in (64, 256):
+        positions = torch.arange(length)[None]
+        for one, other in zip(build(position, 16).rotation(positions, length), build(back, 16).rotation(positions, length)):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert keys["max_position_embeddings"] == (64 if position["scheme"] == "dynamic_ntk" else 256)
+
+
+@pytest.mark.parametrize("scheme", REFUSED)
+def test_schemes_that_transformers_cannot_express(scheme):
+    with pytest.raises(UserError, match="cannot be exported to Hugging Face: transformers") as caught:
+        hf_from_position({"scheme": scheme} | REFUSED[scheme], MODEL, context=256)
+    assert "position=" in str(caught.value) or "built-in" in str(caught.value)  # what to use instead
+
+
+def test_every_scheme_is_exported_or_refused():
+    assert {name.split(",")[0] for name in EXPORTED} | set(REFUSED) >= set(SCHEMES)
+
+
+@pytest.mark.parametrize(
+    ("refused", "same"),
+    [
+        ({"scheme": "nope"}, {"scheme": "p_rope", "fraction": 0.0}),
+        ({"scheme": "power", "base": 10_000.0, "k": 0.5}, "longrope"),
+        ({"scheme": "ntk_by_parts", "base": 10_000.0} | STRETCHED, "longrope"),
+    ],
+)
+def test_what_messages_advise_is_the_same_encoder(refused, same):
+    """p_rope with fraction 0 for nope; longrope with the divisors in both lists for power and ntk_by_parts."""
+    wanted = build(refused, 16).inverse_frequencies(256)
+    if same == "longrope":
+        divisors = [10_000 ** (-j / 8) / frequency for j, frequency in enumerate(wanted)]
+        same = {"scheme": "longrope", "base": 10_000.0, "factor": 1.0, "short_factors": divisors, "long_factors": divisors}
+    assert build(same, 16).inverse_frequencies(256) == pytest.approx(wanted, rel=1e-12)
+    assert build(same, 16).attention_factor(256) == build(refused, 16).attention_factor(256) == 1
+    assert_tables(same, *transformers_tables(hf_from_position(same, MODEL, 256), 256))
+
+
+def test_settings_are_complete():
+    found = read(rope_theta=5e5, rope_scaling={"type": "yarn", "factor": 2, "finetuned": True})
+    assert found == settings(found, 16)
+    assert found == {"scheme": "yarn", "base": 5e5, "factor": 2.0, "original": 256, "alpha": 1.0, "beta": 32.0, "attention": None}
+
+
+def test_longrope_attention_given():
+    """It is kept as the factor that makes it; the factor itself where the two agree."""
+    lists = {"short_factor": FACTORS, "long_factor": FACTORS, "original_max_position_embeddings": 64}
+    group = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "attention_factor": 1.3} | lists
+    assert build(read(rope_parameters=group), 16).attention_factor(100) == pytest.approx(1.3, rel=1e-12)
+    same = build(read(rope_parameters=group | {"attention_factor": None}), 16).attention_factor(100)
+    assert read(rope_parameters=group | {"attention_factor": same})["factor"] == 4.0
+
+
+LONG = {"rope_type": "longrope", "short_factor": FACTORS, "long_factor": FACTORS}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, ["no rope_theta", "cannot be guessed", '"rope_theta": 10000.0']),
+        ({"rope_theta": None, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["no rope_theta"]),
+        ({"rope_parameters": {"rope_type": "default"}}, ["no rope_theta"]),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, ["rope_theta", "10000", "500000"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "lineal", "factor": 2.0}}, ["unknown rope_type 'lineal'", "linear"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "su"}}, ["unknown rope_type 'su'"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2.0}}, ["contradict"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor is missing"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 0.5}}, ["factor", "at least 1"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": "two"}}, ["factor must be a number", "two"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32}}, ["beta_fast=32", "linear"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, ["truncate"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "llama3", "factor": 8.0}}, ["low_freq_factor is missing"]),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2.0} | {"original_max_position_embeddings": 64}},
+            ["256"],
+        ),
+        ({"rope_theta": 1e4, "rope_scaling": LONG | {"short_factor": FACTORS[:3]}}, ["short_factors", "list of 8"]),
+        ({"rope_theta": 1e4, "rope_scaling": LONG | {"attention_factor": 0.9, "factor": 2.0}}, ["attention_factor=0.9"]),
+        ({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, ["partial_rotary_factor", "proportional"]),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+            ["proportional"],
+        ),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "proportional", "factor": 2.0}}, ["factor=2.0", "p_rope"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e4}}}, ["one group"]),
+        ({"rope_theta": 1e4, "rope_interleaved": True}, ["rope_interleaved=True"]),
+        ({"rope_theta": 1e4, "rotary_pct": 0.25}, ["rotary_pct"]),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}, "rope_theta": 1e4}
+            | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            ["different positional encoders"],
+        ),
+    ],
+)
+def test_nothing_is_dropped_silently(config, words):
+    with pytest.raises(UserError) as caught:
+        read(**config)
+    for word in ("FOLDER/config.json", *words):
+        assert word in str(caught.value), f"no {word!r} in: {caught.value}"
+
+
+def test_harmless_keys():
+    """As in SmolLM2's own config.json."""
+    assert read(rope_theta=1e5, rope_scaling=None, rope_interleaved=False) == {"scheme": "rope", "base": 1e5}
+    assert read(rope_theta=1e5, partial_rotary_factor=1.0) == {"scheme": "rope", "base": 1e5}

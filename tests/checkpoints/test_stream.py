@@ -1,0 +1,88 @@
+"""Reading tensor by tensor: memory, sharded models, devices and precisions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_long.checkpoints.external import open_external
+from lit_long.checkpoints.stream import load_external
+from lit_long.model.llama import Llama
+from lit_long.positions import build
+from tests.checkpoints import gguf_files, test_huggingface, test_meta
+from tests.checkpoints.llamas import random_llama, save
+from tests.integration.mini import REPOSITORY
+
+HERE = Path(__file__).parent
+
+
+def python(file: str, *words: object, **environment: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, HERE / file, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    try:
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return out
+
+
+def test_peak_memory(tmp_path):
+    """At most 1.2 times the weights (270 MB in fp32), in every format, into a model without memory or one that has it."""
+    theirs = random_llama(heads=16, kv=16, head_dim=64, ffn=2816, layers=5, vocab=1000).bfloat16()
+    for name in ("safetensors", "bin", "meta"):
+        (tmp_path / name).mkdir()
+    save(theirs, tmp_path / "safetensors", max_shard_size="60MB")
+    test_huggingface.to_bin(save(theirs, tmp_path / "bin"))
+    test_meta.write(theirs, tmp_path / "meta", parts=2)
+    gguf_files.write(theirs, tmp_path / "x.gguf", "F16")
+    del theirs
+    sources = [save(random_llama(), tmp_path / "small"), *(tmp_path / name for name in ("safetensors", "bin", "meta", "x.gguf"))]
+    # glibc keeps freed memory in pieces below 32 MB for itself; a real Llama's tensors are larger, these are not
+    found = json.loads(finished(python("memory.py", *sources, MALLOC_MMAP_THRESHOLD_=str(2**20))))
+    assert len(found) == 8
+    assert all(0.95 < multiple <= 1.2 for multiple in found.values()), found
+
+
+def test_sharded_model(tmp_path):
+    """Two ranks (FSDP2, gloo), one after the other: each fills its slices alone. 161 rows do not divide by two."""
+    folder = save(random_llama(vocab=161, kv=1).bfloat16(), tmp_path / "llama")
+    for rank in [python("ranks.py", rank, tmp_path, folder) for rank in range(2)]:
+        finished(rank)
+
+
+@pytest.fixture
+def external(tmp_path):
+    return open_external(str(save(random_llama(), tmp_path)))
+
+
+def empty_model(external):
+    return Llama(external.shape, build(external.position, external.shape.head_dim))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_precision_is_the_models(external, dtype):
+    model = empty_model(external).to(dtype)
+    places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    load_external(model, external)
+    for name, tensor in external.tensors():
+        found = model.get_parameter(name)
+        assert found.dtype == dtype and found.equal(tensor.to(dtype)) and found.data_ptr() == places[name]
+        assert found.requires_grad
+
+
+def test_report(external):
+    reports = []
+    load_external(empty_model(external), external, lambda message, done: reports.append((message, done)))
+    assert [done for _, done in reports] == sorted(done for _, done in reports)
+    assert reports[-1] == (f"reading {external.path.name}", 1.0) and len(reports) == 21
