@@ -3,21 +3,23 @@
 Shape legend:
     B sequences   T tokens a sequence   D model width   V vocabulary
     H query heads   G key-value heads (H is a multiple of G)   K components a head
+    S tokens that are looked at: T, and in generation also those before
 
 The model takes a `PositionalEncoder` and never asks which one it is. Parameters carry Hugging Face's names without their
-"model." prefix, and queries and keys its half-split layout. Training, parallelism and file formats are elsewhere.
+"model." prefix, and queries and keys its half-split layout. Training, generation, parallelism and file formats are elsewhere.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.model.attention import Runs, attention, document_runs
+from lit_long.model.attention import Past, Runs, attention, document_runs
 from lit_long.model.batch import Batch
 from lit_long.model.loss import summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation, rotate
@@ -26,7 +28,10 @@ INIT_STD = 0.02
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotated queries and keys."""
+    """Grouped-query self-attention with rotated queries and keys.
+
+    ``together``, if set, computes the projections of x in one product (generation/packing.py); likewise in `FeedForward`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,15 +40,17 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+        self.together: nn.Module | None = None
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None) -> Tensor:
-        q_BHTK, k_BGTK, v_BGTK = (
-            project(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None, past: Past | None = None) -> Tensor:
+        projected = self.together(x_BTD) if self.together else (self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD))
+        q_BHTK, k_BGTK, v_BGTK = (heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for heads in projected)
         q_BHTK = rotate(q_BHTK, rotation.cos_q, rotation.sin_q)
-        k_BGTK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k)
-        out_BHTK = attention(q_BHTK, k_BGTK, v_BGTK, runs)
+        if past is None:
+            k_BGSK, v_BGSK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK
+        else:
+            k_BGSK, v_BGSK = past.extend(k_BGTK, v_BGTK, rotation)
+        out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, runs, past.mask if past else None)
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -55,9 +62,11 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
         self.up_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
         self.down_proj = nn.Linear(config.d_ffn, config.d_model, bias=False)
+        self.together: nn.Module | None = None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate, up = self.together(x_BTD) if self.together else (self.gate_proj(x_BTD), self.up_proj(x_BTD))
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -70,9 +79,13 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, runs)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None, past: Past | None = None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, runs, past)
+        if past is None:
+            return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        for piece_BTD in x_BTD.split(past.chunk, dim=1):  # in place: a long prompt needs the room, and nothing is differentiated
+            piece_BTD += self.mlp(self.post_attention_layernorm(piece_BTD))
+        return x_BTD
 
 
 class Llama(nn.Module):
@@ -118,10 +131,15 @@ class Llama(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]."""
         rotation = self.encoder.rotation(batch.positions, batch.tokens.shape[1])
-        runs = document_runs(batch)
-        x_BTD = self.embed_tokens(batch.tokens)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, rotation, runs)
+        return self.through_layers(batch.tokens, rotation, document_runs(batch))
+
+    def through_layers(
+        self, tokens_BT: Tensor, rotation: Rotation, runs: Runs | None = None, pasts: Sequence[Past] | None = None
+    ) -> Tensor:
+        """Normalised outputs of the last layer [B, T, D]; in generation each layer has its past, and nothing is differentiated."""
+        x_BTD = self.embed_tokens(tokens_BT)
+        for layer, past in zip(self.layers, pasts or [None] * len(self.layers), strict=True):
+            x_BTD = layer(x_BTD, rotation, runs, past)
         return self.norm(x_BTD)
 
     def head(self, hidden_ND: Tensor) -> Tensor:
@@ -129,5 +147,5 @@ class Llama(nn.Module):
         return F.linear(hidden_ND, self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight)
 
     def logits(self, batch: Batch) -> Tensor:
-        """All logits [B, T, V] at once: for generation and tests, not for training."""
+        """All logits [B, T, V] at once: for short texts and tests, not for training."""
         return self.head(self.hidden_states(batch))

@@ -1,0 +1,100 @@
+"""Keys and values of every layer, kept between the steps of generation.
+
+One tensor [layers, 2, B, G, S, K] holds them all, as large as the longest sequence may become: nothing is ever copied to make room, and
+a CPU gives memory only to what has been written. Rows of unequal length end in the same column, so that a step writes and reads the
+same columns in every row; the columns before a shorter row are hidden by a mask, and rows of equal length need none.
+
+Keys are kept as attention wants them, rotated; or not yet rotated, where an encoder turns all of them anew with every token
+(`rotated` is False; decode.py decides).
+
+Shapes: B sequences, G key-value heads, T tokens, S columns, K components a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_long.model.llama import Llama
+from lit_long.positions import Rotation, rotate
+
+
+class KeyValueCache:
+    """Room for ``len(lengths)`` sequences of ``lengths`` tokens each, to grow by ``room`` tokens.
+
+    Args:
+        rotated: whether keys are kept rotated.
+        chunk: tokens whose widest activations may exist at once.
+    """
+
+    def __init__(self, model: Llama, lengths: list[int], room: int, rotated: bool, chunk: int) -> None:
+        config, like = model.config, model.embed_tokens.weight
+        self.rotated, self.chunk = rotated, chunk
+        self.stop = max(lengths)  # the column after the newest token, in every row
+        self.pads = [self.stop - length for length in lengths]
+        columns = self.stop + room
+        rows = (len(lengths), config.n_kv_heads, columns, config.head_dim)
+        self.keys_and_values = like.new_empty((config.n_layers, 2, *rows))
+        self.mask: Tensor | None = None
+        if any(self.pads):
+            self.mask = like.new_zeros((len(lengths), 1, 1, columns))
+            for row, pad in enumerate(self.pads):
+                self.mask[row, :, :, :pad] = -torch.inf
+                self.keys_and_values[:, :, row, :, :pad] = 0  # hidden, but even so it must be a number
+
+    def prompts(self, rows: list[int]) -> list[Prompt]:
+        """For every layer: fills ``rows`` with their first tokens."""
+        pads = [self.pads[row] for row in rows]
+        return [Prompt(keys, values, rows, pads, self.stop, self.rotated, self.chunk) for keys, values in self.keys_and_values]
+
+    def step(self) -> list[Step]:
+        """For every layer: adds one token to every row."""
+        mask = None if self.mask is None else self.mask[..., : self.stop + 1]
+        self.stop += 1
+        return [Step(keys, values, self.stop, self.rotated, mask, self.chunk) for keys, values in self.keys_and_values]
+
+
+@dataclass
+class Prompt:
+    """One layer's first tokens of some rows, padded on the right: causality hides the padding from what comes before."""
+
+    keys_BGSK: Tensor
+    values_BGSK: Tensor
+    rows: list[int]
+    pads: list[int]
+    stop: int
+    rotated: bool
+    chunk: int
+    mask: Tensor | None = None
+
+    def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        rotated_BGTK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k)
+        kept_BGTK = rotated_BGTK if self.rotated else k_BGTK
+        for i, (row, pad) in enumerate(zip(self.rows, self.pads, strict=True)):
+            self.keys_BGSK[row, :, pad : self.stop] = kept_BGTK[i, :, : self.stop - pad]
+            self.values_BGSK[row, :, pad : self.stop] = v_BGTK[i, :, : self.stop - pad]
+        return rotated_BGTK, v_BGTK
+
+
+@dataclass
+class Step:
+    """One layer's next token in every row. The rotation's tables for keys are those of the new token, or of all if none is rotated."""
+
+    keys_BGSK: Tensor
+    values_BGSK: Tensor
+    stop: int
+    rotated: bool
+    mask: Tensor | None
+    chunk: int
+
+    def extend(self, k_BG1K: Tensor, v_BG1K: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        if self.rotated:
+            k_BG1K = rotate(k_BG1K, rotation.cos_k, rotation.sin_k)
+        self.keys_BGSK[:, :, self.stop - 1 : self.stop] = k_BG1K
+        self.values_BGSK[:, :, self.stop - 1 : self.stop] = v_BG1K
+        keys_BGSK, values_BGSK = self.keys_BGSK[:, :, : self.stop], self.values_BGSK[:, :, : self.stop]
+        if not self.rotated:
+            keys_BGSK = rotate(keys_BGSK, rotation.cos_k, rotation.sin_k)
+        return keys_BGSK, values_BGSK

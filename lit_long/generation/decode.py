@@ -1,0 +1,138 @@
+"""From prompts to more tokens: prompts are read at once, then every step adds one token to each row.
+
+A long prompt goes through the layers alone and whole, so that attention is one causal kernel; what is widest, the feed-forward's
+activations, exists for ``chunk`` tokens at a time. Short prompts are read together, up to ``chunk`` tokens with padding.
+
+Shapes: B sequences, T tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from lit_long.config import UserError
+from lit_long.generation.cache import KeyValueCache
+from lit_long.generation.sampling import Sampler
+from lit_long.generation.tables import Tables
+from lit_long.model.llama import Llama
+
+PREFILL_CHUNK = 2048
+
+Heard = Callable[[int, int], bool]  # from row and new token to whether the row has ended
+
+
+class Sequences:
+    """Rows of tokens and what the model remembers of them.
+
+    Args:
+        rows: tokens of each prompt, at least one.
+        room: tokens that `step` may add to each.
+        chunk: tokens whose widest activations may exist at once when prompts are read.
+
+    Raises:
+        UserError: no prompt, an empty one, or more tokens than the encoder can hold.
+    """
+
+    def __init__(self, model: Llama, rows: list[list[int]], room: int, chunk: int = PREFILL_CHUNK) -> None:
+        if not rows or not all(rows):
+            raise UserError("prompt: there is nothing to continue; every prompt must have at least one token")
+        self.model, self.chunk = model, chunk
+        self.rows = [list(row) for row in rows]
+        self.longest = max(map(len, rows)) + room
+        self.device = model.embed_tokens.weight.device
+        self.tables = Tables(model.encoder, min(map(len, rows)), self.longest, self.device)
+        self.cache: KeyValueCache | None = None
+
+    def read(self) -> Tensor:
+        """Compute all rows from their first token on, whatever was cached; logits [B, V] of what comes next."""
+        lengths = [len(row) for row in self.rows]
+        rotated = not self.tables.follow(lengths)
+        self.lengths_read = lengths
+        self.cache = None  # before there is another
+        self.cache = KeyValueCache(self.model, lengths, self.longest - max(lengths), rotated, self.chunk)
+        hidden_BD = self.model.norm.weight.new_empty(len(self.rows), self.model.config.d_model)
+        for group in groups(lengths, self.chunk):
+            own = [lengths[row] for row in group]
+            tokens_BT = torch.zeros(len(group), max(own), dtype=torch.int64)
+            for i, row in enumerate(group):
+                tokens_BT[i, : own[i]] = torch.tensor(self.rows[row])
+            rotation = self.tables.first(own)
+            hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, pasts=self.cache.prompts(group))
+            for i, row in enumerate(group):
+                hidden_BD[row] = hidden_BTD[i, own[i] - 1]
+        return self.model.head(hidden_BD)
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Add one token to every row; logits [B, V] of what comes next."""
+        for row, token in zip(self.rows, tokens_B.tolist(), strict=True):
+            row.append(token)
+        lengths = [len(row) for row in self.rows]
+        rotated = not self.tables.follow(lengths)
+        if self.cache is None or rotated != self.cache.rotated or self.tables.switches(lengths):
+            return self.read()
+        rotation = self.tables.newest(lengths) if rotated else self.tables.newest_and_all(lengths)
+        hidden_B1D = self.model.through_layers(tokens_B[:, None], rotation, pasts=self.cache.step())
+        return self.model.head(hidden_B1D[:, 0])
+
+    def rewind(self, count: int) -> None:
+        """Forget the newest ``count`` tokens of every row, to go on from there in another way."""
+        for row in self.rows:
+            del row[len(row) - count :]
+        if any(len(row) < length for row, length in zip(self.rows, self.lengths_read, strict=True)):
+            self.cache = None  # it was made anew for a longer context since
+        else:
+            self.cache.stop -= count
+
+
+def groups(lengths: list[int], chunk: int) -> list[list[int]]:
+    """Rows to be read together: neighbours in length, at most ``chunk`` tokens with padding, or one row."""
+    found: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if found and (len(found[-1]) + 1) * lengths[row] <= chunk:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+@torch.inference_mode()
+def generate(
+    model: Llama,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    sampler: Sampler | None = None,
+    eos: Collection[int] = (),
+    heard: Heard | None = None,
+    chunk: int = PREFILL_CHUNK,
+) -> list[list[int]]:
+    """New tokens of each prompt, the one that ended it included.
+
+    Args:
+        max_new_tokens: a row has ended after so many.
+        sampler: chooses tokens; the likeliest ones if not given.
+        eos: a row has ended with any of these.
+        heard: is told every new token as (row, token) and says whether the row has ended.
+        chunk: tokens whose widest activations may exist at once when prompts are read.
+
+    Raises:
+        UserError: see `Sequences`.
+    """
+    sampler = sampler or Sampler()
+    sequences = Sequences(model, prompts, max_new_tokens - 1, chunk)
+    new: list[list[int]] = [[] for _ in prompts]
+    going = set(range(len(prompts)))
+    logits_BV = sequences.read()
+    while True:
+        tokens_B = sampler.choose(logits_BV)
+        chosen = tokens_B.tolist()
+        for row in sorted(going):
+            new[row].append(chosen[row])
+            ended = (heard is not None and heard(row, chosen[row])) or chosen[row] in eos or len(new[row]) == max_new_tokens
+            if ended:
+                going.remove(row)
+        if not going:
+            return new
+        logits_BV = sequences.step(tokens_B)
