@@ -10,6 +10,8 @@ Later layers win:
   ``grid.position=all`` takes every option file but those with a ``???``, a value that only the user can give.
 * A stage's own settings in the experiment come before the grid's and before ``key=value``; but a stage that names its own
   option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it.
+* ``model.init=…`` names weights made elsewhere. They bring the model's shape and the tokenizer, and their own encoder where no
+  position is named (or it is ``position=pretrained``).
 * Interpolations such as ``${context}`` are resolved inside each stage, with `multiply` and `divide` to compute.
 """
 
@@ -26,6 +28,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_long.config.pretrained import PRETRAINED, Pretrained, adopt, settings_of
 from lit_long.config.schema import ModelConfig, SharedConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
@@ -78,9 +81,10 @@ def find_file(folder: str, name: str, key: str) -> Path:
 
 
 def option_names(group: str) -> list[str]:
-    """Names of all option files of a group that run as they are: none of their values is ``???``, for the user to give."""
+    """Names of all option files of a group that run by themselves: no value is ``???``, for the user to give, or of model.init."""
     names = {file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")}
-    return sorted(name for name in names if MISSING not in read_yaml(find_file(f"configs/{group}", name, group)).values())
+    contents = {name: read_yaml(find_file(f"configs/{group}", name, group)).values() for name in names}
+    return sorted(name for name, values in contents.items() if MISSING not in values and PRETRAINED not in values)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -152,7 +156,7 @@ def lay(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
                 content = read_yaml(file)
                 check(SweepConfig, {key: content}, str(file))
                 into[key] = content
-            value = {k: v for k, v in value.items() if k != "option"} if isinstance(value, dict) else {}
+            value = settings_of(value)
         check(SweepConfig, {key: value}, where, leaves=list(leaf_names()) + [f"stages.NAME.{f}" for f in STAGE_KEYS])
         merge(into, {key: value})
 
@@ -229,12 +233,15 @@ def flat_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
     return set().union(*nested) if nested else set()
 
 
-def compose_stage(layers: Layers, shared: dict[str, Any], name: str, point: dict[str, Any]) -> StageConfig:
+def compose_stage(
+    layers: Layers, shared: dict[str, Any], name: str, point: dict[str, Any], pretrained: Pretrained
+) -> StageConfig:
     """Complete settings of stage ``name`` at one point of the grid.
 
     Args:
         shared: what `compose_sweep` returned.
         point: one value per axis, ``{"position": "abf", "seed": 0}``.
+        pretrained: reads what ``model.init`` names.
     """
     raw = copy.deepcopy(shared)
     own = layers.experiment["stages"][name]
@@ -252,6 +259,8 @@ def compose_stage(layers: Layers, shared: dict[str, Any], name: str, point: dict
         stage_only = {k: v for k, v in layer.items() if k in STAGE_KEYS}
         lay(raw, {k: v for k, v in layer.items() if k not in STAGE_KEYS}, source)
         merge(raw, stage_only)
+    said = [layers.experiment, own, nested_point, layers.cli, own_cli]
+    adopt(raw, said, pretrained, where)
     return resolve(raw, where)
 
 

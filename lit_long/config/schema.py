@@ -13,7 +13,11 @@ NOT_IDENTITY = {"identity": False}
 
 @dataclass
 class ModelConfig:
-    """Shape of a Llama. ``context`` and ``rope_base`` are those it was (or is to be) pretrained with."""
+    """Shape of a Llama. ``context`` and ``rope_base`` are those it was (or is to be) pretrained with.
+
+    ``init`` names weights made elsewhere (checkpoints/external.py); they bring the shape along. Their content enters a stage's identity,
+    not their name.
+    """
 
     vocab_size: int = 32_000
     d_model: int = 4096
@@ -26,16 +30,21 @@ class ModelConfig:
     tie_embeddings: bool = False
     context: int = 4096
     rope_base: float = 10_000.0
+    init: str = field(default="", metadata=NOT_IDENTITY)
 
 
 @dataclass
 class CorpusConfig:
-    """Documents and tokenizer of the built-in corpus. ``validation`` lists the top-level modules that are held out."""
+    """Documents and tokenizer of the built-in corpus. ``validation`` lists the top-level modules that are held out.
+
+    ``tokenizer`` names external weights whose tokenizer to use (model.init's, unless set); without any, one of ``vocab_size`` is trained.
+    """
 
     name: str = "builtin"
     packages: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
     vocab_size: int = 4096
+    tokenizer: str = field(default="", metadata=NOT_IDENTITY)  # its content enters the identity
 
 
 @dataclass
@@ -82,7 +91,9 @@ class EvaluationConfig:
     lengths: list[int] = field(default_factory=list)  # perplexity: every sequence is full, one document each
     sequences: int = 32  # at most, per domain; every length sees the same tokens
     retrieval_lengths: list[int] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
-    retrieval_examples: int = 64
+    passkey_lengths: list[int] = field(default_factory=list)  # PASSKEY, in the same texts
+    retrieval_examples: int = 64  # per length, of either task
+    precision: str = "32-true"  # 32-true · bf16-true
     batch_tokens: int = field(default=4096, metadata=NOT_IDENTITY)
 
 

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from lit_long.config import CorpusConfig, UserError
 from lit_long.data.python_source import read_source
+from lit_long.data.tokenizer import borrowed_digest
 
 DOMAINS = ("code", "docs")
 SPLITS = ("train", "validation")
@@ -54,12 +55,13 @@ Corpus = dict[tuple[str, str], list[Document]]
 
 
 def fingerprint(corpus: CorpusConfig) -> dict:
-    """What the corpus is made from: the versions of Python, of the packages and of the tokenizer trainer. Reads no
-    source.
+    """What the corpus is made from: the versions of Python, of the packages and of the tokenizer trainer, and a borrowed
+    tokenizer's digest. Reads no source.
 
     Raises UserError if a package is not installed.
     """
-    return {
+    tokenizer = {"tokenizer": borrowed_digest(corpus.tokenizer)} if corpus.tokenizer else {}
+    return tokenizer | {
         "python": platform.python_version(),
         "packages": {name: _installed_version(name) for name in sorted(corpus.packages)},
         "tokenizers": importlib.metadata.version("tokenizers"),

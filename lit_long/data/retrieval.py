@@ -1,4 +1,4 @@
-"""FIRST-SENTENCE-RETRIEVAL: a text, and the request to repeat its first sentence (LLaMA 2 Long, section 4.1).
+"""Retrieval from a long text. FIRST-SENTENCE-RETRIEVAL: a text, and the request to repeat its first sentence (LLaMA 2 Long, section 4.1).
 
     <|endoftext|>TEXT\n\nThe first sentence of the text above is: SENTENCE\n
 
@@ -20,9 +20,10 @@ from lit_long.config import UserError
 from lit_long.data.packing import ENDLESS, Sequence, single_document
 from lit_long.data.shuffle import random_words
 from lit_long.data.store import Store
-from lit_long.data.tokenizer import separator_id
 
 QUESTION = "\n\nThe first sentence of the text above is:"
+PASSKEY = "\n\nThe pass key is {key}. Keep it in mind: {key} is the pass key.\n\n"
+PASSKEY_QUESTION = "\n\nWhat is the pass key? The pass key is"
 SCORED_TOKENS = 24  # of the answer, at most; so that long sentences do not outweigh short ones
 _DOMAIN = "docs"
 _MIN_WORDS = 4
@@ -101,23 +102,35 @@ def retrieval_examples(
         raise UserError(f"A retrieval length of {length} exceeds the longest one, {max_length} (evaluation.retrieval_lengths).")
     _check_length(length)
     windows = _Windows(store, "validation", max_length)
-    instances: dict[str, _Instance] = {}
-    for attempt in range(_TRIES * count):
-        if len(instances) == count:
-            break
-        instance = windows.draw(seed, "evaluation", attempt)
-        if instance is not None:
-            instances.setdefault(instance.sentence, instance)
     examples = []
-    for sentence, instance in instances.items():
+    for instance in windows.held_out(count, seed):
         start = length - len(instance.answer)
         tokens = windows.assemble(instance, length)
-        examples.append(RetrievalExample(tokens, start, min(start + SCORED_TOKENS, length), sentence))
-    if not examples:
-        raise UserError(
-            f"No held-out document of {max_length} tokens starts a paragraph with a sentence to retrieve. "
-            f"Shorten evaluation.retrieval_lengths or hold out more modules in data.corpus.validation."
-        )
+        examples.append(RetrievalExample(tokens, start, min(start + SCORED_TOKENS, length), instance.sentence))
+    return examples
+
+
+def passkey_examples(
+    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0
+) -> list[RetrievalExample]:
+    """PASSKEY (Mohtashami and Jaggi 2023): five digits to be found again in a text, here real text, and at every depth.
+
+    Like `retrieval_examples`, about the same texts; example i hides its key at depth (i + ½) / count of the text. LLaMA 2 Long (footnote
+    4) calls the task overly simple: every variant but plain RoPE solves it.
+    """
+    max_length = max_length or length
+    _check_length(length)
+    windows = _Windows(store, "validation", max_length)
+    texts = windows.held_out(count, seed)
+    examples = []
+    for number, instance in enumerate(texts):
+        key = 10_000 + int(random_words(1, "passkey", seed, number)[0] % np.uint64(90_000))
+        needle, question, answer = map(windows.encode, (PASSKEY.format(key=key), PASSKEY_QUESTION, f" {key}"))
+        room = length - 1 - len(needle) - len(question) - len(answer)
+        cut = round((number + 0.5) / len(texts) * room)
+        before, after = instance.window[:cut], instance.window[cut:room]
+        tokens = np.array([store.separator, *before, *needle, *after, *question, *answer], dtype=np.int64)
+        examples.append(RetrievalExample(tokens, length - len(answer), length, str(key)))
     return examples
 
 
@@ -129,8 +142,8 @@ class _Windows:
         self._documents = store.documents(_DOMAIN, split)
         self._tokenizer = store.tokenizer
         self._length = length
-        self._separator = separator_id(store.tokenizer)
-        self._question = self._encode(QUESTION)
+        self._separator = store.separator
+        self._question = self.encode(QUESTION)
         starts = np.maximum(self._documents.lengths - length, 0)  # so that every window fits, wherever it starts
         self._last_start = np.cumsum(starts)
         if self._last_start[-1] == 0:
@@ -157,14 +170,30 @@ class _Windows:
                 return self._instance(window_text, sentence)
         return None
 
+    def held_out(self, count: int, seed: int) -> list[_Instance]:
+        """At most ``count`` windows, no sentence twice. Raises UserError if there is none."""
+        found: dict[str, _Instance] = {}
+        for attempt in range(_TRIES * count):
+            if len(found) == count:
+                break
+            instance = self.draw(seed, "evaluation", attempt)
+            if instance is not None:
+                found.setdefault(instance.sentence, instance)
+        if not found:
+            raise UserError(
+                f"No held-out document of {self._length} tokens starts a paragraph with a sentence to retrieve. "
+                f"Shorten evaluation.retrieval_lengths or hold out more modules in data.corpus.validation."
+            )
+        return list(found.values())
+
     def _instance(self, window_text: str, sentence: str) -> _Instance | None:
-        answer = self._encode(f" {sentence}\n")
+        answer = self.encode(f" {sentence}\n")
         if len(answer) - 1 not in _SENTENCE_TOKENS:
             return None
-        window = self._encode(window_text)[: self._room(answer, self._length)]
+        window, room = self.encode(window_text)[: self._length], self._room(answer, self._length)
         # A second copy nearer to the question would make the task one of short range.
-        whole = len(window) == self._room(answer, self._length)
-        return _Instance(window, answer, sentence) if whole and self._tokenizer.decode(window).count(sentence) == 1 else None
+        whole = len(window) == self._length and self._tokenizer.decode(window[:room]).count(sentence) == 1
+        return _Instance(window, answer, sentence) if whole else None
 
     def assemble(self, instance: _Instance, length: int) -> np.ndarray:
         """int64 [length]: separator, trimmed text, question, answer."""
@@ -175,7 +204,7 @@ class _Windows:
         """Tokens that are left for the text."""
         return length - 1 - len(self._question) - len(answer)
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 

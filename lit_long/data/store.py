@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from lit_long.checkpoints.external import open_external
+from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import CorpusConfig, UserError
 from lit_long.data.corpus import SPLITS, Document, build_corpus, fingerprint
-from lit_long.data.tokenizer import encode_documents, load_tokenizer, train_tokenizer
+from lit_long.data.tokenizer import SEPARATOR, borrow_tokenizer, encode_documents, load_tokenizer, train_tokenizer
 
 LONG_DOCUMENT = 2048  # tokens; the manifest counts the documents that are longer
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 
 Report = Callable[[str, float], None]
@@ -68,6 +70,11 @@ class Store:
         }
 
     @property
+    def separator(self) -> int:
+        """The id that opens every document."""
+        return self.manifest["separator"]
+
+    @property
     def domains(self) -> list[str]:
         """Names of the corpus domains."""
         return list(self.manifest["domains"])
@@ -94,20 +101,25 @@ def prepare(corpus: CorpusConfig, folder: Path, report: Report = lambda message,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
     found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done))
-    report("training the tokenizer", 0.4)
-    training_texts = [document.text for (_, split), documents in found.items() if split == "train" for document in documents]
-    tokenizer = train_tokenizer(training_texts, corpus.vocab_size)
+    if corpus.tokenizer:
+        tokenizer, separator = borrow_tokenizer(corpus.tokenizer)
+    else:
+        report("training the tokenizer", 0.4)
+        training_texts = [document.text for (_, split), documents in found.items() if split == "train" for document in documents]
+        tokenizer = train_tokenizer(training_texts, corpus.vocab_size)
+        separator = tokenizer.token_to_id(SEPARATOR)
     tokenizer.save(str(folder / "tokenizer.json"))
-    dtype = "uint16" if corpus.vocab_size <= 65_535 else "uint32"
+    dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
     domains: dict[str, dict] = {}
     for done, ((domain, split), documents) in enumerate(found.items()):
         report(f"encoding {domain}, {split}", 0.5 + 0.5 * done / len(found))
-        domains.setdefault(domain, {})[split] = _write(folder / domain / split, documents, tokenizer, dtype)
+        domains.setdefault(domain, {})[split] = _write(folder / domain / split, documents, tokenizer, separator, dtype)
     manifest = {
         "format": _FORMAT,
         "digest": _digest(folder, domains),
         "tokenizer": _file_sha256(folder / "tokenizer.json"),
         "vocab_size": tokenizer.get_vocab_size(),
+        "separator": separator,
         "dtype": dtype,
         "inputs": inputs,
         "domains": domains,
@@ -142,6 +154,16 @@ def open_store(folder: Path) -> Store:
         raise UserError(f"The prepared data in {folder} is damaged: {error}. {remedy}") from error
 
 
+def words_of(store: Store, corpus: CorpusConfig) -> Tokenization:
+    """The tokenizer that a model trained on ``store`` reads and writes with. Our own opens a text, and ends it, with its separator."""
+    if corpus.tokenizer:
+        return open_external(corpus.tokenizer).tokenization()
+    ends = store.separator
+    special = dict.fromkeys(("bos_token", "eos_token"), store.tokenizer.id_to_token(ends))
+    where = str(store.folder / "manifest.json")  # not a folder in Hugging Face's form
+    return Tokenization(store.tokenizer, bos=ends, eos=(ends,), add_bos=True, separator=ends, special=special, where=where)
+
+
 def _check_sizes(folder: Path, entry: dict, item_bytes: int) -> None:
     """Raise ValueError unless the files have the sizes that the manifest tells."""
     file_bytes = (folder / "tokens.bin").stat().st_size
@@ -152,12 +174,12 @@ def _check_sizes(folder: Path, entry: dict, item_bytes: int) -> None:
         raise ValueError(f"{folder / 'offsets.npy'} does not fit the manifest")
 
 
-def _write(folder: Path, documents: list[Document], tokenizer: Tokenizer, dtype: str) -> dict:
+def _write(folder: Path, documents: list[Document], tokenizer: Tokenizer, separator: int, dtype: str) -> dict:
     """Write one split and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
     folder.mkdir(parents=True, exist_ok=True)
     lengths = []
     with (folder / "tokens.bin").open("wb") as file:
-        for tokens in encode_documents(tokenizer, [document.text for document in documents]):
+        for tokens in encode_documents(tokenizer, [document.text for document in documents], separator):
             file.write(tokens.astype(dtype).tobytes())
             lengths.append(len(tokens))
     np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained once on the training documents of the corpus it will encode.
+"""A byte-level BPE tokenizer, trained once on the training documents of the corpus it will encode; or that of external weights.
 
 Every byte is a token, so any text survives encoding and decoding. One special token, ``<|endoftext|>``, stands at the
 START of each document: it tells the model that nothing before it matters, and predicting it is predicting the
@@ -7,12 +7,15 @@ document's end. The string ``<|endoftext|>`` inside a document is ordinary text.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lit_long.checkpoints.external import open_external
 from lit_long.config import UserError
 
 SEPARATOR = "<|endoftext|>"
@@ -50,14 +53,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"Cannot read the tokenizer {path}: {error}. Prepare the data again.") from error
 
 
-def separator_id(tokenizer: Tokenizer) -> int:
-    """The id of ``<|endoftext|>``."""
-    return tokenizer.token_to_id(SEPARATOR)
+def borrow_tokenizer(name: str) -> tuple[Tokenizer, int]:
+    """The tokenizer of the external weights called ``name``, and the id that opens a document."""
+    words = open_external(name).tokenization()
+    return _as_plain_text(words.tokenizer), words.separator
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
+@functools.cache
+def borrowed_digest(name: str) -> str:
+    """sha256 of the tokenizer of external weights. Cached: planning asks once a stage, and a process sees one version."""
+    tokenizer, separator = borrow_tokenizer(name)
+    return hashlib.sha256(f"{separator} {tokenizer.to_str()}".encode()).hexdigest()
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str], separator: int) -> Iterator[np.ndarray]:
     """int64 [tokens] of each text in turn, the separator first. Batches of texts are encoded on all cores."""
-    separator = separator_id(tokenizer)
     batch: list[str] = []
     size = 0
     for last, text in enumerate(texts, start=1):
@@ -70,6 +80,6 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndar
 
 
 def _as_plain_text(tokenizer: Tokenizer) -> Tokenizer:
-    """Make a separator inside a text ordinary text. This setting is not part of tokenizer.json."""
+    """Make a special token's name inside a text ordinary text. This setting is not part of tokenizer.json."""
     tokenizer.encode_special_tokens = True
     return tokenizer

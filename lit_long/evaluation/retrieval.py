@@ -1,46 +1,113 @@
-"""FIRST-SENTENCE-RETRIEVAL (Xiong et al. 2023, §4.1): the model is asked, after the text, for the text's first sentence.
+"""Retrieval from long texts: FIRST-SENTENCE-RETRIEVAL (Xiong et al. 2023, §4.1) and PASSKEY (Mohtashami and Jaggi 2023).
 
-Scored teacher-forced: each answer token is predicted with the true ones before it. The figures are therefore called token
-accuracy and nats; the paper's ROUGE-L is of generated text.
+A prompt is read once. Then the model is scored on the right answer, teacher-forced (each token is predicted with the true ones before
+it: token accuracy and nats), and goes back to write an answer of its own, token by token the likeliest, whose ROUGE-L is the paper's
+measure. A passkey is found when all its digits are the likeliest tokens, which is when greedy decoding writes it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from lit_long.config import EvaluationConfig
-from lit_long.data.retrieval import RetrievalExample, retrieval_examples
+from lit_long.data.retrieval import RetrievalExample, passkey_examples, retrieval_examples
 from lit_long.data.store import Store
-from lit_long.evaluation.perplexity import token_losses
-from lit_long.model.batch import NO_LOSS, Batch
+from lit_long.generation.decode import Sequences
 from lit_long.model.llama import Llama
 
-
-def answer_batch(examples: list[RetrievalExample]) -> Batch:
-    """Examples of one length as a batch whose only targets are the answers' tokens."""
-    tokens = torch.stack([torch.as_tensor(example.tokens, dtype=torch.int64) for example in examples])
-    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
-    for row, example in enumerate(examples):
-        targets[row, : example.answer_start - 1] = NO_LOSS
-        targets[row, example.answer_stop - 1 :] = NO_LOSS
-    positions = torch.arange(inputs.shape[1]).expand_as(inputs)
-    return Batch(inputs, targets, torch.zeros_like(inputs), positions)
+DOMAIN = "docs"
+Advance = Callable[[int], None]
 
 
-def retrieval(
-    model: Llama, store: Store, evaluation: EvaluationConfig, device: torch.device, advance: Any
-) -> list[dict[str, Any]]:
-    """Token accuracy and mean nats at every length; the same texts at each."""
+@dataclass(frozen=True)
+class Answered:
+    """How one example went: nats and hits [tokens] of the scored answer, and the ids that the model wrote."""
+
+    nats: Tensor
+    hits: Tensor
+    written: list[int]
+
+
+def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance: Advance) -> list[dict[str, Any]]:
+    """Measurements of both tasks, at every length the evaluation asks for; the same texts at each."""
     rows: list[dict[str, Any]] = []
-    longest = max(evaluation.retrieval_lengths)
     for length in evaluation.retrieval_lengths:
-        examples = retrieval_examples(store, length, evaluation.retrieval_examples, max_length=longest)
-        batch = answer_batch(examples).to(device)
-        nats, hits = token_losses(model, batch, max(1, evaluation.batch_tokens // length), advance)
-        scored = batch.targets != NO_LOSS
-        common = {"domain": "docs", "length": length, "tokens": int(scored.sum()), "examples": len(examples)}
-        rows.append({"metric": "retrieval_accuracy", "value": float(hits[scored].double().mean()), **common})
-        rows.append({"metric": "retrieval_nats", "value": float(nats[scored].double().mean()), **common})
+        examples = retrieval_examples(store, length, evaluation.retrieval_examples, max_length=max(evaluation.retrieval_lengths))
+        answers = answer(model, examples, evaluation.batch_tokens, advance)
+        nats, hits = (torch.cat([getattr(found, name) for found in answers]).double() for name in ("nats", "hits"))
+        rouge = rouge_l([store.tokenizer.decode(found.written) for found in answers], [example.text for example in examples])
+        common = {"domain": DOMAIN, "length": length, "tokens": len(nats), "examples": len(examples)}
+        rows.append({"metric": "retrieval_accuracy", "value": float(hits.mean()), **common})
+        rows.append({"metric": "retrieval_nats", "value": float(nats.mean()), **common})
+        rows.append({"metric": "retrieval_rouge_l", "value": rouge, **common})
+    for length in evaluation.passkey_lengths:
+        examples = passkey_examples(store, length, evaluation.retrieval_examples, max_length=max(evaluation.passkey_lengths))
+        answers = answer(model, examples, evaluation.batch_tokens, advance, write=False)
+        found = sum(bool(each.hits.all()) for each in answers) / len(answers)
+        common = {
+            "domain": DOMAIN,
+            "length": length,
+            "tokens": sum(len(each.hits) for each in answers),
+            "examples": len(examples),
+        }
+        rows.append({"metric": "passkey_accuracy", "value": found, **common})
     return rows
+
+
+def answer(
+    model: Llama, examples: list[RetrievalExample], batch_tokens: int, advance: Advance, write: bool = True
+) -> list[Answered]:
+    """Every example's answer, ``batch_tokens`` tokens of examples at a time; ``write``: one of the model's own, too."""
+    answers: list[Answered] = []
+    at_once = max(1, batch_tokens // len(examples[0].tokens))
+    for start in range(0, len(examples), at_once):
+        group = examples[start : start + at_once]
+        answers += answer_group(model, group, write)
+        advance(sum(len(example.tokens) for example in group))
+    return answers
+
+
+@torch.inference_mode()
+def answer_group(model: Llama, examples: list[RetrievalExample], write: bool) -> list[Answered]:
+    prompts = [example.tokens[: example.answer_start].tolist() for example in examples]
+    right = [example.tokens[example.answer_start :].tolist() for example in examples]
+    scored = [example.answer_stop - example.answer_start for example in examples]
+    longest = max(map(len, right))
+    sequences = Sequences(model, prompts, longest)
+    first_BV = logits_BV = sequences.read()
+    nats, hits = [], []
+    for index in range(max(scored)):
+        target_B = torch.tensor([answer[min(index, len(answer) - 1)] for answer in right], device=logits_BV.device)
+        nats.append(F.cross_entropy(logits_BV.float(), target_B, reduction="none"))
+        hits.append(logits_BV.argmax(-1) == target_B)
+        if index + 1 < max(scored):
+            logits_BV = sequences.step(target_B)
+    written: list[list[int]] = [[] for _ in examples]
+    if write:
+        sequences.rewind(max(scored) - 1)
+        logits_BV = first_BV
+        for index in range(longest):
+            chosen_B = logits_BV.argmax(-1)
+            for own, token in zip(written, chosen_B.tolist(), strict=True):
+                own.append(token)
+            if index + 1 < longest:
+                logits_BV = sequences.step(chosen_B)
+    nats_TB, hits_TB = torch.stack(nats).cpu(), torch.stack(hits).cpu()
+    return [
+        Answered(nats_TB[:count, row], hits_TB[:count, row], own[: len(right[row])])
+        for row, (count, own) in enumerate(zip(scored, written, strict=True))
+    ]
+
+
+def rouge_l(written: list[str], sentences: list[str]) -> float:
+    """Mean ROUGE-L (F-measure, 0 to 1) of what was written, up to its first line's end, against the sentences asked for."""
+    from torchmetrics.functional.text import rouge_score
+
+    lines = [text.strip().partition("\n")[0] for text in written]
+    return float(rouge_score(lines, sentences, rouge_keys="rougeL")["rougeL_fmeasure"])

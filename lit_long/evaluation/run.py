@@ -1,4 +1,4 @@
-"""An evaluate stage: everything the experiment asks for, measured on one trained model, in fp32."""
+"""An evaluate stage: everything the experiment asks for, measured on one trained model; in fp32 unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from lit_long.checkpoints.weights import load_weights
+from lit_long.checkpoints.external import open_external
+from lit_long.checkpoints.stream import load_external
+from lit_long.checkpoints.weights import WEIGHTS, load_weights
 from lit_long.config import EvaluationConfig, StageConfig
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import Store, open_store
@@ -26,11 +28,11 @@ def planned_tokens(evaluation: EvaluationConfig) -> int:
     """Tokens that an evaluation reads at most."""
     longest = max(evaluation.lengths, default=0)
     text = len(evaluation.domains) * len(evaluation.lengths) * evaluation.sequences * longest
-    return text + sum(evaluation.retrieval_lengths) * evaluation.retrieval_examples
+    return text + sum([*evaluation.retrieval_lengths, *evaluation.passkey_lengths]) * evaluation.retrieval_examples
 
 
-def evaluate(config: StageConfig, store: Path, weights: Path, report: Report) -> dict[str, Any]:
-    """Measure the model with ``config.model`` and ``config.position`` whose weights are in the file ``weights``.
+def evaluate(config: StageConfig, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:
+    """Measure the model with ``config.model`` and ``config.position`` that the stage in ``parent`` trained, or ``model.init`` names.
 
     Returns:
         ``result.json`` of the stage: its ``measurements`` are rows of metric, domain, length, value and tokens.
@@ -38,8 +40,11 @@ def evaluate(config: StageConfig, store: Path, weights: Path, report: Report) ->
     evaluation = config.evaluation
     device = torch.device("cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu")
     model = Llama(config.model, build(config.position, config.model.head_dim), config.trainer.loss_chunk_tokens)
-    load_weights(model, weights)
-    model.eval().to(device)
+    if parent is not None:
+        load_weights(model, parent / WEIGHTS)
+    else:
+        load_external(model, open_external(config.model.init))
+    model.eval().to(device, torch.bfloat16 if evaluation.precision == "bf16-true" else torch.float32)
     opened = open_store(store)
     started, planned, done = time.perf_counter(), planned_tokens(evaluation), 0
 
@@ -50,8 +55,7 @@ def evaluate(config: StageConfig, store: Path, weights: Path, report: Report) ->
 
     with torch.no_grad():
         rows = text_measurements(model, opened, evaluation, device, advance)
-        if evaluation.retrieval_lengths:
-            rows += retrieval(model, opened, evaluation, device, advance)
+        rows += retrieval(model, opened, evaluation, advance)
     return {
         "kind": "evaluate",
         "measurements": rows,

@@ -6,13 +6,16 @@ by the next command.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lit_long.files import write_atomically
 from lit_long.report import Report
 from lit_long.stages.folder import read_result
+from lit_long.stages.lineage import MLFLOW_RUN
 from lit_long.stages.plan import Plan, Stage
 from lit_long.tracking import Mirror, NoTracker, Tracker, default_uri, environment_tags, flatten
 
@@ -57,6 +60,9 @@ class Record:
             tags=tags,
             cached=cached,
         )
+        if run and not cached:
+            where = {"run": run, "experiment": self.plan.sweep.experiment, "uri": tracking_uri(self.plan)}
+            write_atomically(stage.folder / MLFLOW_RUN, json.dumps(where) + "\n")
         return run, self.tracker.mirror(run, stage.folder / "metrics.jsonl")
 
     def end(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from lit_long.report.page import model_size, seed_words
-from lit_long.report.results import ACCURACY, BY_POSITION, Results, display
+from lit_long.report.results import ACCURACY, BY_POSITION, PASSKEY, ROUGE, Results, display
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -50,29 +50,35 @@ class Point:
 def drawings(results: Results) -> dict[str, Callable[[BinaryIO], None]]:
     """File name → function that writes the PNG; only figures whose metric was measured."""
     found: dict[str, Callable[[BinaryIO], None]] = {}
-    if results.domains(ACCURACY):
-        found["retrieval.png"] = lambda file: _retrieval(results, file)
+    if results.domains(ROUGE):
+        found["retrieval.png"] = lambda file: _by_length(results, file, ROUGE, "First-sentence retrieval", "ROUGE-L (%)")
+    elif results.domains(ACCURACY):
+        title = "First-sentence retrieval: teacher-forced token accuracy"
+        found["retrieval.png"] = lambda file: _by_length(results, file, ACCURACY, title, "token accuracy (%)")
+    if results.domains(PASSKEY):
+        found["passkey.png"] = lambda file: _by_length(results, file, PASSKEY, "Passkey: found in the text", "found (%)")
     if results.domains(BY_POSITION):
         found["loss_by_position.png"] = lambda file: _loss_by_position(results, file)
     return found
 
 
-def _retrieval(results: Results, file: BinaryIO) -> None:
-    domains = results.domains(ACCURACY)
-    with _panels(results, "First-sentence retrieval: teacher-forced token accuracy", domains, 2.5, file) as panels:
+def _by_length(results: Results, file: BinaryIO, metric: str, title: str, label: str) -> None:
+    """A task's score in % over its length."""
+    domains = results.domains(metric)
+    with _panels(results, title, domains, 2.5, file) as panels:
         for domain, axes in zip(domains, panels, strict=True):
-            lengths = results.lengths(ACCURACY, domain)
+            lengths = results.lengths(metric, domain)
             for row in results.rows:
                 points = []
                 for length in lengths:
-                    cell = results.get(row, ACCURACY, domain, length)
+                    cell = results.get(row, metric, domain, length)
                     if cell:
                         points.append(Point(length, 100 * cell.mean, 100 * cell.low, 100 * cell.high, cell.seeds))
                 _line(axes, results, row, points)
             _log2_axis(axes, lengths, lengths, panels)
             _base_context(axes, results, lengths, at_top=False)  # good accuracies are at the top
             axes.set(ylim=(-2, 102), yticks=range(0, 101, 20), xlabel="task length (tokens)")
-        panels[0].set_ylabel("token accuracy (%)")
+        panels[0].set_ylabel(label)
 
 
 def _loss_by_position(results: Results, file: BinaryIO) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lit_long.report.results import PERPLEXITY, Results, display
+from lit_long.report.results import ACCURACY, PASSKEY, PERPLEXITY, ROUGE, Results, display
 from lit_long.report.tables import Table, perplexity_table, retrieval_tables
 
 CAPTIONS = {
     "retrieval.png": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
+    "passkey.png": "Passkey retrieval by task length (the paper's footnote 4).",
     "loss_by_position.png": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
 }
 
@@ -29,7 +30,7 @@ def page(results: Results, figures: list[str]) -> str:
         parts += [f"## {table.title}", _perplexity_caption(results, table), table.markdown()]
     tables = retrieval_tables(results)
     if tables:
-        parts += ["## First-sentence retrieval", _RETRIEVAL]
+        parts += ["## Retrieval", _explained(results)]
         parts += [part for each in tables for part in (f"**{each.title}**", each.markdown())]
     if figures:
         parts.append("## Figures")
@@ -42,11 +43,24 @@ def page(results: Results, figures: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_RETRIEVAL = (
-    "The model is asked for the first sentence of a text of the given length. Accuracy is the share of that sentence's tokens "
-    "which the model ranks first when it is given the right tokens before them (teacher forcing). The paper reports the "
-    "ROUGE-L of generated text instead, so the levels are not those of its Figure 5b."
-)
+_EXPLAINED = {
+    ROUGE: "ROUGE-L is of the text that the model writes, token by token the likeliest, as in the paper's Figure 5b, whose prompt is not "
+    "published.",
+    ACCURACY: "Accuracy is the share of the sentence's tokens which the model ranks first when it is given the right tokens before them "
+    "(teacher forcing).",
+    PASSKEY: "PASSKEY asks for five digits hidden in the same texts, at a depth of its own in each; all five must be right.",
+}
+
+
+def _explained(results: Results) -> str:
+    """What was asked, and how it was scored."""
+    measured = [metric for metric in _EXPLAINED if results.domains(metric)]
+    sentences = [_EXPLAINED[metric] for metric in measured]
+    if ROUGE in measured or ACCURACY in measured:
+        sentences.insert(0, "FIRST-SENTENCE-RETRIEVAL asks for the first sentence of a text of the given length.")
+    if ACCURACY in measured and ROUGE not in measured:
+        sentences.append("The paper reports the ROUGE-L of generated text instead, so the levels are not those of its Figure 5b.")
+    return " ".join(sentences)
 
 
 def model_size(results: Results) -> str:

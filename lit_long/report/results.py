@@ -15,7 +15,15 @@ from typing import Any
 from lit_long.config import UserError
 from lit_long.report.folder import Stage, Sweep
 
-PERPLEXITY, ACCURACY, NATS, BY_POSITION = "perplexity", "retrieval_accuracy", "retrieval_nats", "loss_by_position"
+PERPLEXITY, BY_POSITION = "perplexity", "loss_by_position"
+ROUGE, ACCURACY, NATS, PASSKEY = "retrieval_rouge_l", "retrieval_accuracy", "retrieval_nats", "passkey_accuracy"
+# Tasks by length, in the order of the page: title, and what a good score is.
+TASKS = {
+    ROUGE: ("FIRST-SENTENCE-RETRIEVAL on {domain}: ROUGE-L, % (higher is better)", max),
+    ACCURACY: ("FIRST-SENTENCE-RETRIEVAL on {domain}: teacher-forced token accuracy, % (higher is better)", max),
+    NATS: ("FIRST-SENTENCE-RETRIEVAL on {domain}: teacher-forced nats per token (lower is better)", min),
+    PASSKEY: ("PASSKEY in {domain}: found, % (higher is better)", max),
+}
 
 NAMES = {
     "rope": "RoPE",

@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_long.report.results import ACCURACY, NATS, PERPLEXITY, Cell, Results, display
+from lit_long.report.results import NATS, PERPLEXITY, TASKS, Cell, Results, display
 
 MISSING = "—"
+COLUMNS_AT_ONCE = 4  # measured, in 80 columns of a terminal
 COLUMNS = ("variant", "metric", "domain", "length", "mean", "sd", "seeds", "paper")
 
 
@@ -63,7 +64,10 @@ class Table:
 
 
 def perplexity_table(results: Results) -> Table | None:
-    """Table 5's form: the longest length, the shortest ("what was given up"), then the paper's own columns."""
+    """Table 5's form: the longest length, the shortest ("what was given up"), then the paper's own columns.
+
+    All lengths are shown where they fit, that is, in one group of columns.
+    """
     report = results.sweep.report
     lengths, domains = results.lengths(PERPLEXITY), results.domains(PERPLEXITY)
     if not (lengths or report.paper):
@@ -73,7 +77,8 @@ def perplexity_table(results: Results) -> Table | None:
     table = _frame("Validation perplexity (lower is better)", results, variants)
     if not lengths:
         _text_column(table, "measured", [MISSING] * len(table.rows))
-    for length in dict.fromkeys([lengths[-1], lengths[0]] if lengths else []):
+    every = len(lengths) * len(domains) <= COLUMNS_AT_ONCE
+    for length in lengths[::-1] if every else dict.fromkeys([lengths[-1], lengths[0]]):
         for domain in domains:
             cells = [results.get(row, PERPLEXITY, domain, length) for row in _order(results, variants)]
             _measured_column(table, f"{domain}\n@ {length:,}", cells, len(variants), min)
@@ -87,20 +92,17 @@ def perplexity_table(results: Results) -> Table | None:
 
 
 def retrieval_tables(results: Results) -> list[Table]:
-    """Token accuracy in % and nats, by task length; one pair of tables per domain."""
+    """Scores in % and nats, by task length; one table per task, measure and domain."""
     tables = []
-    for metric, what, scale, best in (
-        (ACCURACY, "token accuracy, % (higher is better)", 100.0, max),
-        (NATS, "nats per token (lower is better)", 1.0, min),
-    ):
+    for metric, (title, best) in TASKS.items():
+        scale, places = (1.0, None) if metric == NATS else (100.0, 1)
         for domain in results.domains(metric):
-            table = _frame(f"FIRST-SENTENCE-RETRIEVAL on {domain}: teacher-forced {what}", results, results.variants)
+            table = _frame(title.format(domain=domain), results, results.variants)
             for length in results.lengths(metric, domain):
                 cells = [results.get(row, metric, domain, length) for row in results.rows]
-                places = 1 if metric == ACCURACY else None
                 _measured_column(table, f"{length:,}", cells, len(results.variants), best, scale, places)
             tables.append(table)
-    return sorted(tables, key=lambda table: table.title.partition(":")[0])  # stable: accuracy before nats
+    return sorted(tables, key=lambda table: table.title.partition(":")[0])  # stable: a task's measures in their order
 
 
 def csv_text(results: Results) -> str:
@@ -109,7 +111,7 @@ def csv_text(results: Results) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     rows = {row: index for index, row in enumerate(results.rows)}
-    metrics = [PERPLEXITY, "retrieval_accuracy", "retrieval_nats"]  # what a reader looks for first; the rest by name
+    metrics = [PERPLEXITY, *TASKS]  # what a reader looks for first; the rest by name
 
     def place(item: tuple[tuple[str, str, str, int], Cell]) -> tuple[Any, ...]:
         row, metric, *rest = item[0]

@@ -12,7 +12,7 @@ from lit_long.report.page import page
 from lit_long.report.results import aggregate
 from lit_long.report.tables import csv_text, perplexity_table, retrieval_tables
 
-FIGURES = ("retrieval.png", "loss_by_position.png")
+FIGURES = ("retrieval.png", "passkey.png", "loss_by_position.png")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ share them. Planning imports no torch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lit_long.checkpoints.external import External, open_external
 from lit_long.config import (
     Layers,
+    ModelConfig,
     StageConfig,
     SweepConfig,
     UserError,
@@ -31,7 +34,7 @@ from lit_long.stages.folder import is_done
 from lit_long.stages.settle import settle
 
 # Raised by hand when the meaning of a kind's result changes; results of older versions are then not taken for new ones.
-KIND_VERSIONS = {"data": 1, "train": 1, "evaluate": 1}
+KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 1}
 TRAIN = (
     "context",
     "tokens",
@@ -122,20 +125,26 @@ def make_plan(layers: Layers) -> Plan:
     root = Path(sweep.root).expanduser().resolve() if sweep.root else project_root()
     names = parents_first(sweep.stages, layers)
     cli_stages = layers.cli.get("stages") or {}
+    external = functools.cache(open_external)  # one reading, one digest for all stages
+
+    def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]]:
+        return external(init).shape, external(init).position
+
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
     for values in itertools.product(*sweep.grid.values()):
         point = dict(zip(sweep.grid, values, strict=True))
         trial = Trial(variant_name(point), 0, point)
         for name in names:
-            config = compose_stage(layers, shared, name, point)
+            config = compose_stage(layers, shared, name, point, pretrained)
             parent = trial.stages[config.parent] if config.parent else None
             own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})
             config = settle(config, parent.config if parent else None, own_position, f"{layers.file}: stages.{name}")
             trial.seed = config.seed
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
             trial.stages.setdefault(CORPUS, corpus)
-            trial.stages[name] = place(root, name, config, corpus, parent)
+            init = external(config.model.init) if config.model.init and parent is None else None
+            trial.stages[name] = place(root, name, config, corpus, parent, init)
         for stage in trial.stages.values():
             stages.setdefault(stage.identity, stage)
         trials.append(trial)
@@ -178,12 +187,19 @@ def variant_name(point: dict[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in axes.items()) or "default"
 
 
-def place(root: Path, name: str, config: StageConfig, corpus: Stage | None = None, parent: Stage | None = None) -> Stage:
-    """The stage with its identity and its folder."""
+def place(
+    root: Path,
+    name: str,
+    config: StageConfig,
+    corpus: Stage | None = None,
+    parent: Stage | None = None,
+    init: External | None = None,
+) -> Stage:
+    """The stage with its identity and its folder. ``init``: weights made elsewhere that it starts from, known by their content."""
     content = {
         "kind": config.kind,
         "version": KIND_VERSIONS[config.kind],
-        "inputs": [stage.identity for stage in (corpus, parent) if stage],
+        "inputs": [stage.identity for stage in (corpus, parent) if stage] + ([init.digest] if init else []),
         "settings": identity_settings(config),
     }
     identity = digest(content, 12)

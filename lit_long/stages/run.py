@@ -32,7 +32,6 @@ def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path 
         from lit_long.training.run import train
 
         return train(config, folder, store, parent, report)
-    from lit_long.checkpoints.weights import WEIGHTS
     from lit_long.evaluation.run import evaluate
 
-    return evaluate(config, store, parent / WEIGHTS, report)
+    return evaluate(config, store, parent, report)

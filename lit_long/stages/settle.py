@@ -20,24 +20,26 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
     """Complete settings of a train or evaluate stage.
 
     Args:
-        parent: settings of the stage that it starts from, or whose model it measures.
+        parent: settings of the stage that it starts from, or whose model it measures; None for a model from scratch or model.init.
         own_position: whether the stage names its own positional encoder; an evaluation otherwise takes its parent's.
         where: file and stage, for messages.
     """
     if config.kind not in ("train", "evaluate"):
         raise UserError(f"{where}.kind must be train or evaluate, not {config.kind!r}")
     if config.kind == "evaluate":
-        if parent is None:
-            raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures")
-        position = config.position if own_position else parent.position
-        config = replace(config, model=parent.model, position=position, seed=parent.seed)
+        if parent is not None:
+            position = config.position if own_position else parent.position
+            config = replace(config, model=parent.model, position=position, seed=parent.seed)
+        elif not config.model.init:
+            raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures, or model.init")
         check_evaluation(config.evaluation, where)
     else:
         check_training(config, where)
     if parent is not None and parent.kind != "train":
         raise UserError(f"{where}.parent must be a train stage, not {config.parent!r}")
     evaluation = config.evaluation
-    measured = max([*evaluation.lengths, *evaluation.retrieval_lengths], default=config.context)
+    lengths = [*evaluation.lengths, *evaluation.retrieval_lengths, *evaluation.passkey_lengths]
+    measured = max(lengths, default=config.context)
     longest = config.context if config.kind == "train" else measured
     position = position_settings(config.position, config.model.head_dim, where, longest)
     return replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
@@ -83,9 +85,12 @@ def check_evaluation(evaluation: EvaluationConfig, where: str) -> None:
             raise UserError(
                 f"{where}: evaluation.lengths must divide the longest, so that all see the same tokens; {length} does not"
             )
-    for length in evaluation.retrieval_lengths:
-        if length < SHORTEST_RETRIEVAL:
-            raise UserError(f"{where}: evaluation.retrieval_lengths must be at least {SHORTEST_RETRIEVAL} tokens, not {length}")
+    for name in ("retrieval_lengths", "passkey_lengths"):
+        for length in getattr(evaluation, name):
+            if length < SHORTEST_RETRIEVAL:
+                raise UserError(f"{where}: evaluation.{name} must be at least {SHORTEST_RETRIEVAL} tokens, not {length}")
+    if evaluation.precision not in ("32-true", "bf16-true"):
+        raise UserError(f"{where}: evaluation.precision must be 32-true or bf16-true, not {evaluation.precision!r}")
     for name in ("sequences", "retrieval_examples", "batch_tokens"):
         if getattr(evaluation, name) < 1:
             raise UserError(f"{where}: evaluation.{name} must be at least 1, not {getattr(evaluation, name)}")

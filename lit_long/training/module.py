@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
+from lit_long.checkpoints.external import External
+from lit_long.checkpoints.stream import load_external
 from lit_long.checkpoints.weights import load_weights
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.model.batch import Batch
@@ -37,7 +39,8 @@ class LongContextModule(lightning.LightningModule):
         position: scheme and settings, as in configs/position/, for example ``{"scheme": "abf", "base": 500_000}``. Its group
             ``training`` changes the positions of training batches, never those of validation.
         updates: length of the run in optimizer updates; the cosine ends there.
-        init_from: a `.safetensors` file of weights to start from; random with ``seed`` if not given.
+        init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
+            if not given.
         micro_batch_tokens: tokens per forward and backward; at least one sequence.
         loss_chunk_tokens: tokens whose logits may exist at once.
     """
@@ -49,7 +52,7 @@ class LongContextModule(lightning.LightningModule):
         optim: OptimConfig,
         *,
         updates: int,
-        init_from: Path | None = None,
+        init_from: Path | External | None = None,
         seed: int = 0,
         micro_batch_tokens: int = 2048,
         loss_chunk_tokens: int = 2048,
@@ -64,15 +67,23 @@ class LongContextModule(lightning.LightningModule):
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
 
     def configure_model(self) -> None:
-        """Build the model, give it its weights, then shard it when the Trainer's strategy asks for that."""
+        """Build the model, give it its weights, and shard it when the Trainer's strategy asks for that.
+
+        Weights made elsewhere may be larger than this machine's memory: they are read into the shards, tensor by tensor.
+        """
         if self.model is not None:
             return
-        model = Llama(self.model_config, self.encoder, self.loss_chunk_tokens)
-        model.init_weights(self.seed)
-        if self.init_from is not None:
-            load_weights(model, self.init_from)
+        external = isinstance(self.init_from, External)
+        with torch.device("meta") if external else nullcontext():
+            model = Llama(self.model_config, self.encoder, self.loss_chunk_tokens)
+        if not external:
+            model.init_weights(self.seed)
+            if self.init_from is not None:
+                load_weights(model, self.init_from)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             parallelize(model, self.device_mesh)
+        if external:
+            load_external(model.to_empty(device=self.device), self.init_from)
         self.model = model
 
     def configure_optimizers(self) -> dict[str, Any]:

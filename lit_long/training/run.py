@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
+from lit_long.checkpoints.external import External, open_external
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import StageConfig, TrainerConfig, UserError
 from lit_long.data.module import LongContextDataModule
@@ -48,7 +49,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         config.position,
         config.optim,
         updates=updates,
-        init_from=parent / WEIGHTS if parent else None,
+        init_from=starting_weights(config, parent),
         seed=config.seed,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
         loss_chunk_tokens=config.trainer.loss_chunk_tokens,
@@ -87,6 +88,13 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     seconds = time.perf_counter() - started
     save_weights(module.model, folder / WEIGHTS, trainer.is_global_zero)
     return summary(config, folder, module, trainer, seconds) if trainer.is_global_zero else {}
+
+
+def starting_weights(config: StageConfig, parent: Path | None) -> Path | External | None:
+    """The parent's weights, else those that ``model.init`` names; None when training starts from scratch."""
+    if parent is not None:
+        return parent / WEIGHTS
+    return open_external(config.model.init) if config.model.init else None
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:

@@ -69,7 +69,10 @@ def test_grids():
     assert {t.variant for t in swept.trials} == {f"position={p} optim.lr={lr}" for p in ("rope", "abf") for lr in (0.001, 0.002)}
     assert {t.stages["base"].config.optim.lr for t in swept.trials} == {1e-3, 2e-3}
     files = {file.stem for file in (REPOSITORY / "configs" / "position").glob("*.yaml")}
-    assert {t.variant for t in plan("grid.position=all").trials} == files - {"longrope"}  # its factors are the user's to give
+    assert {t.variant for t in plan("grid.position=all").trials} == files - {
+        "longrope",  # its factors are the user's to give
+        "pretrained",  # it means nothing without model.init
+    }
 
 
 def test_evaluations_are_of_their_parents_model():
@@ -198,8 +201,13 @@ def test_every_option_file_composes(file):
     long = ["stages.base.context=4k", "stages.base.tokens_per_update=4M", "stages.extend.context=32k"]
     long += ["stages.extend.tokens_per_update=4M"]
     factors = f"[{','.join(['1'] * 32)}]"
-    given = [f"position.{name}={factors}" for name in ("short_factors", "long_factors")] if file.stem == "longrope" else []
-    assert plan(f"{file.parent.name}={file.stem}", *given, *(long if file.parent.name == "model" else [])).stages
+    given = {
+        "longrope": [f"position.{name}={factors}" for name in ("short_factors", "long_factors")],
+        "pretrained": ["model=smollm2-135m"],
+    }
+    assert plan(
+        f"{file.parent.name}={file.stem}", *given.get(file.stem, []), *(long if file.parent.name == "model" else [])
+    ).stages
 
 
 def test_every_experiment_plans():

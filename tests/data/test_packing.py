@@ -6,7 +6,6 @@ import pytest
 from lit_long.config import UserError
 from lit_long.data.packing import PackedDocuments
 from lit_long.data.shuffle import permutation
-from lit_long.data.tokenizer import separator_id
 
 CONTEXT = 1000
 
@@ -27,7 +26,7 @@ def document_numbers(store, row):
     """Which documents a row of tokens is made of; the last one may be cut short, and is left out."""
     documents = store.documents("docs", "train")
     known = {documents[i].astype(np.int64).tobytes(): i for i in range(len(documents))}
-    starts = np.flatnonzero(row == separator_id(store.tokenizer))
+    starts = np.flatnonzero(row == store.separator)
     assert starts[0] == 0
     return [known[piece.tobytes()] for piece in np.split(row, starts[1:])[:-1]]
 
@@ -61,7 +60,7 @@ def test_targets_are_the_next_tokens_without_a_gap(source):
 @pytest.mark.parametrize("mask_documents", [True, False])
 def test_document_ids_and_positions(store, mask_documents):
     source = PackedDocuments(store, "docs", CONTEXT, 3, mask_documents)
-    separator = separator_id(store.tokenizer)
+    separator = store.separator
     for i in range(0, source.sequences_per_epoch, 5):
         sequence = source[i]
         opens = sequence["tokens"] == separator
@@ -77,7 +76,7 @@ def test_document_ids_and_positions(store, mask_documents):
 def test_a_sequence_that_starts_with_a_document(store):
     source = PackedDocuments(store, "docs", 16, 3, mask_documents=True)
     sequences = [source[i] for i in range(source.sequences_per_epoch)]
-    starts = [sequence for sequence in sequences if sequence["tokens"][0] == separator_id(store.tokenizer)]
+    starts = [sequence for sequence in sequences if sequence["tokens"][0] == store.separator]
     assert len(starts) > 5
     assert all(sequence["document_ids"][0] == 0 and sequence["positions"][1] == 1 for sequence in starts)
 

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from lit_long.config import UserError
-from lit_long.data.retrieval import QUESTION, SCORED_TOKENS, RetrievalDocuments, first_sentence, retrieval_examples
+from lit_long.data.retrieval import (
+    PASSKEY,
+    PASSKEY_QUESTION,
+    QUESTION,
+    SCORED_TOKENS,
+    RetrievalDocuments,
+    first_sentence,
+    passkey_examples,
+    retrieval_examples,
+)
 from lit_long.data.tokenizer import SEPARATOR
 
 
@@ -85,6 +96,28 @@ def test_the_scored_region_is_the_start_of_the_answer(store):
         assert before.endswith(QUESTION)
         assert f" {example.text}\n".startswith(scored.rstrip("\ufffd"))
         assert example.answer_stop - example.answer_start == min(SCORED_TOKENS, 256 - example.answer_start)
+
+
+def test_passkeys_lie_at_every_depth_of_the_same_texts(store):
+    for length in (128, 256, 1024):
+        keys, sentences = (
+            passkey_examples(store, length, 8, max_length=1024),
+            retrieval_examples(store, length, 8, max_length=1024),
+        )
+        depths = []
+        for key, sentence in zip(keys, sentences, strict=True):
+            assert key.tokens.shape == (length,)
+            decoded = store.tokenizer.decode(key.tokens.tolist())
+            assert (
+                re.fullmatch("[1-9][0-9]{4}", key.text) and decoded.count(key.text) == 3
+            )  # twice in the text, once as the answer
+            assert decoded.endswith(f"{PASSKEY_QUESTION} {key.text}")
+            assert store.tokenizer.decode(key.tokens[key.answer_start : key.answer_stop].tolist()) == f" {key.text}"
+            before, hidden, after = decoded.partition(PASSKEY.format(key=key.text))
+            assert hidden and sentence.text[:20].startswith(before[:20])
+            depths.append(len(before) / (len(before) + len(after)))
+        assert len({key.text for key in keys}) == 8
+        assert depths[0] < 0.2 and depths[-1] > 0.6 and depths == sorted(depths)
 
 
 def test_errors(store):

@@ -14,7 +14,7 @@ import pytest
 from lit_long.config import CorpusConfig, UserError
 from lit_long.data.python_source import read_source
 from lit_long.data.store import _digest, open_store, prepare
-from lit_long.data.tokenizer import SEPARATOR, encode_documents, separator_id, train_tokenizer
+from lit_long.data.tokenizer import SEPARATOR, encode_documents, train_tokenizer
 
 
 def scrambled(length):
@@ -26,8 +26,8 @@ def scrambled(length):
     "text", ["", " ", "\n\n\t  x", "naïve 漢字 🦙", f"the string {SEPARATOR} in a text", "\x00\x7f", scrambled(2000)]
 )
 def test_encoding_is_lossless_and_the_separator_is_no_text(store, text):
-    (tokens,) = encode_documents(store.tokenizer, [text])
-    separator = separator_id(store.tokenizer)
+    (tokens,) = encode_documents(store.tokenizer, [text], store.separator)
+    separator = store.separator
     assert tokens[0] == separator and separator not in tokens[1:]
     assert store.tokenizer.decode(tokens[1:].tolist(), skip_special_tokens=False) == text
 
@@ -61,7 +61,7 @@ def test_documents_are_views_of_the_file(store):
 
 
 def test_manifest_counts(store):
-    separator = separator_id(store.tokenizer)
+    separator = store.separator
     for domain in store.domains:
         for split in ("train", "validation"):
             documents = store.documents(domain, split)
@@ -132,7 +132,7 @@ def test_a_foreign_tokenizer_is_refused(copied):
 
 
 @pytest.mark.parametrize(
-    "content, message", [("{", "not valid JSON"), ('{"format": 0}', "another version"), ('{"format": 1}', "damaged")]
+    "content, message", [("{", "not valid JSON"), ('{"format": 0}', "another version"), ('{"format": 2}', "damaged")]
 )
 def test_bad_manifests(copied, content, message):
     (copied / "manifest.json").write_text(content)

@@ -109,7 +109,31 @@ def test_retrieval_tables_say_what_they_are(tmp_path, make):
         ["RoPE ABF", "71.0 ± 1.4", "**77.0 ± 1.4**"],
     ]
     assert table(markdown, "teacher-forced nats per token")[2] == ["RoPE ABF", "**0.300 ± 0.000**", "**0.240 ± 0.000**"]
-    assert "ROUGE-L of generated text" in markdown
+    assert "ROUGE-L of generated text" in markdown and "PASSKEY" not in markdown
+
+
+def test_generated_text_and_passkeys(tmp_path, make):
+    def scores(value):
+        more = [("retrieval_rouge_l", "docs", 256, value), ("passkey_accuracy", "docs", 4096, value / 2)]
+        return [*make.everything(), *more]
+
+    report = write_report(make.sweep(tmp_path, {("rope", s): scores(0.25 + s / 4) for s in (0, 1)}))
+    assert table(report.markdown, "ROUGE-L, %")[1] == ["RoPE", "37.5 ± 17.7"]
+    assert table(report.markdown, "**PASSKEY in docs")[:2] == [["variant", "4,096"], ["RoPE", "18.8 ± 8.8"]]
+    assert "ROUGE-L of generated text" not in report.markdown and "five digits" in report.markdown
+    assert [path.name for path in report.figures] == ["retrieval.png", "passkey.png", "loss_by_position.png"]
+
+
+def test_perplexity_at_every_length_where_there_is_room(tmp_path, make):
+    lengths = (4096, 8192, 16_384, 32_768)
+    few = {("rope", 0): [("perplexity", "docs", length, 20.0 + length) for length in lengths]}
+    header = table(write_report(make.sweep(tmp_path / "few", few, report={"paper": {}})).markdown, "## Validation perplexity")[0]
+    assert header == ["variant", *(f"docs<br>@ {length:,}" for length in reversed(lengths))]
+    many = {("rope", 0): [("perplexity", d, length, 20.0) for d in ("code", "docs") for length in lengths]}
+    header = table(write_report(make.sweep(tmp_path / "many", many, report={"paper": {}})).markdown, "## Validation perplexity")[
+        0
+    ]
+    assert [head.split()[-1] for head in header] == ["variant", "32,768", "32,768", "4,096", "4,096"]
 
 
 def test_absent_metrics_leave_no_trace(tmp_path, make):

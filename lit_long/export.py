@@ -1,0 +1,98 @@
+"""Export a checkpoint to a Hugging Face folder, which transformers 4 and 5 load, and whatever loads what they load.
+
+    python -m lit_long.export checkpoint=runs/stages/train-… out=my-model            a finished stage
+    python -m lit_long.export checkpoint=runs/stages/train-…/checkpoints/step-….ckpt out=my-model
+                                                                                     a resume point, sharded or not
+    python -m lit_long.export checkpoint=FILE.gguf out=my-model                      weights made elsewhere, in any format that
+                                                                                     model.init reads
+    … dtype=bfloat16        auto (as they are stored) · float32 · bfloat16 · float16
+    … name=NAME             its name in the model card (default: that of the folder)
+
+Writes weights, config.json, the tokenizer with its chat template, and a model card that tells where the model comes from. The folder
+appears whole or not at all. Positional encoders that transformers cannot compute are refused. Exit codes: 0 written, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_long.config import UserError, parse_words, typed
+
+
+@dataclass
+class ExportConfig:
+    checkpoint: str = ""
+    out: str = ""
+    dtype: str = "auto"
+    name: str = ""
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        config = typed(ExportConfig, parse_words(argv), "command line")
+        for key in ("checkpoint", "out"):
+            if not getattr(config, key):
+                raise UserError(f"command line: {key}=… is missing (see --help)")
+        export(config)
+        print(f"written  {config.out}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def export(config: ExportConfig) -> None:
+    """Write ``config.out``. Raises UserError for what cannot be read or expressed."""
+    out = Path(config.out).expanduser()
+    checkpoint = Path(config.checkpoint).expanduser()
+    ours = checkpoint.exists() and any(
+        (folder / "stage.yaml").is_file() for folder in (checkpoint, *checkpoint.resolve().parents)
+    )
+    (export_stage if ours else export_external)(config, out)
+
+
+def export_stage(config: ExportConfig, out: Path) -> None:
+    """A checkpoint of one of our stages."""
+    from lit_long.checkpoints.export import write_huggingface
+    from lit_long.checkpoints.own import own_tensors
+    from lit_long.checkpoints.weights import WEIGHTS
+    from lit_long.data.store import open_store, words_of
+    from lit_long.stages.folder import read_stage
+    from lit_long.stages.lineage import model_card, stage_of
+
+    checkpoint = Path(config.checkpoint).expanduser().resolve()
+    folder = stage_of(checkpoint)
+    stage, store, _ = read_stage(folder)
+    if stage.kind != "train":
+        raise UserError(f"{folder}: a stage of kind {stage.kind} holds no model; name a train stage")
+    weights = checkpoint / WEIGHTS if checkpoint == folder else checkpoint
+    if not weights.exists():
+        raise UserError(
+            f"{weights}: is not there; the stage has not ended, so name one of its checkpoints/, or run the sweep again"
+        )
+    words = words_of(open_store(store), stage.data.corpus)
+    card = model_card(config.name or out.name, folder, weights)
+    write_huggingface(out, own_tensors(weights), stage.model, stage.position, stage.context, words, card, config.dtype)
+
+
+def export_external(config: ExportConfig, out: Path) -> None:
+    """Weights made elsewhere, in another format."""
+    from lit_long.checkpoints.export import write_huggingface
+    from lit_long.checkpoints.external import open_external
+
+    source = open_external(config.checkpoint)
+    shape, words = source.shape, source.tokenization()
+    card = (
+        f"---\nlibrary_name: transformers\n---\n\n# {config.name or out.name}\n\n"
+        f"The weights of `{config.checkpoint}`, converted by lit-long. sha256 of their content: `{source.digest}`.\n"
+    )
+    write_huggingface(out, source.tensors(), shape, source.position, shape.context, words, card, config.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

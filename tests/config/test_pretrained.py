@@ -1,0 +1,90 @@
+"""What weights made elsewhere bring into the settings, and what may not be said beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_long.config import UserError, read_layers
+from lit_long.data.tokenizer import train_tokenizer
+from lit_long.stages.plan import make_plan
+from tests.checkpoints.llamas import random_llama, save
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = save(
+        random_llama(vocab=300, rope={"rope_type": "linear", "rope_theta": 7000.0, "factor": 2.0}),
+        tmp_path_factory.mktemp("llama"),
+    )
+    train_tokenizer(["some text, and some more text"], 280).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
+    return folder
+
+
+@pytest.fixture
+def stage(llama, tmp_path):
+    """Settings of the only stage of an experiment on those weights."""
+
+    def settings(*words, **layers):
+        file = tmp_path / "mine.yaml"
+        file.write_text(
+            f"stages: {{extend: {{context: 256, tokens: 1k, tokens_per_update: 256}}}}\nreport: {{rows: extend}}\n{layers.get('yaml', '')}"
+        )
+        (trial,) = make_plan(read_layers([f"experiment={file}", f"model.init={llama}", *words])).trials
+        return trial.stages["extend"].config
+
+    return settings
+
+
+def test_shape_tokenizer_and_encoder_come_along(stage, llama):
+    config = stage()
+    assert (config.model.n_heads, config.model.vocab_size, config.model.rope_base) == (4, 300, 7000.0)
+    assert config.position == {"scheme": "pi", "base": 7000.0, "factor": 2.0}
+    assert config.data.corpus.tokenizer == str(llama) and config.data.corpus.vocab_size == 300
+    assert stage("position=pretrained").position == config.position
+
+
+def test_a_named_encoder_replaces_theirs(stage):
+    assert stage("position=rope").position == {"scheme": "rope", "base": 7000.0}
+    assert stage("position=abf").position["base"] == 50 * 7000.0
+    assert stage(yaml="position: yarn").position["factor"] == 256 / 64  # its contexts: 64 in config.json
+    trained = stage("position=pretrained", "position.training={transform: pose, window: 64, target: 256, chunks: 2}").position
+    assert trained["scheme"] == "pi" and trained["training"]["window"] == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "yaml", "message"),
+    [
+        (["model.n_layers=3"], "", "model.n_layers=3 contradicts the weights .* which have 2; leave it out"),
+        ([], "model: {d_ffn: 1k}", "model.d_ffn=1024 contradicts"),
+        (["model.vocab_size=300"], "", None),  # the same is no contradiction
+    ],
+)
+def test_contradictions_are_named(stage, words, yaml, message):
+    if message is None:
+        stage(*words, yaml=yaml)
+        return
+    with pytest.raises(UserError, match=message):
+        stage(*words, yaml=yaml)
+
+
+def test_pretrained_needs_weights():
+    with pytest.raises(UserError, match="position=pretrained is the encoder of the weights in model.init, which is not set"):
+        make_plan(read_layers(["position=pretrained"]))
+
+
+def test_their_content_is_their_identity(stage, llama, tmp_path):
+    def identity(*words):
+        file = tmp_path / "mine.yaml"
+        return make_plan(read_layers([f"experiment={file}", *words])).trials[0].stages["extend"].identity
+
+    stage()
+    moved = save(random_llama(vocab=300, rope={"rope_type": "linear", "rope_theta": 7000.0, "factor": 2.0}), tmp_path / "moved")
+    other = save(
+        random_llama(seed=1, vocab=300, rope={"rope_type": "linear", "rope_theta": 7000.0, "factor": 2.0}), tmp_path / "other"
+    )
+    for folder in (moved, other):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((llama / name).read_bytes())
+    first = identity(f"model.init={llama}")
+    assert identity(f"model.init={moved}") == first != identity(f"model.init={other}")

@@ -1,0 +1,41 @@
+"""Two ranks (FSDP2, gloo) that train weights made elsewhere for one update and let Lightning save a sharded checkpoint.
+
+Run under torchrun by test_external.py as: sharded.py STORE LLAMA OUT; OUT.safetensors gets the whole weights, as an oracle.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lit_long.checkpoints.external import open_external
+from lit_long.checkpoints.weights import save_weights
+from lit_long.config import OptimConfig
+from lit_long.data.module import LongContextDataModule
+from lit_long.training.module import LongContextModule
+
+if __name__ == "__main__":
+    store, llama, out = sys.argv[1:]
+    external = open_external(llama)
+    data = LongContextDataModule(Path(store), weights={"code": 1.0}, context=64, tokens_per_update=128, updates=1)
+    module = LongContextModule(external.shape, external.position, OptimConfig(), updates=1, init_from=external)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=True),
+        plugins=[TorchElasticEnvironment()],
+        max_steps=1,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    trainer.save_checkpoint(out)
+    save_weights(module.model, Path(f"{out}.safetensors"), trainer.is_global_zero)

@@ -1,0 +1,174 @@
+"""Weights made elsewhere, through the whole suite: measured as they are, trained on, exported, and read by others' tools."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_long.checkpoints.external import open_external
+from lit_long.data.held_out import held_out_sequences
+from lit_long.data.store import open_store
+from lit_long.data.tokenizer import train_tokenizer
+from tests.checkpoints.llamas import random_llama, save
+from tests.integration.mini import MINI, REPOSITORY, run
+
+EXPERIMENT = """
+data: builtin
+grid: {position: [pretrained, yarn]}
+stages:
+  before: {kind: evaluate}
+  extend: {context: 256, tokens: 2k, tokens_per_update: 512, optim: {lr: 1e-3}, data: {weights: {code: 0.5, docs: 0.5, retrieval: 0}}}
+  after: {kind: evaluate, parent: extend}
+evaluation: {domains: [code, docs], lengths: [128, 256], sequences: 4, passkey_lengths: [256], retrieval_examples: 2}
+report: {rows: after}
+"""
+OWN = [word for word in MINI if word.startswith(("data.", "trainer.", "validation."))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An experiment of the user's own, and a Hugging Face folder: a random Llama 3.1 with a small tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("external")
+    (folder / "experiments").mkdir()
+    (folder / "experiments" / "mine.yaml").write_text(EXPERIMENT)
+    scaling = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {"rope_theta": 10_000.0, "original_max_position_embeddings": 64} | scaling
+    save(random_llama(vocab=600, rope=rope, context=256), folder / "llama")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    train_tokenizer([text], 600).save(str(folder / "llama" / "tokenizer.json"))
+    special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    template = {"chat_template": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"}
+    (folder / "llama" / "tokenizer_config.json").write_text(json.dumps(special | template))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    return run("lit_long.sweep", "experiment=mine", f"model.init={folder}/llama", *OWN, f"root={folder}", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def trial(folder, finished):
+    """Stage folders of the first trial, by name."""
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    latest = (folder / "runs" / "mine" / "latest").resolve()
+    trials = json.loads((latest / "sweep.json").read_text())["trials"]
+    assert [found["variant"] for found in trials] == ["pretrained", "yarn"]
+    return {name: (latest / path).resolve() for name, path in trials[0]["stages"].items()}
+
+
+def measurements(stage):
+    return {
+        (m["metric"], m["domain"], m["length"]): m["value"]
+        for m in json.loads((stage / "result.json").read_text())["measurements"]
+    }
+
+
+@torch.no_grad()
+def losses(model, store, domain):
+    """transformers' own mean loss on the held-out sequences of 256 tokens."""
+    batch = held_out_sequences(open_store(store), domain, 256, 4, 256)
+    logits = model(batch.tokens).logits
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()))
+
+
+def test_measured_as_it_is(folder, trial):
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "llama")
+    found = measurements(trial["before"])
+    for domain in ("code", "docs"):
+        assert math.log(found["perplexity", domain, 256]) == pytest.approx(losses(theirs, trial["corpus"], domain), abs=1e-5)
+    assert 0 <= found["passkey_accuracy", "docs", 256] <= 1
+    store = open_store(trial["corpus"])
+    assert store.manifest["vocab_size"] == open_external(str(folder / "llama")).shape.vocab_size == 600
+
+
+def test_training_starts_from_its_weights_and_its_encoder(folder, trial):
+    settings = json.loads(json.dumps((trial["extend"] / "stage.yaml").read_text()))
+    assert "scheme: llama3" in settings and "low_freq_factor: 1.0" in settings
+    first = json.loads((trial["extend"] / "metrics.jsonl").read_text().splitlines()[0])["train/loss"]
+    before, after = (math.log(measurements(trial[name])["perplexity", "code", 256]) for name in ("before", "after"))
+    assert abs(first - before) < 0.5 and after < before - 0.1
+
+
+def test_exported_it_is_the_same_model_to_transformers_and_lm_eval(folder, trial):
+    out = folder / "exported"
+    done = run("lit_long.export", f"checkpoint={trial['extend']}", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    after = measurements(trial["after"])
+    for domain in ("code", "docs"):
+        assert losses(theirs, trial["corpus"], domain) == pytest.approx(math.log(after["perplexity", domain, 256]), abs=1e-5)
+    assert tokenizer("def main():").input_ids == open_external(str(folder / "llama")).tokenization().encode("def main():")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "user: hi\n"
+    card = (out / "README.md").read_text()
+    digest = open_store(trial["corpus"]).manifest["digest"]
+    pointer = json.loads((trial["extend"] / "mlflow.json").read_text())
+    assert digest[:16] in card and pointer["run"] in card and trial["extend"].name in card and "AdamW, peak 0.001" in card
+    assert open_external(str(out)).position == open_external(str(folder / "llama")).position
+
+
+def test_a_folder_in_use_is_left_alone(folder, trial):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("mine")
+    refused = run("lit_long.export", f"checkpoint={trial['extend']}", f"out={folder}/mine")
+    assert refused.returncode == 2 and "not empty" in refused.stderr
+    assert [file.name for file in (folder / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_resume_points_are_exported(folder, trial):
+    point = max((trial["extend"] / "checkpoints").glob("*.ckpt"))
+    done = run("lit_long.export", f"checkpoint={point}", f"out={folder}/resume_point", "dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "resume_point").state_dict()
+    for name, tensor in torch.load(point, weights_only=True)["state_dict"].items():
+        assert theirs[name.replace("model.lm_head", "lm_head")].equal(tensor.bfloat16()), name
+
+
+def test_sharded_checkpoints_are_exported(folder, trial):
+    """Written by Lightning on two ranks, which had streamed the weights into their shards; exported on one process."""
+    point = trial["extend"] / "checkpoints" / "step-00000099.ckpt"
+    words = (REPOSITORY / "tests/integration/sharded.py", trial["corpus"], folder / "llama", point)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    trained = subprocess.run(torchrun, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=200)
+    assert trained.returncode == 0, trained.stderr
+    assert {file.suffix for file in point.iterdir()} >= {".distcp"}
+    done = run("lit_long.export", f"checkpoint={point}", f"out={folder}/from_shards")
+    assert done.returncode == 0, done.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "from_shards").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(folder / "llama").state_dict()
+    for name, tensor in load_file(f"{point}.safetensors").items():
+        found = theirs[name if name.startswith("lm_head") else f"model.{name}"]
+        assert found.equal(tensor) and not found.equal(before[name if name.startswith("lm_head") else f"model.{name}"]), name
+
+
+def test_weights_that_changed_are_another_stage(folder, finished):
+    same = run(
+        "lit_long.sweep", "experiment=mine", f"model.init={folder}/llama", *OWN, "dry_run=true", f"root={folder}", cwd=folder
+    )
+    assert "to run" not in same.stdout and same.stdout.count("cached") == 7
+    shutil.copytree(folder / "llama", folder / "moved")
+    moved = run(
+        "lit_long.sweep", "experiment=mine", f"model.init={folder}/moved", *OWN, "dry_run=true", f"root={folder}", cwd=folder
+    )
+    assert "to run" not in moved.stdout  # known by their content, not by their place
+    save(random_llama(seed=1, vocab=600, context=256), folder / "moved")
+    other = run(
+        "lit_long.sweep", "experiment=mine", f"model.init={folder}/moved", *OWN, "dry_run=true", f"root={folder}", cwd=folder
+    )
+    assert other.stdout.count("to run") == 6 and other.stdout.count("cached") == 1  # the corpus alone is the same
+
+
+def test_table_of_before_and_after(folder, finished):
+    with (folder / "runs" / "mine" / "latest" / "table.csv").open() as file:
+        assert {row["variant"] for row in csv.DictReader(file)} == {"pretrained", "yarn"}
