@@ -89,7 +89,7 @@ class GGUF(External):
     @cached_property
     def shape(self) -> ModelConfig:
         d_model, heads = self.need("embedding_length"), self.need("attention.head_count")
-        head_dim = self.setting("attention.key_length", d_model // heads)
+        head_dim = self.need("attention.key_length", default=d_model // heads)
         for key in ("attention.value_length", "rope.dimension_count"):
             if self.setting(key, head_dim) != head_dim:
                 raise UserError(
@@ -103,7 +103,7 @@ class GGUF(External):
             d_model=d_model,
             n_layers=self.need("block_count"),
             n_heads=heads,
-            n_kv_heads=self.setting("attention.head_count_kv", heads),
+            n_kv_heads=self.need("attention.head_count_kv", default=heads),
             head_dim=head_dim,
             d_ffn=self.need("feed_forward_length"),
             norm_eps=decimal(self.need("attention.layer_norm_rms_epsilon")),
@@ -215,8 +215,9 @@ class GGUF(External):
         """The number or string ``llama.KEY``."""
         return self.header.settings.get(f"llama.{key}", default)
 
-    def need(self, key: str, why: str = "") -> Any:
-        value = self.setting(key)
+    def need(self, key: str, why: str = "", default: float | None = None) -> Any:
+        """The number ``llama.KEY``."""
+        value = self.setting(key, default)
         if not isinstance(value, int | float):
             raise UserError(f"{self.path}: setting llama.{key} is {'missing' if value is None else 'not one number'}{why}")
         return value

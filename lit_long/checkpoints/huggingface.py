@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_long.checkpoints.external import External, content_digest
-from lit_long.checkpoints.rope_config import head_dim_of, need, position_from_hf
+from lit_long.checkpoints.rope_config import head_dim_of, position_from_hf, whole
 from lit_long.config import ModelConfig, UserError
 
 if TYPE_CHECKING:
@@ -43,23 +43,25 @@ class HuggingFace(External):
         for key, supported in GIVEN.items():
             if config.get(key, supported) not in (supported, None):
                 raise UserError(f"{where}: {key}={config[key]!r} is not supported, only {supported!r}")
+        if not isinstance(config.get("rms_norm_eps", 1e-6), float):
+            raise UserError(f"{where}: rms_norm_eps must be a number, not {config['rms_norm_eps']!r}")
         return config
 
     @cached_property
     def shape(self) -> ModelConfig:
         config, where = self.config, str(self.path / "config.json")
-        heads = need(config, "num_attention_heads", where)
+        heads = whole(config, "num_attention_heads", where)
         return ModelConfig(
-            vocab_size=need(config, "vocab_size", where),
-            d_model=need(config, "hidden_size", where),
-            n_layers=need(config, "num_hidden_layers", where),
+            vocab_size=whole(config, "vocab_size", where),
+            d_model=whole(config, "hidden_size", where),
+            n_layers=whole(config, "num_hidden_layers", where),
             n_heads=heads,
-            n_kv_heads=config.get("num_key_value_heads") or heads,
+            n_kv_heads=whole(config, "num_key_value_heads", where, heads),
             head_dim=head_dim_of(config, where),
-            d_ffn=need(config, "intermediate_size", where),
-            norm_eps=config.get("rms_norm_eps", 1e-6),  # transformers' defaults for a Llama, here and below
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            context=config.get("max_position_embeddings", 2048),
+            d_ffn=whole(config, "intermediate_size", where),
+            norm_eps=config.get("rms_norm_eps", 1e-6),  # transformers' default for a Llama
+            tie_embeddings=bool(config.get("tie_word_embeddings")),
+            context=whole(config, "max_position_embeddings", where, 2048),
             rope_base=float(self.position["base"]),
         )
 
@@ -175,7 +177,7 @@ def read_tensors(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
 
 def damage(file: Path) -> str:
     """Which tensor a truncated safetensors file breaks off in; empty when that is not what is wrong."""
-    size = file.stat().st_size if file.is_file() else 0
+    size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= size - 8:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lit_long.checkpoints.external import External, content_digest, halves
 from lit_long.checkpoints.huggingface import read_json
 from lit_long.checkpoints.pickles import Pickles
-from lit_long.checkpoints.rope_config import need
+from lit_long.checkpoints.rope_config import need, whole
 from lit_long.config import ModelConfig, UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Meta(External):
     @cached_property
     def params(self) -> dict[str, Any]:
         where = self.path / "params.json"
-        params = read_json(where)
+        params = {key: value for key, value in read_json(where).items() if value is not None}
         if unknown := sorted(params.keys() - KNOWN):
             raise UserError(
                 f"{where}: {unknown[0]}={params[unknown[0]]!r} is not known here and may change what the model computes"
@@ -72,8 +72,8 @@ class Meta(External):
     @cached_property
     def shape(self) -> ModelConfig:
         where = str(self.path / "params.json")
-        dim, heads = need(self.params, "dim", where), need(self.params, "n_heads", where)
-        kv_heads, count = self.params.get("n_kv_heads") or heads, len(self.files)
+        dim, heads = whole(self.params, "dim", where), whole(self.params, "n_heads", where)
+        kv_heads, count = whole(self.params, "n_kv_heads", where, heads), len(self.files)
         opened = Pickles(self.files)
         rows = {name: opened.parts(f"{name}.weight")[0].shape for name in ("layers.0.attention.wq", "layers.0.feed_forward.w1")}
         if rows["layers.0.attention.wq"][0] * count != dim:
@@ -86,7 +86,7 @@ class Meta(External):
         shape = ModelConfig(
             vocab_size=vocab_size,
             d_model=dim,
-            n_layers=need(self.params, "n_layers", where),
+            n_layers=whole(self.params, "n_layers", where),
             n_heads=heads,
             n_kv_heads=kv_heads,
             head_dim=dim // heads,

@@ -70,7 +70,8 @@ def open_pickle(file: Path) -> dict[str, Tensor]:
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         cause = str(error).split("\n")[0][:200]
-        raise UserError(f"{file}: cannot be read as PyTorch weights: {cause}; copy or download it again") from None
+        remedy = "it is older than PyTorch 1.6: load and save it anew" if "mmap" in cause else "copy or download it again"
+        raise UserError(f"{file}: cannot be read as PyTorch weights: {cause}; {remedy}") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file}: is not a dictionary of tensors by name")
     return content

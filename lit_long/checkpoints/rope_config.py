@@ -79,23 +79,16 @@ def position_from_group(group: Any, key: str, config: dict[str, Any], where: str
         raise UserError(f"{label} must be one group of settings for all layers, not {group!r}")
     rope = {name: value for name, value in group.items() if value is not None}
     for name, value in rope.items():
-        if name not in ("rope_type", "type") and not isinstance(value, int | float | list):
-            raise UserError(f"{label}: {name} must be a number, not {value!r}")
+        lists = name in ("short_factor", "long_factor")
+        if name not in ("rope_type", "type") and not isinstance(value, list if lists else int | float):
+            raise UserError(f"{label}: {name} must be {'a list of numbers' if lists else 'a number'}, not {value!r}")
     kind = rope.pop("rope_type", rope.get("type", "default"))
     if rope.pop("type", kind) != kind:
         raise UserError(f"{label}: rope_type and type contradict each other: {group!r}")
     if kind not in KINDS:
         raise UserError(f"{label}: unknown rope_type {kind!r}{nearest(str(kind), KINDS)}; known here: {', '.join(KINDS)}")
 
-    bases = {base for base in (rope.pop("rope_theta", None), config.get("rope_theta")) if base is not None}
-    if len(bases) != 1:
-        said = " and ".join(f"{base:g}" for base in bases)
-        raise UserError(
-            f"{where}: rope_theta is given as {said}; leave the right one"
-            if bases
-            else f"{where}: there is no rope_theta, neither at the top nor in rope_parameters, and a RoPE base cannot be guessed; if it was "
-            f'trained with 10,000 (Llama 1 and 2), add "rope_theta": 10000.0'
-        )
+    base = the_base(rope.pop("rope_theta", None), config.get("rope_theta"), where)
     share = config.get("partial_rotary_factor")
     if share is not None:
         rope.setdefault("partial_rotary_factor", share)
@@ -105,16 +98,29 @@ def position_from_group(group: Any, key: str, config: dict[str, Any], where: str
         )
     if unknown := sorted(rope.keys() - KINDS[kind]):
         raise UserError(f"{label}: {unknown[0]}={rope[unknown[0]]!r} has no meaning here for rope_type {kind}")
-    found = mapped(kind, bases.pop(), rope, config, label)
+    found = mapped(kind, base, rope, config, label)
     try:
         return settings(found, head_dim_of(config, where), label)
     except UserError as error:  # what the encoder itself says of a value names no file
         raise UserError(str(error) if where in str(error) else f"{label}: {error}") from None
 
 
+def the_base(inner: Any, outer: Any, where: str) -> float:
+    """The one RoPE base of ``rope_theta`` within the group and at the top."""
+    said = [base for base in (inner, outer) if base is not None]
+    if not said:
+        raise UserError(
+            f"{where}: there is no rope_theta, neither at the top nor in rope_parameters, and a RoPE base cannot be guessed; if it was "
+            f'trained with 10,000 (Llama 1 and 2), add "rope_theta": 10000.0'
+        )
+    if not all(isinstance(base, int | float) for base in said) or said[0] != said[-1]:
+        raise UserError(f"{where}: rope_theta is given as {' and '.join(map(repr, said))}; leave one number, the right one")
+    return float(said[0])
+
+
 def mapped(kind: str, base: float, rope: dict[str, Any], config: dict[str, Any], label: str) -> dict[str, Any]:
     """Scheme and settings of ``kind``. ``rope`` holds keys of this kind only, none of them None."""
-    context = config.get("max_position_embeddings", 2048)  # transformers' default for a Llama
+    context = whole(config, "max_position_embeddings", label, 2048)  # transformers' default for a Llama
     if kind == "default":
         return {"scheme": "rope", "base": base}
     if kind == "proportional":
@@ -224,9 +230,9 @@ def expressed(scheme: str, encoder: PositionalEncoder, own: dict[str, Any]) -> t
 
 def head_dim_of(config: dict[str, Any], where: str) -> int:
     """Components of a head: head_dim, else hidden_size / num_attention_heads."""
-    if config.get("head_dim"):
-        return config["head_dim"]
-    return need(config, "hidden_size", where) // need(config, "num_attention_heads", where)
+    if config.get("head_dim") is not None:
+        return whole(config, "head_dim", where)
+    return whole(config, "hidden_size", where) // whole(config, "num_attention_heads", where)
 
 
 def need(group: dict[str, Any], key: str, where: str) -> Any:
@@ -234,3 +240,11 @@ def need(group: dict[str, Any], key: str, where: str) -> Any:
     if group.get(key) is None:
         raise UserError(f"{where}: {key} is missing")
     return group[key]
+
+
+def whole(group: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
+    """``group[key]``, a whole number above 0; ``default`` where it is missing."""
+    value = default if group.get(key) is None and default is not None else need(group, key, where)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: {key} must be a whole number above 0, not {value!r}")
+    return value

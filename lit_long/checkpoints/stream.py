@@ -1,7 +1,8 @@
 """Weights made elsewhere into a model, one tensor at a time.
 
-At no time is there more than the model and one tensor. A sharded model (FSDP2: parameters are DTensors) is filled by every rank on
-its own: each reads every tensor and keeps its slice, and no collective is involved, so that ranks need not be in step.
+At no time is there more than the model, one tensor and a few megabytes of the file. A sharded model (FSDP2: parameters are DTensors)
+is filled by every rank on its own: each reads every tensor and keeps its slice, and no collective is involved, so that ranks need
+not be in step.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Tokenization:
     """A tokenizer and what belongs to it.
 
     tokenizer       encodes text; special tokens written out in the text become their ids
-    bos             the id that begin a text, if the model has one
+    bos             the id that begins a text, if the model has one
     eos             all ids at which generation stops, the tokenizer's own first
     add_bos         whether `encode` puts ``bos`` first, as the model was trained
     separator       the id that opens a document in training data, see `separator_of`

@@ -23,8 +23,8 @@ def check(rank: int, meeting: Path, source: str, device: str) -> None:
     with torch.device(device):
         model = Llama(external.shape, build(external.position, external.shape.head_dim))
     parallelize(model, init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
-    turn = meeting / f"rank 0 is through with {device}"
-    while rank == 1 and not turn.exists():  # a collective would wait for this rank for ever
+    turn = meeting / f"rank 1 is through with {device}"
+    while rank == 0 and not turn.exists():  # a collective would wait for this rank for ever
         time.sleep(0.01)
     load_external(model, external)
     turn.touch()

@@ -139,6 +139,7 @@ def test_separator(folder):
     assert tokenizer.token_to_id("<|endoftext|>") is None
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
+    change(folder / "tokenizer_config.json", bos_token="<|begin_of_text|>")
     assert huggingface_words.tokenization(folder, 600).separator == tokenizer.token_to_id("<|endoftext|>")
 
 

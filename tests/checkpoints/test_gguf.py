@@ -11,6 +11,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from lit_long.checkpoints import gguf_file
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.gguf_file import GGUF
 from lit_long.checkpoints.gguf_header import TYPES, ArrayAt, read_header
@@ -53,9 +54,6 @@ def test_smollm2_weights_equal_transformers(smollm2, ours):
     assert found.keys() == expected.keys()
     for name, parameter in expected.items():
         assert found[name].equal(parameter), name
-    tokens = torch.tensor([smollm2.tokenization().encode(PAGE)])
-    with torch.no_grad():
-        torch.testing.assert_close(ours.logits(batch_of(tokens)), theirs(tokens).logits, atol=2e-3, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -118,9 +116,11 @@ def test_published_shapes(tmp_path, name):
 ERRORS = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 254, "Q4_0": 1 / 8, "Q4_1": 1 / 15}
 
 
+@pytest.mark.parametrize("piece", [1000, 2**20])
 @pytest.mark.parametrize("kind", TYPES)
-def test_types(tmp_path, kind):
-    """Every matrix within the type's own error of the number that was written, in the file's precision where torch has it."""
+def test_types(tmp_path, monkeypatch, kind, piece):
+    """However many rows are dequantised at once, every matrix within the type's own error of the number that was written, in the file's precision where torch has it."""
+    monkeypatch.setattr(gguf_file, "PIECE", piece)
     theirs = random_llama(head_dim=32, ffn=160)
     expected = {name.removeprefix("model."): parameter.detach() for name, parameter in theirs.named_parameters()}
     found = dict(GGUF(write(theirs, tmp_path / "x.gguf", kind)).tensors())

@@ -95,6 +95,16 @@ def test_byte_level_survives_gguf(tmp_path, pre):
     assert (found.bos, found.eos, found.separator, found.add_bos) == (None, (), 0, False)
 
 
+def test_llama3_takes_words_that_are_tokens_whole(tmp_path):
+    """Though no merges lead there."""
+    content = json.loads(trained("llama-bpe").to_str())
+    content["model"]["vocab"]["Ġzebra"] = len(content["model"]["vocab"])
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    found = from_gguf(tmp_path, byte_level_gguf(tokenizer, "llama-bpe"))
+    assert found.encode("the zebra") == tokenizer.encode("the zebra").ids
+    assert found.encode("the zebra")[-1] == tokenizer.get_vocab_size() - 1
+
+
 def test_ids_of_a_gguf(tmp_path):
     """Ends of turns and messages end a generation too; Llama 3's texts begin with bos, as its vocabulary's name implies."""
     tokenizer = trained("llama-bpe", ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"))

@@ -24,7 +24,7 @@ KINDS = {
     "yarn": {"rope_type": "yarn", "factor": 4.0} | ORIGINAL,
     "yarn, attention given": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.3} | ORIGINAL,
     "yarn, mscale": {"rope_type": "yarn", "factor": 8.0, "mscale": 1.2, "mscale_all_dim": 0.7} | ORIGINAL,
-    "yarn, turns": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 16.0, "beta_slow": 0.5} | ORIGINAL,
+    "yarn, turns": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 2.0, "beta_slow": 0.1} | ORIGINAL,
     "yarn, no factor": {"rope_type": "yarn", "factor": None} | ORIGINAL,
     "longrope": {"rope_type": "longrope", "factor": 4.0, "short_factor": FACTORS[::-1], "long_factor": FACTORS} | ORIGINAL,
     "longrope, no factor": {"rope_type": "longrope", "short_factor": FACTORS[::-1], "long_factor": FACTORS} | ORIGINAL,
@@ -207,7 +207,9 @@ def test_truncated_bin(folder):
     to_bin(folder)
     file = folder / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[:-2000])
-    fails(folder, "pytorch_model.bin", "cannot be read")
+    fails(folder, "pytorch_model.bin", "cannot be read", "download it again")
+    torch.save({"model.norm.weight": torch.ones(64)}, file, _use_new_zipfile_serialization=False)
+    fails(folder, "pytorch_model.bin", "cannot be read", "older than PyTorch 1.6")
 
 
 class Code:
@@ -239,6 +241,8 @@ def test_pickle_with_code_in_it(folder, name, capsys):
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),
         ({"vocab_size": None}, ["vocab_size is missing"]),
+        ({"rms_norm_eps": None}, ["rms_norm_eps must be a number, not None"]),
+        ({"num_key_value_heads": "2"}, ["num_key_value_heads must be a whole number"]),
     ],
 )
 def test_other_architectures(folder, change, words):

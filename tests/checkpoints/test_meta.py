@@ -108,6 +108,16 @@ def test_llama3_scaling(tmp_path):
     assert_same(theirs, ours, 100)
 
 
+def test_head_that_begins_like_the_embedding(tmp_path):
+    """It is not tied to it for that."""
+    theirs = random_llama()
+    with torch.no_grad():
+        theirs.lm_head.weight[:100] = theirs.model.embed_tokens.weight[:100]
+    external = open_external(str(write(theirs, tmp_path)))
+    assert not external.shape.tie_embeddings
+    assert_same(theirs, read(external), 50)
+
+
 def test_llama32_has_another_factor(tmp_path):
     """Known by its shape: params.json does not say. A file that does say is believed."""
     write(random_llama(heads=16, kv=1, head_dim=128, layers=1, ffn=8, vocab=32), tmp_path, rope_theta=5e5, use_scaled_rope=True)
@@ -172,6 +182,7 @@ def test_tensors_that_do_not_fit(tmp_path, name, tensor, words):
     [
         ({"quantization_args": {"group_size": 32}}, ["quantization_args"]),
         ({"dim": None}, ["dim is missing"]),
+        ({"n_layers": "2"}, ["n_layers must be a whole number"]),
         ({"use_scaled_rope": True}, ["rope_theta is missing"]),
     ],
 )

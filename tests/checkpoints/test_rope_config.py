@@ -26,7 +26,7 @@ EXPORTED = {
     "pi": {"base": 10_000.0, "factor": 4.0},
     "ntk": {"base": 10_000.0, "factor": 4.0},
     "dynamic_ntk": {"base": 20_000.0, "factor": 2.0, "original": 64},
-    "yarn": {"base": 10_000.0, "alpha": 0.5, "beta": 16.0} | STRETCHED,
+    "yarn": {"base": 10_000.0, "alpha": 0.1, "beta": 2.0} | STRETCHED,
     "yarn, attention": {"base": 10_000.0, "attention": 1.25} | STRETCHED,
     "longrope": {"base": 10_000.0, "short_factors": FACTORS, "long_factors": FACTORS[::-1]} | STRETCHED,
     "llama3": {"base": 500_000.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0} | STRETCHED,
@@ -83,6 +83,7 @@ def test_transformers_computes_what_is_written(name, layout):
         positions = torch.arange(length)[None]
         for one, other in zip(build(position, 16).rotation(positions, length), build(back, 16).rotation(positions, length)):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert keys.get("original_max_position_embeddings") == (64 if name == "longrope" else None)  # transformers 4 looks there
     assert keys["max_position_embeddings"] == (64 if position["scheme"] == "dynamic_ntk" else 256)
 
 
@@ -122,6 +123,18 @@ def test_settings_are_complete():
     assert found == {"scheme": "yarn", "base": 5e5, "factor": 2.0, "original": 256, "alpha": 1.0, "beta": 32.0, "attention": None}
 
 
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_original_context_at_the_top(kind):
+    """It comes before the one in the group, and max_position_embeddings stands in for both, as in transformers."""
+    scaling = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+    scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    inferred = {key: value for key, value in scaling.items() if not key.startswith("original")}
+    for parameters, top, original in ((scaling, 32, 32), (scaling, None, 128), (inferred, None, 256)):
+        keys = {"rope_parameters": parameters} | ({"original_max_position_embeddings": top} if top else {})
+        assert read(**keys)["original"] == original
+        assert_tables(read(**keys), *transformers_tables(keys, 200))
+
+
 def test_longrope_attention_given():
     """It is kept as the factor that makes it; the factor itself where the two agree."""
     lists = {"short_factor": FACTORS, "long_factor": FACTORS, "original_max_position_embeddings": 64}
@@ -140,13 +153,20 @@ LONG = {"rope_type": "longrope", "short_factor": FACTORS, "long_factor": FACTORS
         ({}, ["no rope_theta", "cannot be guessed", '"rope_theta": 10000.0']),
         ({"rope_theta": None, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["no rope_theta"]),
         ({"rope_parameters": {"rope_type": "default"}}, ["no rope_theta"]),
-        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, ["rope_theta", "10000", "500000"]),
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+            ["rope_theta", "10000.0", "500000.0"],
+        ),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "lineal", "factor": 2.0}}, ["unknown rope_type 'lineal'", "linear"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "su"}}, ["unknown rope_type 'su'"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2.0}}, ["contradict"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor is missing"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 0.5}}, ["factor", "at least 1"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": "two"}}, ["factor must be a number", "two"]),
+        ({"rope_theta": "1e4"}, ["rope_theta", "'1e4'"]),
+        ({"rope_theta": 1e4, "rope_scaling": LONG | {"long_factor": 2.0}}, ["long_factor must be a list"]),
+        ({"rope_theta": 1e4, "max_position_embeddings": "4096"}, ["max_position_embeddings must be a whole number"]),
+        ({"rope_theta": 1e4, "head_dim": 0}, ["head_dim must be a whole number above 0"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32}}, ["beta_fast=32", "linear"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, ["truncate"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "llama3", "factor": 8.0}}, ["low_freq_factor is missing"]),

@@ -57,8 +57,13 @@ def test_peak_memory(tmp_path):
 def test_sharded_model(tmp_path):
     """Two ranks (FSDP2, gloo), one after the other: each fills its slices alone. 161 rows do not divide by two."""
     folder = save(random_llama(vocab=161, kv=1).bfloat16(), tmp_path / "llama")
-    for rank in [python("ranks.py", rank, tmp_path, folder) for rank in range(2)]:
-        finished(rank)
+    ranks = [python("ranks.py", rank, tmp_path, folder) for rank in range(2)]
+    try:
+        for rank in ranks:
+            finished(rank)
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 @pytest.fixture
