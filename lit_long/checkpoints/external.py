@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_long.checkpoints.digests import file_digest
 from lit_long.config import ModelConfig, UserError
 
 if TYPE_CHECKING:
@@ -130,20 +131,10 @@ def locate_in_package(name: str) -> Path:
 
 
 def content_digest(external: External, files: Iterable[Path]) -> str:
-    """sha256 of the shape, the positional encoder and the content of ``files`` (reads them all: planning on 140 GB that
-    are not in the hub's cache takes minutes)."""
+    """sha256 of the shape, the positional encoder and the content of ``files``."""
     settings = json.dumps([asdict(external.shape), external.position], sort_keys=True)
     parts = [settings, *(file_digest(file) for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def file_digest(file: Path) -> str:
-    """sha256 of a file. In the hub's cache large files are links to blobs that are named by it."""
-    blob = file.resolve().name if file.is_symlink() else ""
-    if re.fullmatch(r"[0-9a-f]{64}", blob):
-        return blob
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def halves(rows: Tensor, heads: int, where: str) -> Tensor:

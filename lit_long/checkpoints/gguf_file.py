@@ -17,7 +17,8 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from lit_long.checkpoints.external import External, file_digest, halves
+from lit_long.checkpoints.digests import file_digest
+from lit_long.checkpoints.external import External, halves
 from lit_long.checkpoints.gguf_header import Header, Stored, read_header
 from lit_long.config import ModelConfig, UserError
 from lit_long.positions import Llama3

@@ -72,6 +72,11 @@ class Prompt:
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         rotated_BGTK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k)
         kept_BGTK = rotated_BGTK if self.rotated else k_BGTK
+        first, last, pad = self.rows[0], self.rows[-1], self.pads[0]
+        if self.rows == list(range(first, last + 1)) and set(self.pads) == {pad}:
+            keys_BGTK, values_BGTK = (kept[first : last + 1, :, pad : self.stop] for kept in (self.keys_BGSK, self.values_BGSK))
+            keys_BGTK.copy_(kept_BGTK), values_BGTK.copy_(v_BGTK)
+            return keys_BGTK, values_BGTK  # heads in one piece, which kernels read faster
         for i, (row, pad) in enumerate(zip(self.rows, self.pads, strict=True)):
             self.keys_BGSK[row, :, pad : self.stop] = kept_BGTK[i, :, : self.stop - pad]
             self.values_BGSK[row, :, pad : self.stop] = v_BGTK[i, :, : self.stop - pad]

@@ -37,6 +37,8 @@ class Sequences:
     """
 
     def __init__(self, model: Llama, rows: list[list[int]], room: int, chunk: int = PREFILL_CHUNK) -> None:
+        if chunk < 1:
+            raise UserError(f"prefill_chunk={chunk} must be at least 1 token")
         if not rows or not all(rows):
             raise UserError("prompt: there is nothing to continue; every prompt must have at least one token")
         self.model, self.chunk = model, chunk
@@ -46,6 +48,7 @@ class Sequences:
         self.tables = Tables(model.encoder, min(map(len, rows)), self.longest, self.device)
         self.cache: KeyValueCache | None = None
 
+    @torch.inference_mode()
     def read(self) -> Tensor:
         """Compute all rows from their first token on, whatever was cached; logits [B, V] of what comes next."""
         lengths = [len(row) for row in self.rows]
@@ -65,6 +68,7 @@ class Sequences:
                 hidden_BD[row] = hidden_BTD[i, own[i] - 1]
         return self.model.head(hidden_BD)
 
+    @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> Tensor:
         """Add one token to every row; logits [B, V] of what comes next."""
         for row, token in zip(self.rows, tokens_B.tolist(), strict=True):
@@ -120,6 +124,8 @@ def generate(
     Raises:
         UserError: see `Sequences`.
     """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
     sampler = sampler or Sampler()
     sequences = Sequences(model, prompts, max_new_tokens - 1, chunk)
     new: list[list[int]] = [[] for _ in prompts]

@@ -16,9 +16,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_long.checkpoints.external import open_external
+from lit_long.checkpoints.weights import load_weights
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import open_store
 from lit_long.data.tokenizer import train_tokenizer
+from lit_long.model.batch import Batch
+from lit_long.model.llama import Llama
+from lit_long.positions import build
+from lit_long.stages.folder import read_stage
 from tests.checkpoints.llamas import random_llama, save
 from tests.integration.mini import MINI, REPOSITORY, run
 
@@ -100,7 +105,7 @@ def test_training_starts_from_its_weights_and_its_encoder(folder, trial):
     assert abs(first - before) < 0.5 and after < before - 0.1
 
 
-def test_exported_it_is_the_same_model_to_transformers_and_lm_eval(folder, trial):
+def test_exported_it_is_the_same_model_to_transformers(folder, trial):
     out = folder / "exported"
     done = run("lit_long.export", f"checkpoint={trial['extend']}", f"out={out}")
     assert done.returncode == 0, done.stderr
@@ -172,3 +177,26 @@ def test_weights_that_changed_are_another_stage(folder, finished):
 def test_table_of_before_and_after(folder, finished):
     with (folder / "runs" / "mine" / "latest" / "table.csv").open() as file:
         assert {row["variant"] for row in csv.DictReader(file)} == {"pretrained", "yarn"}
+
+
+def test_lm_eval_gives_the_same_likelihoods(folder, trial):
+    """The exported folder under lm-eval's own HFLM, and the stage's weights under ours."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    out = folder / "for_lm_eval"
+    assert run("lit_long.export", f"checkpoint={trial['extend']}", f"out={out}").returncode == 0
+    pairs = [("def main(", "argv):\n    return 0"), ("The first sentence", " is this one."), ("x = [1, 2", ", 3]"), ("import", " os")]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    theirs = HFLM(pretrained=str(out), device="cpu", dtype="float32", batch_size=2).loglikelihood(requests)
+
+    config, _, _ = read_stage(trial["extend"])
+    ours = Llama(config.model, build(config.position, config.model.head_dim))
+    load_weights(ours, trial["extend"] / "weights.safetensors")
+    words = open_external(str(folder / "llama")).tokenization()
+    for (context, continuation), (likelihood, greedy) in zip(pairs, theirs, strict=True):
+        start, ids = len(words.tokenizer.encode(context).ids), torch.tensor([words.tokenizer.encode(context + continuation).ids])
+        batch = Batch(ids[:, :-1], ids[:, 1:], torch.zeros_like(ids[:, 1:]), torch.arange(ids.shape[1] - 1)[None], False)
+        nats, hits = ours(batch, per_token=True)
+        assert -float(nats[0, start - 1 :].sum()) == pytest.approx(likelihood, abs=1e-3)
+        assert bool(hits[0, start - 1 :].all()) is greedy

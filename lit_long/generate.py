@@ -1,0 +1,100 @@
+"""Continue texts, or answer as a chat model.
+
+    python -m lit_long.generate model=smollm2-135m prompt="The capital of France is"
+    … model.init=NAME        weights made elsewhere: a folder, a .gguf file, ORG/NAME of the Hugging Face hub
+    … stage=FOLDER           a training stage of this suite (runs/stages/train-…)
+    … prompt=- · prompt_file=FILE · prompts=[one,two]       standard input, a file, several texts at once
+    … chat=true system="…"   the prompt is a user's message, put into the model's chat template
+    … temperature=0.8 top_p=0.95 seed=0                     sample; temperature=0, the default, takes the likeliest tokens
+    … stop=["\\n\\n"]          end before any of these strings
+    … context=32k position=yarn position.attention=1        another encoder for a longer context (default: the model's own)
+    … dtype=auto|float32|bfloat16  device=auto|cpu|cuda     auto: bfloat16 on a GPU, float32 without one
+    … prefill_chunk=2k       tokens whose widest activations may exist at once while a prompt is read
+    … max_new_tokens=64      default: 256, or what the context has left
+
+The text alone goes to standard output, as it comes; several texts one after another, a blank line between. ``prompt`` and ``system``
+are taken literally. Exit codes: 0 done, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from lit_long.config import UserError, typed
+from lit_long.config.one_model import parse_model_words
+
+LITERAL = ("prompt=", "system=")
+NEW_TOKENS = 256
+
+
+@dataclass
+class GenerateConfig:
+    prompt: str | None = None
+    prompt_file: str = ""
+    prompts: list[str] = field(default_factory=list)
+    chat: bool = False
+    system: str = ""
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: list[str] = field(default_factory=list)
+    prefill_chunk: int = 2048
+    dtype: str = "auto"
+    device: str = "auto"
+    stage: str = ""
+    context: int | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    position: dict[str, Any] = field(default_factory=dict)
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        words = parse_model_words([word for word in argv if not word.startswith(LITERAL)])
+        words |= dict(word.split("=", 1) for word in argv if word.startswith(LITERAL))
+        run(typed(GenerateConfig, words, "command line"), words)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(config: GenerateConfig, words: dict[str, Any]) -> None:
+    """Generate and print. ``words`` are the command line's, which name the model."""
+    from lit_long.generation import Sampler, generate_text, pack  # which import torch: a mistyped key need not wait for it
+    from lit_long.generation.terminal import InOrder, read_prompts
+    from lit_long.stages.model import load_model
+
+    prompts = read_prompts(config.prompt, config.prompt_file, config.prompts)
+    if config.system and not config.chat:
+        raise UserError("command line: system=… is for chat=true")
+    sampler = Sampler(config.temperature, config.top_p, config.seed)
+    say = partial(print, file=sys.stderr, flush=True)
+    model, tokenizer, settings = load_model(words, config.stage, config.device, config.dtype, say)
+    if config.chat:
+        system = [{"role": "system", "content": config.system}] if config.system else []
+        prompts = [tokenizer.chat([*system, {"role": "user", "content": prompt}]) for prompt in prompts]
+    longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
+    new = min(NEW_TOKENS, settings.context - longest) if config.max_new_tokens is None else config.max_new_tokens
+    if longest + max(new, 1) > settings.context:
+        raise UserError(
+            f"prompt ({longest:,} tokens) and max_new_tokens={max(new, 1):,} exceed context={settings.context:,}; shorten them, or set "
+            f"a longer context and an encoder that holds it, such as context=32k position=yarn"
+        )
+    pack(model, len(prompts))
+    ways = dict(sampler=sampler, stop=config.stop, show=InOrder(sys.stdout, len(prompts)), chunk=config.prefill_chunk)
+    generate_text(model, tokenizer, prompts, new, **ways)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""A model ready to be run, with its tokenizer: that of a finished stage, or of weights made elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_long.checkpoints.external import open_external
+from lit_long.checkpoints.stream import load_external
+from lit_long.checkpoints.tokenization import Tokenization
+from lit_long.checkpoints.weights import WEIGHTS, load_weights
+from lit_long.config import StageConfig, UserError
+from lit_long.config.one_model import compose_model
+from lit_long.data.store import open_store, words_of
+from lit_long.model.llama import Llama
+from lit_long.positions import build, settings
+from lit_long.stages.folder import read_stage
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(
+    words: dict[str, Any], stage: str, device: str, dtype: str, say: Callable[[str], None]
+) -> tuple[Llama, Tokenization, StageConfig]:
+    """The model, its tokenizer, and its settings (model, position, context).
+
+    Args:
+        words: the command line; ``model``, ``position`` and ``context`` count.
+        stage: folder of a training stage whose model is meant, or "".
+        device: auto (a GPU if there is one), cpu or cuda.
+        dtype: auto (bfloat16 on a GPU, else float32), float32 or bfloat16.
+        say: is told what is being read.
+
+    Raises:
+        UserError: no model is named or it cannot be had, settings that make no sense, or an encoder that cannot hold the context.
+    """
+    place, precision = choose(device, dtype)
+    external = functools.cache(open_external)
+    folder = Path(stage).expanduser().resolve() if stage else None
+    base, store = stage_settings(folder, words) if folder else (None, None)
+    config = compose_model(words, lambda init: (external(init).shape, external(init).position), base)
+    if base is None and not config.model.init:
+        raise UserError("command line: name a model that has weights: model=smollm2-135m, model.init=NAME or stage=FOLDER")
+    encoder = build(settings(config.position, config.model.head_dim, length=config.context), config.model.head_dim)
+    with torch.device("meta"):
+        model = Llama(config.model, encoder).to(precision)
+    model.requires_grad_(False).to_empty(device=place)
+    say(f"reading {folder / WEIGHTS if folder else config.model.init}")
+    if folder:
+        load_weights(model, folder / WEIGHTS)
+        return model, words_of(open_store(store), config.data.corpus), config
+    source = external(config.model.init)
+    load_external(model, source)
+    return model, source.tokenization(), config
+
+
+def stage_settings(folder: Path, words: dict[str, Any]) -> tuple[StageConfig, Path]:
+    """Settings and token store of the finished training stage in ``folder``."""
+    config, store, _ = read_stage(folder)
+    if "model" in words:
+        raise UserError("command line: stage=FOLDER brings its own model; leave model out")
+    if config.kind != "train" or store is None:
+        raise UserError(f"stage={folder}: a stage of kind {config.kind} holds no model; name a train stage")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"stage={folder}: {WEIGHTS} is not there, so the stage has not ended; run its sweep again")
+    return config, store
+
+
+def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and the precision that the two words mean here."""
+    for key, value, known in (("device", device, DEVICES), ("dtype", dtype, ("auto", *DTYPES))):
+        if value not in known:
+            raise UserError(f"{key}={value}: must be one of {', '.join(known)}")
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError("device=cuda: torch finds no GPU here; use device=cpu")
+    place = torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
+    return place, DTYPES.get(dtype, torch.bfloat16 if place.type == "cuda" else torch.float32)

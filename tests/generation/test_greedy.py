@@ -1,0 +1,153 @@
+"""Greedy generation against transformers, and against one full forward per step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_long.config import ModelConfig, UserError
+from lit_long.generation import Sequences, generate, pack
+from tests.checkpoints.llamas import random_llama, read, save
+from tests.generation.llamas import full_greedy, full_logits, gaps, prompts, small
+
+STEPS = 64
+ORIGINAL = 256
+FACTORS = {"short_factor": [1 + 0.05 * j for j in range(8)], "long_factor": [1 + 0.5 * j for j in range(8)]}
+ROPES = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "llama3": {"factor": 4.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "dynamic": {"factor": 2.0},
+    "longrope": {"factor": 4.0, "original_max_position_embeddings": ORIGINAL} | FACTORS,
+}
+
+
+def restless_llama(**shape):
+    """A tied head likes to say the same token again; signs in the last norm keep it from that."""
+    model = random_llama(**shape)
+    with torch.no_grad():
+        model.model.norm.weight[::2] *= -1
+    return model
+
+
+def theirs(model, rows: list[list[int]], steps: int = STEPS) -> list[list[int]]:
+    """What transformers generates, each row alone."""
+    model.generation_config.eos_token_id = None
+    ways = dict(max_new_tokens=steps, do_sample=False, pad_token_id=0)
+    return [
+        model.generate(torch.tensor([row]), attention_mask=torch.ones(1, len(row)), **ways)[0, len(row) :].tolist()
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_tokens_are_transformers_own(tmp_path, rope):
+    """Each kind of positions, within the original length; grouped heads and a tied head; two rows of unequal length."""
+    hf = restless_llama(
+        heads=4, kv=2, tied=True, context=ORIGINAL, rope={"rope_type": rope, "rope_theta": 10_000.0} | ROPES[rope]
+    )
+    rows = prompts(40, 23)
+    found = generate(read(save(hf, tmp_path)), rows, STEPS)
+    assert found == theirs(hf, rows)
+    assert len(set().union(*found)) > 16  # not one token over and over
+
+
+@pytest.mark.parametrize("kv", [4, 2, 1])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_of_every_shape(tmp_path, kv, tied):
+    hf = restless_llama(seed=3, heads=4, kv=kv, tied=tied)
+    rows = prompts(30, 9, 17)
+    found = generate(read(save(hf, tmp_path)), rows, STEPS)
+    assert found == theirs(hf, rows)
+    assert len(set().union(*found)) > 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_packed_model_has_the_same_logits(dtype, rows, tied):
+    config = ModelConfig(97, 64, 2, 4, 2, 16, 96, tie_embeddings=tied)
+    plain, packed = small(config).to(dtype), small(config).to(dtype)
+    packed.load_state_dict(plain.state_dict())
+    pack(packed, rows)
+    assert packed.layers[0].mlp.together is not None, "this CPU cannot pack"
+    row = prompts(33)[0]
+    expected, found = full_logits(plain, row), full_logits(packed, row)
+    largest = float(expected.abs().max())
+    assert (found - expected).abs().max() <= largest * (1e-5 if dtype == torch.float32 else 2e-2)
+    if dtype == torch.float32:
+        batch = prompts(20, 13, 20)
+        assert generate(packed, batch, 32) == generate(plain, batch, 32)
+
+
+def test_every_step_equals_a_full_forward():
+    assert max(gaps(small(), prompts(21), 40)) <= 1e-4
+
+
+def test_rows_of_unequal_length_are_as_if_alone():
+    model = small()
+    rows = prompts(1, 40, 7, 40, 22)
+    assert max(gaps(model, rows, 24)) <= 1e-4
+    assert generate(model, rows, 24) == [full_greedy(model, row, 24) for row in rows]
+
+
+def test_nothing_in_the_memory_of_padding_is_seen():
+    """The cache's memory is not cleared: whatever was there must not matter. Torch can fill such memory with NaN."""
+    model, rows = small(), prompts(30, 4, 17)
+    expected = [full_greedy(model, row, 16) for row in rows]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.isnan(torch.ones(1).new_empty(4)).all()
+        assert generate(model, rows, 16) == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_rows_of_equal_length_need_no_mask():
+    model = small()
+    for lengths, masked in (((9, 9), False), ((9, 8), True)):
+        sequences = Sequences(model, prompts(*lengths), 4)
+        sequences.read()
+        assert (sequences.cache.mask is not None) is masked
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50, 4096])
+def test_the_chunk_changes_nothing(chunk):
+    model = small()
+    rows = prompts(50, 31, 31, 3)
+    expected = [full_greedy(model, row, 8) for row in rows]
+    assert generate(model, rows, 8, chunk=chunk) == expected
+
+
+def test_generation_stops():
+    model = small()
+    row = prompts(12)[0]
+    tokens = full_greedy(model, row, 20)
+    end = tokens[9]
+    assert generate(model, [row], 20, eos=[end]) == [tokens[: tokens.index(end) + 1]]
+    heard = []
+    other = prompts(5)[0]
+    found = generate(model, [row, other], 20, heard=lambda r, token: heard.append((r, token)) or (r == 0 and len(heard) > 6))
+    assert found == [tokens[:4], full_greedy(model, other, 20)]  # the other row goes on
+    assert [token for r, token in heard if r == 0] == tokens[:4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([[]], {}, "every prompt must have at least one token"),
+        ([], {}, "there is nothing to continue"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ([[1]], {"chunk": 0}, "prefill_chunk=0 must be at least 1"),
+    ],
+)
+def test_bad_requests(rows, options, message):
+    with pytest.raises(UserError, match=message):
+        generate(small(), rows, **{"max_new_tokens": 4} | options)
+
+
+def test_an_encoder_that_cannot_hold_the_length_says_so():
+    model = small(scheme="xpos", scale_base=1.0)
+    with pytest.raises(UserError, match="xPos with scale_base=1"):
+        generate(model, prompts(20), 100)
