@@ -76,7 +76,7 @@ class Prompt:
         if self.rows == list(range(first, last + 1)) and set(self.pads) == {pad}:
             keys_BGTK, values_BGTK = (kept[first : last + 1, :, pad : self.stop] for kept in (self.keys_BGSK, self.values_BGSK))
             keys_BGTK.copy_(kept_BGTK), values_BGTK.copy_(v_BGTK)
-            return keys_BGTK, values_BGTK  # heads in one piece, which kernels read faster
+            return keys_BGTK if self.rotated else rotated_BGTK, values_BGTK  # heads in one piece, which kernels read faster
         for i, (row, pad) in enumerate(zip(self.rows, self.pads, strict=True)):
             self.keys_BGSK[row, :, pad : self.stop] = kept_BGTK[i, :, : self.stop - pad]
             self.values_BGSK[row, :, pad : self.stop] = v_BGTK[i, :, : self.stop - pad]

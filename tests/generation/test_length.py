@@ -12,7 +12,7 @@ from lit_long.config import ModelConfig
 from lit_long.generation import Sequences, generate
 from lit_long.generation.tables import Tables
 from lit_long.positions import SCHEMES, Rotation, build
-from lit_long.positions.schemes import RoPE
+from lit_long.positions.schemes import RoPE, XPos
 from tests.generation.llamas import SMALL, full_greedy, full_logits, gaps, prompts, small
 
 ONE_LAYER = ModelConfig(97, 64, 1, 4, 2, 16, 96, context=64)
@@ -53,6 +53,17 @@ class Settling(RoPE):
 
     def inverse_frequencies(self, length: int) -> list[float]:
         return [frequency * 8 / min(length, self.settled) for frequency in super().inverse_frequencies(length)]
+
+
+@dataclass(frozen=True)
+class Warped(XPos):
+    """Changes with every token, scales keys otherwise than queries, and depends on absolute positions: nothing cancels."""
+
+    def attention_factor(self, length: int) -> float:
+        return math.sqrt(math.log(length + 2))
+
+    def rotation(self, positions: torch.Tensor, length: int) -> Rotation:
+        return super().rotation((positions + 1.0).sqrt(), length)
 
 
 @pytest.fixture
@@ -104,8 +115,8 @@ def rotated_at_their_time(model, rows, steps, monkeypatch):
         return gaps(model, rows, steps)
 
 
-def test_a_users_encoder_that_changes_with_every_token():
-    encoder = LogLength(16)
+@pytest.mark.parametrize("encoder", [LogLength(16), Warped(16, scale_base=4.0)], ids=["log length", "warped"])
+def test_a_users_encoder_that_changes_with_every_token(encoder):
     assert max(gaps(small(ONE_LAYER, encoder), prompts(20, 11), 32)) <= EXACT
 
 

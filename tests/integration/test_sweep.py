@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 
 import mlflow
@@ -13,7 +14,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_long.data.held_out import held_out_sequences
+from lit_long.data.store import open_store
 from tests.integration.mini import MINI, losses, run, runs, stages, table
 
 VARIANTS = ["rope", "abf"]
@@ -179,3 +183,51 @@ def test_user_corpus_settings_are_checked_before_anything_is_written(tmp_path):
     failed = run("lit_long.sweep", "data.corpus.packages=[no_such_package]", f"root={tmp_path}/new")
     assert failed.returncode == 2 and "data.corpus.packages" in failed.stderr and "Traceback" not in failed.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_exported_it_is_the_same_model_to_transformers(finished, root, tmp_path):
+    stage = stages(root)["extend abf"]
+    done = run("lit_long.export", f"checkpoint={stage}/weights.safetensors", f"out={tmp_path}/out")
+    assert done.returncode == 0 and done.stdout == f"written  {tmp_path}/out\n", done.stderr
+    hf, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert hf.config.rope_parameters["rope_theta"] == 31_250 and hf.config.max_position_embeddings == 256
+    store = open_store(stages(root)["corpus abf"])
+    text = "def naïve(x):\n    return x  # 🦙\n"
+    assert tokenizer(text).input_ids == [store.separator, *store.tokenizer.encode(text).ids]
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    batch = held_out_sequences(store, "code", 256, 4, 256)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(hf(batch.tokens).logits.flatten(0, 1), batch.targets.flatten())
+    result = json.loads((stages(root)["evaluate abf"] / "result.json").read_text())["measurements"]
+    (measured,) = [m["value"] for m in result if (m["metric"], m["domain"], m["length"]) == ("perplexity", "code", 256)]
+    assert float(loss) == pytest.approx(math.log(measured), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["checkpoint={xpos}"], "position.scheme=xpos_abf cannot be exported to Hugging Face: .*position=abf"),
+        (["checkpoint={evaluate}"], "a stage of kind evaluate holds no model"),
+        (["checkpoint={abf}", "dtype=int8"], "dtype=int8: must be one of auto, float32"),
+        (["checkpoint={abf}/checkpoints"], "checkpoints: cannot be read as a checkpoint"),
+        (["checkpoint={abf}/nothing.ckpt"], "nothing.ckpt: is not there|no such file"),
+        (["checkpoint={broken}"], "broken.ckpt: cannot be read as a checkpoint of lit-long"),
+        (["chekpoint={abf}"], "unknown key 'chekpoint'; did you mean 'checkpoint'"),
+        ([], "checkpoint=… is missing"),
+    ],
+)
+def test_exports_that_are_refused_leave_nothing(finished, root, tmp_path_factory, tmp_path, words, message):
+    found, copy = stages(root), tmp_path_factory.mktemp("copy") / "stage"
+    shutil.copytree(found["extend abf"], copy)  # the same stage, had it been trained under xPos
+    settings = yaml.safe_load((copy / "stage.yaml").read_text())
+    if words == ["checkpoint={xpos}"]:
+        settings["settings"]["position"] = {"scheme": "xpos_abf", "base": 31_250.0, "scale_base": 4.0}
+    settings["inputs"] = {"store": str(found["corpus abf"]), "parent": str(found["base abf"])}
+    (copy / "stage.yaml").write_text(yaml.safe_dump(settings))
+    broken = copy / "broken.ckpt"
+    broken.write_bytes(b"not a checkpoint")
+    places = {"xpos": copy, "abf": found["extend abf"], "evaluate": found["evaluate abf"], "broken": broken}
+    refused = run("lit_long.export", *(word.format(**places) for word in words), f"out={tmp_path}/out")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
+    assert re.search(message, refused.stderr), refused.stderr
+    assert list(tmp_path.iterdir()) == []
