@@ -47,7 +47,14 @@ class KeyValueCache:
     def prompts(self, rows: list[int]) -> list[Prompt]:
         """For every layer: fills ``rows`` with their first tokens."""
         pads = [self.pads[row] for row in rows]
-        return [Prompt(keys, values, rows, pads, self.stop, self.rotated, self.chunk) for keys, values in self.keys_and_values]
+        tokens = self.stop - min(pads)
+        wanted = [tokens] * len(self.keys_and_values)
+        if len(set(pads)) == 1:
+            wanted[-1] = 1
+        return [
+            Prompt(keys, values, rows, pads, self.stop, self.rotated, self.chunk, last)
+            for (keys, values), last in zip(self.keys_and_values, wanted, strict=True)
+        ]
 
     def step(self) -> list[Step]:
         """For every layer: adds one token to every row."""
@@ -67,6 +74,7 @@ class Prompt:
     stop: int
     rotated: bool
     chunk: int
+    wanted: int
     mask: Tensor | None = None
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -93,6 +101,7 @@ class Step:
     rotated: bool
     mask: Tensor | None
     chunk: int
+    wanted: int = 1
 
     def extend(self, k_BG1K: Tensor, v_BG1K: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         if self.rotated:

@@ -65,7 +65,7 @@ class Sequences:
             rotation = self.tables.first(own)
             hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, pasts=self.cache.prompts(group))
             for i, row in enumerate(group):
-                hidden_BD[row] = hidden_BTD[i, own[i] - 1]
+                hidden_BD[row] = hidden_BTD[i, min(own[i], hidden_BTD.shape[1]) - 1]
         return self.model.head(hidden_BD)
 
     @torch.inference_mode()

@@ -23,10 +23,12 @@ class Past(Protocol):
 
     mask    added to the scores of a single query, [B, 1, 1, S]; None when it sees everything
     chunk   tokens whose widest activations may exist at once
+    wanted  how many of the T tokens, the last ones, have an output: after the last layer only what comes next matters
     """
 
     mask: Tensor | None
     chunk: int
+    wanted: int
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Remember keys (not yet rotated) and values of T tokens; rotated keys and values [B, G, S, K] to look at."""

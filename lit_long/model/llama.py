@@ -50,6 +50,7 @@ class Attention(nn.Module):
             k_BGSK, v_BGSK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK
         else:
             k_BGSK, v_BGSK = past.extend(k_BGTK, v_BGTK, rotation)
+            q_BHTK = q_BHTK[:, :, -past.wanted :]
         out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, runs, past.mask if past else None)
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
@@ -80,7 +81,8 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None, past: Past | None = None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, runs, past)
+        wanted_BTD = x_BTD if past is None else x_BTD[:, -past.wanted :]
+        x_BTD = wanted_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, runs, past)
         if past is None:
             return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         for piece_BTD in x_BTD.split(past.chunk, dim=1):  # in place: a long prompt needs the room, and nothing is differentiated
