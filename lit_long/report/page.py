@@ -64,8 +64,10 @@ def _explained(results: Results) -> str:
 
 
 def model_size(results: Results) -> str:
-    """For example ``2.4M-parameter model``; ``model`` while nothing has been trained."""
-    sizes = _spread((r.get("parameters") for rs in results.train().values() for r in rs), compact)
+    """For example ``2.4M-parameter model``; ``model`` while no stage has told."""
+    trained = [result for found in results.train().values() for result in found]
+    measured = [stage.result for stages in results.folders.values() for stage in stages if stage.result]
+    sizes = _spread((result.get("parameters") for result in trained or measured), compact)
     return f"{sizes}-parameter model" if sizes else "model"
 
 

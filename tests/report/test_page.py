@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from lit_long.report import write_report
+from lit_long.report.folder import read_sweep
+from lit_long.report.page import model_size
+from lit_long.report.results import aggregate
 
 
 def table(markdown: str, heading: str) -> list[list[str]]:
@@ -200,3 +204,13 @@ def test_same_results_give_the_same_bytes(tmp_path, make):
         report = write_report(folder)
         written.append([path.read_bytes() for path in (report.report_md, report.table_csv, *report.figures)])
     assert written[0] == written[1] and len(written[0]) == 4
+
+
+def test_the_size_of_a_model_that_was_only_measured(tmp_path, make):
+    folder = make.sweep(tmp_path, {("rope", 0): make.everything()})
+    stages = tmp_path / "runs" / "stages"
+    for name in ("base-s0", "extend-rope-s0"):
+        (stages / name / "DONE").unlink()
+    file = stages / "evaluate-rope-s0" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"parameters": 134_515_008}))
+    assert model_size(aggregate(read_sweep(folder))) == "135M-parameter model"
