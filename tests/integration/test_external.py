@@ -186,7 +186,12 @@ def test_lm_eval_gives_the_same_likelihoods(folder, trial):
 
     out = folder / "for_lm_eval"
     assert run("lit_long.export", f"checkpoint={trial['extend']}", f"out={out}").returncode == 0
-    pairs = [("def main(", "argv):\n    return 0"), ("The first sentence", " is this one."), ("x = [1, 2", ", 3]"), ("import", " os")]
+    pairs = [
+        ("def main(", "argv):\n    return 0"),
+        ("The first sentence", " is this one."),
+        ("x = [1, 2", ", 3]"),
+        ("import", " os"),
+    ]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     theirs = HFLM(pretrained=str(out), device="cpu", dtype="float32", batch_size=2).loglikelihood(requests)
 
