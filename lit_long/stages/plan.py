@@ -146,6 +146,11 @@ def make_plan(layers: Layers) -> Plan:
             config = settle(config, parent.config if parent else None, own_position, where)
             trial.seed = config.seed
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
+            if parent and parent.store != corpus.folder and not config.data.corpus.tokenizer:
+                raise UserError(
+                    f"{where}: its data are not those of its parent, {config.parent}, so each would train a tokenizer of its own. Name the "
+                    f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
+                )
             trial.stages.setdefault(CORPUS, corpus)
             init = external(config.model.init) if config.model.init and parent is None else None
             trial.stages[name] = place(root, name, config, corpus, parent, init)
