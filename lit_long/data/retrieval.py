@@ -183,7 +183,8 @@ class _Windows:
         if not found:
             raise UserError(
                 f"No held-out document of {self._length} tokens starts a paragraph with a sentence to retrieve. "
-                f"Shorten evaluation.retrieval_lengths, or hold out more (data.corpus.validation, data.sources.NAME.validation_share)."
+                f"Shorten evaluation.retrieval_lengths, hold out more (data.corpus.validation, data.sources.NAME.validation_share), or leave "
+                f"it out (evaluation.retrieval_lengths=[] and passkey_lengths=[])."
             )
         return list(found.values())
 
