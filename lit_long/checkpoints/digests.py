@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lit_long.files import write_atomically
@@ -15,26 +17,37 @@ MEMORY = Path("~/.cache/lit-long/digests.json")
 
 
 def file_digest(file: Path) -> str:
-    """sha256 of the content of ``file``.
+    """sha256 of the content of ``file``, remembered when it is large (see `file_digests`)."""
+    return file_digests([file])[0]
 
-    In the Hugging Face hub's cache large files are links to blobs that are named by it. Another large file is read once, and again when
-    its size or time of change is no longer the same; deleting ~/.cache/lit-long/digests.json forgets all.
+
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """sha256 of the content of each file.
+
+    In the Hugging Face hub's cache large files are links to blobs that are named by it. Other files that are large together are read once,
+    and again when size or time of change is no longer the same; deleting ~/.cache/lit-long/digests.json forgets all.
     """
-    blob = file.resolve().name if file.is_symlink() else ""
-    if re.fullmatch(r"[0-9a-f]{64}", blob):
-        return blob
-    status = file.stat()
-    if status.st_size < LARGE:
-        return read_digest(file)
-    key, memory = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}", MEMORY.expanduser()
+    statuses = [file.stat() for file in files]
+    if sum(status.st_size for status in statuses) < LARGE:
+        return [blob_name(file) or read_digest(file) for file in files]
+    memory = MEMORY.expanduser()
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(memory.read_text(encoding="utf-8"))
-    if key not in known:
-        known[key] = read_digest(file)
+    keys = [f"{file.resolve()} {status.st_size} {status.st_mtime_ns}" for file, status in zip(files, statuses)]
+    new = {key: file for key, file in zip(keys, files) if key not in known and not blob_name(file)}
+    with ThreadPoolExecutor() as pool:  # hashing lets go of Python's lock
+        known.update(zip(new, pool.map(read_digest, new.values())))
+    if new:
         with contextlib.suppress(OSError):  # a home that cannot be written to costs time, no more
             write_atomically(memory, json.dumps(known, indent=0))
-    return known[key]
+    return [blob_name(file) or known[key] for key, file in zip(keys, files)]
+
+
+def blob_name(file: Path) -> str:
+    """The sha256 that a file of the Hugging Face hub's cache is named by, or ""."""
+    blob = file.resolve().name if file.is_symlink() else ""
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""
 
 
 def read_digest(file: Path) -> str:

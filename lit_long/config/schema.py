@@ -48,10 +48,38 @@ class CorpusConfig:
 
 
 @dataclass
+class SourceConfig:
+    """One's own documents. ``path`` is all that is needed; which documents there are, and not where, makes the identity.
+
+    A file, a folder or a glob of text files (one document each), of .jsonl (.gz, .zst) or of .parquet; or ``hf:NAME`` for a data set that
+    Hugging Face `datasets` loads: a folder, or ORG/NAME[@COMMIT] on the hub.
+    """
+
+    path: str = field(default="", metadata=NOT_IDENTITY)
+    kind: str = "auto"  # text · jsonl · parquet · hf; auto follows from the path, and is settled before the identity is taken
+    text: str = "text"  # the field (column) that holds the text
+    encoding: str = "utf-8"  # of text and jsonl
+    subset: str = ""  # hf: the configuration's name
+    split: str = "train"  # hf
+    streaming: bool = field(default=False, metadata=NOT_IDENTITY)  # hf: read while downloading
+    min_characters: int = 1  # shorter documents are left out
+    max_characters: int = 0  # longer ones, too; 0 = no limit
+    dedup: bool = True  # of documents with exactly the same text keep the first
+    keep: float = 1.0  # share of the documents to keep, chosen by hash
+    validation_share: float = 0.02  # share of the documents to hold out, chosen by hash; at least one unless it is 0
+    content: str = ""  # sha256 of what was found, filled in when planned; given, it insists on that content
+
+
+@dataclass
 class DataConfig:
-    """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document borders."""
+    """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document borders.
+
+    Domains are the names of ``sources``, and the built-in corpus's own. The latter is in use unless there are sources and the weights
+    name only them; without a weight of their own, sources share the mixture equally and are all of it.
+    """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     mask_documents: bool = True
 
@@ -93,6 +121,7 @@ class EvaluationConfig:
     retrieval_lengths: list[int] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
     passkey_lengths: list[int] = field(default_factory=list)  # PASSKEY, in the same texts
     retrieval_examples: int = 64  # per length, of either task
+    retrieval_domain: str = ""  # whose documents both are made from; settled: docs, or without it the first of domains
     precision: str = "32-true"  # 32-true · bf16-true
     batch_tokens: int = field(default=4096, metadata=NOT_IDENTITY)
 

@@ -33,6 +33,7 @@ from lit_long.data.python_source import read_source
 from lit_long.data.tokenizer import borrowed_digest
 
 DOMAINS = ("code", "docs")
+RETRIEVAL = "retrieval"  # in a mixture's weights: a task made from ``docs``
 SPLITS = ("train", "validation")
 _MAX_WORKERS = 8  # starting more processes costs more than they save
 
@@ -54,13 +55,15 @@ class Document(NamedTuple):
 Corpus = dict[tuple[str, str], list[Document]]
 
 
-def fingerprint(corpus: CorpusConfig) -> dict:
+def fingerprint(corpus: CorpusConfig, builtin: bool = True) -> dict:
     """What the corpus is made from: the versions of Python, of the packages and of the tokenizer trainer, and a borrowed
-    tokenizer's digest. Reads no source.
+    tokenizer's digest; only the last two if the built-in corpus is not in use. Reads no source.
 
     Raises UserError if a package is not installed.
     """
     tokenizer = {"tokenizer": borrowed_digest(corpus.tokenizer)} if corpus.tokenizer else {}
+    if not builtin:
+        return tokenizer | {"tokenizers": importlib.metadata.version("tokenizers")}
     return tokenizer | {
         "python": platform.python_version(),
         "packages": {name: _installed_version(name) for name in sorted(corpus.packages)},

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lit_long.config import UserError
+from lit_long.data.documents import longest
 from lit_long.data.shuffle import permutation
 from lit_long.data.store import Store
 from lit_long.model.batch import Batch
@@ -30,8 +31,8 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
     if not len(long_enough):
         raise UserError(
             f"No held-out document of domain '{domain}' has {max_length + 1} tokens, as sequences of {max_length} need "
-            f"(the longest has {documents.lengths.max()}). Shorten evaluation.lengths or the context, or hold out larger modules "
-            f"in data.corpus.validation."
+            f"({longest(documents)}). Shorten evaluation.lengths or the context, hold out more or longer documents "
+            f"(data.corpus.validation, data.sources.NAME.validation_share), or measure less (evaluation.domains, validation.times=0)."
         )
     chosen = long_enough[permutation(len(long_enough), _SEED, "held out", domain)][:count]
     windows = torch.from_numpy(np.stack([documents[index][: max_length + 1] for index in chosen]).astype(np.int64))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_long.config import UserError
+from lit_long.data.corpus import RETRIEVAL
 from lit_long.data.packing import PackedDocuments, Sequence
 from lit_long.data.retrieval import RetrievalDocuments
 from lit_long.data.store import Store
@@ -21,8 +22,6 @@ from lit_long.model.batch import Batch
 
 if TYPE_CHECKING:
     import grain
-
-RETRIEVAL = "retrieval"
 
 
 def update_source(

@@ -110,8 +110,8 @@ class LongContextDataModule(LightningDataModule):
 
     @property
     def domains(self) -> list[str]:
-        """Names of the validation loaders, in their order."""
-        return self.store.domains
+        """Names of the validation loaders, in their order: of the domains that have held-out documents."""
+        return self.store.held_out_domains
 
     def train_dataloader(self) -> UpdateLoader:
         """The updates 0 … updates-1, or from where a checkpoint left off."""

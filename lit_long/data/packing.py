@@ -39,11 +39,11 @@ class PackedDocuments:
         self._context = context
         self._seed = seed
         self._mask_documents = mask_documents
-        self.sequences_per_epoch = (len(self._documents.tokens) - 1) // context
+        self.sequences_per_epoch = (self._documents.token_count - 1) // context
         if self.sequences_per_epoch == 0:
             raise UserError(
-                f"context is {context}, but domain '{domain}' has only {len(self._documents.tokens)} training tokens. "
-                f"Lower the context or enlarge data.corpus.packages."
+                f"context is {context}, but domain '{domain}' has only {self._documents.token_count} training tokens. "
+                f"Lower the context, or give it more documents (data.corpus.packages, or the source's path)."
             )
         self._epoch = lru_cache(maxsize=2)(self._epoch)  # neighbouring sequences share an epoch
 

@@ -2,7 +2,7 @@
 
     <|endoftext|>TEXT\n\nThe first sentence of the text above is: SENTENCE\n
 
-The text is a window of a ``docs`` document that starts with a sentence; it is trimmed from its END until the whole
+The text is a window of a document (of ``docs``, unless another domain is named) that starts with a sentence; it is trimmed from its END until the whole
 has exactly the wanted number of tokens, so a model must look back across all of it. The paper does not give its
 prompt; this one is ours. Base models meet the task in training (`RetrievalDocuments`, from training documents), and
 it is measured on held-out documents (`retrieval_examples`).
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_long.config import UserError
+from lit_long.data.documents import longest
 from lit_long.data.packing import ENDLESS, Sequence, single_document
 from lit_long.data.shuffle import random_words
 from lit_long.data.store import Store
@@ -25,7 +26,7 @@ QUESTION = "\n\nThe first sentence of the text above is:"
 PASSKEY = "\n\nThe pass key is {key}. Keep it in mind: {key} is the pass key.\n\n"
 PASSKEY_QUESTION = "\n\nWhat is the pass key? The pass key is"
 SCORED_TOKENS = 24  # of the answer, at most; so that long sentences do not outweigh short ones
-_DOMAIN = "docs"
+DOMAIN = "docs"
 _MIN_WORDS = 4
 _SENTENCE_TOKENS = range(6, 33)
 _SHORTEST = 128  # tokens; below, the sentence would be most of the text
@@ -70,7 +71,7 @@ class RetrievalDocuments:
     """
 
     def __init__(self, store: Store, context: int, seed: int) -> None:
-        self._windows = _Windows(store, "train", context + 1)
+        self._windows = _Windows(store, DOMAIN, "train", context + 1)
         self._length = context + 1
         self._seed = seed
 
@@ -89,7 +90,7 @@ class RetrievalDocuments:
 
 
 def retrieval_examples(
-    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0
+    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0, domain: str = DOMAIN
 ) -> list[RetrievalExample]:
     """At most ``count`` examples of exactly ``length`` tokens from held-out documents, no sentence twice.
 
@@ -101,7 +102,7 @@ def retrieval_examples(
     if length > max_length:
         raise UserError(f"A retrieval length of {length} exceeds the longest one, {max_length} (evaluation.retrieval_lengths).")
     _check_length(length)
-    windows = _Windows(store, "validation", max_length)
+    windows = _Windows(store, domain, "validation", max_length)
     examples = []
     for instance in windows.held_out(count, seed):
         start = length - len(instance.answer)
@@ -111,7 +112,7 @@ def retrieval_examples(
 
 
 def passkey_examples(
-    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0
+    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0, domain: str = DOMAIN
 ) -> list[RetrievalExample]:
     """PASSKEY (Mohtashami and Jaggi 2023): five digits to be found again in a text, here real text, and at every depth.
 
@@ -120,7 +121,7 @@ def passkey_examples(
     """
     max_length = max_length or length
     _check_length(length)
-    windows = _Windows(store, "validation", max_length)
+    windows = _Windows(store, domain, "validation", max_length)
     texts = windows.held_out(count, seed)
     examples = []
     for number, instance in enumerate(texts):
@@ -137,20 +138,20 @@ def passkey_examples(
 class _Windows:
     """Windows of up to ``length`` tokens that start with a sentence, from all documents that are long enough."""
 
-    def __init__(self, store: Store, split: str, length: int) -> None:
+    def __init__(self, store: Store, domain: str, split: str, length: int) -> None:
         _check_length(length)
-        self._documents = store.documents(_DOMAIN, split)
+        self._documents = store.documents(domain, split)
         self._tokenizer = store.tokenizer
         self._length = length
         self._separator = store.separator
         self._question = self.encode(QUESTION)
         starts = np.maximum(self._documents.lengths - length, 0)  # so that every window fits, wherever it starts
         self._last_start = np.cumsum(starts)
-        if self._last_start[-1] == 0:
+        if not len(starts) or self._last_start[-1] == 0:
             raise UserError(
-                f"No {split} document of domain '{_DOMAIN}' has more than {length} tokens, as FIRST-SENTENCE-RETRIEVAL needs "
-                f"(the longest has {self._documents.lengths.max()}). Shorten the context or evaluation.retrieval_lengths, "
-                f"or name larger modules in data.corpus."
+                f"No {split} document of domain '{domain}' has more than {length} tokens, as FIRST-SENTENCE-RETRIEVAL needs "
+                f"({longest(self._documents)}). Shorten the context or evaluation.retrieval_lengths, name larger modules in data.corpus "
+                f"or another evaluation.retrieval_domain, or leave it out (evaluation.retrieval_lengths=[] and passkey_lengths=[])."
             )
 
     def draw(self, *key: int | str) -> _Instance | None:
@@ -182,7 +183,8 @@ class _Windows:
         if not found:
             raise UserError(
                 f"No held-out document of {self._length} tokens starts a paragraph with a sentence to retrieve. "
-                f"Shorten evaluation.retrieval_lengths or hold out more modules in data.corpus.validation."
+                f"Shorten evaluation.retrieval_lengths, hold out more (data.corpus.validation, data.sources.NAME.validation_share), or leave "
+                f"it out (evaluation.retrieval_lengths=[] and passkey_lengths=[])."
             )
         return list(found.values())
 

@@ -5,13 +5,13 @@ FOLDER/tokenizer.json
 FOLDER/DOMAIN/SPLIT/tokens.bin            all documents end to end, uint16 (uint32 for vocabularies over 65,535)
 FOLDER/DOMAIN/SPLIT/offsets.npy           int64 [documents + 1]: document i is tokens[offsets[i]:offsets[i + 1]]
 FOLDER/DOMAIN/SPLIT/names.json            names of the documents
+FOLDER/SOURCE/shards, FOLDER/SOURCE/SPLIT/index.npy    the same of one's own sources: see shards.py and documents.py
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -21,42 +21,31 @@ from tokenizers import Tokenizer
 
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.tokenization import Tokenization
-from lit_long.config import CorpusConfig, UserError
-from lit_long.data.corpus import SPLITS, Document, build_corpus, fingerprint
-from lit_long.data.tokenizer import SEPARATOR, borrow_tokenizer, encode_documents, load_tokenizer, train_tokenizer
+from lit_long.config import CorpusConfig, SourceConfig, UserError, plain
+from lit_long.data.assemble import Words, prepare_sources, sample_texts
+from lit_long.data.corpus import SPLITS, Corpus, Document, build_corpus, fingerprint
+from lit_long.data.documents import LONG_DOCUMENT, Documents, ShardedDocuments, counts, shard_file
+from lit_long.data.shards import FOLDER as SHARDS
+from lit_long.data.shards import available_cores
+from lit_long.data.sources import settle_source
+from lit_long.data.tokenizer import (
+    SAMPLE_CHARACTERS,
+    SEPARATOR,
+    borrow_tokenizer,
+    borrowed_digest,
+    encode_documents,
+    load_tokenizer,
+    train_tokenizer,
+)
+from lit_long.files import write_atomically
 
-LONG_DOCUMENT = 2048  # tokens; the manifest counts the documents that are longer
+__all__ = ["LONG_DOCUMENT", "Documents", "ShardedDocuments", "Store", "open_store", "prepare", "verify", "words_of"]
+
 _FORMAT = 2
 _MANIFEST = "manifest.json"
+_TRAINED = "trained.json"  # which tokenizer.json was trained on what, while the store is not yet complete
 
 Report = Callable[[str, float], None]
-
-
-class Documents:
-    """The documents of one domain and split. ``documents[i]`` is uint16 or uint32 [tokens], a view of the file."""
-
-    def __init__(self, folder: Path, dtype: str) -> None:
-        self._folder = folder
-        self.tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r")
-        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """int64 [documents], the separator included."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Qualified names of modules, and help topics."""
-        return json.loads((self._folder / "names.json").read_text(encoding="utf-8"))
 
 
 class Store:
@@ -65,9 +54,14 @@ class Store:
     def __init__(self, folder: Path, manifest: dict) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._documents = {
-            (domain, split): Documents(folder / domain / split, manifest["dtype"]) for domain in self.domains for split in SPLITS
-        }
+        self._documents = {(domain, split): self._open(domain, split) for domain in self.domains for split in SPLITS}
+
+    def _open(self, domain: str, split: str) -> Documents | ShardedDocuments:
+        folder, dtype = self.folder / domain / split, self.manifest["dtype"]
+        if domain in self.sources:
+            entry = self.manifest["domains"][domain][split]
+            return ShardedDocuments(folder, self.folder / domain / SHARDS, dtype, entry)
+        return Documents(folder, dtype)
 
     @property
     def separator(self) -> int:
@@ -76,59 +70,118 @@ class Store:
 
     @property
     def domains(self) -> list[str]:
-        """Names of the corpus domains."""
+        """Names of the domains: the corpus' own and the sources."""
         return list(self.manifest["domains"])
+
+    @property
+    def sources(self) -> dict[str, dict]:
+        """What became of the documents of each of one's own sources (`assemble.prepare_sources`)."""
+        return self.manifest.get("sources", {})
+
+    @property
+    def held_out_domains(self) -> list[str]:
+        """Names of the domains that have held-out documents."""
+        return [name for name, splits in self.manifest["domains"].items() if splits["validation"]["documents"]]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that wrote the tokens."""
         return load_tokenizer(self.folder / "tokenizer.json")
 
-    def documents(self, domain: str, split: str) -> Documents:
+    def documents(self, domain: str, split: str) -> Documents | ShardedDocuments:
         """The documents of a domain's ``train`` or ``validation`` split. Raises UserError for an unknown domain."""
         if (domain, split) not in self._documents:
             raise UserError(f"There is no {split} split of a domain '{domain}'. Domains: {', '.join(self.domains)}.")
         return self._documents[domain, split]
 
 
-def prepare(corpus: CorpusConfig, folder: Path, report: Report = lambda message, done: None) -> dict:
+def prepare(
+    corpus: CorpusConfig,
+    folder: Path,
+    report: Report = lambda message, done: None,
+    sources: dict[str, SourceConfig] | None = None,
+    builtin: bool = True,
+    processes: int = 0,
+) -> dict:
     """Build the corpus and its tokenizer, write the store into ``folder``, and return the manifest.
 
-    ``report(message, fraction done)`` is called along the way. Raises UserError as `build_corpus` and
-    `train_tokenizer` do.
+    Called again after it was interrupted, it goes on with the sources' shards that are not there yet; the result is the same.
+
+    Args:
+        report: called as ``report(message, fraction done)`` along the way.
+        sources: one's own documents, by the name of their domain.
+        builtin: whether the built-in corpus is a part of it.
+        processes: that tokenise sources side by side; 0 = one a core. The store does not depend on it.
+
+    Raises:
+        UserError: as `build_corpus`, `train_tokenizer`, `settle_source` and `prepare_sources` do.
     """
-    inputs = fingerprint(corpus)
+    sources = {name: settle_source(name, source) for name, source in sorted((sources or {}).items())}
+    inputs = fingerprint(corpus, builtin)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
-    found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done))
-    if corpus.tokenizer:
-        tokenizer, separator = borrow_tokenizer(corpus.tokenizer)
-    else:
-        report("training the tokenizer", 0.4)
-        training_texts = [document.text for (_, split), documents in found.items() if split == "train" for document in documents]
-        tokenizer = train_tokenizer(training_texts, corpus.vocab_size)
-        separator = tokenizer.token_to_id(SEPARATOR)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
+    found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done)) if builtin else {}
+    words, tokenizer = _words(corpus, folder, found, sources, inputs, report)
     domains: dict[str, dict] = {}
     for done, ((domain, split), documents) in enumerate(found.items()):
-        report(f"encoding {domain}, {split}", 0.5 + 0.5 * done / len(found))
-        domains.setdefault(domain, {})[split] = _write(folder / domain / split, documents, tokenizer, separator, dtype)
+        report(f"encoding {domain}, {split}", 0.5 + (0.1 if sources else 0.5) * done / len(found))
+        entry = _write(folder / domain / split, documents, tokenizer, words.separator, words.dtype)
+        domains.setdefault(domain, {})[split] = entry
+    accounts: dict[str, dict] = {}
+    if sources:
+        start = 0.6 if builtin else 0.1
+        own, accounts = prepare_sources(
+            folder,
+            sources,
+            words,
+            processes or available_cores(),
+            lambda message, done: report(message, start + (0.99 - start) * done),
+        )
+        domains |= own
     manifest = {
         "format": _FORMAT,
-        "digest": _digest(folder, domains),
-        "tokenizer": _file_sha256(folder / "tokenizer.json"),
+        "digest": _digest(folder, domains, accounts),
+        "tokenizer": words.digest,
         "vocab_size": tokenizer.get_vocab_size(),
-        "separator": separator,
-        "dtype": dtype,
+        "separator": words.separator,
+        "dtype": words.dtype,
         "inputs": inputs,
         "domains": domains,
-    }
-    unfinished = folder / f"{_MANIFEST}.tmp"
-    unfinished.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / _MANIFEST)
+    } | ({"sources": accounts} if accounts else {})
+    write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
     report("data ready", 1.0)
     return manifest
+
+
+def _words(
+    corpus: CorpusConfig, folder: Path, found: Corpus, sources: dict[str, SourceConfig], inputs: dict, report: Report
+) -> tuple[Words, Tokenizer]:
+    """The tokenizer, written into ``folder``: borrowed, or trained; one that an interrupted call trained on the same texts serves again."""
+    file, note = folder / "tokenizer.json", folder / _TRAINED
+    trained_on = json.dumps([inputs, plain(corpus), {name: plain(source) | {"path": ""} for name, source in sources.items()}])
+    if corpus.tokenizer:
+        tokenizer, separator = borrow_tokenizer(corpus.tokenizer)
+        tokenizer.save(str(file))
+    elif sources and _was_trained(note, file, trained_on):
+        tokenizer = load_tokenizer(file)
+        separator = tokenizer.token_to_id(SEPARATOR)
+    else:
+        report("training the tokenizer", 0.4 if found else 0.0)
+        texts = [document.text for (_, split), documents in found.items() if split == "train" for document in documents]
+        tokenizer = train_tokenizer(texts + sample_texts(sources, SAMPLE_CHARACTERS), corpus.vocab_size)
+        separator = tokenizer.token_to_id(SEPARATOR)
+        tokenizer.save(str(file))
+        if sources:
+            write_atomically(note, json.dumps([_file_sha256(file), trained_on]))
+    dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
+    return Words(file, _file_sha256(file), separator, dtype), tokenizer
+
+
+def _was_trained(note: Path, file: Path, trained_on: str) -> bool:
+    try:
+        return json.loads(note.read_text(encoding="utf-8")) == [_file_sha256(file), trained_on]
+    except (OSError, ValueError):
+        return False
 
 
 def open_store(folder: Path) -> Store:
@@ -146,7 +199,12 @@ def open_store(folder: Path) -> Store:
     try:
         for domain, splits in manifest["domains"].items():
             for split, entry in splits.items():
-                _check_sizes(folder / domain / split, entry, np.dtype(manifest["dtype"]).itemsize)
+                if domain not in manifest.get("sources", {}):
+                    _check_sizes(folder / domain / split, entry, np.dtype(manifest["dtype"]).itemsize)
+                elif (rows := len(np.load(folder / domain / split / "index.npy", mmap_mode="r"))) != entry["documents"]:
+                    raise ValueError(f"{folder / domain / split / 'index.npy'} has {rows} rows instead of {entry['documents']}")
+        for name, account in manifest.get("sources", {}).items():
+            _check_shards(folder / name / SHARDS, account["shards"], np.dtype(manifest["dtype"]).itemsize)
         if _file_sha256(folder / "tokenizer.json") != manifest["tokenizer"]:
             raise UserError(f"{folder / 'tokenizer.json'} is not the one that wrote the tokens. {remedy}")
         return Store(folder, manifest)
@@ -154,9 +212,25 @@ def open_store(folder: Path) -> Store:
         raise UserError(f"The prepared data in {folder} is damaged: {error}. {remedy}") from error
 
 
+def verify(store: Store) -> list[Path]:
+    """Files of the sources' shards whose content is not what was written; reads all of them."""
+    damaged = []
+    for name, account in store.sources.items():
+        for number, shard in enumerate(account["shards"]):
+            file = shard_file(store.folder / name / SHARDS, number).with_suffix(".tokens")
+            if _file_sha256(file) != shard["sha256"]:
+                damaged.append(file)
+    return damaged
+
+
 def words_of(store: Store, corpus: CorpusConfig) -> Tokenization:
     """The tokenizer that a model trained on ``store`` reads and writes with. Our own opens a text, and ends it, with its separator."""
     if corpus.tokenizer:
+        if store.manifest["inputs"].get("tokenizer") != borrowed_digest(corpus.tokenizer):
+            raise UserError(
+                f"The tokenizer of {corpus.tokenizer} is no longer the one that wrote the tokens in {store.folder}. Put it back, or prepare "
+                f"the data again (the same command makes a store of its own) and train on that."
+            )
         return open_external(corpus.tokenizer).tokenization()
     ends = store.separator
     special = dict.fromkeys(("bos_token", "eos_token"), store.tokenizer.id_to_token(ends))
@@ -174,6 +248,14 @@ def _check_sizes(folder: Path, entry: dict, item_bytes: int) -> None:
         raise ValueError(f"{folder / 'offsets.npy'} does not fit the manifest")
 
 
+def _check_shards(folder: Path, shards: list[dict], item_bytes: int) -> None:
+    """Raise ValueError unless the shards have the sizes that the manifest tells."""
+    for number, shard in enumerate(shards):
+        file = shard_file(folder, number).with_suffix(".tokens")
+        if (file_bytes := file.stat().st_size) != shard["tokens"] * item_bytes:
+            raise ValueError(f"{file} has {file_bytes} bytes instead of {shard['tokens'] * item_bytes}")
+
+
 def _write(folder: Path, documents: list[Document], tokenizer: Tokenizer, separator: int, dtype: str) -> dict:
     """Write one split and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,20 +266,25 @@ def _write(folder: Path, documents: list[Document], tokenizer: Tokenizer, separa
             lengths.append(len(tokens))
     np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
     (folder / "names.json").write_text(json.dumps([document.name for document in documents]), encoding="utf-8")
-    return {
-        "documents": len(documents),
-        "documents_over_2048": sum(length > LONG_DOCUMENT for length in lengths),
-        "tokens": sum(lengths),
-        "bytes": sum(len(document.text.encode()) for document in documents),
-    }
+    return counts(np.array(lengths)) | {"bytes": sum(len(document.text.encode()) for document in documents)}
 
 
-def _digest(folder: Path, domains: dict) -> str:
-    """sha256 over the tokenizer and over every token and offset file, with their paths."""
+def _digest(folder: Path, domains: dict, accounts: dict | None = None) -> str:
+    """sha256 over the tokenizer and over every token and offset file, with their paths. Of shards and indices their checksums stand in."""
     digest = hashlib.sha256()
-    splits = [f"{domain}/{split}/{file}" for domain in domains for split in SPLITS for file in ("tokens.bin", "offsets.npy")]
+    accounts = accounts or {}
+    splits = [
+        f"{domain}/{split}/{file}"
+        for domain in domains
+        if domain not in accounts
+        for split in SPLITS
+        for file in ("tokens.bin", "offsets.npy")
+    ]
     for name in ["tokenizer.json", *splits]:
         digest.update(f"{name} {_file_sha256(folder / name)}\n".encode())
+    for name, account in accounts.items():
+        sums = [shard["sha256"] for shard in account["shards"]] + [domains[name][split]["index"] for split in SPLITS]
+        digest.update(f"{name} {' '.join(sums)}\n".encode())
     return digest.hexdigest()
 
 

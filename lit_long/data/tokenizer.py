@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from lit_long.config import UserError
 
 SEPARATOR = "<|endoftext|>"
 _SMALLEST_VOCABULARY = 257  # the bytes and the separator
-_SAMPLE_CHARACTERS = 8_000_000
+SAMPLE_CHARACTERS = 8_000_000
 _BATCH_CHARACTERS = 2_000_000  # bounds the memory of the encodings under way
 
 
@@ -40,7 +40,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    stride = max(1, round(sum(map(len, texts)) / _SAMPLE_CHARACTERS))
+    stride = max(1, round(sum(map(len, texts)) / SAMPLE_CHARACTERS))
     tokenizer.train_from_iterator(texts[::stride], trainer)
     return _as_plain_text(tokenizer)
 
@@ -66,17 +66,22 @@ def borrowed_digest(name: str) -> str:
     return hashlib.sha256(f"{separator} {tokenizer.to_str()}".encode()).hexdigest()
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str], separator: int) -> Iterator[np.ndarray]:
+def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], separator: int) -> Iterator[np.ndarray]:
     """int64 [tokens] of each text in turn, the separator first. Batches of texts are encoded on all cores."""
     batch: list[str] = []
     size = 0
-    for last, text in enumerate(texts, start=1):
+    for text in texts:
         batch.append(text)
         size += len(text)
-        if size >= _BATCH_CHARACTERS or last == len(texts):
-            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                yield np.array([separator, *encoding.ids], dtype=np.int64)
+        if size >= _BATCH_CHARACTERS:
+            yield from _encode_batch(tokenizer, batch, separator)
             batch, size = [], 0
+    yield from _encode_batch(tokenizer, batch, separator)
+
+
+def _encode_batch(tokenizer: Tokenizer, batch: list[str], separator: int) -> Iterator[np.ndarray]:
+    for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+        yield np.array([separator, *encoding.ids], dtype=np.int64)
 
 
 def _as_plain_text(tokenizer: Tokenizer) -> Tokenizer:

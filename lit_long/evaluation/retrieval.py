@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_long.config import EvaluationConfig
-from lit_long.data.retrieval import RetrievalExample, passkey_examples, retrieval_examples
+from lit_long.data.retrieval import DOMAIN, RetrievalExample, passkey_examples, retrieval_examples
 from lit_long.data.store import Store
 from lit_long.generation.decode import Sequences
 from lit_long.model.llama import Llama
 
-DOMAIN = "docs"
 Advance = Callable[[int], None]
 
 
@@ -37,21 +36,24 @@ class Answered:
 def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance: Advance) -> list[dict[str, Any]]:
     """Measurements of both tasks, at every length the evaluation asks for; the same texts at each."""
     rows: list[dict[str, Any]] = []
+    domain = evaluation.retrieval_domain or DOMAIN
     for length in evaluation.retrieval_lengths:
-        examples = retrieval_examples(store, length, evaluation.retrieval_examples, max_length=max(evaluation.retrieval_lengths))
+        longest = max(evaluation.retrieval_lengths)
+        examples = retrieval_examples(store, length, evaluation.retrieval_examples, max_length=longest, domain=domain)
         answers = answer(model, examples, evaluation.batch_tokens, advance)
         nats, hits = (torch.cat([getattr(found, name) for found in answers]).double() for name in ("nats", "hits"))
         rouge = rouge_l([store.tokenizer.decode(found.written) for found in answers], [example.text for example in examples])
-        common = {"domain": DOMAIN, "length": length, "tokens": len(nats), "examples": len(examples)}
+        common = {"domain": domain, "length": length, "tokens": len(nats), "examples": len(examples)}
         rows.append({"metric": "retrieval_accuracy", "value": float(hits.mean()), **common})
         rows.append({"metric": "retrieval_nats", "value": float(nats.mean()), **common})
         rows.append({"metric": "retrieval_rouge_l", "value": rouge, **common})
     for length in evaluation.passkey_lengths:
-        examples = passkey_examples(store, length, evaluation.retrieval_examples, max_length=max(evaluation.passkey_lengths))
+        longest = max(evaluation.passkey_lengths)
+        examples = passkey_examples(store, length, evaluation.retrieval_examples, max_length=longest, domain=domain)
         answers = answer(model, examples, evaluation.batch_tokens, advance, write=False)
         found = sum(bool(each.hits.all()) for each in answers) / len(answers)
         common = {
-            "domain": DOMAIN,
+            "domain": domain,
             "length": length,
             "tokens": sum(len(each.hits) for each in answers),
             "examples": len(examples),

@@ -75,7 +75,7 @@ class Record:
                 data = read_result(stage.store) if stage.store else {}
                 self.tracker.dataset(
                     run,
-                    stage.config.data.corpus.name,
+                    "+".join(stage.config.data.sources) or stage.config.data.corpus.name,
                     data.get("digest", ""),
                     "training" if stage.config.kind == "train" else "evaluation",
                 )

@@ -19,6 +19,7 @@ from lit_long.checkpoints.external import External, open_external
 from lit_long.config import (
     Layers,
     ModelConfig,
+    SourceConfig,
     StageConfig,
     SweepConfig,
     UserError,
@@ -29,8 +30,8 @@ from lit_long.config import (
     plain,
     project_root,
 )
-from lit_long.data.corpus import fingerprint
 from lit_long.stages.folder import is_done
+from lit_long.stages.mixture import DOCS, data_identity, settle_data
 from lit_long.stages.settle import settle
 
 # Raised by hand when the meaning of a kind's result changes; results of older versions are then not taken for new ones.
@@ -132,6 +133,7 @@ def make_plan(layers: Layers) -> Plan:
 
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
+    sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
     for values in itertools.product(*sweep.grid.values()):
         point = dict(zip(sweep.grid, values, strict=True))
         trial = Trial(variant_name(point), 0, point)
@@ -139,9 +141,16 @@ def make_plan(layers: Layers) -> Plan:
             config = compose_stage(layers, shared, name, point, pretrained)
             parent = trial.stages[config.parent] if config.parent else None
             own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})
-            config = settle(config, parent.config if parent else None, own_position, f"{layers.file}: stages.{name}")
+            where = f"{layers.file}: stages.{name}"
+            config = replace(config, data=settle_data(config.data, where, sources))
+            config = settle(config, parent.config if parent else None, own_position, where)
             trial.seed = config.seed
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
+            if parent and parent.store != corpus.folder and not config.data.corpus.tokenizer:
+                raise UserError(
+                    f"{where}: its data are not those of its parent, {config.parent}, so each would train a tokenizer of its own. Name the "
+                    f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
+                )
             trial.stages.setdefault(CORPUS, corpus)
             init = external(config.model.init) if config.model.init and parent is None else None
             trial.stages[name] = place(root, name, config, corpus, parent, init)
@@ -210,10 +219,13 @@ def place(
 def identity_settings(config: StageConfig) -> dict[str, Any]:
     """The settings that a stage of this kind computes with; its inputs' identities cover the rest."""
     if config.kind == "data":
-        return {"corpus": identity_fields(config.data.corpus), "sources": fingerprint(config.data.corpus)}
+        return data_identity(config.data)
     settings = {name: identity_fields(getattr(config, name)) for name in ("model", "position")}
     if config.kind == "evaluate":
-        return settings | {"evaluation": identity_fields(config.evaluation)}
+        evaluation = identity_fields(config.evaluation)
+        if evaluation["retrieval_domain"] in ("", DOCS):  # as it was before it could be chosen: results of that time stay valid
+            del evaluation["retrieval_domain"]
+        return settings | {"evaluation": evaluation}
     mixture = {
         "weights": {k: w for k, w in config.data.weights.items() if w},
         "mask_documents": config.data.mask_documents,

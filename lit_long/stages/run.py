@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_long.config import StageConfig
 from lit_long.stages.folder import finish, is_done, read_stage
+from lit_long.stages.mixture import uses_builtin
 
 Report = Callable[[str, float], None]
 
@@ -27,7 +28,8 @@ def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path 
     if config.kind == "data":
         from lit_long.data.store import prepare
 
-        return {"kind": "data"} | prepare(config.data.corpus, folder, report)
+        own = config.data.sources
+        return {"kind": "data"} | prepare(config.data.corpus, folder, report, own, uses_builtin(config.data))
     if config.kind == "train":
         from lit_long.training.run import train
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lit_long.config import EvaluationConfig, StageConfig, TrainerConfig, UserError, nearest
-from lit_long.data.corpus import DOMAINS
+from lit_long.data.corpus import RETRIEVAL
 from lit_long.positions import settings as position_settings
+from lit_long.stages.mixture import measurable, mixable, settle_evaluation
 
-RETRIEVAL = "retrieval"
 SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
 
 
@@ -32,7 +32,8 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
             config = replace(config, model=parent.model, position=position, seed=parent.seed)
         elif not config.model.init:
             raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures, or model.init")
-        check_evaluation(config.evaluation, where)
+        config = replace(config, evaluation=settle_evaluation(config.evaluation, config.data))
+        check_evaluation(config.evaluation, measurable(config.data), where)
     else:
         check_training(config, where)
     if parent is not None and parent.kind != "train":
@@ -61,7 +62,7 @@ def check_training(config: StageConfig, where: str) -> None:
             f"{where}: model.vocab_size={model.vocab_size} must not be smaller than data.corpus.vocab_size="
             f"{config.data.corpus.vocab_size}, the tokenizer's"
         )
-    known = (*DOMAINS, RETRIEVAL)
+    known = mixable(config.data)
     for name, weight in config.data.weights.items():
         if name not in known:
             raise UserError(f"{where}: unknown domain in data.weights.{name}{nearest(name, known)}")
@@ -75,10 +76,17 @@ def check_training(config: StageConfig, where: str) -> None:
         )
 
 
-def check_evaluation(evaluation: EvaluationConfig, where: str) -> None:
-    for name in evaluation.domains:
-        if name not in DOMAINS:
-            raise UserError(f"{where}: unknown domain {name!r} in evaluation.domains{nearest(name, DOMAINS)}")
+def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str) -> None:
+    chosen = {
+        "domains": evaluation.domains,
+        "retrieval_domain": [evaluation.retrieval_domain] if evaluation.retrieval_domain else [],
+    }
+    for key, name in ((key, name) for key, names in chosen.items() for name in names):
+        if name not in known:
+            raise UserError(
+                f"{where}: unknown domain {name!r} in evaluation.{key}{nearest(name, known)} (with held-out documents; the built-in "
+                f"corpus's are there when data.weights names them, with 0 too)"
+            )
     longest = max(evaluation.lengths, default=1)
     for length in evaluation.lengths:
         if length < 1 or longest % length:

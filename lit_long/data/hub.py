@@ -1,0 +1,121 @@
+"""Sources that Hugging Face `datasets` loads: a folder it saved, a folder of data files, or a repository on the hub.
+
+``hf:FOLDER`` · ``hf:ORG/NAME`` · ``hf:ORG/NAME@COMMIT``. A folder is known by its files' content, a repository by its commit, which is
+looked up once when planning unless it is given. `datasets` is an extra of lit-long and imported only here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lit_long.checkpoints.digests import file_digests
+from lit_long.config import SourceConfig, UserError
+from lit_long.data.sources import HUGGING_FACE, PART_ROWS, Part
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@functools.cache
+def _commit(key: str, name: str, revision: str | None) -> str:
+    """The commit that a repository's revision stands for. Cached: one planning, one answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:  # the hub's client raises its own, requests' and httpx's
+        raise UserError(
+            f"{key}.path={HUGGING_FACE}{name}: the hub cannot say which commit that is: {str(error).splitlines()[0]}. Give the commit "
+            f"({HUGGING_FACE}{name}@…, 40 hexadecimal digits), or a folder."
+        ) from None
+
+
+def _place(key: str, source: SourceConfig) -> tuple[str, str | None]:
+    """Folder and None, or repository and commit."""
+    name = source.path.removeprefix(HUGGING_FACE)
+    if Path(name).is_dir():
+        return name, None
+    name, _, revision = name.partition("@")
+    return name, revision if _COMMIT.fullmatch(revision) else _commit(key, name, revision or None)
+
+
+def fingerprint(key: str, source: SourceConfig) -> str:
+    """What stands for the data set's content. Raises UserError if it is not there."""
+    name, commit = _place(key, source)
+    if commit:
+        return f"{name}@{commit}"
+    folder = Path(name)
+    # .arrow, .json, .csv … : `datasets` decides what it reads of them. Its own caches (cache-*.arrow) and hidden files are none of it.
+    inside = [file for file in folder.rglob("*") if file.is_file() and not re.match(r"\.|cache-.*\.arrow", file.name)]
+    files = sorted(file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    if not files:
+        raise UserError(f"{key}.path={source.path}: the folder holds no files.")
+    named = [[file.relative_to(folder).as_posix(), digest] for file, digest in zip(files, file_digests(files))]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def parts_of(key: str, source: SourceConfig) -> list[Part]:
+    """Ranges of rows, or the data set's shards when streaming."""
+    found = (fingerprint(key, source),)
+    if source.streaming:
+        return [Part("hf", (), (), found, shard, -1) for shard in range(_load(key, source).num_shards)]
+    rows = len(_load(key, source))
+    return [Part("hf", (), (), found, start, min(start + PART_ROWS, rows)) for start in range(0, rows, PART_ROWS)]
+
+
+def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[tuple[int, Any]]:
+    """(row, value of the text field) of one part; when streaming, rows count within the shard."""
+    data = _load(key, source)
+    if source.streaming:
+        rows: Any = data.shard(data.num_shards, part.start)
+        first = 0
+    else:
+        rows = data.select(range(part.start, part.stop))
+        first = part.start
+    names = rows.column_names
+    if names is not None and source.text not in names:
+        found = ", ".join(f"'{name}'" for name in names)
+        raise UserError(
+            f"{key}: {source.path} has no field '{source.text}', but {found}. Set {key}.text to the one with the text."
+        )
+    rows = rows.select_columns([source.text])
+    try:
+        for row, example in enumerate(rows, start=first):
+            yield row, example[source.text]
+    except UserError:
+        raise
+    except Exception as error:  # each of the many formats raises its own
+        raise UserError(f"{key}: {source.path}, after row {first}: cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _load(key: str, source: SourceConfig) -> Any:
+    """The data set's split, a Dataset or (streaming) an IterableDataset."""
+    datasets = _datasets(key)
+    name, commit = _place(key, source)
+    try:
+        if commit is None and any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            data = datasets.load_from_disk(name)
+            data = data[source.split] if isinstance(data, dict) else data
+            return data.to_iterable_dataset() if source.streaming else data
+        return datasets.load_dataset(name, source.subset or None, split=source.split, streaming=source.streaming, revision=commit)
+    except Exception as error:  # `datasets` raises what its many readers raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise UserError(
+            f"{key}.path={source.path}: `datasets` cannot load split '{source.split}'{f' of {source.subset}' if source.subset else ''}: "
+            f"{type(error).__name__}: {reason}. Check path, subset and split."
+        ) from None
+
+
+def _datasets(key: str) -> ModuleType:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{key}: {HUGGING_FACE} paths need the package datasets: pip install 'lit-long[datasets]'") from None
+    datasets.disable_progress_bars()
+    return datasets

@@ -1,0 +1,237 @@
+"""Shards: the documents of one part of a source, tokenised. Each is written once, whole or not at all, by whichever process is free.
+
+FOLDER/DOMAIN/shards/NUMBER.tokens    all documents end to end, uint16 (uint32 for vocabularies over 65,535)
+FOLDER/DOMAIN/shards/NUMBER.npy       one row a document: number of tokens and of bytes, hash of its text, place in its file
+FOLDER/DOMAIN/shards/NUMBER.json      what it was made from, counts and checksums; written last, so its presence means complete
+
+A shard is a pure function of its part, the source's settings and the tokenizer, whose hashes stand in it. Preparing again makes only what
+is missing or was made from something else. A process holds one batch of documents at a time, never a whole part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lit_long.config import SourceConfig, UserError
+from lit_long.data.readers import Text, read_part
+from lit_long.data.sources import Part, plain_source
+from lit_long.data.tokenizer import encode_documents, load_tokenizer
+from lit_long.files import is_disk_full, replacing, write_atomically
+
+FOLDER = "shards"
+# ``first`` and ``second`` are the halves of the text's hash: the one chooses what is held out, the other what is kept.
+ROW = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8"), ("place", "<i8")])
+HASHES = 2.0**64
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to be made: where, from what, and with which tokenizer (``separator`` opens a document)."""
+
+    key: str
+    source: SourceConfig
+    part: Part
+    file: Path  # without suffix
+    tokenizer: Path
+    tokenizer_digest: str
+    separator: int
+    dtype: str
+
+    @property
+    def recipe(self) -> str:
+        """sha256 of everything that the shard's content depends on, and of nothing else (no paths)."""
+        part = {name: value for name, value in asdict(self.part).items() if name != "files"}
+        content = [_FORMAT, plain_source(self.source), part, self.tokenizer_digest, self.separator, self.dtype]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def make_shards(tasks: list[Task], processes: int, report: Callable[[str, float], None]) -> list[dict[str, Any]]:
+    """The records of all shards, in order, after making those that are not there. ``report(message, fraction done)``.
+
+    Raises:
+        UserError: what a reader has to say of its input, or a full disk.
+    """
+    records = [read_record(task.file, task.recipe) for task in tasks]
+    missing = [number for number, record in enumerate(records) if record is None]
+    if not missing:
+        return [record for record in records if record]
+    done = len(tasks) - len(missing)
+    report(f"tokenising, {done} of {len(tasks)} shards were there", done / len(tasks))
+    workers = min(processes, len(missing))
+    if workers == 1:
+        results: Iterator[tuple[int, dict[str, Any]]] = ((number, make_shard(tasks[number])) for number in missing)
+    else:
+        results = _in_processes({number: tasks[number] for number in missing}, workers, threads=processes // workers > 1)
+    tokens = sum(record["tokens"] for record in records if record)
+    for number, record in results:
+        records[number] = record
+        done, tokens = done + 1, tokens + record["tokens"]
+        report(f"tokenising, {done} of {len(tasks)} shards, {tokens:,} tokens", done / len(tasks))
+    return [record for record in records if record]
+
+
+def available_cores() -> int:
+    """Cores that this process may use; fewer than the machine has where a scheduler says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_processes(tasks: dict[int, Task], workers: int, threads: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Shards as they come. Spawned, not forked: the caller may hold threads, which a fork would leave with their locks taken."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,)) as pool:
+        futures = {pool.submit(make_shard, task): number for number, task in tasks.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start(threads: bool) -> None:
+    """Begin a process. Many of them already use all cores; the tokenizer's own threads would only be in their way."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads else "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where the parent was killed there is nobody to say that it is over."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def read_record(file: Path, recipe: str) -> dict[str, Any] | None:
+    """The record of a shard made after ``recipe`` and whole, else None."""
+    try:
+        record = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        sizes = [file.with_suffix(suffix).stat().st_size for suffix in (".tokens", ".npy")]
+    except (OSError, ValueError):
+        return None
+    return record if record.get("recipe") == recipe and record.get("sizes") == sizes else None
+
+
+def make_shard(task: Task) -> dict[str, Any]:
+    """Tokenise one part and return the shard's record."""
+    try:
+        return _make_shard(task, load_tokenizer(task.tokenizer))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(
+            f"No space left on the disk that holds {task.file.parent}. Free some, and give the same command again: it goes on where it was."
+        ) from None
+
+
+def _make_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
+    task.file.with_suffix(".json").unlink(missing_ok=True)  # what is being rewritten must not look complete
+    rows = _Rows(task)
+    digest, tokens = hashlib.sha256(), 0
+    with replacing(task.file.with_suffix(".tokens")) as writing, writing.open("wb") as file:
+        for document in encode_documents(tokenizer, rows.texts(), task.separator):
+            content = document.astype(task.dtype).tobytes()
+            digest.update(content)
+            file.write(content)
+            rows.lengths.append(len(document))
+            tokens += len(document)
+        _to_disk(file)
+    table = rows.table()
+    with replacing(task.file.with_suffix(".npy")) as writing, writing.open("wb") as file:
+        np.save(file, table)
+        _to_disk(file)
+    record = {
+        "recipe": task.recipe,
+        "documents": len(table),
+        "tokens": tokens,
+        "read": rows.read,
+        "too_short": rows.too_short,
+        "too_long": rows.too_long,
+        "not_kept": rows.not_kept,
+        "sha256": {"tokens": digest.hexdigest(), "rows": hashlib.sha256(table.tobytes()).hexdigest()},
+        "sizes": [task.file.with_suffix(suffix).stat().st_size for suffix in (".tokens", ".npy")],
+        "names": list(task.part.names),
+    }
+    write_atomically(task.file.with_suffix(".json"), json.dumps(record))
+    return record
+
+
+class _Rows:
+    """The texts that are kept of a part, and what is noted of each while they are on their way to the tokenizer."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._hashes: list[bytes] = []
+        self._places: list[int] = []
+        self._bytes: list[int] = []
+        self.lengths: list[int] = []
+        self.read = self.too_short = self.too_long = self.not_kept = 0
+
+    def texts(self) -> Iterator[str]:
+        source = self._task.source
+        for place, text in read_part(self._task.key, source, self._task.part):
+            self.read += 1
+            if len(text) < source.min_characters:
+                self.too_short += 1
+            elif source.max_characters and len(text) > source.max_characters:
+                self.too_long += 1
+            else:
+                content = text.encode()
+                digest = text_hash(content)
+                if not is_kept(digest, source.keep):
+                    self.not_kept += 1
+                    continue
+                self._hashes.append(digest)
+                self._places.append(place)
+                self._bytes.append(len(content))
+                yield text
+
+    def table(self) -> np.ndarray:
+        """ROW [documents]."""
+        rows = np.zeros(len(self.lengths), ROW)
+        halves = np.frombuffer(b"".join(self._hashes), "<u8").reshape(-1, 2)
+        rows["tokens"], rows["bytes"], rows["place"] = self.lengths, self._bytes, self._places
+        rows["first"], rows["second"] = halves[:, 0], halves[:, 1]
+        return rows
+
+
+def text_hash(content: bytes) -> bytes:
+    """16 bytes. 128 bits tell any number of documents apart."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def is_kept(digest: bytes, share: float) -> bool:
+    return int.from_bytes(digest[8:], "little") < share * HASHES
+
+
+def is_held_out(digest: bytes, share: float) -> bool:
+    """Whether a text belongs to the validation split; the same text does in every source of the same share."""
+    return int.from_bytes(digest[:8], "little") < share * HASHES
+
+
+def passes(source: SourceConfig, text: Text) -> bool:
+    """Whether the filters let a text through to the training split; for the tokenizer's sample."""
+    long_enough = len(text.text) >= source.min_characters
+    short_enough = not source.max_characters or len(text.text) <= source.max_characters
+    if not (long_enough and short_enough):
+        return False
+    digest = text_hash(text.text.encode())
+    return is_kept(digest, source.keep) and not is_held_out(digest, source.validation_share)
+
+
+def _to_disk(file: Any) -> None:
+    """The record must not reach the disk before what it vouches for: after a power cut it would be believed."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,79 @@
+"""What data a stage uses: its sources settled, and the built-in corpus beside them or not.
+
+With sources the domains are the sources' names. Naming them is enough: as long as no weight is given to one of them, they take the
+mixture over in equal shares, and the built-in corpus with its weights is left out. Once a source has a weight the weights count as they
+are written, and the built-in corpus is there as well if they name one of its domains, with 0 too (it is then only measured on).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lit_long.config import DataConfig, EvaluationConfig, SourceConfig, UserError, identity_fields
+from lit_long.data.corpus import DOMAINS, RETRIEVAL, fingerprint
+from lit_long.data.retrieval import DOMAIN as DOCS
+from lit_long.data.sources import settle_source
+
+BUILTIN = (*DOMAINS, RETRIEVAL)
+
+
+def settle_data(data: DataConfig, where: str, found: dict[str, SourceConfig]) -> DataConfig:
+    """The data with sources and weights settled.
+
+    Args:
+        found: sources that were settled before, filled in here: files are looked at once for all stages of a sweep.
+
+    Raises:
+        UserError: a source that takes a name of the built-in corpus, or as `settle_source` does.
+    """
+    if not data.sources:
+        return data
+    settled = {}
+    for name, source in data.sources.items():
+        if name in BUILTIN:
+            raise UserError(
+                f"{where}: data.sources.{name} has a name of the built-in corpus ({', '.join(BUILTIN)}); call it otherwise"
+            )
+        key = f"{name} {source}"
+        if key not in found:
+            found[key] = settle_source(name, source)
+        settled[name] = found[key]
+    weights = data.weights if set(data.weights) & set(settled) else dict.fromkeys(settled, 1.0)
+    return replace(data, sources=settled, weights=weights)
+
+
+def uses_builtin(data: DataConfig) -> bool:
+    """Whether the built-in corpus is a part of the data, which are settled."""
+    return not data.sources or any(name in BUILTIN for name in data.weights)
+
+
+def mixable(data: DataConfig) -> list[str]:
+    """What the weights may name."""
+    return [*data.sources, *(BUILTIN if uses_builtin(data) else ())]
+
+
+def measurable(data: DataConfig) -> list[str]:
+    """Domains with held-out documents."""
+    own = [name for name, source in data.sources.items() if source.validation_share > 0]
+    return [*own, *(DOMAINS if uses_builtin(data) else ())]
+
+
+def settle_evaluation(evaluation: EvaluationConfig, data: DataConfig) -> EvaluationConfig:
+    """Where an experiment measures on the built-in corpus and that was replaced by sources, measure on these."""
+    domains, retrieval = evaluation.domains, evaluation.retrieval_domain
+    if not uses_builtin(data) and domains and all(name in DOMAINS for name in domains):
+        domains = measurable(data)
+    if not retrieval and (evaluation.retrieval_lengths or evaluation.passkey_lengths):
+        retrieval = DOCS if uses_builtin(data) else next(iter(domains), "")
+    return replace(evaluation, domains=domains, retrieval_domain=retrieval)
+
+
+def data_identity(data: DataConfig) -> dict[str, Any]:
+    """The settings that prepared data depend on. Sources are known by their content, the built-in corpus by what is installed."""
+    if not data.sources:
+        return {"corpus": identity_fields(data.corpus), "sources": fingerprint(data.corpus)}
+    builtin = uses_builtin(data)
+    corpus = identity_fields(data.corpus) if builtin else {"vocab_size": data.corpus.vocab_size}
+    own = {name: identity_fields(source) for name, source in data.sources.items()}
+    return {"corpus": corpus, "sources": fingerprint(data.corpus, builtin), "own": own}
