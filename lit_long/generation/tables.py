@@ -8,7 +8,8 @@ by comparing their tables, so that it holds for anyone's encoder:
 * they change with every token (dynamic NTK beyond its original context): computing everything again at every token is not affordable.
   Keys are then cached unrotated, and all of them rotated anew at every step. That is exact for the first layer only. In deeper layers a
   key is made from hidden states of its time, which attention computed with the tables of that shorter length; one forward of the whole
-  sequence would make it with today's. The gap is as small as the tables' change from token to token (figures: docs/lab-book.md).
+  sequence would make it with today's. In random models of two layers the logits come out 4 to 15 times closer to that forward than with
+  keys rotated at their time, and the likeliest token is nearly always the same. Reading a prompt is exact at any depth.
 """
 
 from __future__ import annotations

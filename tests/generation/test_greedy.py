@@ -112,12 +112,25 @@ def test_rows_of_equal_length_need_no_mask():
         assert (sequences.cache.mask is not None) is masked
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 50, 4096])
+@pytest.mark.parametrize("chunk", [1, 7, 70, 4096])
 def test_the_chunk_changes_nothing(chunk):
     model = small()
-    rows = prompts(50, 31, 31, 3)
+    rows = prompts(31, 50, 31)  # chunk=70: the first and the last together
     expected = [full_greedy(model, row, 8) for row in rows]
     assert generate(model, rows, 8, chunk=chunk) == expected
+
+
+def test_the_last_layer_computes_what_comes_next_only():
+    """Where rows are equally long, so that it is in the same place."""
+    model = small()
+    for lengths, outputs in (((9, 9), 1), ((9, 8), 9)):
+        sequences = Sequences(model, prompts(*lengths), 4)
+        sequences.read()
+        tokens = torch.zeros(2, 9, dtype=torch.int64)
+        pasts = sequences.cache.prompts([0, 1])
+        with torch.inference_mode():
+            hidden = model.through_layers(tokens, sequences.tables.first([9, 9]), pasts=pasts)
+        assert hidden.shape == (2, outputs, 64)
 
 
 def test_generation_stops():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -115,6 +116,9 @@ def test_generated_text(words):
     stop = next(letter for letter in plain[1][5:] if letter not in plain[0] and letter != "�")
     stopped = generate_text(model, words, prompts, 30, stop=[stop])
     assert stopped == [plain[0], plain[1][: plain[1].index(stop)]]
+    end = next(i for i, token in enumerate(tokens[0]) if token not in tokens[0][:i] and i > 0)
+    ended = generate_text(model, replace(words, eos=(tokens[0][end],)), prompts[:1], 30)
+    assert ended == [words.decode(tokens[0][:end])]  # an end is no text, even if the tokenizer does not call it special
     with pytest.raises(UserError, match="an empty string would end every text"):
         generate_text(model, words, prompts, 30, stop=[""])
 
