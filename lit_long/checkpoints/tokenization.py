@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_long.config import UserError
 
@@ -82,7 +82,7 @@ class Tokenization:
         class Generation(Extension):
             """``{% generation %} … {% endgeneration %}`` marks the assistant's words for transformers; here they are just text."""
 
-            tags = {"generation"}  # noqa: RUF012
+            tags: ClassVar[set[str]] = {"generation"}
 
             def parse(self, parser: Any) -> list[nodes.Node]:
                 next(parser.stream)

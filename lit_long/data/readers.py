@@ -10,7 +10,7 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -169,8 +169,8 @@ def _not_text(source: SourceConfig, error: UnicodeDecodeError, start: int) -> st
     )
 
 
-def _names(names: object) -> str:
-    found = [str(name) for name in names]  # type: ignore[attr-defined]
+def _names(names: Iterable[object]) -> str:
+    found = [str(name) for name in names]
     return ", ".join(f"'{name}'" for name in found[:12]) + (", …" if len(found) > 12 else "") if found else "none at all"
 
 

@@ -150,7 +150,7 @@ def test_beside_the_builtin_corpus(corpus, store, tmp_path):
     assert all_texts(both) == sorted(TEXTS)
 
 
-def test_opening_does_not_depend_on_the_size(tmp_path):
+def test_the_index_is_mapped(tmp_path):
     """The index is mapped, not read."""
     store_of(tmp_path / "store", write_jsonl(tmp_path / "in.jsonl"))
     started = time.perf_counter()
