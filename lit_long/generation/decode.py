@@ -62,7 +62,7 @@ class Sequences:
             tokens_BT = torch.zeros(len(group), max(own), dtype=torch.int64)
             for i, row in enumerate(group):
                 tokens_BT[i, : own[i]] = torch.tensor(self.rows[row])
-            rotation = self.tables.first(own)
+            rotation = self.tables.first(own).widened()
             hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, pasts=self.cache.prompts(group))
             for i, row in enumerate(group):
                 hidden_BD[row] = hidden_BTD[i, min(own[i], hidden_BTD.shape[1]) - 1]

@@ -132,7 +132,7 @@ class Llama(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]."""
-        rotation = self.encoder.rotation(batch.positions, batch.tokens.shape[1])
+        rotation = self.encoder.rotation(batch.positions, batch.tokens.shape[1]).widened()
         return self.through_layers(batch.tokens, rotation, document_runs(batch))
 
     def through_layers(

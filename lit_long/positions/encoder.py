@@ -28,6 +28,14 @@ class Rotation(NamedTuple):
     cos_k: Tensor
     sin_k: Tensor
 
+    def widened(self) -> Rotation:
+        """The same with cosines [B, T, head_dim], each there for both components of its pair: `rotate` multiplies by these in one go."""
+        import torch
+
+        cos_q = torch.cat((self.cos_q, self.cos_q), dim=-1)
+        cos_k = cos_q if self.cos_k is self.cos_q else torch.cat((self.cos_k, self.cos_k), dim=-1)
+        return self._replace(cos_q=cos_q, cos_k=cos_k)
+
 
 @dataclass(frozen=True)
 class PositionalEncoder(ABC):
@@ -83,14 +91,11 @@ class PositionalEncoder(ABC):
 
 
 def rotate(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor) -> Tensor:
-    """Turn component pairs (j, j + K/2) of queries or keys [B, H, T, K] by the tables [B, T, K/2]. Computed in fp32."""
+    """Turn component pairs (j, j + K/2) of queries or keys [B, H, T, K] by the tables [B, T, K/2], in fp32. Cosines may be widened."""
     import torch
 
-    from lit_long.positions.turn import Turn
+    from lit_long.positions.turn import Turn, turned
 
-    if x_BHTK.shape[2] > 1 or torch.is_grad_enabled():
+    if torch.is_grad_enabled() and x_BHTK.requires_grad:
         return Turn.apply(x_BHTK, cos_BTJ, sin_BTJ)
-    # A step of generation: one token has so little to turn that the number of operations is all it costs.
-    (first, second), cos, sin = x_BHTK.float().chunk(2, dim=-1), cos_BTJ[:, None], sin_BTJ[:, None]
-    pairs = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
-    return torch.cat(pairs, dim=-1).to(x_BHTK.dtype)
+    return turned(x_BHTK, cos_BTJ, sin_BTJ)

@@ -16,40 +16,42 @@ BLOCK = 2**20  # elements at once on a CPU: 2**17 to 2**21 tried, see docs/lab-b
 
 
 class Turn(torch.autograd.Function):
-    """Pairs (j, j + K/2) of x [B, H, T, K] turned by fp32 tables [B, T, K/2], in fp32; the result has the dtype and layout of x."""
+    """``turned`` forth in the forward pass and back in the backward pass; of both only the tables are kept."""
 
     @staticmethod
     def forward(context: Any, x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor) -> Tensor:
         context.save_for_backward(cos_BTJ, sin_BTJ)
-        return turned(x_BHTK, cos_BTJ[:, None], sin_BTJ[:, None])
+        return turned(x_BHTK, cos_BTJ, sin_BTJ)
 
     @staticmethod
     def backward(context: Any, gradient_BHTK: Tensor) -> tuple[Tensor, None, None]:
-        cos_BTJ, sin_BTJ = context.saved_tensors
-        return turned(gradient_BHTK, cos_BTJ[:, None], -sin_BTJ[:, None]), None, None
+        return turned(gradient_BHTK, *context.saved_tensors, back=True), None, None
 
 
-def turned(x_BHTK: Tensor, cos_B1TJ: Tensor, sin_B1TJ: Tensor) -> Tensor:
-    out_BHTK = torch.empty_like(x_BHTK)
+def turned(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor, back: bool = False) -> Tensor:
+    """Pairs (j, j + K/2) of x [B, H, T, K] turned by fp32 tables [B, T, K/2], in fp32; the result has the dtype and layout of x."""
+    cos_B1TJ, sin_B1TJ = cos_BTJ.unsqueeze(1), sin_BTJ.unsqueeze(1)
     tokens = at_once = x_BHTK.shape[2]
-    if x_BHTK.device.type == "cpu":
-        at_once = max(1, min(tokens, BLOCK * tokens // max(1, x_BHTK.numel())))
-    exact = x_BHTK.dtype == torch.float32
-    rooms = [] if exact else [torch.empty_like(x_BHTK[:, :, :at_once], dtype=torch.float32) for _ in range(2)]
-    for start in range(0, tokens, at_once):
-        x, out, cos, sin = (table[:, :, start : start + at_once] for table in (x_BHTK, out_BHTK, cos_B1TJ, sin_B1TJ))
-        if exact:
-            turn(x, cos, sin, out)
+    if x_BHTK.is_cpu:
+        at_once = max(1, BLOCK * tokens // max(1, x_BHTK.numel()))
+    if at_once >= tokens:
+        return turn(x_BHTK.float(), cos_B1TJ, sin_B1TJ, back).to(x_BHTK.dtype)
+    out_BHTK = torch.empty_like(x_BHTK)
+    for x, out, cos, sin in zip(*(table.split(at_once, dim=2) for table in (x_BHTK, out_BHTK, cos_B1TJ, sin_B1TJ)), strict=True):
+        if x.dtype == torch.float32:
+            turn(x, cos, sin, back, out)
         else:
-            x_32, out_32 = (room[:, :, : x.shape[2]] for room in rooms)
-            turn(x_32.copy_(x), cos, sin, out_32)
-            out.copy_(out_32)
+            out.copy_(turn(x.float(), cos, sin, back))
     return out_BHTK
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Write the turned pairs of fp32 ``x`` to ``out``."""
-    pairs, turned_pairs = x.unflatten(-1, (2, -1)), out.unflatten(-1, (2, -1))
-    torch.mul(pairs, cos[..., None, :], out=turned_pairs)
-    turned_pairs[..., 0, :].addcmul_(pairs[..., 1, :], sin, value=-1)
-    turned_pairs[..., 1, :].addcmul_(pairs[..., 0, :], sin)
+def turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool, out: Tensor | None = None) -> Tensor:
+    """The turned pairs of fp32 ``x``, written to ``out`` where it is given."""
+    if cos.shape[-1] < x.shape[-1]:
+        cos = torch.cat((cos, cos), dim=-1)
+    turned_x = torch.mul(x, cos, out=out)
+    first, second = x.chunk(2, -1)
+    turned_first, turned_second = turned_x.chunk(2, -1)
+    turned_first.addcmul_(second, sin, value=1 if back else -1)
+    turned_second.addcmul_(first, sin, value=-1 if back else 1)
+    return turned_x
