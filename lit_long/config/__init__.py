@@ -15,12 +15,14 @@ from lit_long.config.compose import (
 )
 from lit_long.config.schema import (
     CorpusConfig,
+    CurriculumConfig,
     DataConfig,
     EvaluationConfig,
     LauncherConfig,
     ModelConfig,
     OptimConfig,
     ReportConfig,
+    SamplingConfig,
     SourceConfig,
     StageConfig,
     SweepConfig,
@@ -33,6 +35,7 @@ from lit_long.config.typed import NOT_A_SETTING, UserError, check, identity_fiel
 __all__ = [
     "NOT_A_SETTING",
     "CorpusConfig",
+    "CurriculumConfig",
     "DataConfig",
     "EvaluationConfig",
     "LauncherConfig",
@@ -40,6 +43,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ReportConfig",
+    "SamplingConfig",
     "SourceConfig",
     "StageConfig",
     "SweepConfig",

@@ -36,6 +36,7 @@ DEFAULT_OPTIONS = {
     "model": "tiny",
     "position": "rope",
     "data": "builtin",
+    "curriculum": "constant",
     "optim": "adamw",
     "trainer": "cpu",
     "launcher": "local",

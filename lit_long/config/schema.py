@@ -71,6 +71,16 @@ class SourceConfig:
 
 
 @dataclass
+class SamplingConfig:
+    """Which documents of a domain are drawn, and how often, by their length in tokens. The domain's share of the mixture stays the same."""
+
+    min_tokens: int = 0  # shorter documents are never drawn
+    max_tokens: int = 0  # longer ones, too; 0 = no limit
+    long_tokens: int = 0  # documents of more tokens are long; 0 = no distinction
+    long_share: float = 0.0  # of the domain's tokens, that come from long documents (Fu et al. 2024: 0.7 instead of 0.3)
+
+
+@dataclass
 class DataConfig:
     """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document borders.
 
@@ -81,7 +91,31 @@ class DataConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    repeats: dict[str, float] = field(
+        default_factory=dict
+    )  # instead of weights: passes over each domain, relative to one another
+    max_epochs: float = 0.0  # no domain may be passed more often in a run; 0 = no limit
+    sampling: dict[str, SamplingConfig] = field(default_factory=dict)  # by domain
+    packing: str = "concat"  # concat · best_fit · single
     mask_documents: bool = True
+
+
+@dataclass
+class PhaseConfig:
+    """A part of a run. ``scale`` and ``grow_from`` are shares of the stage's context, so that one curriculum fits all lengths."""
+
+    until: float = 1.0  # share of the stage's tokens that is trained on when the phase ends
+    scale: float = 1.0  # the context; tokens per update stay the same
+    grow_from: float = 0.0  # the context at the beginning, from where it grows linearly to ``scale``; 0 = it is constant
+    weights: dict[str, float] = field(default_factory=dict)  # instead of the stage's
+    position: dict[str, Any] = field(default_factory=dict)  # on top of the stage's, or instead of it where a scheme is named
+
+
+@dataclass
+class CurriculumConfig:
+    """The phases of a run, in order; none: it has one."""
+
+    phases: list[PhaseConfig] = field(default_factory=list)
 
 
 @dataclass
@@ -142,6 +176,7 @@ class SharedConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     position: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -1,20 +1,28 @@
 """The training mixture: domain sources → one interleaved stream of sequences → updates, each a `Batch`.
 
-Every sequence has the same number of tokens, so mixing sequences by weight mixes tokens by weight. Grain picks the
-source of sequence i by arithmetic on i, so update s is a function of (config, seed, s): the same rows whatever the
-number of ranks, and resuming means starting to count elsewhere.
+Weights are shares of tokens. Sequences are drawn by weight over the share of their places that hold a token, which each domain's packing
+knows beforehand, so padding and cropping do not move the shares. Grain picks the source of sequence i by arithmetic on i, so update s is a
+function of (config, seed, s): the same rows whatever the number of ranks, and resuming means starting to count elsewhere.
+
+A run may have phases (curriculum.py). Where sequences get longer, each domain goes on about where it was: as many tokens further as the
+phases before were to take from it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from lit_long.config import UserError
+from lit_long.config import SamplingConfig, UserError
 from lit_long.data.corpus import RETRIEVAL
+from lit_long.data.curriculum import Phase
 from lit_long.data.packing import PackedDocuments, Sequence
 from lit_long.data.retrieval import RetrievalDocuments
 from lit_long.data.store import Store
@@ -24,59 +32,152 @@ if TYPE_CHECKING:
     import grain
 
 
-def update_source(
-    store: Store,
-    weights: dict[str, float],
-    context: int,
-    sequences_per_update: int,
-    seed: int,
-    mask_documents: bool,
-    rank: int = 0,
-    world: int = 1,
-) -> grain.MapDataset:
-    """The stream of updates: element s is the rows of update s that belong to ``rank``, a `Batch`
-    [sequences_per_update / world, T].
+@dataclass(frozen=True)
+class Recipe:
+    """How documents become a stream of sequences. ``weights`` are relative shares of tokens of the store's domains and ``retrieval``; or
+    ``repeats`` are passes over the domains, relative to one another, from which the shares follow."""
 
-    The ranks' rows, one below the other, are the rows of a world of one. ``weights`` are relative shares of tokens;
-    their names are the store's domains and ``retrieval``. Shares are exact within 1 % of the smallest weight. Raises
-    UserError for unusable weights, or an update that the ranks cannot share equally.
+    weights: dict[str, float]
+    seed: int = 0
+    mask_documents: bool = True
+    packing: str = "concat"
+    sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    repeats: dict[str, float] = field(default_factory=dict)
+
+
+class Mixture:
+    """The sources of one phase, by domain, and their shares.
+
+    Attributes:
+        names: the domains, sorted: the order in the YAML file must not matter.
+        shares: of tokens, by domain; they sum to 1.
+        utilisation: share of places that hold a token, by domain.
+
+    Raises:
+        UserError: for unusable weights, or as the sources do.
     """
-    if sequences_per_update % world:
-        raise UserError(
-            f"An update of {sequences_per_update} sequences (tokens_per_update / context) cannot be shared equally by {world} "
-            f"ranks. Make tokens_per_update a multiple of {world * context}."
-        )
-    _check_weights(weights, store)
-    grain = _import_grain()
-    names = sorted(weights)  # the order in the YAML file must not matter
-    sources = [
-        RetrievalDocuments(store, context, seed)
-        if name == RETRIEVAL
-        else PackedDocuments(store, name, context, seed, mask_documents)
-        for name in names
-    ]
-    mixture = grain.MapDataset.mix([grain.MapDataset.source(source) for source in sources], [weights[name] for name in names])
-    shares = mixture.batch(sequences_per_update // world)  # element s * world + r is rank r's share of update s
-    return shares[rank::world].map(lambda rows: _batch(rows, mask_documents))
+
+    def __init__(self, store: Store, recipe: Recipe, context: int, before: dict[str, float] | None = None) -> None:
+        """``before``: tokens that were taken of each domain in earlier phases."""
+        wanted = recipe.repeats or recipe.weights
+        _check_weights(wanted, store, "repeats" if recipe.repeats else "weights")
+        self.recipe, self.context = recipe, context
+        self.names = sorted(wanted)
+        self.sources = {name: self._source(store, recipe, name) for name in self.names}
+        self.utilisation = {name: self._utilisation(name) for name in self.names}
+        if recipe.repeats:
+            wanted = {name: passes * self.tokens_per_epoch(name) for name, passes in recipe.repeats.items()}
+        self.shares = {name: wanted[name] / sum(wanted.values()) for name in self.names}
+        for name, tokens in (before or {}).items():
+            if name in self.sources and tokens:
+                self.sources[name].first = math.ceil(tokens / (context * self.utilisation[name]))
+
+    def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments:
+        if name == RETRIEVAL:
+            return RetrievalDocuments(store, self.context, recipe.seed)
+        sampling = recipe.sampling.get(name)
+        return PackedDocuments(store, name, self.context, recipe.seed, recipe.mask_documents, recipe.packing, sampling)
+
+    def _utilisation(self, name: str) -> float:
+        source = self.sources[name]
+        return source.packing.utilisation(source.draws.epoch(0)) if isinstance(source, PackedDocuments) else 1.0
+
+    def tokens_per_epoch(self, name: str) -> int:
+        """Tokens that one pass over a domain trains on. Raises UserError for ``retrieval``, which has no end."""
+        source = self.sources[name]
+        if not isinstance(source, PackedDocuments):
+            raise UserError(f"data.repeats.{name}: there is no pass over '{name}', which never ends. Use data.weights instead.")
+        return source.packing.tokens(source.draws.epoch(0))
+
+    def sequences(self) -> grain.MapDataset:
+        """All sequences, without end. Shares are exact within 1 % of the smallest weight."""
+        grain = import_grain()
+        datasets = [grain.MapDataset.source(self.sources[name]).map(_Labelled(i)) for i, name in enumerate(self.names)]
+        return grain.MapDataset.mix(datasets, [self.shares[name] / self.utilisation[name] for name in self.names])
+
+    def tokens(self, places: int) -> dict[str, float]:
+        """What ``places`` places in sequences will hold of each domain, padding left out."""
+        filled = sum(share / self.utilisation[name] for name, share in self.shares.items())  # places per token
+        return {name: places * share / filled for name, share in self.shares.items()}
 
 
-def _batch(rows: Sequence, mask_documents: bool) -> Batch:
-    names = ("tokens", "targets", "document_ids", "positions")
-    return Batch(*(torch.from_numpy(rows[name]) for name in names), mask_documents=mask_documents)
+class Updates:
+    """The updates of a run, as a random-access source: element s is the rows of update s that belong to ``rank``, a `Batch`
+    [tokens per update / context / world, context].
+
+    The ranks' rows, one below the other, are the rows of a world of one. Raises UserError for an update that the ranks cannot share
+    equally.
+    """
+
+    def __init__(
+        self,
+        found: SequenceOf[Mixture],
+        phases: SequenceOf[Phase],
+        names: list[str],
+        tokens_per_update: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """``names``: of all domains, in the order that accounts number them."""
+        self.mixtures, self.phases, self.names = found, phases, names
+        self._shares = []
+        for phase, mixture in zip(phases, found, strict=True):
+            sequences = tokens_per_update // phase.context
+            if sequences % world:
+                raise UserError(
+                    f"An update of {sequences} sequences (tokens_per_update / context) cannot be shared equally by {world} "
+                    f"ranks. Make tokens_per_update a multiple of {world * phase.context}."
+                )
+            # Element s * world + r of the batches is rank r's share of the phase's update s.
+            self._shares.append(mixture.sequences().batch(sequences // world)[rank::world])
+
+    def __len__(self) -> int:
+        return self.phases[-1].stop
+
+    def __getitem__(self, step: int) -> Batch:
+        number = next(i for i, phase in enumerate(self.phases) if step < phase.stop)
+        rows = self._shares[number][step - self.phases[number].start]
+        labels = np.array([self.names.index(self.mixtures[number].names[i]) for i in rows["account"][:, 0]])
+        account = np.column_stack([labels, rows["account"][:, 1:]])
+        arrays = (rows[name] for name in ("tokens", "targets", "document_ids", "positions"))
+        mask_documents = self.mixtures[number].recipe.mask_documents
+        return Batch(*map(torch.from_numpy, arrays), mask_documents, torch.from_numpy(account))
 
 
-def _check_weights(weights: dict[str, float], store: Store) -> None:
+def mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], tokens_per_update: int) -> list[Mixture]:
+    """The mixture of every phase."""
+    found: list[Mixture] = []
+    taken: dict[str, float] = {}
+    for phase in phases:
+        own = replace(recipe, weights=phase.weights, repeats={}) if phase.weights else recipe
+        found.append(Mixture(store, own, phase.context, taken))
+        for name, tokens in found[-1].tokens(phase.updates * tokens_per_update).items():
+            taken[name] = taken.get(name, 0.0) + tokens
+    return found
+
+
+class _Labelled:
+    """Puts the number of the domain in front of a sequence's account."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __call__(self, sequence: Sequence) -> Sequence:
+        return sequence | {"account": np.concatenate([[self._number], sequence["account"]])}
+
+
+def _check_weights(weights: dict[str, float], store: Store, key: str) -> None:
     known = ", ".join([*store.domains, RETRIEVAL])
     if not weights:
-        raise UserError(f"data.weights is empty. Give at least one of {known} a positive weight.")
+        raise UserError(f"data.{key} is empty. Give at least one of {known} a positive weight.")
     for name, weight in weights.items():
         if name != RETRIEVAL and name not in store.domains:
-            raise UserError(f"data.weights.{name}: there is no such domain. Known: {known}.")
+            raise UserError(f"data.{key}.{name}: there is no such domain. Known: {known}.")
         if not 0 < weight < float("inf"):
-            raise UserError(f"data.weights.{name} is {weight}; a weight is a positive number. Leave '{name}' out to not use it.")
+            raise UserError(f"data.{key}.{name} is {weight}; a weight is a positive number. Leave '{name}' out to not use it.")
 
 
-def _import_grain() -> ModuleType:
+def import_grain() -> ModuleType:
     """Grain, without its warning that jax is missing, which is none of the user's business."""
     from absl import logging as absl_logging  # before grain, for absl installs its logger when first imported
 

@@ -4,14 +4,18 @@ domain."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
 
-from lit_long.config import UserError
+from lit_long.config import SamplingConfig, UserError
+from lit_long.data.accounting import plan
+from lit_long.data.curriculum import Phase
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.mixture import update_source
+from lit_long.data.mixture import Mixture, Recipe, Updates, import_grain, mixtures
 from lit_long.data.store import Store, open_store
 from lit_long.model.batch import NO_LOSS, Batch
 
@@ -25,8 +29,8 @@ class UpdateLoader:
     coming, and the saved state, one too large, would lose a batch at every resume.
     """
 
-    def __init__(self, source, updates: int) -> None:
-        self._source = source
+    def __init__(self, rows: Updates, updates: int) -> None:
+        self._rows = rows
         self._updates = updates
         self._step = 0
 
@@ -34,15 +38,14 @@ class UpdateLoader:
         return self._updates
 
     def __iter__(self) -> Iterator[Batch]:
-        import grain  # already imported, and silenced, by update_source
-
         if self._step == self._updates:  # Lightning would otherwise start one empty epoch after the other, for ever
             raise UserError(
                 f"All {self._updates} updates of this run were handed out, and training still asks for more. "
                 f"The trainer's max_steps must not exceed the data's updates."
             )
+        grain = import_grain()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_UPDATES)
-        iterator = iter(self._source[: self._updates].to_iter_dataset(options))
+        iterator = iter(grain.MapDataset.source(self._rows)[: self._updates].to_iter_dataset(options))
         iterator.set_state({"next_index": self._step})
         for batch in iterator:
             self._step += 1  # before handing out, so that a checkpoint taken after this update counts it
@@ -79,9 +82,18 @@ class LongContextDataModule(LightningDataModule):
     """Training updates and validation sequences from a prepared store.
 
     A training batch is one whole optimizer update, or this rank's rows of it: [tokens_per_update / context / world,
-    context]. ``updates`` is the number of updates of the whole run. Ranks are the attached trainer's. Raises
-    UserError if ``tokens_per_update`` is not a multiple of ``context``, or as `update_source` and
-    `held_out_sequences` do.
+    context]. Ranks are the attached trainer's.
+
+    Args:
+        weights: relative shares of tokens by domain; ``repeats``: passes over the domains, from which the shares follow instead.
+        context: tokens of a sequence, and of a validation sequence.
+        updates: number of updates of the whole run.
+        packing: concat, best_fit or single (packing.py); ``sampling``: which documents of a domain are drawn, and how often.
+        phases: the parts of the run (`make_phases`); one, if not given.
+        max_epochs: passes over a domain that are not to be exceeded; 0 = no limit.
+
+    Raises:
+        UserError: if ``tokens_per_update`` is not a multiple of ``context``, or as `Updates` and `held_out_sequences` do.
     """
 
     def __init__(
@@ -95,17 +107,22 @@ class LongContextDataModule(LightningDataModule):
         seed: int = 0,
         mask_documents: bool = True,
         validation_sequences: int = 8,
+        packing: str = "concat",
+        sampling: dict[str, SamplingConfig] | None = None,
+        repeats: dict[str, float] | None = None,
+        max_epochs: float = 0.0,
+        phases: list[Phase] | None = None,
     ) -> None:
         super().__init__()
         if tokens_per_update < context or tokens_per_update % context:
             raise UserError(f"tokens_per_update ({tokens_per_update}) must be a multiple of context ({context}).")
         self.store = store if isinstance(store, Store) else open_store(store)
-        self.weights = weights
+        self.recipe = Recipe(weights, seed, mask_documents, packing, sampling or {}, repeats or {})
         self.context = context
-        self.sequences_per_update = tokens_per_update // context
+        self.tokens_per_update = tokens_per_update
         self.updates = updates
-        self.seed = seed
-        self.mask_documents = mask_documents
+        self.phases = phases or [Phase(0, updates, context)]
+        self.max_epochs = max_epochs
         self.validation_sequences = validation_sequences
 
     @property
@@ -113,18 +130,29 @@ class LongContextDataModule(LightningDataModule):
         """Names of the validation loaders, in their order: of the domains that have held-out documents."""
         return self.store.held_out_domains
 
+    @cached_property
+    def mixtures(self) -> list[Mixture]:
+        """The mixture of every phase."""
+        return mixtures(self.store, self.recipe, self.phases, self.tokens_per_update)
+
+    @property
+    def mixed(self) -> list[str]:
+        """Names of the domains that training sequences come from; an account numbers them in this order."""
+        return sorted({name for mixture in self.mixtures for name in mixture.names})
+
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """What the run will take of each domain (`accounting.plan`). Raises UserError for a share that cannot be met."""
+        return plan(self.mixtures, self.phases, self.tokens_per_update, self.max_epochs)
+
+    def check_validation(self) -> None:
+        """Raise the UserError of validation sequences that cannot be made now, and not after an hour."""
+        for domain in self.domains:
+            held_out_sequences(self.store, domain, self.context, self.validation_sequences, self.context)
+
     def train_dataloader(self) -> UpdateLoader:
         """The updates 0 … updates-1, or from where a checkpoint left off."""
-        source = update_source(
-            self.store,
-            self.weights,
-            self.context,
-            self.sequences_per_update,
-            self.seed,
-            self.mask_documents,
-            *self._rank_and_world(),
-        )
-        return UpdateLoader(source, self.updates)
+        rows = Updates(self.mixtures, self.phases, self.mixed, self.tokens_per_update, *self._rank_and_world())
+        return UpdateLoader(rows, self.updates)
 
     def val_dataloader(self) -> list[HeldOutLoader]:
         """One loader per domain with one batch: this rank's held-out sequences of ``context`` tokens.

@@ -1,19 +1,28 @@
-"""Packing by concatenating and splitting, as pure index arithmetic: sequence i is a function of (seed, i) and nothing
-else.
+"""Documents into sequences of T tokens, as pure index arithmetic: sequence i is a function of (seed, i) and nothing else.
 
-In epoch e the documents of a domain are put end to end in a random order, and the row of tokens is cut every T
-tokens. Sequence i reads T + 1 tokens, of which the last is only a target, so that each token of the epoch but the
-first, and but the tail that does not fill a sequence, is predicted exactly once. The number of sequences per epoch
-depends on T alone. The state of the stream is one integer.
+Three ways (``data.packing``), all over the same epochs of documents (draws.py):
+
+* ``concat``: documents end to end, cut every T tokens. No padding; many documents are cut.
+* ``best_fit``: in each block of documents, the longest first, each goes where the least room is left that holds it (Ding et al. 2024,
+  "Fewer Truncations Improve Language Modeling"). Documents longer than T are cut into whole sequences and a rest. A block makes as
+  many sequences as its tokens fill; what then fits nowhere is cut to fill the gaps, so padding stays below a sequence a block.
+* ``single``: one document per sequence, padded on the right; what exceeds T is left out.
+
+The state of the stream is one integer.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from bisect import bisect_left, insort
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from lit_long.config import UserError
+from lit_long.config import SamplingConfig, UserError
+from lit_long.data.documents import Documents, ShardedDocuments
+from lit_long.data.draws import Draws, Epoch
 from lit_long.data.shuffle import permutation
 from lit_long.data.store import Store
 
@@ -22,69 +31,232 @@ ENDLESS = 2**40  # sequences: far more than any run asks for, and mixed by any w
 Sequence = dict[str, np.ndarray]
 
 
+class Piece(NamedTuple):
+    """Tokens ``start`` to ``stop`` - 1 of a document."""
+
+    document: int
+    start: int
+    stop: int
+
+
+class Packing(ABC):
+    """How the documents of an epoch become sequences of at most ``context`` tokens."""
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+
+    @abstractmethod
+    def count(self, epoch: Epoch) -> int:
+        """Sequences of the epoch."""
+
+    @abstractmethod
+    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
+        """What sequence ``index`` of the epoch is made of."""
+
+    def tokens(self, epoch: Epoch) -> int:
+        """Tokens that the epoch's sequences hold, padding left out."""
+        return epoch.tokens
+
+    def utilisation(self, epoch: Epoch) -> float:
+        """Share of the sequences' places that hold a token."""
+        return self.tokens(epoch) / (self.count(epoch) * self.context)
+
+
+class Concat(Packing):
+    def count(self, epoch: Epoch) -> int:
+        return max(0, epoch.tokens - 1) // self.context  # of a last token no successor is known
+
+    def tokens(self, epoch: Epoch) -> int:
+        return self.count(epoch) * self.context
+
+    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
+        at, stop = index * self.context, (index + 1) * self.context
+        block = int(np.searchsorted(epoch.token_starts, at, side="right")) - 1
+        found: list[Piece] = []
+        while at < stop:
+            base = int(epoch.token_starts[block])
+            numbers, ends = epoch.block(block)
+            place = int(np.searchsorted(ends, at - base, side="right"))
+            while place < len(numbers) and at < stop:
+                begin, end = base + (int(ends[place - 1]) if place else 0), base + int(ends[place])
+                found.append(Piece(int(numbers[place]), at - begin, min(stop, end) - begin))
+                at, place = min(stop, end), place + 1
+            block += 1
+        return found
+
+
+class BestFit(Packing):
+    def __init__(self, context: int) -> None:
+        super().__init__(context)
+        self._packed = lru_cache(maxsize=4)(self._pack)
+
+    def count(self, epoch: Epoch) -> int:
+        return int(self._starts(epoch)[-1])
+
+    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
+        starts = self._starts(epoch)
+        block = int(np.searchsorted(starts, index, side="right")) - 1
+        return self._packed(epoch, block)[index - int(starts[block])]
+
+    def _starts(self, epoch: Epoch) -> np.ndarray:
+        """int64 [blocks + 1]: sequences before each block."""
+        return np.concatenate([[0], np.cumsum(-(-np.diff(epoch.token_starts) // self.context))])
+
+    def _pack(self, epoch: Epoch, block: int) -> list[list[Piece]]:
+        numbers, ends = epoch.block(block)
+        lengths = np.diff(ends, prepend=0)
+        count = -(-int(lengths.sum()) // self.context)
+        bins: list[list[Piece]] = []
+        rests: list[Piece] = []
+        for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
+            whole = length // self.context * self.context
+            bins += [[Piece(number, at, at + self.context)] for at in range(0, whole, self.context)]
+            if whole < length:
+                rests.append(Piece(number, whole, length))
+        rests.sort(key=lambda piece: piece.start - piece.stop)
+        rooms: list[tuple[int, int]] = []  # (room left, bin), the least room first
+        unplaced = []
+        for piece in rests:
+            size = piece.stop - piece.start
+            at = bisect_left(rooms, (size, 0))
+            if at < len(rooms):
+                room, chosen = rooms.pop(at)
+                bins[chosen].append(piece)
+            elif len(bins) < count:
+                room, chosen = self.context, len(bins)
+                bins.append([piece])
+            else:
+                unplaced.append(piece)
+                continue
+            if room > size:
+                insort(rooms, (room - size, chosen))
+        for piece in unplaced:
+            while piece.start < piece.stop:
+                room, chosen = rooms.pop()
+                cut = min(piece.stop, piece.start + room)
+                bins[chosen].append(piece._replace(stop=cut))
+                if room > cut - piece.start:
+                    insort(rooms, (room - cut + piece.start, chosen))
+                piece = piece._replace(start=cut)
+        draws = epoch.draws
+        return [bins[i] for i in permutation(count, "bins", draws.seed, draws.domain, epoch.number, block)]
+
+
+class Single(Packing):
+    def count(self, epoch: Epoch) -> int:
+        return epoch.documents
+
+    def tokens(self, epoch: Epoch) -> int:
+        return epoch.tokens_within(self.context)
+
+    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
+        block = int(np.searchsorted(epoch.document_starts, index, side="right")) - 1
+        numbers, ends = epoch.block(block)
+        place = index - int(epoch.document_starts[block])
+        length = int(ends[place] - (ends[place - 1] if place else 0))
+        return [Piece(int(numbers[place]), 0, min(length, self.context))]
+
+
+PACKINGS: dict[str, type[Packing]] = {"concat": Concat, "best_fit": BestFit, "single": Single}
+
+
 class PackedDocuments:
     """Training sequences of one domain, as a random-access source.
 
-    ``source[i]`` is a dictionary of int64 [T] arrays: ``tokens``, ``targets``, ``document_ids`` (0, 1, … within the
-    sequence) and ``positions`` (from 0 at the sequence's start and, with ``mask_documents``, again at each document's
-    start).
+    ``source[i]`` is a dictionary of int64 [T] arrays: ``tokens``, ``targets``, ``document_ids`` (0, 1, … within the sequence) and
+    ``positions`` (from 0 at the sequence's start and, with ``mask_documents``, again at each document's start); and ``account``, which is
+    int64 [4]: tokens, documents that begin here, how many of these are cut, and tokens of theirs that no sequence holds.
 
     The target of a document's last token is the separator that opens the next document. It has a loss whether
     documents are masked or not: it teaches where documents end.
+
+    Attributes:
+        first: the number of the sequence to begin with.
+        sequences_per_epoch: of the first epoch.
     """
 
-    def __init__(self, store: Store, domain: str, context: int, seed: int, mask_documents: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        domain: str,
+        context: int,
+        seed: int,
+        mask_documents: bool,
+        packing: str = "concat",
+        sampling: SamplingConfig | None = None,
+    ) -> None:
         self._documents = store.documents(domain, "train")
-        self._domain = domain
-        self._context = context
-        self._seed = seed
+        self._separator = store.separator
         self._mask_documents = mask_documents
-        self.sequences_per_epoch = (self._documents.token_count - 1) // context
+        self.draws = Draws(self._documents, domain, seed, sampling or SamplingConfig())
+        self.packing = PACKINGS[packing](context)
+        self.first = 0
+        self.sequences_per_epoch = self.packing.count(self.draws.epoch(0))
         if self.sequences_per_epoch == 0:
             raise UserError(
-                f"context is {context}, but domain '{domain}' has only {self._documents.token_count} training tokens. "
+                f"context is {context}, but domain '{domain}' has only {self.draws.epoch(0).tokens} training tokens. "
                 f"Lower the context, or give it more documents (data.corpus.packages, or the source's path)."
             )
-        self._epoch = lru_cache(maxsize=2)(self._epoch)  # neighbouring sequences share an epoch
+        self._ends = [self.sequences_per_epoch]  # of the epochs, as far as they were asked for
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Sequence:
-        epoch, index_in_epoch = divmod(int(index), self.sequences_per_epoch)
-        order, ends = self._epoch(epoch)
-        start = index_in_epoch * self._context
-        stop = start + self._context + 1
-        pieces = []
-        place = int(np.searchsorted(ends, start, side="right"))  # the document that token ``start`` lies in
-        while start < stop:
-            document = self._documents[order[place]]
-            piece = document[len(document) - (ends[place] - start) :][: stop - start]
-            pieces.append(piece)
-            start += len(piece)
-            place += 1
-        return _sequence(pieces, self._mask_documents)
+        epoch, within = self.place(int(index) + self.first)
+        pieces = self.packing.pieces(epoch, within)
+        sequence = _sequence(self._documents, pieces, self.packing.context, self._separator, self._mask_documents)
+        dropped = isinstance(self.packing, Single)
+        return sequence | {"account": _account(self._documents, pieces, dropped)}
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the documents, and where each of them ends in the epoch's row of tokens."""
-        order = permutation(len(self._documents), self._seed, self._domain, epoch)
-        return order, np.cumsum(self._documents.lengths[order])
+    def place(self, index: int) -> tuple[Epoch, int]:
+        """The epoch that sequence ``index`` of the stream lies in, and its number there."""
+        if self.draws.steady and not isinstance(self.packing, BestFit):
+            number, within = divmod(index, self.sequences_per_epoch)
+            return self.draws.epoch(number), within
+        while index >= self._ends[-1]:  # epochs differ in length
+            self._ends.append(self._ends[-1] + self.packing.count(self.draws.epoch(len(self._ends))))
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.draws.epoch(number), index - (self._ends[number - 1] if number else 0)
 
 
-def _sequence(pieces: list[np.ndarray], mask_documents: bool) -> Sequence:
-    """T + 1 tokens, given document by document, as the arrays of a sequence of T tokens."""
-    tokens = np.concatenate(pieces).astype(np.int64)
-    context = len(tokens) - 1
-    lengths = [len(piece) for piece in pieces]
-    positions = np.concatenate([np.arange(length) for length in lengths]) if mask_documents else np.arange(context)
-    return {
-        "tokens": tokens[:-1],
-        "targets": tokens[1:],
-        "document_ids": np.repeat(np.arange(len(pieces)), lengths)[:context],
-        "positions": positions[:context],
-    }
+def _sequence(
+    documents: Documents | ShardedDocuments, pieces: list[Piece], context: int, separator: int, mask_documents: bool
+) -> Sequence:
+    """The arrays of a sequence of ``context`` tokens, padded on the right."""
+    from lit_long.model.batch import NO_LOSS, PADDING  # which needs torch, and planning a sweep must not
+
+    tokens, targets = np.full(context, separator), np.full(context, NO_LOSS)
+    ids, positions = np.full(context, PADDING), np.arange(context)
+    at = 0
+    for number, (index, start, stop) in enumerate(pieces):
+        document = documents[index]
+        after = at + stop - start
+        tokens[at:after] = document[start:stop]
+        targets[at : after - 1] = document[start + 1 : stop]
+        targets[after - 1] = document[stop] if stop < len(document) else separator
+        ids[at:after] = number
+        if mask_documents:
+            positions[at:after] -= at
+        at = after
+    return {"tokens": tokens, "targets": targets, "document_ids": ids, "positions": positions}
+
+
+def _account(documents: Documents | ShardedDocuments, pieces: list[Piece], dropped: bool) -> np.ndarray:
+    """int64 [4], see `PackedDocuments`. ``dropped``: what a sequence does not hold of a document is nowhere else."""
+    missing = [len(documents[piece.document]) - piece.stop for piece in pieces if piece.start == 0]
+    cut = sum(count > 0 for count in missing)
+    return np.array([sum(piece.stop - piece.start for piece in pieces), len(missing), cut, sum(missing) if dropped else 0])
 
 
 def single_document(tokens: np.ndarray) -> Sequence:
     """The sequence that ``tokens`` [T + 1], all of one document, make."""
-    return _sequence([tokens], mask_documents=False)
+    tokens = tokens.astype(np.int64)
+    context = len(tokens) - 1
+    return {
+        "tokens": tokens[:-1],
+        "targets": tokens[1:],
+        "document_ids": np.zeros(context, dtype=np.int64),
+        "positions": np.arange(context),
+        "account": np.array([context, 1, 0, 0]),
+    }

@@ -74,13 +74,14 @@ class RetrievalDocuments:
         self._windows = _Windows(store, DOMAIN, "train", context + 1)
         self._length = context + 1
         self._seed = seed
+        self.first = 0  # the number of the sequence to begin with
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Sequence:
         for attempt in range(_TRIES):
-            instance = self._windows.draw(self._seed, int(index), attempt)
+            instance = self._windows.draw(self._seed, int(index) + self.first, attempt)
             if instance is not None:
                 return single_document(self._windows.assemble(instance, self._length))
         raise UserError(

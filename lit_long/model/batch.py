@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     document_ids  int64 [B, T]  equal within a document, different in neighbouring documents; ``PADDING`` right of the last
     positions     int64 [B, T]  0, 1, 2 …; restart with every document when documents are masked, else run through
     mask_documents              whether attention stops at document borders
+    account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/accounting.py)
     """
 
     tokens: Tensor
@@ -29,6 +30,7 @@ class Batch(NamedTuple):
     document_ids: Tensor
     positions: Tensor
     mask_documents: bool = True
+    account: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Batch:
         """Sequences ``start`` to ``stop`` as a batch of their own."""
@@ -40,4 +42,4 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(*(field.to(device) for field in self[:4]), mask_documents=self.mask_documents)
+        return Batch(*(field.to(device) for field in self[:4]), self.mask_documents, self.account)

@@ -17,6 +17,7 @@ from typing import Any
 
 from lit_long.checkpoints.external import External, open_external
 from lit_long.config import (
+    DataConfig,
     Layers,
     ModelConfig,
     SourceConfig,
@@ -44,6 +45,7 @@ TRAIN = (
     "model",
     "position",
     "data",
+    "curriculum",
     "optim",
     "validation",
     "trainer",
@@ -226,12 +228,23 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         if evaluation["retrieval_domain"] in ("", DOCS):  # as it was before it could be chosen: results of that time stay valid
             del evaluation["retrieval_domain"]
         return settings | {"evaluation": evaluation}
-    mixture = {
-        "weights": {k: w for k, w in config.data.weights.items() if w},
-        "mask_documents": config.data.mask_documents,
-    }
-    plain_values = {name: getattr(config, name) for name in ("context", "tokens", "tokens_per_update", "seed")}
-    return settings | plain_values | {"data": mixture, "optim": plain(config.optim), "trainer": identity_fields(config.trainer)}
+    names = ("context", "tokens", "tokens_per_update", "seed")
+    return (
+        settings
+        | {name: getattr(config, name) for name in names}
+        | {"data": mixture_identity(config.data), "optim": plain(config.optim), "trainer": identity_fields(config.trainer)}
+        | ({"curriculum": plain(config.curriculum)} if config.curriculum.phases else {})
+    )
+
+
+def mixture_identity(data: DataConfig) -> dict[str, Any]:
+    """How the stream of training sequences is made. What is at its default is left out, so that results from before it existed stay valid."""
+    default = DataConfig()
+    later = {name: plain(getattr(data, name)) for name in ("repeats", "sampling", "packing")}
+    return {
+        "weights": {k: w for k, w in data.weights.items() if w},
+        "mask_documents": data.mask_documents,
+    } | {name: value for name, value in later.items() if value != plain(getattr(default, name))}
 
 
 def sweep_key(sweep: SweepConfig, trials: list[Trial]) -> str:

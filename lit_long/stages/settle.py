@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lit_long.config import EvaluationConfig, StageConfig, TrainerConfig, UserError, nearest
+from lit_long.config import CurriculumConfig, DataConfig, EvaluationConfig, StageConfig, TrainerConfig, UserError, nearest
 from lit_long.data.corpus import RETRIEVAL
+from lit_long.data.curriculum import make_phases
+from lit_long.data.packing import PACKINGS
 from lit_long.positions import settings as position_settings
 from lit_long.stages.mixture import measurable, mixable, settle_evaluation
 
@@ -43,7 +46,24 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
     measured = max(lengths, default=config.context)
     longest = config.context if config.kind == "train" else measured
     position = position_settings(config.position, config.model.head_dim, where, longest)
+    if config.kind == "train":
+        config = replace(config, curriculum=settle_curriculum(config, position, where))
     return replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
+
+
+def settle_curriculum(config: StageConfig, position: dict[str, Any], where: str) -> CurriculumConfig:
+    """The curriculum with each phase's own position complete. Raises UserError for phases that make no run."""
+    make_phases(config.curriculum, config.context, config.tokens_per_update, 1, where)
+    settled = []
+    for number, phase in enumerate(config.curriculum.phases):
+        key = f"{where}.curriculum.phases[{number}]"
+        check_weights(phase.weights, mixable(config.data), f"{key}.weights")
+        if phase.position:
+            own = phase.position if "scheme" in phase.position else position | phase.position
+            longest = round(config.context * max(phase.scale, phase.grow_from))
+            phase = replace(phase, position=position_settings(own, config.model.head_dim, key, longest))
+        settled.append(phase)
+    return CurriculumConfig(settled)
 
 
 def check_training(config: StageConfig, where: str) -> None:
@@ -62,18 +82,43 @@ def check_training(config: StageConfig, where: str) -> None:
             f"{where}: model.vocab_size={model.vocab_size} must not be smaller than data.corpus.vocab_size="
             f"{config.data.corpus.vocab_size}, the tokenizer's"
         )
-    known = mixable(config.data)
-    for name, weight in config.data.weights.items():
-        if name not in known:
-            raise UserError(f"{where}: unknown domain in data.weights.{name}{nearest(name, known)}")
-        if not 0 <= weight < float("inf"):
-            raise UserError(f"{where}: data.weights.{name} must be a share of at least 0, not {weight}")
-    if not any(config.data.weights.values()):
+    data, known = config.data, mixable(config.data)
+    check_weights(data.weights, known, f"{where}: data.weights")
+    check_weights(data.repeats, known, f"{where}: data.repeats")
+    if not any(data.weights.values()) and not data.repeats:
         raise UserError(f"{where}: data.weights gives no domain a share; known here: {', '.join(known)}")
+    if data.packing not in PACKINGS:
+        raise UserError(
+            f"{where}: data.packing must be {', '.join(PACKINGS)}, not {data.packing!r}{nearest(data.packing, PACKINGS)}"
+        )
+    check_sampling(data, [name for name in known if name != RETRIEVAL], where)
     if config.data.weights.get(RETRIEVAL) and config.context + 1 < SHORTEST_RETRIEVAL:
         raise UserError(
             f"{where}: data.weights.retrieval needs a context of at least {SHORTEST_RETRIEVAL - 1} tokens, not {config.context}"
         )
+
+
+def check_weights(weights: dict[str, float], known: list[str], key: str) -> None:
+    for name, weight in weights.items():
+        if name not in known:
+            raise UserError(f"{key}.{name}: unknown domain{nearest(name, known)}")
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"{key}.{name} must be a share of at least 0, not {weight}")
+
+
+def check_sampling(data: DataConfig, known: list[str], where: str) -> None:
+    for name, sampling in data.sampling.items():
+        key = f"{where}: data.sampling.{name}"
+        if name not in known:
+            raise UserError(f"{key}: unknown domain{nearest(name, known)}")
+        if bool(sampling.long_tokens) != bool(sampling.long_share) or not 0 <= sampling.long_share < 1:
+            raise UserError(
+                f"{key}: long_tokens and long_share belong together, and the share lies between 0 and 1, not {sampling.long_share}"
+            )
+        if min(sampling.min_tokens, sampling.max_tokens, sampling.long_tokens) < 0:
+            raise UserError(f"{key}: min_tokens, max_tokens and long_tokens must be at least 0")
+    if data.max_epochs < 0:
+        raise UserError(f"{where}: data.max_epochs must be at least 0 (no limit), not {data.max_epochs}")
 
 
 def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str) -> None:

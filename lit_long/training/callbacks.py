@@ -14,7 +14,9 @@ import lightning
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
+from lit_long.data.accounting import consumed
 from lit_long.model.batch import Batch
 from lit_long.training.throughput import peak_flops, update_flops
 
@@ -22,8 +24,13 @@ STEP = "step-{:08d}"
 Report = Callable[[str, float], None]  # a line for people, and the share that is done
 
 
+COUNTED = ("tokens", "documents", "cut", "cropped")  # of a domain, so far; see data/accounting.py
+DOMAIN = "data/{}/{}"
+
+
 class MetricsFile(Callback):
-    """Appends one JSON line per update, and per validation, to ``metrics.jsonl``: step, time, losses, throughput, MFU.
+    """Appends one JSON line per update, and per validation, to ``metrics.jsonl``: step, time, losses, throughput, MFU, the share of the
+    update's time that was spent waiting for data, and what was consumed of each domain so far, over all ranks.
 
     On resuming, lines past the checkpoint are dropped: they will be measured, and written, again.
     """
@@ -31,25 +38,34 @@ class MetricsFile(Callback):
     def __init__(self, file: Path, precision: str, report: Report) -> None:
         self.file, self.precision, self.report = file, precision, report
         self.peak: float | None = None
-        self.started = 0.0
+        self.started = self.waited = 0.0
+        self.consumed: Tensor | None = None  # [domains, counts]
 
     def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         self.peak = peak_flops(module.device, self.precision)
+        domains = trainer.datamodule.mixed
+        self.consumed = torch.zeros(len(domains), len(COUNTED), dtype=torch.int64)
         if trainer.is_global_zero and self.file.exists():
             kept = [
                 line for line in self.file.read_text().splitlines() if line and json.loads(line)["step"] <= trainer.global_step
             ]
             self.file.write_text("".join(line + "\n" for line in kept))
+            if last := next((row for row in map(json.loads, reversed(kept)) if "train/loss" in row), None):
+                counts = [list(domain_counts(last, name).values()) for name in domains]
+                self.consumed += torch.tensor(counts, dtype=torch.int64)
         self.started = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, module: lightning.LightningModule, batch: Batch, batch_index: int) -> None:
+        self.waited = time.perf_counter() - self.started
 
     def on_train_batch_end(
         self, trainer: Trainer, module: lightning.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
         now = time.perf_counter()
         seconds, self.started = now - self.started, now
-        rates = self.rates(batch, seconds, module)
+        rates = self.rates(batch, seconds, module) | {"perf/data_wait_share": self.waited / seconds}
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")} | rates
-        self.write(trainer, values)
+        self.write(trainer, values | self.count(trainer, batch))
         if trainer.is_global_zero:
             speed = rates["perf/tokens_per_second_per_device"] * trainer.world_size
             message = f"update {trainer.global_step}/{module.updates} · loss {values['train/loss']:.3f} · {speed:,.0f} tokens/s"
@@ -62,6 +78,17 @@ class MetricsFile(Callback):
         if self.peak:
             rates |= {"perf/mfu": full / seconds / self.peak, "perf/mfu_causal": causal / seconds / self.peak}
         return rates
+
+    def count(self, trainer: Trainer, batch: Batch) -> dict[str, float]:
+        """What all ranks have consumed so far, by domain."""
+        domains = trainer.datamodule.mixed
+        counts = consumed(batch.account, len(domains)).to(trainer.strategy.root_device)
+        self.consumed += trainer.strategy.reduce(counts, reduce_op="sum").cpu()
+        return {
+            DOMAIN.format(name, what): int(value)
+            for name, row in zip(domains, self.consumed, strict=True)
+            for what, value in zip(COUNTED, row, strict=True)
+        }
 
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         self.write(trainer, {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
@@ -97,6 +124,11 @@ class ResumePoint(Callback):
                 if old.stem != name:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
         trainer.strategy.barrier()
+
+
+def domain_counts(row: dict[str, float], name: str) -> dict[str, int]:
+    """What a line of ``metrics.jsonl`` says was consumed of a domain so far."""
+    return {what: int(row[DOMAIN.format(name, what)]) for what in COUNTED}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

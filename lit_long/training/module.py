@@ -9,7 +9,7 @@ of targets are, and no checkpoint can fall inside an update. The module runs und
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from lit_long.checkpoints.weights import load_weights
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
-from lit_long.positions import build, build_transform
+from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
 from lit_long.training.parallel import parallelize
 
 
@@ -39,6 +39,7 @@ class LongContextModule(lightning.LightningModule):
         position: scheme and settings, as in configs/position/, for example ``{"scheme": "abf", "base": 500_000}``. Its group
             ``training`` changes the positions of training batches, never those of validation.
         updates: length of the run in optimizer updates; the cosine ends there.
+        switches: (update, positional settings) pairs: from that update on the encoder, and the transform, are others (data/curriculum.py).
         init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
             if not given.
         micro_batch_tokens: tokens per forward and backward; at least one sequence.
@@ -52,6 +53,7 @@ class LongContextModule(lightning.LightningModule):
         optim: OptimConfig,
         *,
         updates: int,
+        switches: Sequence[tuple[int, dict[str, Any]]] = (),
         init_from: Path | External | None = None,
         seed: int = 0,
         micro_batch_tokens: int = 2048,
@@ -60,7 +62,10 @@ class LongContextModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model_config, self.optim, self.updates = model, optim, updates
-        self.encoder, self.transform = build(position, model.head_dim), build_transform(position)
+        self.encoder = build(position, model.head_dim)
+        self.turns = [
+            (start, build(settings, model.head_dim), build_transform(settings)) for start, settings in switches or [(0, position)]
+        ]
         self.init_from, self.seed = init_from, seed
         self.micro_batch_tokens, self.loss_chunk_tokens = micro_batch_tokens, loss_chunk_tokens
         self.model: Llama | None = None
@@ -105,8 +110,14 @@ class LongContextModule(lightning.LightningModule):
         floor = self.optim.min_lr_ratio
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
+    def turning(self, update: int) -> tuple[PositionalEncoder, PositionTransform | None]:
+        """The encoder and the transform of an update."""
+        _, encoder, transform = next(turn for turn in reversed(self.turns) if turn[0] <= update)
+        return encoder, transform
+
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        """One update: all micro-batches, clip, step."""
+        """One update: all micro-batches, clip, step. Validation in between goes on with the encoder of the update before."""
+        self.model.encoder, _ = self.turning(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         tokens = self.total(batch.loss_tokens())
         scale = self.trainer.world_size / tokens  # data-parallel strategies average gradients over ranks
@@ -152,10 +163,11 @@ class LongContextModule(lightning.LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Positions as ``position.training`` makes them. Done here, so that callbacks count the FLOPs of what is computed."""
-        if self.transform is None or not self.trainer.training:
+        _, transform = self.turning(self.trainer.global_step)
+        if transform is None or not self.trainer.training:
             return batch
         first_row = self.trainer.global_rank * len(batch.tokens)  # ranks hold equal shares, in order
-        return self.transform(batch, self.seed, self.trainer.global_step, first_row)
+        return transform(batch, self.seed, self.trainer.global_step, first_row)
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Add to the nats and tokens of this loader's domain."""

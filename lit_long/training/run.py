@@ -15,8 +15,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lit_long.checkpoints.external import External, open_external
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import StageConfig, TrainerConfig, UserError
+from lit_long.data.accounting import describe
+from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
-from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, machine, newest_checkpoint
+from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
 from lit_long.training.module import LongContextModule
 
 
@@ -34,6 +36,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         report: hears of every update.
     """
     updates = number_of_updates(config)
+    phases = make_phases(config.curriculum, config.context, config.tokens_per_update, updates, str(folder / "stage.yaml"))
     data = LongContextDataModule(
         store,
         weights={name: weight for name, weight in config.data.weights.items() if weight},
@@ -43,12 +46,22 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         seed=config.seed,
         mask_documents=config.data.mask_documents,
         validation_sequences=config.validation.sequences,
+        packing=config.data.packing,
+        sampling=config.data.sampling,
+        repeats=config.data.repeats,
+        max_epochs=config.data.max_epochs,
+        phases=phases,
     )
+    planned = data.plan()
+    report(f"data: {describe(planned)}", 0.0)
+    if config.validation.times:
+        data.check_validation()
     module = LongContextModule(
         config.model,
         config.position,
         config.optim,
         updates=updates,
+        switches=[(phase.start, phase.position or config.position) for phase in phases],
         init_from=starting_weights(config, parent),
         seed=config.seed,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
@@ -87,7 +100,16 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         trainer.validate(module, data, verbose=False)
     seconds = time.perf_counter() - started
     save_weights(module.model, folder / WEIGHTS, trainer.is_global_zero)
-    return summary(config, folder, module, trainer, seconds) if trainer.is_global_zero else {}
+    if not trainer.is_global_zero:
+        return {}
+    return summary(config, folder, module, trainer, seconds) | {"data": account(planned, folder / "metrics.jsonl")}
+
+
+def account(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str, dict[str, Any]]:
+    """What was planned to be taken of each domain, and beside it what was: ``consumed``, by the names that MetricsFile writes."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    last = next(row for row in reversed(rows) if "train/loss" in row)
+    return {name: row | {"consumed": domain_counts(last, name)} for name, row in planned.items()}
 
 
 def starting_weights(config: StageConfig, parent: Path | None) -> Path | External | None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lit_long.config import UserError
-from lit_long.data.mixture import update_source
+from lit_long.data.curriculum import Phase
+from lit_long.data.mixture import Recipe, Updates, mixtures
 from lit_long.data.packing import PackedDocuments
 from lit_long.data.retrieval import RetrievalDocuments
 
@@ -17,8 +18,11 @@ WEIGHTS = {"code": 0.45, "docs": 0.4, "retrieval": 0.15}
 CONTEXT = 128
 
 
-def updates(store, weights=WEIGHTS, sequences=8, seed=5, rank=0, world=1):
-    return update_source(store, weights, CONTEXT, sequences, seed, True, rank, world)
+def updates(store, weights=WEIGHTS, sequences=8, seed=5, rank=0, world=1, phases=None, **recipe):
+    phases = phases or [Phase(0, 200_000, CONTEXT)]
+    found = mixtures(store, Recipe(weights, seed, **recipe), phases, sequences * CONTEXT)
+    names = sorted({name for mixture in found for name in mixture.names})
+    return Updates(found, phases, names, sequences * CONTEXT, rank, world)
 
 
 def test_ranks_share_the_rows_of_a_single_rank(store):
@@ -68,7 +72,7 @@ def test_the_order_of_the_weights_and_their_scale_do_not_matter(store):
 
 def test_a_batch_is_what_the_model_expects(store):
     for mask_documents in (True, False):
-        batch = update_source(store, {"docs": 1}, CONTEXT, 2, 0, mask_documents)[0]
+        batch = updates(store, {"docs": 1}, 2, 0, mask_documents=mask_documents)[0]
         assert batch.mask_documents is mask_documents
         assert all(field.dtype == torch.int64 and field.shape == (2, CONTEXT) for field in batch[:4])
         assert batch.loss_tokens() == 2 * CONTEXT
@@ -97,8 +101,10 @@ def test_ranks_that_cannot_share_equally(store):
 def test_nothing_is_said_about_jax(store):
     script = (
         "import sys; from pathlib import Path; from lit_long.data.store import open_store\n"
-        "from lit_long.data.mixture import update_source\n"
-        f"update_source(open_store(Path({str(store.folder)!r})), {{'code': 1.0}}, 128, 8, 0, True)[0]\n"
+        "from lit_long.data.module import LongContextDataModule\n"
+        f"store = open_store(Path({str(store.folder)!r}))\n"
+        "data = LongContextDataModule(store, weights={'code': 1.0}, context=128, tokens_per_update=1024, updates=2)\n"
+        "next(iter(data.train_dataloader()))\n"
         "assert 'grain' in sys.modules"
     )
     output = subprocess.run(

@@ -8,6 +8,7 @@ from lit_long.data.packing import PackedDocuments
 from lit_long.data.shuffle import permutation
 
 CONTEXT = 1000
+NAMES = ("tokens", "targets", "document_ids", "positions")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_document_ids_and_positions(store, mask_documents):
         if mask_documents:
             expected = expected - np.maximum.accumulate(np.where(opens, expected, 0))
         np.testing.assert_array_equal(sequence["positions"], expected)
-        assert all(field.dtype == np.int64 and field.shape == (CONTEXT,) for field in sequence.values())
+        assert all(sequence[name].dtype == np.int64 and sequence[name].shape == (CONTEXT,) for name in NAMES)
 
 
 def test_a_sequence_that_starts_with_a_document(store):

@@ -1,0 +1,132 @@
+"""Which documents of a domain an epoch holds, and in which order, a block of documents at a time.
+
+An epoch is the domain's documents in an order of its own, less those that are too short or too long, less the share that length-aware
+sampling leaves out. Only running sums per block are kept, so memory does not grow with the number of documents, and any document of any
+epoch is reached at once.
+
+Length-aware sampling (Fu et al. 2024, "Data Engineering for Scaling Language Models to 128K Context", section 3: their per-source
+up-sampling) makes long documents a wanted share of the domain's tokens. As in their code the others are drawn less often; which of them
+differs from epoch to epoch. What share of the mixture the domain has is another matter, and stays as it is.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from lit_long.config import SamplingConfig, UserError
+from lit_long.data.documents import Documents, ShardedDocuments
+from lit_long.data.shuffle import Shuffled, random_words
+
+BLOCK = 4096  # documents
+
+
+class Draws:
+    """The epochs of one domain.
+
+    Raises:
+        UserError: if ``sampling`` leaves nothing, or cannot be met since there are no long, or only long, documents.
+    """
+
+    def __init__(self, documents: Documents | ShardedDocuments, domain: str, seed: int, sampling: SamplingConfig) -> None:
+        self.documents, self.domain, self.seed, self.sampling = documents, domain, seed, sampling
+        self.keep_long, self.keep_short = self._shares()
+        self.epoch = lru_cache(maxsize=2)(self._epoch)  # neighbouring sequences share an epoch
+
+    @property
+    def steady(self) -> bool:
+        """Whether every epoch holds the same documents."""
+        return self.keep_long == self.keep_short == 1
+
+    def _epoch(self, number: int) -> Epoch:
+        return Epoch(self, number)
+
+    def _shares(self) -> tuple[float, float]:
+        """Of the long and of the other documents, the share that an epoch holds; one of the two is 1."""
+        wanted, where = self.sampling, f"data.sampling.{self.domain}"
+        long_tokens = short_tokens = 0
+        for start in range(0, len(self.documents), BLOCK * 16):
+            lengths = np.asarray(self.documents.lengths[start : start + BLOCK * 16])
+            lengths = lengths[self.allowed(lengths)]
+            in_long = int(lengths[lengths > wanted.long_tokens].sum())
+            long_tokens, short_tokens = long_tokens + in_long, short_tokens + int(lengths.sum()) - in_long
+        if not long_tokens + short_tokens:
+            raise UserError(
+                f"{where}: none of the {len(self.documents)} documents has between {wanted.min_tokens} and "
+                f"{wanted.max_tokens or 'any number of'} tokens. Change min_tokens or max_tokens."
+            )
+        if not wanted.long_tokens:
+            return 1.0, 1.0
+        if not long_tokens or not short_tokens:
+            raise UserError(
+                f"{where}.long_share={wanted.long_share} cannot be met: {'no' if not long_tokens else 'every'} document of "
+                f"'{self.domain}' has more than {wanted.long_tokens} tokens. Change long_tokens, or take the group out."
+            )
+        ratio = wanted.long_share / (1 - wanted.long_share) * short_tokens / long_tokens  # of long to short, per document
+        return (1.0, 1 / ratio) if ratio >= 1 else (ratio, 1.0)
+
+    def allowed(self, lengths: np.ndarray) -> np.ndarray:
+        """bool [documents]: whether documents of these lengths may be drawn at all."""
+        most = self.sampling.max_tokens or np.iinfo(np.int64).max
+        return (lengths >= self.sampling.min_tokens) & (lengths <= most)
+
+
+class Epoch:
+    """One pass over a domain. ``token_starts`` and ``document_starts``, int64 [blocks + 1], count what lies before each block."""
+
+    def __init__(self, draws: Draws, number: int) -> None:
+        self.number = number
+        self.draws = draws
+        self._count = len(draws.documents)
+        self._order = Shuffled(self._count, draws.seed, draws.domain, number)
+        words = random_words(2, "sampling", draws.seed, draws.domain, number)
+        self._offsets = words / 2.0**64  # where in [0, 1) counting long, and other, documents begins
+        sums = np.zeros((-(-self._count // BLOCK) + 1, 4), dtype=np.int64)
+        for block in range(len(sums) - 1):
+            sums[block + 1] = sums[block] + self._sums(block, sums[block, 2], sums[block, 3])
+        self.token_starts, self.document_starts = sums[:, 0], sums[:, 1]
+        self._seen_long, self._seen_short = sums[:, 2], sums[:, 3]
+        self.block = lru_cache(maxsize=4)(self._block)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.token_starts[-1])
+
+    @property
+    def documents(self) -> int:
+        return int(self.document_starts[-1])
+
+    def tokens_within(self, limit: int) -> int:
+        """Tokens of all documents, at most ``limit`` of each."""
+        blocks = range(len(self.token_starts) - 1)
+        return sum(int(np.minimum(np.diff(self._block(block)[1], prepend=0), limit).sum()) for block in blocks)
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of a block's documents, and where each of them ends, in tokens from the block's start; int64 [documents]."""
+        numbers, lengths, kept = self._drawn(block, self._seen_long[block], self._seen_short[block])
+        return numbers[kept], np.cumsum(lengths[kept])
+
+    def _sums(self, block: int, seen_long: int, seen_short: int) -> tuple[int, int, int, int]:
+        """Tokens and documents of a block, and the long and other documents that were there to be drawn."""
+        _, lengths, kept = self._drawn(block, seen_long, seen_short)
+        allowed = self.draws.allowed(lengths)
+        long = int((allowed & (lengths > self.draws.sampling.long_tokens)).sum())
+        return int(lengths[kept].sum()), int(kept.sum()), long, int(allowed.sum()) - long
+
+    def _drawn(self, block: int, seen_long: int, seen_short: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The block's documents, their lengths, and which of them are kept."""
+        numbers = self._order.stretch(block * BLOCK, min(self._count, (block + 1) * BLOCK))
+        lengths = np.asarray(self.draws.documents.lengths[numbers])
+        kept = self.draws.allowed(lengths)
+        if self.draws.steady:
+            return numbers, lengths, kept
+        long = kept & (lengths > self.draws.sampling.long_tokens)
+        short = kept & ~long
+        for chosen, share, seen, offset in (
+            (long, self.draws.keep_long, seen_long, self._offsets[0]),
+            (short, self.draws.keep_short, seen_short, self._offsets[1]),
+        ):
+            places = seen + np.arange(chosen.sum())
+            kept[chosen] = np.floor((places + 1) * share + offset) > np.floor(places * share + offset)  # every 1/share-th
+        return numbers, lengths, kept
