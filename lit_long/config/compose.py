@@ -5,7 +5,7 @@ Later layers win:
     defaults < option files (configs/GROUP/NAME.yaml) < the experiment's YAML < key=value
 
 * ``model=tiny`` picks an option file, ``model.n_layers=6`` sets one value. In an experiment a group is a name (``model: tiny``)
-  or settings, on top of an option if they name one (``optim: {option: adamw, lr: 2e-3}``).
+  or settings, on top of an option if they name one (``optim: {option: adamw, lr: 2e-3}``); so are the settings of an option file.
 * ``grid.position=[rope,abf]`` makes one variant per value; naming one value (``position=abf``, ``seed=1``) leaves that one.
   ``grid.position=all`` takes every option file but those with a ``???``, a value that only the user can give.
 * A stage's own settings in the experiment come before the grid's and before ``key=value``; but a stage that names its own
@@ -141,6 +141,19 @@ def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
             into[key] = copy.deepcopy(value)
 
 
+def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An option file's settings, on top of those of another option of the group if it names one (``option: builtin``)."""
+    if name in below:
+        raise UserError(f"configs/{group}: the options {' → '.join([*below, name])} stand on each other")
+    file = find_file(f"configs/{group}", name, group)
+    content = read_yaml(file)
+    beneath = content.pop("option", None)
+    check(SweepConfig, {group: content}, str(file))
+    settings = read_option(group, str(beneath), (*below, name)) if beneath else {}
+    merge(settings, content)
+    return settings
+
+
 def option_pick(value: Any) -> str | None:
     """The option file that a layer names for a group, if it does."""
     if isinstance(value, dict):
@@ -153,10 +166,7 @@ def lay(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
     for key, value in layer.items():
         if key in DEFAULT_OPTIONS:
             if name := option_pick(value):
-                file = find_file(f"configs/{key}", name, key)
-                content = read_yaml(file)
-                check(SweepConfig, {key: content}, str(file))
-                into[key] = content
+                into[key] = read_option(key, name)
             value = settings_of(value)
         check(SweepConfig, {key: value}, where, leaves=list(leaf_names()) + [f"stages.NAME.{f}" for f in STAGE_KEYS])
         merge(into, {key: value})

@@ -57,7 +57,8 @@ class SourceConfig:
 
     path: str = field(default="", metadata=NOT_IDENTITY)
     kind: str = "auto"  # text · jsonl · parquet · hf; auto follows from the path, and is settled before the identity is taken
-    text: str = "text"  # the field (column) that holds the text
+    text: str = "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/rows.py
+    where: dict[str, str] = field(default_factory=dict)  # only rows with these values, such as meta.language: en
     encoding: str = "utf-8"  # of text and jsonl
     subset: str = ""  # hf: the configuration's name
     split: str = "train"  # hf

@@ -17,6 +17,7 @@ from typing import Any
 
 from lit_long.checkpoints.digests import file_digests
 from lit_long.config import SourceConfig, UserError
+from lit_long.data.rows import columns, names
 from lit_long.data.sources import HUGGING_FACE, PART_ROWS, Part
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -69,8 +70,8 @@ def parts_of(key: str, source: SourceConfig) -> list[Part]:
     return [Part("hf", (), (), found, start, min(start + PART_ROWS, rows)) for start in range(0, rows, PART_ROWS)]
 
 
-def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[tuple[int, Any]]:
-    """(row, value of the text field) of one part; when streaming, rows count within the shard."""
+def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, row: the fields that the source names) of one part; when streaming, rows count within the shard."""
     data = _load(key, source)
     if source.streaming:
         rows: Any = data.shard(data.num_shards, part.start)
@@ -78,16 +79,14 @@ def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[tuple[int,
     else:
         rows = data.select(range(part.start, part.stop))
         first = part.start
-    names = rows.column_names
-    if names is not None and source.text not in names:
-        found = ", ".join(f"'{name}'" for name in names)
+    wanted, found = columns(key, source), rows.column_names
+    if found is not None and (missing := [name for name in wanted if name not in found]):
         raise UserError(
-            f"{key}: {source.path} has no field '{source.text}', but {found}. Set {key}.text to the one with the text."
+            f"{key}: {source.path} has no field '{missing[0]}', but {names(found)}. Set {key}.text to the one with the text."
         )
-    rows = rows.select_columns([source.text])
+    rows = rows.select_columns(wanted)
     try:
-        for row, example in enumerate(rows, start=first):
-            yield row, example[source.text]
+        yield from enumerate(rows, start=first)
     except UserError:
         raise
     except Exception as error:  # each of the many formats raises its own

@@ -10,12 +10,13 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from lit_long.config import SourceConfig, UserError
+from lit_long.data.rows import columns, document, names
 from lit_long.data.sources import Part
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def read_part(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     if part.kind == "hf":
         from lit_long.data.hub import read_rows
 
-        yield from (Text(row, _field(key, source, f"row {row}", value)) for row, value in read_rows(key, source, part))
+        for place, row in read_rows(key, source, part):
+            if (text := _document(key, source, row, f"row {place}", "field")) is not None:
+                yield Text(place, text)
     else:
         yield from {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}[part.kind](key, source, part)
 
@@ -76,7 +79,8 @@ def _read_jsonl(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
                 except UserError as error:
                     where = where if compressed else f"{path}, line {_line_number(path, place)} (byte {place})"
                     raise UserError(f"{key}: {where}: {error}") from None
-                yield Text(number if compressed else place, text)
+                if text is not None:
+                    yield Text(number if compressed else place, text)
             place += len(line)
 
 
@@ -88,7 +92,7 @@ def _first_line(file: BinaryIO, start: int) -> int:
     return file.tell() if start else 0
 
 
-def _json_text(key: str, source: SourceConfig, line: bytes) -> str:
+def _json_text(key: str, source: SourceConfig, line: bytes) -> str | None:
     try:
         row = json.loads(line.decode(source.encoding))
     except UnicodeDecodeError as error:
@@ -100,25 +104,25 @@ def _json_text(key: str, source: SourceConfig, line: bytes) -> str:
     except RecursionError:
         raise UserError(f"is nested too deeply for JSON: {line[:40]!r}…") from None
     if not isinstance(row, dict):
-        raise UserError(f"must hold an object such as {{'{source.text}': '…'}}, not {type(row).__name__}.")
-    if source.text not in row:
-        raise UserError(f"has no field '{source.text}', but {_names(row)}. Set {key}.text to the one that holds the text.")
-    return _field(key, source, "", row[source.text])
+        raise UserError(f"must hold an object such as {{'text': '…'}}, not {type(row).__name__}.")
+    text = document(key, source, row)
+    return text if text is None else _whole("", "", text)
 
 
 def _read_parquet(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     (path,) = part.files
     with _readable(key, path), open_parquet(path) as file:
-        columns = file.schema_arrow.names
-        if source.text not in columns:
+        wanted, found = columns(key, source), file.schema_arrow.names
+        if missing := [name for name in wanted if name not in found]:
             raise UserError(
-                f"{key}: {path}: has no column '{source.text}', but {_names(columns)}. Set {key}.text to the one that holds the text."
+                f"{key}: {path}: has no column '{missing[0]}', but {names(found)}. Set {key}.text to the one that holds the text."
             )
         place = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
         groups = list(range(part.start, part.stop))
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[source.text]):
-            for value in batch.column(0).to_pylist():
-                yield Text(place, _field(key, source, f"{path}, row {place}", value))
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted):
+            for row in batch.to_pylist():
+                if (text := _document(key, source, row, f"{path}, row {place}", "column")) is not None:
+                    yield Text(place, text)
                 place += 1
 
 
@@ -138,15 +142,13 @@ def open_parquet(path: str) -> Iterator[ParquetFile]:
         ) from None
 
 
-def _field(key: str, source: SourceConfig, where: str, value: object) -> str:
-    """The value as text. Raises UserError where it is something else."""
-    start = f"{key}: {where}: " if where else ""
-    if not isinstance(value, str):
-        raise UserError(
-            f"{start}field '{source.text}' holds {'nothing (null)' if value is None else type(value).__name__} instead of text. "
-            f"Set {key}.text to another field, or take such documents out."
-        )
-    return _whole(key, where, value) if where else _whole("", "", value)
+def _document(key: str, source: SourceConfig, row: dict[str, Any], where: str, kind: str) -> str | None:
+    """The row's text, or None if it is left out. Raises UserError naming ``where``."""
+    try:
+        text = document(key, source, row, kind)
+    except UserError as error:
+        raise UserError(f"{key}: {where}: {error}") from None
+    return text if text is None else _whole(key, where, text)
 
 
 def _whole(key: str, where: str, text: str) -> str:
@@ -167,11 +169,6 @@ def _not_text(source: SourceConfig, error: UnicodeDecodeError, start: int) -> st
         f"in another encoding, set encoding=latin-1 or the like beside path; if it is no text, name the text files with a glob such as "
         f"path=FOLDER/**/*.txt."
     )
-
-
-def _names(names: Iterable[object]) -> str:
-    found = [str(name) for name in names]
-    return ", ".join(f"'{name}'" for name in found[:12]) + (", …" if len(found) > 12 else "") if found else "none at all"
 
 
 def _line_number(path: str, place: int) -> int:
