@@ -9,7 +9,8 @@ Later layers win:
 * ``grid.position=[rope,abf]`` makes one variant per value; naming one value (``position=abf``, ``seed=1``) leaves that one.
   ``grid.position=all`` takes every option file but those with a ``???``, a value that only the user can give.
 * A stage's own settings in the experiment come before the grid's and before ``key=value``; but a stage that names its own
-  option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it.
+  option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it. What a stage says of the
+  experiment's data is left out where ``data=NAME`` names others.
 * ``model.init=…`` names weights made elsewhere. They bring the model's shape and the tokenizer, and their own encoder where no
   position is named (or it is ``position=pretrained``).
 * Interpolations such as ``${context}`` are resolved inside each stage, with `multiply` and `divide` to compute.
@@ -257,6 +258,8 @@ def compose_stage(
     raw = copy.deepcopy(shared)
     own = layers.experiment["stages"][name]
     own_cli = (layers.cli.get("stages") or {}).get(name, {})
+    if option_pick(layers.cli.get("data")) and not option_pick(own.get("data")):
+        own = {key: value for key, value in own.items() if key != "data"}  # weights of domains that the other data do not have
     pinned = {group for group in DEFAULT_OPTIONS if option_pick(own.get(group)) or option_pick(own_cli.get(group))}
     where = f"{layers.file}: stages.{name}"
     general = {k: v for k, v in layers.cli.items() if k in SHARED and k not in pinned}

@@ -24,6 +24,7 @@ from typing import Any
 
 from lit_long.checkpoints.digests import file_digests
 from lit_long.config import SourceConfig, UserError, nearest
+from lit_long.data.rows import columns
 
 KINDS = ("text", "jsonl", "parquet", "hf")
 HUGGING_FACE = "hf:"
@@ -71,6 +72,7 @@ def settle_source(name: str, source: SourceConfig) -> SourceConfig:
     """
     key = f"data.sources.{name}"
     _check_settings(key, source)
+    columns(key, source)
     kind = source.kind if source.kind != "auto" else _kind_of(key, source.path)
     path = source.path
     if kind != "hf":

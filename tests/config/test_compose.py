@@ -9,6 +9,7 @@ import yaml
 
 from lit_long.config import UserError, read_layers
 from lit_long.stages.plan import make_plan
+from tests.data.public import stand_ins
 from tests.integration.mini import REPOSITORY, run
 
 
@@ -197,7 +198,7 @@ def test_experiment_without_stages_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "file", sorted((REPOSITORY / "configs").glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
 )
-def test_every_option_file_composes(file):
+def test_every_option_file_composes(file, tmp_path):
     long = ["stages.base.context=4k", "stages.base.tokens_per_update=4M", "stages.extend.context=32k"]
     long += ["stages.extend.tokens_per_update=4M"]
     factors = f"[{','.join(['1'] * 32)}]"
@@ -205,9 +206,10 @@ def test_every_option_file_composes(file):
         "longrope": [f"position.{name}={factors}" for name in ("short_factors", "long_factors")],
         "pretrained": ["model=smollm2-135m"],
     }
-    assert plan(
-        f"{file.parent.name}={file.stem}", *given.get(file.stem, []), *(long if file.parent.name == "model" else [])
-    ).stages
+    words = [*given.get(file.stem, []), *(long if file.parent.name == "model" else [])]
+    if file.parent.name == "data":
+        words += stand_ins(file.stem, tmp_path)  # for data on the hub
+    assert plan(f"{file.parent.name}={file.stem}", *words).stages
 
 
 def test_every_experiment_plans():
