@@ -94,7 +94,7 @@ def find(name: str, source: SourceConfig) -> Found:
         from lit_long.data.hub import fingerprint
 
         return Found((), (), (fingerprint(key, source),))
-    files, root = _files(key, source.path, source.kind)
+    files, root = files_of(key, source.path, source.kind)
     return Found(tuple(files), tuple(file.relative_to(root).as_posix() for file in files), tuple(file_digests(files)))
 
 
@@ -176,7 +176,7 @@ def _kind_of(key: str, path: str) -> str:
         return "hf"
     if any((Path(path).expanduser() / name).is_file() for name in _SAVED):
         raise UserError(f"{key}.path={path} was saved by Hugging Face datasets; write path={HUGGING_FACE}{path}.")
-    files, _ = _files(key, path, "auto")
+    files, _ = files_of(key, path, "auto")
     kinds = {_suffix_kind(file) for file in files}
     if len(kinds) > 1:
         raise UserError(
@@ -192,7 +192,7 @@ def _suffix_kind(file: Path) -> str:
     return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffixes[-1] if suffixes else "", "text")
 
 
-def _files(key: str, path: str, kind: str) -> tuple[list[Path], Path]:
+def files_of(key: str, path: str, kind: str) -> tuple[list[Path], Path]:
     """Files of a path, sorted by name, and the folder that names are relative to. Hidden ones are left out.
 
     A folder's files are those of the kind: of a folder of jsonl files its README is no part, but a folder of text is all text.
