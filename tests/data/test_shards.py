@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -148,15 +147,6 @@ def test_beside_the_builtin_corpus(corpus, store, tmp_path):
     documents = both.documents("code", "train")
     assert documents.names == store.documents("code", "train").names
     assert all_texts(both) == sorted(TEXTS)
-
-
-def test_the_index_is_mapped(tmp_path):
-    """The index is mapped, not read."""
-    store_of(tmp_path / "store", write_jsonl(tmp_path / "in.jsonl"))
-    started = time.perf_counter()
-    store = open_store(tmp_path / "store")
-    assert time.perf_counter() - started < 1
-    assert store.documents("mine", "train").lengths.base is not None
 
 
 def test_the_sample_for_the_tokenizer_is_the_same_for_any_place(tmp_path):
