@@ -80,13 +80,14 @@ opened, after = time.perf_counter(), resident()
 lengths = [len(documents[i * 7919 % len(documents)]) for i in range(1000)]
 read = time.perf_counter()
 assert lengths == [documents.lengths[i * 7919 % len(documents)] for i in range(1000)]
-print(json.dumps(dict(import_s=imported - begun, open_s=opened - imported, read_1000_s=read - opened, bytes=after - before,
+print(json.dumps(dict(import_s=imported - begun, open_s=opened - imported, read_1000_s=read - opened, bytes=after - before, resident=after,
     documents=len(documents), torch="torch" in sys.modules)))
 """
 
 
 def opening(folder: Path) -> dict:
-    """Seconds of importing, of opening and of looking at 1,000 documents; and by how many bytes opening made the process larger."""
+    """Seconds of importing, of opening and of looking at 1,000 documents; by how many bytes opening made the process larger, and how
+    large it then is (``resident``)."""
     script = OPENING.format(page=os.sysconf("SC_PAGE_SIZE"))
     finished = subprocess.run([sys.executable, "-c", script, str(folder)], cwd=REPOSITORY, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr

@@ -8,16 +8,22 @@ import pytest
 
 from lit_long.config import CorpusConfig, DataConfig, SourceConfig, UserError
 from lit_long.data.store import open_store, prepare, words_of
-from lit_long.data.tokenizer import borrowed_digest, train_tokenizer
+from lit_long.data.tokenizer import borrow_tokenizer, borrowed_digest, train_tokenizer
 from lit_long.stages.mixture import data_identity
 from tests.checkpoints.llamas import random_llama, save
 from tests.data.own import TEXTS, all_texts, write_jsonl
 
 
+def forget():
+    """What the next command would find: a process sees one version of a tokenizer."""
+    borrow_tokenizer.cache_clear()
+    borrowed_digest.cache_clear()
+
+
 def put_tokenizer(folder, vocab_size):
     train_tokenizer(TEXTS, vocab_size).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
-    borrowed_digest.cache_clear()  # as the next command finds it
+    forget()
 
 
 @pytest.fixture
@@ -25,7 +31,7 @@ def lender(tmp_path):
     folder = save(random_llama(vocab=320), tmp_path / "lender")
     put_tokenizer(folder, 300)
     yield folder
-    borrowed_digest.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def test_a_changed_one_is_refused_and_the_next_store_has_it(lender, corpus, sour
     assert open_store(store.folder).tokenizer.get_vocab_size() == 300  # the old one can still be read
 
     (lender / "tokenizer.json").write_bytes(original)
-    borrowed_digest.cache_clear()
+    forget()
     assert words_of(store, corpus).encode(TEXTS[3]) == words.encode(TEXTS[3])
 
 
