@@ -18,7 +18,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ HUGGING_FACE = "hf:"
 PART_BYTES = 2**26
 PART_ROWS = 2**17
 _COMPRESSED = (".gz", ".zst")
+# Where texts lie, and what is decided of them once all are there.
+_NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "content")
 _SAVED = ("state.json", "dataset_dict.json")  # what `datasets` leaves in a folder it saved
 
 
@@ -223,6 +225,5 @@ def _before_magic(place: Path) -> Iterator[str]:
 
 
 def plain_source(source: SourceConfig) -> dict[str, Any]:
-    """What decides which texts of a part become documents: the settings that a shard depends on."""
-    names = ("kind", "text", "encoding", "subset", "split", "min_characters", "max_characters", "keep")
-    return {name: getattr(source, name) for name in names}
+    """What decides which texts of a part become documents: all settings that a shard depends on, those yet to come included."""
+    return {name: value for name, value in asdict(source).items() if name not in _NOT_IN_SHARDS}

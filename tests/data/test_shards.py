@@ -154,3 +154,11 @@ def test_the_sample_for_the_tokenizer_is_the_same_for_any_place(tmp_path):
     (tmp_path / "else").mkdir()
     two = store_of(tmp_path / "two", write_jsonl(tmp_path / "else" / "in.jsonl"))
     assert one.manifest["digest"] == two.manifest["digest"] and CORPUS.vocab_size == one.manifest["vocab_size"]
+
+
+def test_another_setting_of_the_source_makes_its_shards_again(many, tmp_path):
+    """In the same folder, as a program may prepare twice; the commands give other settings another folder."""
+    store_of(tmp_path / "store", many)
+    store_of(tmp_path / "store", many, min_characters=400)
+    store_of(tmp_path / "fresh", many, min_characters=400)
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "fresh")
