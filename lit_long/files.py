@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 def replacing(file: Path) -> Iterator[Path]:
     """A temporary path beside ``file`` to write to; it takes ``file``'s place when the block ends well, else it is removed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    writing = file.with_name(f".{file.name}.{os.getpid()}.writing")
+    # Not the process' id: two machines that write to one file system may both have it.
+    writing = file.with_name(f".{file.name}.{secrets.token_hex(6)}.writing")
     try:
         yield writing
         os.replace(writing, file)

@@ -8,6 +8,7 @@
     … long=32k           documents of more tokens count as long (default 2,048)
     … verify=true        read every shard and compare checksums; `prepare` makes the damaged ones again
     … processes=8        that tokenise side by side (default: one a core); the result does not depend on it
+    … share=2/8          tokenise only the second of eight shares, beside processes that do the others; then the command without it
     … root=FOLDER        where runs/ lies, as for a sweep
 
 A sweep with the same data uses what was prepared here. model=NAME or model.init=… brings that model's tokenizer. Exit codes: 0 done,
@@ -37,6 +38,7 @@ class Options:
     long: int = 2048
     verify: bool = False
     processes: int = 0
+    share: str = ""
     root: str = ""
 
 
@@ -54,6 +56,8 @@ def main(argv: list[str]) -> int:
         options = typed(Options, {key: value for key, value in said.items() if key not in GROUPS}, "command line")
         if options.format not in ("text", "json") or options.processes < 0 or options.long < 1:
             raise UserError("command line: format is text or json, processes at least 0 and long at least 1")
+        if options.share and (verb == "inspect" or options.verify):
+            raise UserError("command line: share=I/N only prepares; leave it out to inspect or to verify")
         return act(verb, words, said, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,12 +73,25 @@ def act(verb: str, words: list[str], said: dict, options: Options) -> int:
 
     from lit_long.data.store import verify
     from lit_long.data.summary import draw, print_summary, summarise
-    from lit_long.stages.data import data_stage, open_stage, prepare_stage
+    from lit_long.stages.data import data_stage, open_stage, prepare_share, prepare_stage
+
+    lines = [""]
 
     def report(message: str, done: float) -> None:
-        print(f"{done:6.1%}  {message}", file=sys.stderr, flush=True)
+        if (line := f"{done:6.1%}  {message}") != lines[-1]:  # who waits says so every half second
+            print(line, file=sys.stderr, flush=True)
+            lines[:] = [line]
 
     stage = data_stage(said, options.root)
+    if options.share:
+        there, shards = prepare_share(stage, options.share, options.processes, report)
+        left = {"share": options.share, "shards": shards, "shards_there": there, "folder": str(stage.folder)}
+        print(
+            json.dumps(left, indent=1)
+            if options.format == "json"
+            else f"{there:,} of {shards:,} shards are there; once all are, the same command without share= does the rest"
+        )
+        return DONE
     if verb == "prepare":
         store = prepare_stage(stage, options.processes, options.verify, report)
     else:

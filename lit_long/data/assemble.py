@@ -6,8 +6,7 @@ The last step is the only one that looks at a whole source. It keeps about 100 b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +14,13 @@ import numpy as np
 
 from lit_long.config import SourceConfig, UserError
 from lit_long.data.documents import INDEX, counts, shard_file
-from lit_long.data.readers import read_part
-from lit_long.data.shards import FOLDER, HASHES, Task, make_shards, passes
-from lit_long.data.sources import Part, parts
+from lit_long.data.shards import FOLDER, HASHES, Task, make_shards, read_record
+from lit_long.data.sources import parts
+from lit_long.data.words import Words
 from lit_long.files import replacing
 
 _WIDE = np.dtype([*INDEX.descr, ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8")])
-_SAMPLED_PARTS = 64  # of a source, at most, spread over it
 Report = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Words:
-    """The tokenizer that all sources are written with, as a file, and what belongs to it."""
-
-    file: Path
-    digest: str
-    separator: int
-    dtype: str
-
-
-def sample_texts(sources: dict[str, SourceConfig], characters: int) -> list[str]:
-    """Training texts for a tokenizer: ``characters`` in all, the same from every source as far as it reaches, from all over it."""
-    texts = []
-    for name, source in sorted(sources.items()):
-        found = parts(name, source)
-        chosen = found[:: -(-len(found) // _SAMPLED_PARTS)] if found else []
-        for part in chosen:
-            texts += _beginning(name, source, part, characters // len(sources) // len(chosen))
-    return texts
-
-
-def _beginning(name: str, source: SourceConfig, part: Part, characters: int) -> Iterator[str]:
-    """Texts from the start of a part; the last one is cut."""
-    for text in read_part(f"data.sources.{name}", source, part):
-        if passes(source, text):
-            yield text.text[:characters]
-            characters -= len(text.text)
-            if characters <= 0:
-                return
 
 
 def prepare_sources(
@@ -67,7 +34,7 @@ def prepare_sources(
     Raises:
         UserError: as the readers do; and for a source, or a split of it, without documents.
     """
-    tasks = {name: list(_tasks(folder, name, source, words)) for name, source in sorted(sources.items())}
+    tasks = _tasks(folder, sources, words)
     records = make_shards([task for found in tasks.values() for task in found], processes, report)
     of_source: dict[str, list[dict[str, Any]]] = {}
     for name, found in tasks.items():
@@ -97,10 +64,30 @@ def prepare_sources(
     return domains, accounts
 
 
-def _tasks(folder: Path, name: str, source: SourceConfig, words: Words) -> Iterator[Task]:
-    for number, part in enumerate(parts(name, source)):
-        file = shard_file(folder / name / FOLDER, number)
-        yield Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype)
+def make_share(
+    folder: Path, sources: dict[str, SourceConfig], words: Words, share: tuple[int, int], processes: int, report: Report
+) -> tuple[int, int]:
+    """Make every n-th shard of settled sources, the i-th of each n, for ``share`` = (i, n).
+
+    Returns:
+        How many shards there are now, whoever made them, and how many there will be.
+    """
+    tasks = [task for found in _tasks(folder, sources, words).values() for task in found]
+    number, count = share
+    make_shards(tasks[number - 1 :: count], processes, report)
+    return sum(read_record(task.file, task.recipe) is not None for task in tasks), len(tasks)
+
+
+def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict[str, list[Task]]:
+    """By source, the shards it will have."""
+    return {
+        name: [
+            Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype)
+            for number, part in enumerate(parts(name, source))
+            for file in [shard_file(folder / name / FOLDER, number)]
+        ]
+        for name, source in sorted(sources.items())
+    }
 
 
 def _clean(folder: Path, shards: int) -> None:

@@ -17,18 +17,17 @@ import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
-import multiprocessing
 import os
 import platform
 import re
 import sysconfig
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from lit_long.config import CorpusConfig, UserError
+from lit_long.data.pool import available_cores, side_by_side
 from lit_long.data.python_source import read_source
 from lit_long.data.tokenizer import borrowed_digest
 
@@ -165,10 +164,7 @@ def _source_files(module: str, path: Path) -> Iterable[tuple[str, Path]]:
 
 def _read_all(files: list[tuple[str, str, Path]], report: Callable[[str, float], None]):
     """The sources in the order of ``files``, parsed on all cores."""
-    # Spawned, not forked: the caller may hold threads (torch, tokenizers), which a fork would leave behind with their
-    # locks taken.
-    workers = min(os.cpu_count() or 1, _MAX_WORKERS)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with side_by_side(min(available_cores(), _MAX_WORKERS)) as pool:
         sources = pool.map(read_source, *zip(*[(name, path) for _, name, path in files]), chunksize=16)
         for done, source in enumerate(sources):
             if done % 256 == 0:

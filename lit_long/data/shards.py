@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lit_long.config import SourceConfig, UserError
+from lit_long.data.pool import side_by_side
 from lit_long.data.readers import Text, read_part
 from lit_long.data.sources import Part, plain_source
 from lit_long.data.tokenizer import encode_documents, load_tokenizer
@@ -83,35 +82,12 @@ def make_shards(tasks: list[Task], processes: int, report: Callable[[str, float]
     return [record for record in records if record]
 
 
-def available_cores() -> int:
-    """Cores that this process may use; fewer than the machine has where a scheduler says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _in_processes(tasks: dict[int, Task], workers: int, threads: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Shards as they come. Spawned, not forked: the caller may hold threads, which a fork would leave with their locks taken."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,)) as pool:
+    """Shards as they come."""
+    with side_by_side(workers, threads) as pool:
         futures = {pool.submit(make_shard, task): number for number, task in tasks.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _start(threads: bool) -> None:
-    """Begin a process. Many of them already use all cores; the tokenizer's own threads would only be in their way."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads else "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Where the parent was killed there is nobody to say that it is over."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 def read_record(file: Path, recipe: str) -> dict[str, Any] | None:

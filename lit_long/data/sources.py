@@ -18,7 +18,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ HUGGING_FACE = "hf:"
 PART_BYTES = 2**26
 PART_ROWS = 2**17
 _COMPRESSED = (".gz", ".zst")
+# Where texts lie, and what is decided of them once all are there.
+_NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "content")
 _SAVED = ("state.json", "dataset_dict.json")  # what `datasets` leaves in a folder it saved
 
 
@@ -96,7 +98,7 @@ def find(name: str, source: SourceConfig) -> Found:
         from lit_long.data.hub import fingerprint
 
         return Found((), (), (fingerprint(key, source),))
-    files, root = _files(key, source.path, source.kind)
+    files, root = files_of(key, source.path, source.kind)
     return Found(tuple(files), tuple(file.relative_to(root).as_posix() for file in files), tuple(file_digests(files)))
 
 
@@ -178,7 +180,7 @@ def _kind_of(key: str, path: str) -> str:
         return "hf"
     if any((Path(path).expanduser() / name).is_file() for name in _SAVED):
         raise UserError(f"{key}.path={path} was saved by Hugging Face datasets; write path={HUGGING_FACE}{path}.")
-    files, _ = _files(key, path, "auto")
+    files, _ = files_of(key, path, "auto")
     kinds = {_suffix_kind(file) for file in files}
     if len(kinds) > 1:
         raise UserError(
@@ -194,7 +196,7 @@ def _suffix_kind(file: Path) -> str:
     return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffixes[-1] if suffixes else "", "text")
 
 
-def _files(key: str, path: str, kind: str) -> tuple[list[Path], Path]:
+def files_of(key: str, path: str, kind: str) -> tuple[list[Path], Path]:
     """Files of a path, sorted by name, and the folder that names are relative to. Hidden ones are left out.
 
     A folder's files are those of the kind: of a folder of jsonl files its README is no part, but a folder of text is all text.
@@ -225,6 +227,5 @@ def _before_magic(place: Path) -> Iterator[str]:
 
 
 def plain_source(source: SourceConfig) -> dict[str, Any]:
-    """What decides which texts of a part become documents: the settings that a shard depends on."""
-    names = ("kind", "text", "encoding", "subset", "split", "min_characters", "max_characters", "keep")
-    return {name: getattr(source, name) for name in names}
+    """What decides which texts of a part become documents: all settings that a shard depends on, those yet to come included."""
+    return {name: value for name, value in asdict(source).items() if name not in _NOT_IN_SHARDS}

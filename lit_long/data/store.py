@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
@@ -21,29 +22,31 @@ from tokenizers import Tokenizer
 
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.tokenization import Tokenization
-from lit_long.config import CorpusConfig, SourceConfig, UserError, plain
-from lit_long.data.assemble import Words, prepare_sources, sample_texts
-from lit_long.data.corpus import SPLITS, Corpus, Document, build_corpus, fingerprint
+from lit_long.config import CorpusConfig, SourceConfig, UserError
+from lit_long.data.assemble import make_share, prepare_sources
+from lit_long.data.corpus import SPLITS, Document, build_corpus, fingerprint
 from lit_long.data.documents import LONG_DOCUMENT, Documents, ShardedDocuments, counts, shard_file
+from lit_long.data.pool import available_cores
 from lit_long.data.shards import FOLDER as SHARDS
-from lit_long.data.shards import available_cores
 from lit_long.data.sources import settle_source
-from lit_long.data.tokenizer import (
-    SAMPLE_CHARACTERS,
-    SEPARATOR,
-    borrow_tokenizer,
-    borrowed_digest,
-    encode_documents,
-    load_tokenizer,
-    train_tokenizer,
-)
+from lit_long.data.tokenizer import borrowed_digest, encode_documents, load_tokenizer
+from lit_long.data.words import file_sha256, settle_words
 from lit_long.files import write_atomically
 
-__all__ = ["LONG_DOCUMENT", "Documents", "ShardedDocuments", "Store", "open_store", "prepare", "verify", "words_of"]
+__all__ = [
+    "LONG_DOCUMENT",
+    "Documents",
+    "ShardedDocuments",
+    "Store",
+    "open_store",
+    "prepare",
+    "prepare_share",
+    "verify",
+    "words_of",
+]
 
 _FORMAT = 2
 _MANIFEST = "manifest.json"
-_TRAINED = "trained.json"  # which tokenizer.json was trained on what, while the store is not yet complete
 
 Report = Callable[[str, float], None]
 
@@ -121,7 +124,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
     found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done)) if builtin else {}
-    words, tokenizer = _words(corpus, folder, found, sources, inputs, report)
+    words, tokenizer = settle_words(corpus, folder, lambda: found, sources, inputs, report)
     domains: dict[str, dict] = {}
     for done, ((domain, split), documents) in enumerate(found.items()):
         report(f"encoding {domain}, {split}", 0.5 + (0.1 if sources else 0.5) * done / len(found))
@@ -153,35 +156,32 @@ def prepare(
     return manifest
 
 
-def _words(
-    corpus: CorpusConfig, folder: Path, found: Corpus, sources: dict[str, SourceConfig], inputs: dict, report: Report
-) -> tuple[Words, Tokenizer]:
-    """The tokenizer, written into ``folder``: borrowed, or trained; one that an interrupted call trained on the same texts serves again."""
-    file, note = folder / "tokenizer.json", folder / _TRAINED
-    trained_on = json.dumps([inputs, plain(corpus), {name: plain(source) | {"path": ""} for name, source in sources.items()}])
-    if corpus.tokenizer:
-        tokenizer, separator = borrow_tokenizer(corpus.tokenizer)
-        tokenizer.save(str(file))
-    elif sources and _was_trained(note, file, trained_on):
-        tokenizer = load_tokenizer(file)
-        separator = tokenizer.token_to_id(SEPARATOR)
-    else:
-        report("training the tokenizer", 0.4 if found else 0.0)
-        texts = [document.text for (_, split), documents in found.items() if split == "train" for document in documents]
-        tokenizer = train_tokenizer(texts + sample_texts(sources, SAMPLE_CHARACTERS), corpus.vocab_size)
-        separator = tokenizer.token_to_id(SEPARATOR)
-        tokenizer.save(str(file))
-        if sources:
-            write_atomically(note, json.dumps([_file_sha256(file), trained_on]))
-    dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
-    return Words(file, _file_sha256(file), separator, dtype), tokenizer
+def prepare_share(
+    corpus: CorpusConfig,
+    folder: Path,
+    share: tuple[int, int],
+    report: Report,
+    sources: dict[str, SourceConfig],
+    builtin: bool,
+    processes: int,
+    alone: AbstractContextManager,
+) -> tuple[int, int]:
+    """Make one share of the sources' shards: `prepare` finds them there, and makes what is missing and the rest of the store.
 
+    Any number of calls may run at once, on machines that share the file system, as long as no `prepare` does.
 
-def _was_trained(note: Path, file: Path, trained_on: str) -> bool:
-    try:
-        return json.loads(note.read_text(encoding="utf-8")) == [_file_sha256(file), trained_on]
-    except (OSError, ValueError):
-        return False
+    Args:
+        share: (i, n) is the i-th of n, counted from 1.
+        alone: entered while the tokenizer is settled, so that the first of many trains it and the others do not.
+
+    Returns:
+        How many shards there are now, of all shares, and how many there will be.
+    """
+    sources = {name: settle_source(name, source) for name, source in sorted(sources.items())}
+    inputs = fingerprint(corpus, builtin)
+    with alone:
+        words, _ = settle_words(corpus, folder, lambda: build_corpus(corpus, report) if builtin else {}, sources, inputs, report)
+    return make_share(folder, sources, words, share, processes or available_cores(), report)
 
 
 def open_store(folder: Path) -> Store:
@@ -205,7 +205,7 @@ def open_store(folder: Path) -> Store:
                     raise ValueError(f"{folder / domain / split / 'index.npy'} has {rows} rows instead of {entry['documents']}")
         for name, account in manifest.get("sources", {}).items():
             _check_shards(folder / name / SHARDS, account["shards"], np.dtype(manifest["dtype"]).itemsize)
-        if _file_sha256(folder / "tokenizer.json") != manifest["tokenizer"]:
+        if file_sha256(folder / "tokenizer.json") != manifest["tokenizer"]:
             raise UserError(f"{folder / 'tokenizer.json'} is not the one that wrote the tokens. {remedy}")
         return Store(folder, manifest)
     except (OSError, ValueError, KeyError) as error:
@@ -218,7 +218,7 @@ def verify(store: Store) -> list[Path]:
     for name, account in store.sources.items():
         for number, shard in enumerate(account["shards"]):
             file = shard_file(store.folder / name / SHARDS, number).with_suffix(".tokens")
-            if _file_sha256(file) != shard["sha256"]:
+            if file_sha256(file) != shard["sha256"]:
                 damaged.append(file)
     return damaged
 
@@ -228,7 +228,7 @@ def words_of(store: Store, corpus: CorpusConfig) -> Tokenization:
     if corpus.tokenizer:
         if store.manifest["inputs"].get("tokenizer") != borrowed_digest(corpus.tokenizer):
             raise UserError(
-                f"The tokenizer of {corpus.tokenizer} is no longer the one that wrote the tokens in {store.folder}. Put it back, or prepare "
+                f"data.corpus.tokenizer={corpus.tokenizer} is no longer the tokenizer that wrote the tokens in {store.folder}. Put it back, or prepare "
                 f"the data again (the same command makes a store of its own) and train on that."
             )
         return open_external(corpus.tokenizer).tokenization()
@@ -281,13 +281,8 @@ def _digest(folder: Path, domains: dict, accounts: dict | None = None) -> str:
         for file in ("tokens.bin", "offsets.npy")
     ]
     for name in ["tokenizer.json", *splits]:
-        digest.update(f"{name} {_file_sha256(folder / name)}\n".encode())
+        digest.update(f"{name} {file_sha256(folder / name)}\n".encode())
     for name, account in accounts.items():
         sums = [shard["sha256"] for shard in account["shards"]] + [domains[name][split]["index"] for split in SPLITS]
         digest.update(f"{name} {' '.join(sums)}\n".encode())
     return digest.hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -53,15 +53,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"Cannot read the tokenizer {path}: {error}. Prepare the data again.") from error
 
 
+@functools.cache
 def borrow_tokenizer(name: str) -> tuple[Tokenizer, int]:
-    """The tokenizer of the external weights called ``name``, and the id that opens a document."""
+    """The tokenizer of the external weights called ``name``, and the id that opens a document. Cached: reading a GGUF file's takes a third
+    of a second, planning asks once a stage, and a process sees one version."""
     words = open_external(name).tokenization()
     return _as_plain_text(words.tokenizer), words.separator
 
 
 @functools.cache
 def borrowed_digest(name: str) -> str:
-    """sha256 of the tokenizer of external weights. Cached: planning asks once a stage, and a process sees one version."""
+    """sha256 of the tokenizer of external weights. Cached, as `borrow_tokenizer`."""
     tokenizer, separator = borrow_tokenizer(name)
     return hashlib.sha256(f"{separator} {tokenizer.to_str()}".encode()).hexdigest()
 

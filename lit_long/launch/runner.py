@@ -14,11 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from lit_long.config import UserError
+from lit_long.data.room import disk_room
 from lit_long.launch.display import Display, duration
 from lit_long.launch.local import LocalProcess
 from lit_long.launch.record import Record
 from lit_long.planning.flops import parameters
 from lit_long.stages.folder import is_done, locked, read_progress, write_stage
+from lit_long.stages.mixture import uses_builtin
 from lit_long.stages.plan import Plan, Stage
 
 POLL_SECONDS = 0.2
@@ -46,8 +48,7 @@ def check_disk(plan: Plan) -> None:
     needed = 0
     for stage in plan.stages:
         if not stage.done:
-            kind = stage.config.kind
-            needed += {"data": CORPUS_BYTES, "train": parameters(stage.config.model) * BYTES_PER_PARAMETER}.get(kind, 2**20)
+            needed += bytes_of(stage)
     try:
         (plan.root / "runs").mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(plan.root).free
@@ -59,6 +60,14 @@ def check_disk(plan: Plan) -> None:
             f"{plan.root}: this sweep needs about {needed / gib:.1f} GiB and the disk has {free / gib:.1f} GiB free; "
             "free some, or write elsewhere with root=FOLDER"
         )
+
+
+def bytes_of(stage: Stage) -> int:
+    """What the stage will write at least."""
+    data = stage.config.data
+    if stage.config.kind == "data":
+        return CORPUS_BYTES * uses_builtin(data) + disk_room(data.corpus, data.sources, stage.folder)[1]
+    return parameters(stage.config.model) * BYTES_PER_PARAMETER if stage.config.kind == "train" else 2**20
 
 
 def run_plan(plan: Plan, record: Record, display: Display) -> Outcome:

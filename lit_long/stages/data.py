@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lit_long.checkpoints.external import open_external
 from lit_long.config import ModelConfig, UserError, project_root
 from lit_long.config.one_data import compose_data
+from lit_long.data.room import disk_room
 from lit_long.data.store import Store, open_store, prepare, verify
-from lit_long.files import write_atomically
+from lit_long.data.store import prepare_share as share_of
+from lit_long.files import is_disk_full, write_atomically
 from lit_long.stages.folder import finish, locked, write_stage
 from lit_long.stages.mixture import settle_data, uses_builtin
 from lit_long.stages.plan import CORPUS, Stage, place
@@ -45,7 +50,7 @@ def prepare_stage(stage: Stage, processes: int, check: bool, report: Report) -> 
         UserError: as `prepare` does; the message is left in the folder, too.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
-    with locked(stage.folder, lambda: report("waiting for the other process that prepares this", 0.0)):
+    with locked(stage.folder, lambda: report("waiting for the processes that prepare this", 0.0)):
         if stage.done:
             try:
                 store = open_store(stage.folder)
@@ -59,15 +64,78 @@ def prepare_stage(stage: Stage, processes: int, check: bool, report: Report) -> 
                 for file in damaged:
                     file.with_suffix(".json").unlink(missing_ok=True)
             (stage.folder / "DONE").unlink()
-        write_stage(stage.folder, stage.identity, stage.settings(), None, None)
         data = stage.config.data
-        try:
+        with _told(stage.folder):
+            _check_room(stage, report)
+            write_stage(stage.folder, stage.identity, stage.settings(), None, None)
             result = prepare(data.corpus, stage.folder, report, data.sources, uses_builtin(data), processes)
-        except UserError as error:
-            write_atomically(stage.folder / "error.txt", f"{error}\n")
-            raise
-        finish(stage.folder, {"kind": "data"} | result)
+            finish(stage.folder, {"kind": "data"} | result)
     return open_store(stage.folder)
+
+
+def prepare_share(stage: Stage, share: str, processes: int, report: Report) -> tuple[int, int]:
+    """Make one share of the shards, beside other processes that make theirs; ``share`` is I/N, the I-th of N.
+
+    Returns:
+        How many shards there are now, of all shares, and how many there will be.
+
+    Raises:
+        UserError: as `prepare_stage` does; for a share that is none, and for data without sources.
+    """
+    wanted = re.fullmatch(r"(\d+)/(\d+)", share)
+    if not wanted or not 1 <= int(wanted[1]) <= int(wanted[2]):
+        raise UserError(f"command line: share={share} must be I/N, the I-th share of N, such as 1/8 … 8/8")
+    data = stage.config.data
+    if not data.sources:
+        raise UserError("command line: share=… divides the shards of data.sources, and there are none; leave it out")
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    with (
+        locked(stage.folder, lambda: report("waiting for the process that prepares all of this", 0.0), shared=True),
+        _told(stage.folder),
+    ):
+        if stage.done:
+            shards = sum(len(account["shards"]) for account in open_store(stage.folder).sources.values())
+            return shards, shards
+        _check_room(stage, report)
+        write_stage(stage.folder, stage.identity, stage.settings(), None, None)
+        settling = locked(stage.folder, lambda: report("waiting for the tokenizer", 0.0), name="tokenizer.lock")
+        part = (int(wanted[1]), int(wanted[2]))
+        return share_of(data.corpus, stage.folder, part, report, data.sources, uses_builtin(data), processes, settling)
+
+
+def _check_room(stage: Stage, report: Report) -> None:
+    """Say what the shards will take. Raises UserError if the disk cannot hold even the least of it."""
+    about, least = disk_room(stage.config.data.corpus, stage.config.data.sources, stage.folder)
+    free = shutil.disk_usage(stage.folder).free
+    if least > free:
+        raise UserError(
+            f"{stage.folder}: the tokens of data.sources need about {_size(about)} and the disk has {_size(free)} free; "
+            f"free some, or write elsewhere with root=FOLDER"
+        )
+    if about > 2**26:  # less is no news
+        report(f"about {_size(about)} of tokens to write; the disk has {_size(free)} free", 0.0)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count // 2**20} MiB"
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Leave the message of what goes wrong in the folder, too, as far as there is room for it."""
+    try:
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise UserError(
+                f"No space left on the disk that holds {folder}. Free some, and give the same command again: it goes on where it was."
+            ) from None
+    except UserError as error:
+        with suppress(OSError):
+            write_atomically(folder / "error.txt", f"{error}\n")
+        raise
 
 
 def open_stage(stage: Stage, command: str) -> Store:

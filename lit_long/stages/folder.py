@@ -88,17 +88,27 @@ def read_progress(folder: Path) -> tuple[str, float]:
 
 
 @contextmanager
-def locked(folder: Path, waiting: Callable[[], None]) -> Iterator[int]:
+def locked(folder: Path, waiting: Callable[[], None], shared: bool = False, name: str = "lock") -> Iterator[int]:
     """Hold the stage: two sweeps that share one run it once, the second waits (and calls ``waiting`` every half second).
 
-    Yields the lock's file descriptor: a process that inherits it keeps the stage locked until it, too, is gone.
+    Yields the lock's file descriptor: a process that inherits it keeps the stage locked until it, too, is gone. ``shared``: hold it together
+    with others that do so, and keep out only those that want it alone.
+
+    Raises:
+        UserError: on a file system without locks.
     """
-    with (folder / "lock").open("w") as file:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with (folder / name).open("a+") as file:  # to read and to write: over NFS a shared lock wants the one, any other the other
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 waiting()
                 time.sleep(0.5)
+            except OSError as error:
+                raise UserError(
+                    f"{folder / name} cannot be locked: {error.strerror}. Mount the file system with locks (Lustre: -o flock), or write "
+                    f"elsewhere with root=FOLDER."
+                ) from None
         yield file.fileno()

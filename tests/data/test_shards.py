@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -150,17 +149,16 @@ def test_beside_the_builtin_corpus(corpus, store, tmp_path):
     assert all_texts(both) == sorted(TEXTS)
 
 
-def test_the_index_is_mapped(tmp_path):
-    """The index is mapped, not read."""
-    store_of(tmp_path / "store", write_jsonl(tmp_path / "in.jsonl"))
-    started = time.perf_counter()
-    store = open_store(tmp_path / "store")
-    assert time.perf_counter() - started < 1
-    assert store.documents("mine", "train").lengths.base is not None
-
-
 def test_the_sample_for_the_tokenizer_is_the_same_for_any_place(tmp_path):
     one = store_of(tmp_path / "one", write_jsonl(tmp_path / "in.jsonl"))
     (tmp_path / "else").mkdir()
     two = store_of(tmp_path / "two", write_jsonl(tmp_path / "else" / "in.jsonl"))
     assert one.manifest["digest"] == two.manifest["digest"] and CORPUS.vocab_size == one.manifest["vocab_size"]
+
+
+def test_another_setting_of_the_source_makes_its_shards_again(many, tmp_path):
+    """In the same folder, as a program may prepare twice; the commands give other settings another folder."""
+    store_of(tmp_path / "store", many)
+    store_of(tmp_path / "store", many, min_characters=400)
+    store_of(tmp_path / "fresh", many, min_characters=400)
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "fresh")

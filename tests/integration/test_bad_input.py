@@ -68,6 +68,8 @@ def test_a_record_of_a_newer_mlflow(tmp_path):
         ("data.weights.cod=1", "unknown domain in data.weights.cod; did you mean 'code'?"),
         ("data.weights.code=-1", "data.weights.code must be a share of at least 0"),
         ("data.corpus.packages=[no_such_package]", "data.corpus.packages names 'no_such_package'"),
+        ("stages.extend.data.corpus.vocab_size=2048", "stages.extend: its data are not those of its parent, base"),
+        ("stages.extend.data.corpus.packages=[yaml]", "Name the same data.sources and data.corpus for both"),
         ("model.n_kv_heads=3", "model.n_heads=2 must be a multiple of model.n_kv_heads=3"),
         ("model.vocab_size=100", "model.vocab_size=100 must not be smaller than data.corpus.vocab_size=1024"),
         ("model.head_dim=7", "model.head_dim must be even"),

@@ -1,0 +1,55 @@
+"""Processes that work side by side and never outlive the one that started them, not even when that was ended by kill -9.
+
+Spawned, not forked: the caller may hold threads (torch, tokenizers), which a fork would leave with their locks taken.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from lit_long.config import UserError
+
+
+def available_cores() -> int:
+    """Cores that this process may use; fewer than the machine has where a scheduler says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def side_by_side(workers: int, threads: bool = False) -> Iterator[ProcessPoolExecutor]:
+    """A pool of ``workers`` processes. ``threads``: whether there are cores left for the tokenizer's own threads.
+
+    Raises:
+        UserError: one of them was killed, as the kernel does when memory is used up.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,)) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise UserError(
+                "A process that read documents was killed (was the memory used up?). Give the same command again, with fewer of them "
+                "(processes=1) if it was: it goes on where it was."
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start(threads: bool) -> None:
+    """Begin a process. Many of them already use all cores; the tokenizer's own threads would only be in their way."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads else "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is gone would wait for work for ever: it holds the queue's other end itself and sees no end of it."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,43 @@
+"""How much disk the tokens of one's own sources will take, estimated from the sizes of their files before anything is read.
+
+An estimate, for how many bytes make a token depends on language and vocabulary, and how much of a file is text on the file. Hence two
+numbers: what to tell, and what is certainly too little to begin with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_long.config import CorpusConfig, SourceConfig
+from lit_long.data.shards import FOLDER
+from lit_long.data.sources import HUGGING_FACE, files_of
+from lit_long.data.tokenizer import borrow_tokenizer
+
+BYTES_PER_TOKEN = 4  # of English text, with 32,000 words
+_INFLATED = {".gz": 3, ".zst": 3, ".parquet": 2}  # bytes of text in a byte of such a file
+
+
+def disk_room(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Path) -> tuple[int, int]:
+    """Bytes that settled sources' shards will still need in ``folder``: (about, at least). Data sets on the hub count as nothing.
+
+    Where short or long documents are left out nobody can say how many bytes remain: at least none.
+    """
+    words = borrow_tokenizer(corpus.tokenizer)[0].get_vocab_size() if corpus.tokenizer and sources else corpus.vocab_size
+    token_bytes = 2 if words <= 65_535 else 4
+    about = least = 0
+    for name, source in sources.items():
+        there = sum(file.stat().st_size for file in (folder / name / FOLDER).glob("*.tokens"))
+        size = int(_text_bytes(name, source) * source.keep) * token_bytes // BYTES_PER_TOKEN
+        about += max(0, size - there)
+        if source.min_characters <= 1 and not source.max_characters:
+            least += max(0, size // 2 - there)
+    return about, least
+
+
+def _text_bytes(name: str, source: SourceConfig) -> int:
+    if source.kind == "hf":
+        folder = Path(source.path.removeprefix(HUGGING_FACE))
+        files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
+    else:
+        files, _ = files_of(f"data.sources.{name}", source.path, source.kind)
+    return sum(file.stat().st_size * _INFLATED.get(file.suffix, 1) for file in files)

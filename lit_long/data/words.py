@@ -1,0 +1,111 @@
+"""The tokenizer that all of a store is written with, settled before the first shard: borrowed, or trained on a sample of all sources.
+
+It follows from the settings and the texts alone and is put in place whole, so it does not matter which of several processes settles it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from lit_long.config import CorpusConfig, SourceConfig, plain
+from lit_long.data.corpus import Corpus
+from lit_long.data.readers import read_part
+from lit_long.data.shards import passes
+from lit_long.data.sources import Part, parts
+from lit_long.data.tokenizer import SAMPLE_CHARACTERS, SEPARATOR, borrow_tokenizer, load_tokenizer, train_tokenizer
+from lit_long.files import write_atomically
+
+_TRAINED = "trained.json"  # which tokenizer.json was trained on what, while the store is not yet complete
+_SAMPLED_PARTS = 64  # of a source, at most, spread over it
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The tokenizer that all sources are written with, as a file, and what belongs to it."""
+
+    file: Path
+    digest: str
+    separator: int
+    dtype: str
+
+
+def settle_words(
+    corpus: CorpusConfig,
+    folder: Path,
+    builtin: Callable[[], Corpus],
+    sources: dict[str, SourceConfig],
+    inputs: dict,
+    report: Report,
+) -> tuple[Words, Tokenizer]:
+    """The tokenizer, written into ``folder``; one that was trained on the same texts before serves again.
+
+    Args:
+        builtin: the built-in corpus, or nothing; asked for only when there is a tokenizer to be trained.
+        inputs: what `corpus.fingerprint` says.
+    """
+    file, note = folder / "tokenizer.json", folder / _TRAINED
+    trained_on = json.dumps([inputs, plain(corpus), {name: plain(source) | {"path": ""} for name, source in sources.items()}])
+    if corpus.tokenizer:
+        tokenizer, separator = borrow_tokenizer(corpus.tokenizer)
+        _save(tokenizer, file)
+    elif sources and _was_trained(note, file, trained_on):
+        tokenizer = load_tokenizer(file)
+        separator = tokenizer.token_to_id(SEPARATOR)
+    else:
+        found = builtin()
+        report("training the tokenizer", 0.4 if found else 0.0)
+        texts = [document.text for (_, split), documents in found.items() if split == "train" for document in documents]
+        tokenizer = train_tokenizer(texts + sample_texts(sources, SAMPLE_CHARACTERS), corpus.vocab_size)
+        separator = tokenizer.token_to_id(SEPARATOR)
+        _save(tokenizer, file)
+        if sources:
+            write_atomically(note, json.dumps([file_sha256(file), trained_on]))
+    dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
+    return Words(file, file_sha256(file), separator, dtype), tokenizer
+
+
+def _save(tokenizer: Tokenizer, file: Path) -> None:
+    """Written only where it is another one: other processes may be reading it."""
+    content = tokenizer.to_str(pretty=True).encode()
+    if not file.is_file() or file.read_bytes() != content:
+        write_atomically(file, content)
+
+
+def _was_trained(note: Path, file: Path, trained_on: str) -> bool:
+    try:
+        return json.loads(note.read_text(encoding="utf-8")) == [file_sha256(file), trained_on]
+    except (OSError, ValueError):
+        return False
+
+
+def sample_texts(sources: dict[str, SourceConfig], characters: int) -> list[str]:
+    """Training texts for a tokenizer: ``characters`` in all, the same from every source as far as it reaches, from all over it."""
+    texts = []
+    for name, source in sorted(sources.items()):
+        found = parts(name, source)
+        chosen = found[:: -(-len(found) // _SAMPLED_PARTS)] if found else []
+        for part in chosen:
+            texts += _beginning(name, source, part, characters // len(sources) // len(chosen))
+    return texts
+
+
+def _beginning(name: str, source: SourceConfig, part: Part, characters: int) -> Iterator[str]:
+    """Texts from the start of a part; the last one is cut."""
+    for text in read_part(f"data.sources.{name}", source, part):
+        if passes(source, text):
+            yield text.text[:characters]
+            characters -= len(text.text)
+            if characters <= 0:
+                return
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,57 @@
+"""Processes that work side by side are never left behind, and one that is killed is told of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lit_long.config import UserError
+from lit_long.data.pool import available_cores, side_by_side
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = """
+import time
+from lit_long.data.pool import side_by_side
+if __name__ == "__main__":
+    with side_by_side(2) as pool:
+        jobs = [pool.submit(*job) for job in {jobs}]
+        print([jobs[number].result() for number in {awaited}], flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "jobs, awaited", [("[(len, 'a'), (len, 'b')]", "[0, 1]"), ("[(len, 'a'), (time.sleep, 60), (time.sleep, 60)]", "[0]")]
+)
+def test_no_worker_outlives_its_parent(jobs, awaited):
+    """Neither one that waits for work, nor one that is at it."""
+    command = [sys.executable, "-c", SCRIPT.format(jobs=jobs, awaited=awaited)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
+        process.stdout.readline()
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(workers) >= 2
+    _, left = psutil.wait_procs(workers, timeout=20)
+    for worker in left:
+        worker.kill()
+    assert not left
+
+
+def test_a_killed_worker_is_told_of():
+    with pytest.raises(UserError, match="was killed .*memory.*processes=1"), side_by_side(1) as pool:
+        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
+
+
+def test_cores_are_those_that_may_be_used():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
