@@ -194,16 +194,14 @@ def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
 
 
 def check_stage(name: str, stage: Any, where: str, layers: Layers) -> None:
-    known = list(layers.experiment.get("stages") or {})
-    if name not in known:
+    if name not in (known := list(layers.experiment.get("stages") or {})):
         raise UserError(f"{where}: unknown stage {name!r} in 'stages'{nearest(name, known)}")
     if not isinstance(stage, dict):
         raise UserError(f"{where}: stages.{name} must be a group of settings (key: value), not {stage!r}")
     settings = {k: v for k, v in stage.items() if k not in DEFAULT_OPTIONS}
     groups = {k: v for k, v in stage.items() if k in DEFAULT_OPTIONS and isinstance(v, dict)}
     groups = {k: {n: x for n, x in v.items() if n != "option"} for k, v in groups.items()}
-    unknown = [k for k in stage if k in ("launcher", "tracking")]
-    if unknown:
+    if unknown := [k for k in stage if k in ("launcher", "tracking")]:
         raise UserError(f"{where}: stages.{name}.{unknown[0]} cannot be set per stage; set {unknown[0]} for the whole sweep")
     check(StageConfig, settings | groups, where, f"stages.{name}.")
 

@@ -20,7 +20,7 @@ _INFLATED = {".gz": 3, ".zst": 3, ".parquet": 2}  # bytes of text in a byte of s
 def disk_room(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Path) -> tuple[int, int]:
     """Bytes that settled sources' shards will still need in ``folder``: (about, at least). Data sets on the hub count as nothing.
 
-    Where short or long documents are left out nobody can say how many bytes remain: at least none.
+    Where documents are left out nobody can say how many bytes remain: at least none. Rows may hold much besides the text.
     """
     words = borrow_tokenizer(corpus.tokenizer)[0].get_vocab_size() if corpus.tokenizer and sources else corpus.vocab_size
     token_bytes = 2 if words <= 65_535 else 4
@@ -29,8 +29,8 @@ def disk_room(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Pa
         there = sum(file.stat().st_size for file in (folder / name / FOLDER).glob("*.tokens"))
         size = int(_text_bytes(name, source) * source.keep) * token_bytes // BYTES_PER_TOKEN
         about += max(0, size - there)
-        if source.min_characters <= 1 and not source.max_characters:
-            least += max(0, size // 2 - there)
+        if source.min_characters <= 1 and not source.max_characters and not source.where:
+            least += max(0, size // (2 if source.kind == "text" else 10) - there)
     return about, least
 
 

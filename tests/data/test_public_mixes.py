@@ -83,8 +83,8 @@ def test_long_documents_have_their_share_of_a_source(places, tmp_path):
         lengths = np.asarray(store.documents(name, "train").lengths)
         assert lengths[lengths > 400].sum() / lengths.sum() > 0.8  # before
         draws = Draws(store.documents(name, "train"), name, 0, data.sampling[name])
-        drawn = lengths[np.concatenate([draws.epoch(number).block(0)[0] for number in range(30)])]
-        assert drawn[drawn > 400].sum() / drawn.sum() == pytest.approx(0.7, abs=0.03)  # a single epoch has few long documents
+        drawn = lengths[np.concatenate([draws.epoch(number).block(0)[0] for number in range(60)])]
+        assert drawn[drawn > 400].sum() / drawn.sum() == pytest.approx(0.7, abs=0.07)  # a single epoch has few long documents
 
 
 @pytest.mark.parametrize(

@@ -72,5 +72,5 @@ def test_a_sweep_asks_for_it(tmp_path):
     data = DataConfig(sources={"mine": source}, weights={"mine": 1.0})
     both = replace(data, weights={"mine": 0.5, "docs": 0.5})
     alone, beside = (bytes_of(place(tmp_path, CORPUS, StageConfig(kind="data", data=found))) for found in (data, both))
-    assert alone == disk_room(data.corpus, data.sources, tmp_path)[1] == path.stat().st_size * np.dtype("u2").itemsize // 4 // 2
+    assert alone == disk_room(data.corpus, data.sources, tmp_path)[1] == path.stat().st_size * np.dtype("u2").itemsize // 4 // 10
     assert beside == alone + CORPUS_BYTES
