@@ -51,11 +51,12 @@ def make_phases(curriculum: CurriculumConfig, context: int, tokens_per_update: i
                     f"{key}.{name}={share:g} makes sequences of {length} tokens. They must have {SHORTEST} to {context} (the stage's "
                     f"context) and divide tokens_per_update={tokens_per_update}."
                 )
+        weights = {name: weight for name, weight in phase.weights.items() if weight}
         for length, start, stop in _lengths(phase.grow_from or phase.scale, phase.scale, context, tokens_per_update):
             span = phase.until - before
             first, last = (round(updates * (before + span * share)) for share in (start, stop))
             if first < last:
-                found.append(Phase(first, last, length, dict(phase.weights), dict(phase.position)))
+                found.append(Phase(first, last, length, weights, dict(phase.position)))
         before = phase.until
     last = curriculum.phases[-1]
     if last.until != 1 or last.scale != 1:

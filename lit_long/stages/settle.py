@@ -58,6 +58,10 @@ def settle_curriculum(config: StageConfig, position: dict[str, Any], where: str)
     for number, phase in enumerate(config.curriculum.phases):
         key = f"{where}.curriculum.phases[{number}]"
         check_weights(phase.weights, mixable(config.data), f"{key}.weights")
+        if phase.weights and not any(phase.weights.values()):
+            raise UserError(f"{key}.weights gives no domain a share")
+        shortest = round(config.context * min(phase.scale, phase.grow_from or phase.scale))
+        check_retrieval(phase.weights or config.data.repeats or config.data.weights, shortest, f"{key}: data.weights")
         if phase.position:
             own = phase.position if "scheme" in phase.position else position | phase.position
             longest = round(config.context * max(phase.scale, phase.grow_from))
@@ -85,17 +89,22 @@ def check_training(config: StageConfig, where: str) -> None:
     data, known = config.data, mixable(config.data)
     check_weights(data.weights, known, f"{where}: data.weights")
     check_weights(data.repeats, known, f"{where}: data.repeats")
-    if not any(data.weights.values()) and not data.repeats:
-        raise UserError(f"{where}: data.weights gives no domain a share; known here: {', '.join(known)}")
+    chosen, mixed = ("repeats", data.repeats) if data.repeats else ("weights", data.weights)
+    if not any(mixed.values()):
+        raise UserError(f"{where}: data.{chosen} gives no domain a share; known here: {', '.join(known)}")
+    if data.repeats.get(RETRIEVAL):
+        raise UserError(f"{where}: data.repeats.{RETRIEVAL}: there is no pass over what never ends; use data.weights instead")
     if data.packing not in PACKINGS:
         raise UserError(
             f"{where}: data.packing must be {', '.join(PACKINGS)}, not {data.packing!r}{nearest(data.packing, PACKINGS)}"
         )
     check_sampling(data, [name for name in known if name != RETRIEVAL], where)
-    if config.data.weights.get(RETRIEVAL) and config.context + 1 < SHORTEST_RETRIEVAL:
-        raise UserError(
-            f"{where}: data.weights.retrieval needs a context of at least {SHORTEST_RETRIEVAL - 1} tokens, not {config.context}"
-        )
+    check_retrieval(mixed, config.context, f"{where}: data.weights")
+
+
+def check_retrieval(weights: dict[str, float], context: int, key: str) -> None:
+    if weights.get(RETRIEVAL) and context + 1 < SHORTEST_RETRIEVAL:
+        raise UserError(f"{key}.retrieval needs a context of at least {SHORTEST_RETRIEVAL - 1} tokens, not {context}")
 
 
 def check_weights(weights: dict[str, float], known: list[str], key: str) -> None:

@@ -48,7 +48,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         validation_sequences=config.validation.sequences,
         packing=config.data.packing,
         sampling=config.data.sampling,
-        repeats=config.data.repeats,
+        repeats={name: passes for name, passes in config.data.repeats.items() if passes},
         max_epochs=config.data.max_epochs,
         phases=phases,
     )

@@ -7,22 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lit_long.config import UserError
+from lit_long.config import SamplingConfig, UserError
 from lit_long.data.curriculum import Phase
 from lit_long.data.mixture import Recipe, Updates, mixtures
 from lit_long.data.packing import PackedDocuments
 from lit_long.data.retrieval import RetrievalDocuments
+from lit_long.model.batch import PADDING
+from tests.data.memory import MemoryStore, numbered
 
 WEIGHTS = {"code": 0.45, "docs": 0.4, "retrieval": 0.15}
 CONTEXT = 128
+NAMES = ("tokens", "targets", "document_ids", "positions")
 
 
-def updates(store, weights=WEIGHTS, sequences=8, seed=5, rank=0, world=1, phases=None, **recipe):
-    phases = phases or [Phase(0, 200_000, CONTEXT)]
-    found = mixtures(store, Recipe(weights, seed, **recipe), phases, sequences * CONTEXT)
+def updates(store, weights=WEIGHTS, sequences=8, seed=5, rank=0, world=1, phases=None, context=CONTEXT, **recipe):
+    phases = phases or [Phase(0, 200_000, context)]
+    found = mixtures(store, Recipe(weights, seed, **recipe), phases, sequences * context)
     names = sorted({name for mixture in found for name in mixture.names})
-    return Updates(found, phases, names, sequences * CONTEXT, rank, world)
+    return Updates(found, phases, names, sequences * context, rank, world)
 
 
 def test_ranks_share_the_rows_of_a_single_rank(store):
@@ -30,7 +35,7 @@ def test_ranks_share_the_rows_of_a_single_rank(store):
     for world in (2, 4):
         ranks = [updates(store, rank=rank, world=world) for rank in range(world)]
         for step in (0, 1, 50):
-            for name in ("tokens", "targets", "document_ids", "positions"):
+            for name in NAMES:
                 joined = torch.cat([getattr(source[step], name) for source in ranks])
                 assert torch.equal(joined, getattr(whole[step], name))
 
@@ -111,3 +116,132 @@ def test_nothing_is_said_about_jax(store):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert output.stderr == "" and output.stdout == ""
+
+
+# ------------------------------------------------------------------------------------- documents in memory
+
+FIRST = {"a": 1, "b": 1_000_000, "c": 2_000_000}  # tokens of the domains
+
+
+def memory(**lengths):
+    return MemoryStore(**{name: numbered(of_domain, FIRST[name]) for name, of_domain in lengths.items()})
+
+
+def tokens_by_domain(source, steps):
+    """Tokens of each domain in updates, told by the tokens themselves."""
+    found = dict.fromkeys(FIRST, 0)
+    for step in steps:
+        batch = source[step]
+        tokens = batch.tokens[batch.document_ids != PADDING]
+        for name, first in FIRST.items():
+            found[name] += int(((tokens >= first) & (tokens < first + 1_000_000)).sum())
+    return found
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.tuples(*[st.integers(1, 100)] * 3),
+    weights=st.tuples(*[st.floats(0.05, 1)] * 3),
+    packing=st.sampled_from(["single", "best_fit", "concat"]),
+    seed=st.integers(0, 99),
+)
+def test_shares_of_tokens_follow_the_weights_after_packing(lengths, weights, packing, seed):
+    """Within 1 % of the smallest weight and a sequence, although a sequence of one domain may hold a hundred times another's tokens."""
+    store = memory(**{name: [length] * 64 for name, length in zip(FIRST, lengths, strict=True)})
+    source = updates(store, dict(zip(FIRST, weights, strict=True)), 50, seed, context=64, packing=packing)
+    found = tokens_by_domain(source, range(20))
+    total = sum(found.values())
+    if packing == "best_fit":  # whose sequences do not all hold the same: an epoch may be under way
+        slack = {name: 64 * source.mixtures[0].sources[name].sequences_per_epoch for name in FIRST}
+        slack = {name: min(64 * 64, tokens) * (1 - source.mixtures[0].utilisation[name]) + 64 for name, tokens in slack.items()}
+    else:
+        slack = dict.fromkeys(FIRST, 64)
+    for name, weight in zip(FIRST, weights, strict=True):
+        share = weight / sum(weights)
+        bound = 0.01 * min(weights) / sum(weights) + (max(slack.values()) + 64) / total
+        assert found[name] / total == pytest.approx(share, abs=bound)
+
+
+def test_shares_with_lengths_of_every_kind():
+    """Utilisations of 0.09, 0.6 and 1, documents of all lengths; after ten and more epochs within 1 %."""
+    random = np.random.default_rng(0)
+    store = memory(a=random.integers(2, 10, 40), b=random.integers(1, 77, 40), c=random.integers(64, 500, 40))
+    weights = {"a": 0.2, "b": 0.3, "c": 0.5}
+    source = updates(store, weights, 64, context=64, packing="single")
+    found = tokens_by_domain(source, range(40))
+    for name, weight in weights.items():
+        assert found[name] / sum(found.values()) == pytest.approx(weight, abs=0.01)
+    raw = {name: weight * source.mixtures[0].utilisation[name] for name, weight in weights.items()}
+    assert abs(raw["a"] / sum(raw.values()) - 0.2) > 0.1, "the test must tell corrected shares from shares of sequences"
+
+
+def test_utilisation_is_what_an_epoch_holds():
+    mixture = updates(memory(a=[5] * 10, b=[100, 20, 8]), {"a": 1, "b": 1}, context=64, packing="single").mixtures[0]
+    assert mixture.utilisation == {"a": 5 / 64, "b": (64 + 20 + 8) / 3 / 64}
+    assert [mixture.tokens_per_epoch(name) for name in "ab"] == [50, 92]
+    planned = mixture.tokens(640)
+    assert planned["a"] == pytest.approx(planned["b"])
+    assert planned["a"] / (5 / 64) + planned["b"] / mixture.utilisation["b"] == pytest.approx(640)
+
+
+@pytest.mark.parametrize("packing", ["single", "best_fit", "concat"])
+def test_repeats(packing):
+    """Passes over a, b and c are as 1 to 3 to 0.5, whatever their sizes."""
+    store = memory(a=[50] * 64, b=[9] * 128, c=[100] * 32)
+    repeats = {"a": 1.0, "b": 3.0, "c": 0.5}
+    source = updates(store, {"a": 1.0}, 32, context=64, packing=packing, repeats=repeats)
+    mixture = source.mixtures[0]
+    found = tokens_by_domain(source, range(40))
+    passes = {name: found[name] / mixture.tokens_per_epoch(name) for name in repeats}
+    for name, wanted in repeats.items():
+        assert passes[name] / passes["a"] == pytest.approx(wanted, rel=0.03)
+
+
+def test_repeats_have_no_retrieval(store):
+    with pytest.raises(UserError, match=r"data\.repeats\.retrieval: there is no pass over"):
+        updates(store, {"docs": 1.0}, repeats={"docs": 1.0, "retrieval": 2.0})
+    with pytest.raises(UserError, match=r"data\.repeats\.docs is -1"):
+        updates(store, {"docs": 1.0}, repeats={"docs": -1.0})
+
+
+SMALL = {"a": [3, 9, 30, 70, 12] * 3, "b": [1, 5, 8] * 5}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    world=st.sampled_from([2, 4]),
+    packing=st.sampled_from(["concat", "best_fit", "single"]),
+    long_share=st.sampled_from([0.0, 0.4]),
+    steps=st.permutations(range(12)),
+)
+def test_any_ranks_any_order_across_epochs_and_phases(seed, world, packing, long_share, steps):
+    """Update s is the same rows whatever was read before and however many ranks share them."""
+    store = memory(**SMALL)
+    sampling = {"a": SamplingConfig(long_tokens=20, long_share=long_share)} if long_share else {}
+    phases = [Phase(0, 4, 16), Phase(4, 8, 32, {"b": 1.0}), Phase(8, 12, 32)]
+
+    def made(rank=0, world=1):
+        weights = {"a": 0.6, "b": 0.4}
+        return updates(store, weights, 8, seed, rank, world, phases, context=32, packing=packing, sampling=sampling)
+
+    whole = made()
+    expected = [whole[step] for step in range(12)]
+    ranks = [made(rank, world) for rank in range(world)]
+    for step in steps:
+        shares = [rank[step] for rank in ranks]
+        for name in (*NAMES, "account"):
+            assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(expected[step], name))
+    read = tokens_by_domain(whole, range(12))
+    assert all(read[name] > whole.mixtures[0].tokens_per_epoch(name) for name in "ab"), "no epoch's border was crossed"
+
+
+def test_accounts_number_the_domains_of_all_phases():
+    """A phase of b alone still calls it number 1."""
+    phases = [Phase(0, 2, 16), Phase(2, 4, 32, {"b": 1.0})]
+    source = updates(memory(**SMALL), {"a": 0.5, "b": 0.5}, 8, phases=phases, context=32)
+    for step in range(4):
+        batch = source[step]
+        assert batch.account[:, 0].tolist() == [int(row[0] >= FIRST["b"]) for row in batch.tokens]
+        assert batch.account[:, 1].tolist() == (batch.document_ids != PADDING).sum(1).tolist()
+    assert source[3].account[:, 0].tolist() == [1] * 8 and len(source) == 4

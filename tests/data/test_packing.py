@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from collections import Counter
+from unittest.mock import patch
+
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from lit_long.config import UserError
+from lit_long.data import draws
 from lit_long.data.packing import PackedDocuments
 from lit_long.data.shuffle import permutation
+from lit_long.model.batch import NO_LOSS, PADDING
+from tests.data.memory import SEPARATOR, MemoryStore, numbered, origins
 
 CONTEXT = 1000
 NAMES = ("tokens", "targets", "document_ids", "positions")
@@ -104,3 +112,147 @@ def test_the_order_is_the_same_forever():
 def test_a_context_longer_than_the_domain_is_an_error(store):
     with pytest.raises(UserError, match="context is 1000000000.*'docs'.*data.corpus.packages"):
         PackedDocuments(store, "docs", 10**9, 0, True)
+
+
+# ------------------------------------------------------------- documents in memory, and slow recounts of all of it
+
+
+def epoch_of(source, number=0):
+    """All sequences of an epoch. Where it begins is counted from the epochs before it."""
+    counts = [source.packing.count(source.draws.epoch(i)) for i in range(number + 1)]
+    return [source[i] for i in range(sum(counts[:-1]), sum(counts))]
+
+
+def recount(sequence, documents, context, mask_documents, packing):
+    """(document, place) of each token of a sequence, everything else in it compared with what a look at the tokens says."""
+    known, found = origins(documents), []
+    held = int((sequence["document_ids"] != PADDING).sum())
+    number, start = -1, 0
+    for at in range(held):
+        document, place = known[int(sequence["tokens"][at])]
+        if not found or found[-1] != (document, place - 1):
+            number, start = number + 1, at
+        found.append((document, place))
+        last = place == len(documents[document]) - 1
+        assert sequence["targets"][at] == (SEPARATOR if last else documents[document][place + 1])
+        assert sequence["document_ids"][at] == number
+        assert sequence["positions"][at] == (at - start if mask_documents else at)
+    for name, filling in (("targets", NO_LOSS), ("document_ids", PADDING), ("tokens", SEPARATOR)):
+        assert sequence[name].shape == (context,) and (sequence[name][held:] == filling).all()
+    begin = {document for document, place in found if place == 0}
+    here = Counter(document for document, _ in found)
+    missing = {document: len(documents[document]) - here[document] for document in begin}
+    cropped = sum(missing.values()) if packing == "single" else 0
+    assert sequence["account"].tolist() == [held, len(begin), sum(count > 0 for count in missing.values()), cropped]
+    return found
+
+
+LENGTHS = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 70)), min_size=1, max_size=40)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=LENGTHS,
+    packing=st.sampled_from(["concat", "best_fit", "single"]),
+    context=st.integers(1, 24),
+    seed=st.integers(0, 999),
+    mask_documents=st.booleans(),
+    block=st.sampled_from([1, 3, 7, 4096]),
+    number=st.integers(0, 2),
+)
+def test_every_token_once_and_everything_about_it(lengths, packing, context, seed, mask_documents, block, number):
+    assume(packing != "concat" or sum(lengths) > context)
+    documents = numbered(lengths)
+    with patch.object(draws, "BLOCK", block):
+        source = PackedDocuments(MemoryStore(d=documents), "d", context, seed, mask_documents, packing)
+        sequences = epoch_of(source, number)
+        told = source.packing.utilisation(source.draws.epoch(number)), source.packing.tokens(source.draws.epoch(number))
+    found = [recount(sequence, documents, context, mask_documents, packing) for sequence in sequences]
+    read = Counter(place for places in found for place in places)
+    assert set(read.values()) == {1}
+    whole = {(i, place) for i, length in enumerate(lengths) for place in range(length)}
+    missing = whole - set(read)
+    if packing == "concat":
+        assert 1 <= len(missing) <= context  # what the epoch's end leaves
+    elif packing == "best_fit":
+        assert not missing
+        assert len(sequences) * context - len(read) < context * -(-len(lengths) // block)
+    else:
+        assert missing == {(i, place) for i, place in whole if place >= context}
+        assert sum(sequence["account"][3] for sequence in sequences) == len(missing)
+        assert len(sequences) == len(lengths)
+    assert told == (len(read) / (len(sequences) * context), len(read))
+
+
+def slow_best_fit(lengths, context):
+    """Number of pieces, and the room that each sequence is left with, of one block."""
+    count = -(-sum(lengths) // context)
+    rooms = [0] * sum(length // context for length in lengths)
+    pieces, late = len(rooms), []
+    for size in sorted((length % context for length in lengths if length % context), reverse=True):
+        fitting = [room for room in rooms if room >= size]
+        if not fitting and len(rooms) == count:
+            late.append(size)
+            continue
+        if fitting:
+            rooms.remove(min(fitting))
+        rooms.append((min(fitting) if fitting else context) - size)
+        pieces += 1
+    for size in late:
+        while size:
+            room = max(rooms)
+            rooms.remove(room)
+            rooms.append(max(0, room - size))
+            size, pieces = size - min(room, size), pieces + 1
+    return pieces, sorted(rooms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, context=st.integers(1, 24), seed=st.integers(0, 99))
+def test_best_fit_is_the_slow_one(lengths, context, seed):
+    source = PackedDocuments(MemoryStore(d=numbered(lengths)), "d", context, seed, True, "best_fit")
+    sequences = epoch_of(source)
+    pieces = sum(len(set(sequence["document_ids"].tolist()) - {PADDING}) for sequence in sequences)
+    assert (pieces, sorted(context - int(s["account"][0]) for s in sequences)) == slow_best_fit(lengths, context)
+
+
+def cut_needlessly(source, lengths, context):
+    """Documents that would fit into a sequence and lie in two."""
+    known, inside = origins(numbered(lengths)), Counter()
+    for sequence in epoch_of(source):
+        held = sequence["tokens"][: sequence["account"][0]]
+        inside.update({known[token][0] for token in held.tolist()})
+    return sum(count > 1 and lengths[document] <= context for document, count in inside.items())
+
+
+def test_best_fit_cuts_few_of_the_documents_that_fit():
+    context = 128
+    lengths = np.random.default_rng(0).lognormal(3.7, 0.9, 600).astype(int) + 1
+    packed = {
+        packing: PackedDocuments(MemoryStore(d=numbered(lengths)), "d", context, 1, True, packing)
+        for packing in ("concat", "best_fit")
+    }
+    cut = {packing: cut_needlessly(source, lengths, context) for packing, source in packed.items()}
+    assert cut["best_fit"] <= 6 and cut["concat"] > 150, cut
+
+
+def test_best_fit_does_not_hand_out_the_longest_first():
+    """Sequences of a block come in a random order, or the curriculum would go from long documents to short ones."""
+    lengths = np.random.default_rng(0).integers(1, 60, 400)
+    sequences = epoch_of(PackedDocuments(MemoryStore(d=numbered(lengths)), "d", 64, 1, True, "best_fit"))
+    documents = [sequence["account"][1] for sequence in sequences]
+    half = len(documents) // 2
+    assert np.mean(documents[:half]) == pytest.approx(np.mean(documents[half:]), rel=0.3)
+    again = epoch_of(PackedDocuments(MemoryStore(d=numbered(lengths)), "d", 64, 1, True, "best_fit"), 1)
+    assert [s["tokens"].tolist() for s in sequences] != [s["tokens"].tolist() for s in again]
+
+
+def test_real_documents_single(store):
+    """A real store, where each document begins with the separator."""
+    source = PackedDocuments(store, "docs", 100, 3, True, "single")
+    documents = store.documents("docs", "train")
+    sequences = epoch_of(source)
+    assert len(sequences) == len(documents)
+    assert sorted(s["tokens"][: s["account"][0]].tolist() for s in sequences) == sorted(
+        documents[i][:100].tolist() for i in range(len(documents))
+    )

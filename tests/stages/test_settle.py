@@ -1,0 +1,98 @@
+"""What makes no sense in a stage's data and curriculum is refused before anything runs; the message names the file, the stage and the key."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lit_long.config import CurriculumConfig, DataConfig, ModelConfig, SamplingConfig, StageConfig, UserError
+from lit_long.config.schema import PhaseConfig
+from lit_long.stages.settle import settle
+
+WHERE = "my.yaml: stages.base"
+ROPE = {"scheme": "rope", "base": 10_000.0}
+
+
+def settled(*phases, context=1024, **data):
+    config = StageConfig(
+        context=context,
+        tokens=2**20,
+        tokens_per_update=4096,
+        model=ModelConfig(head_dim=16, d_model=32, n_heads=2, n_kv_heads=1),
+        position=ROPE,
+        data=DataConfig(**{"weights": {"code": 1.0, "docs": 0.0}} | data),
+        curriculum=CurriculumConfig([PhaseConfig(**phase) for phase in phases]),
+    )
+    return settle(config, None, True, WHERE)
+
+
+def sampled(**sampling):
+    return {"sampling": {"code": SamplingConfig(**sampling)}}
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"packing": "bestfit"}, ": data.packing must be concat, best_fit, single, not 'bestfit'; did you mean 'best_fit'?"),
+        ({"sampling": {"cod": SamplingConfig()}}, ": data.sampling.cod: unknown domain; did you mean 'code'?"),
+        ({"sampling": {"retrieval": SamplingConfig()}}, ": data.sampling.retrieval: unknown domain"),
+        (sampled(long_tokens=100), ": data.sampling.code: long_tokens and long_share belong together"),
+        (sampled(long_share=0.5), ": data.sampling.code: long_tokens and long_share belong together"),
+        (sampled(long_tokens=9, long_share=1.0), ": data.sampling.code: .* between 0 and 1, not 1.0"),
+        (sampled(long_tokens=9, long_share=-0.1), ": data.sampling.code: .* between 0 and 1, not -0.1"),
+        (sampled(min_tokens=-1), ": data.sampling.code: min_tokens, max_tokens and long_tokens must be at least 0"),
+        (sampled(max_tokens=-1), ": data.sampling.code: min_tokens, max_tokens and long_tokens must be at least 0"),
+        ({"max_epochs": -1.0}, ": data.max_epochs must be at least 0 .*not -1.0"),
+        ({"repeats": {"cod": 1.0}}, ": data.repeats.cod: unknown domain; did you mean 'code'?"),
+        ({"repeats": {"code": -1.0}}, ": data.repeats.code must be a share of at least 0, not -1.0"),
+        ({"repeats": {"code": 0.0}}, ": data.repeats gives no domain a share; known here: code, docs, retrieval"),
+        ({"repeats": {"code": 1.0, "retrieval": 1.0}}, ": data.repeats.retrieval: there is no pass"),
+        ({"weights": {"cod": 1.0}}, ": data.weights.cod: unknown domain; did you mean 'code'?"),
+        ({"weights": {"code": float("nan")}}, ": data.weights.code must be a share of at least 0, not nan"),
+        ({"weights": {"code": 0.0}}, ": data.weights gives no domain a share"),
+        (
+            {"weights": {"retrieval": 1.0}, "context": 64},
+            ": data.weights.retrieval needs a context of at least 127 tokens, not 64",
+        ),
+    ],
+)
+def test_data_that_make_no_sense(data, message):
+    pattern = re.escape(WHERE) + message.replace("?", r"\?").replace("(", r"\(")
+    with pytest.raises(UserError, match=f"^{pattern}"):
+        settled(**data)
+
+
+@pytest.mark.parametrize(
+    "first, message",
+    [
+        ({"scale": 0.3}, r"\.scale=0\.3 makes sequences of 307"),
+        ({"weights": {"cod": 1.0}}, r"\.weights\.cod: unknown domain; did you mean 'code'"),
+        ({"weights": {"code": -1.0}}, r"\.weights\.code must be a share of at least 0"),
+        ({"weights": {"code": 0.0}}, r"\.weights gives no domain a share"),
+        (
+            {"weights": {"retrieval": 1.0}, "scale": 0.0625},
+            r": data\.weights\.retrieval needs a context of at least 127 .* not 64",
+        ),
+        ({"weights": {"retrieval": 1.0}, "grow_from": 0.0625}, r": data\.weights\.retrieval needs a context of at least 127"),
+        ({"position": {"bas": 1.0}}, r".*base"),
+        ({"position": {"scheme": "rop"}}, r".*rope"),
+    ],
+)
+def test_phases_that_make_no_sense(first, message):
+    with pytest.raises(UserError, match=rf"^{re.escape(WHERE)}\.curriculum\.phases\[0\]{message}"):
+        settled({"until": 0.5} | first, {})
+
+
+def test_the_stages_weights_hold_in_short_phases_too():
+    with pytest.raises(UserError, match=r"phases\[0\]: data\.weights\.retrieval needs a context of at least 127 tokens, not 64"):
+        settled({"until": 0.5, "scale": 0.0625}, {}, weights={"code": 0.9, "retrieval": 0.1})
+    settled({"until": 0.5, "scale": 0.0625, "weights": {"code": 1.0}}, {}, weights={"code": 0.9, "retrieval": 0.1})
+    settled(context=64, weights={"retrieval": 1.0}, repeats={"code": 1.0})  # repeats count instead of weights
+
+
+def test_a_phases_position_is_completed():
+    found = settled({"until": 0.3, "position": {"base": 500.0}}, {"until": 0.6, "position": {"scheme": "nope"}}, {})
+    first, second, last = found.curriculum.phases
+    assert first.position["scheme"] == "rope" and first.position["base"] == 500.0
+    assert second.position["scheme"] == "nope" and "base" not in second.position and last.position == {}
