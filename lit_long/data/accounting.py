@@ -16,10 +16,9 @@ from lit_long.config import UserError
 from lit_long.data.corpus import RETRIEVAL
 from lit_long.data.curriculum import Phase
 from lit_long.data.mixture import Mixture
-from lit_long.data.packing import PackedDocuments
 
-# Of a sequence: its domain's number, tokens, documents that begin in it, those of them that it does not hold whole, tokens of theirs that
-# no sequence holds, and places without a token.
+# Of a sequence: its domain's number, tokens, documents that begin in it, those of them that it does not hold whole, and tokens of theirs that
+# no sequence holds.
 COLUMNS = ("domain", "tokens", "documents", "cut", "cropped")
 
 
@@ -63,9 +62,3 @@ def describe(planned: dict[str, dict[str, Any]]) -> str:
 def consumed(account: Tensor, domains: int) -> Tensor:
     """Sums by domain of sequences' accounts [B, 5]: int64 [domains, 4], columns as in `COLUMNS` without the first."""
     return torch.zeros(domains, 4, dtype=torch.int64).index_add_(0, account[:, 0], account[:, 1:])
-
-
-def epochs_reached(mixture: Mixture, name: str, tokens: int) -> float | None:
-    """Passes that ``tokens`` tokens of a domain are."""
-    source = mixture.sources[name]
-    return tokens / mixture.tokens_per_epoch(name) if isinstance(source, PackedDocuments) else None

@@ -20,6 +20,7 @@ from lit_long.data.documents import Documents, ShardedDocuments
 from lit_long.data.shuffle import Shuffled, random_words
 
 BLOCK = 4096  # documents
+_AT_ONCE = 16  # blocks that are counted together
 
 
 class Draws:
@@ -82,11 +83,13 @@ class Epoch:
         self._order = Shuffled(self._count, draws.seed, draws.domain, number)
         words = random_words(2, "sampling", draws.seed, draws.domain, number)
         self._offsets = words / 2.0**64  # where in [0, 1) counting long, and other, documents begins
-        sums = np.zeros((-(-self._count // BLOCK) + 1, 4), dtype=np.int64)
-        for block in range(len(sums) - 1):
-            sums[block + 1] = sums[block] + self._sums(block, sums[block, 2], sums[block, 3])
-        self.token_starts, self.document_starts = sums[:, 0], sums[:, 1]
-        self._seen_long, self._seen_short = sums[:, 2], sums[:, 3]
+        counts = np.zeros(
+            (4, -(-self._count // BLOCK) + 1), dtype=np.int64
+        )  # of each block: tokens, documents, long and other ones
+        for first in range(0, self._count, BLOCK * _AT_ONCE):
+            self._count_blocks(first, counts)
+        sums = np.cumsum(counts, axis=1)
+        self.token_starts, self.document_starts, self._seen_long, self._seen_short = sums
         self.block = lru_cache(maxsize=4)(self._block)
 
     @property
@@ -104,29 +107,35 @@ class Epoch:
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of a block's documents, and where each of them ends, in tokens from the block's start; int64 [documents]."""
-        numbers, lengths, kept = self._drawn(block, self._seen_long[block], self._seen_short[block])
+        first, stop = block * BLOCK, min(self._count, (block + 1) * BLOCK)
+        numbers, lengths, kept, _ = self._drawn(first, stop, self._seen_long[block], self._seen_short[block])
         return numbers[kept], np.cumsum(lengths[kept])
 
-    def _sums(self, block: int, seen_long: int, seen_short: int) -> tuple[int, int, int, int]:
-        """Tokens and documents of a block, and the long and other documents that were there to be drawn."""
-        _, lengths, kept = self._drawn(block, seen_long, seen_short)
+    def _count_blocks(self, first: int, counts: np.ndarray) -> None:
+        """Count what the next blocks hold, from document ``first`` on. Columns of ``counts`` [4, blocks + 1] are shifted by one."""
+        stop = min(self._count, first + BLOCK * _AT_ONCE)
+        before = counts[2:].sum(axis=1)
+        _, lengths, kept, long = self._drawn(first, stop, *before)
         allowed = self.draws.allowed(lengths)
-        long = int((allowed & (lengths > self.draws.sampling.long_tokens)).sum())
-        return int(lengths[kept].sum()), int(kept.sum()), long, int(allowed.sum()) - long
+        starts = np.arange(0, stop - first, BLOCK)
+        columns = slice(first // BLOCK + 1, first // BLOCK + 1 + len(starts))
+        for row, values in zip(counts, (lengths * kept, kept, allowed & long, allowed & ~long), strict=True):
+            row[columns] = np.add.reduceat(values.astype(np.int64), starts)
 
-    def _drawn(self, block: int, seen_long: int, seen_short: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The block's documents, their lengths, and which of them are kept."""
-        numbers = self._order.stretch(block * BLOCK, min(self._count, (block + 1) * BLOCK))
+    def _drawn(self, first: int, stop: int, seen_long: int, seen_short: int) -> tuple[np.ndarray, ...]:
+        """Documents ``first`` to ``stop`` - 1 of the order: their numbers and lengths, which of them are kept, and which are long.
+
+        ``seen_long`` and ``seen_short`` were there to be drawn before them.
+        """
+        numbers = self._order.stretch(first, stop)
         lengths = np.asarray(self.draws.documents.lengths[numbers])
-        kept = self.draws.allowed(lengths)
+        kept, long = self.draws.allowed(lengths), lengths > self.draws.sampling.long_tokens
         if self.draws.steady:
-            return numbers, lengths, kept
-        long = kept & (lengths > self.draws.sampling.long_tokens)
-        short = kept & ~long
+            return numbers, lengths, kept, long
         for chosen, share, seen, offset in (
-            (long, self.draws.keep_long, seen_long, self._offsets[0]),
-            (short, self.draws.keep_short, seen_short, self._offsets[1]),
+            (kept & long, self.draws.keep_long, seen_long, self._offsets[0]),
+            (kept & ~long, self.draws.keep_short, seen_short, self._offsets[1]),
         ):
             places = seen + np.arange(chosen.sum())
             kept[chosen] = np.floor((places + 1) * share + offset) > np.floor(places * share + offset)  # every 1/share-th
-        return numbers, lengths, kept
+        return numbers, lengths, kept, long
