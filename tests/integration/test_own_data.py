@@ -95,7 +95,7 @@ def test_weights_name_sources(place, tmp_path):
     source = f"data.sources.mine.path={place}/text"
     assert planned(tmp_path, source, "data.weights.mine=0.5").returncode == 0  # beside the built-in corpus
     wrong = planned(tmp_path, source, "data.weights.mine=0.5", "data.weights.mien=0.5")
-    assert wrong.returncode == 2 and "unknown domain in data.weights.mien; did you mean 'mine'" in wrong.stderr
+    assert wrong.returncode == 2 and "data.weights.mien: unknown domain; did you mean 'mine'" in wrong.stderr
     wrong = planned(tmp_path, source, "evaluation.domains=[mine,books]")
     assert wrong.returncode == 2 and "unknown domain 'books' in evaluation.domains" in wrong.stderr
     (place / "text" / "0" / "000.txt").touch()  # another time of change is no other content
