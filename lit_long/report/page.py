@@ -10,13 +10,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from lit_long.report.results import ACCURACY, PASSKEY, PERPLEXITY, ROUGE, Results, display
-from lit_long.report.tables import Table, perplexity_table, retrieval_tables
+from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
 
 CAPTIONS = {
     "retrieval.png": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
     "passkey.png": "Passkey retrieval by task length (the paper's footnote 4).",
     "loss_by_position.png": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
 }
+
+
+DATA = (
+    "What training took from each domain: the share that was planned before the stage started, and the tokens that were counted. A document is "
+    "cut where a sequence does not hold it whole; left out are tokens that no sequence holds."
+)
 
 
 def page(results: Results, figures: list[str]) -> str:
@@ -35,6 +41,8 @@ def page(results: Results, figures: list[str]) -> str:
     if figures:
         parts.append("## Figures")
         parts += [f"![{CAPTIONS[name]}](figures/{name})\n\n*{CAPTIONS[name]}*" for name in figures]
+    if taken := data_table(results):
+        parts += ["## Data", DATA, taken.markdown()]
     if sweep.report.notes:
         parts += ["## Notes", "\n".join(f"* {note.strip()}" for note in sweep.report.notes)]
     if missing:

@@ -1,4 +1,4 @@
-"""The tables: Table 5's form for perplexity, first-sentence retrieval by length, and the tidy CSV behind both.
+"""The tables: Table 5's form for perplexity, first-sentence retrieval by length, the tidy CSV behind both, and what was trained on.
 
 A `Table` is plain text cells with a set of bold ones, so that Markdown and the terminal show the same thing. Measured and
 published numbers never share a column: the domains, models and lengths differ, so only the order of the rows compares.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -182,3 +183,40 @@ def _format(cell: Cell | None, scale: float, places: int) -> str:
         return text
     sd = scale * cell.sd
     return f"{text} ± {sd:.{places}f}" if sd < 1e5 else f"{text} ± {sd:.1e}"
+
+
+def data_table(results: Results) -> Table | None:
+    """What the training stages took from each domain: planned before they started, and counted. None where no stage has told.
+
+    Stages that took the same are one row a domain; the others carry their variants.
+    """
+    users: dict[str, dict[str, list[str]]] = {}  # stage's name → its account as JSON → variants
+    for stage in results.sweep.stages:
+        if stage.result and stage.result.get("kind") == "train" and stage.result.get("data"):
+            account = json.dumps(stage.result["data"], sort_keys=True)
+            found = users.setdefault(stage.name, {}).setdefault(account, [])
+            found += [variant for variant, _ in stage.users if variant not in found]
+    rows = []
+    for name, accounts in users.items():
+        for account, variants in accounts.items():
+            label = name if len(accounts) == 1 else f"{name}, {', '.join(map(display, variants))}"
+            domains = json.loads(account)
+            total = sum(row["consumed"]["tokens"] for row in domains.values()) or 1
+            for domain, row in domains.items():
+                taken, epochs = row["consumed"], row["epochs"]
+                passes = MISSING if epochs is None else f"{epochs * taken['tokens'] / row['tokens']:.2f}"
+                shares = f"{row['share']:.1%}", f"{taken['tokens'] / total:.1%}"
+                counts = [f"{taken[key]:,}" for key in ("tokens", "documents", "cut", "cropped")]
+                rows.append([label, domain, *shares, counts[0], passes, *counts[1:]])
+    header = [
+        "stage",
+        "domain",
+        "planned share",
+        "consumed",
+        "tokens",
+        "epochs",
+        "documents begun",
+        "of them cut",
+        "tokens left out",
+    ]
+    return Table("What training took from each domain", header, rows) if rows else None

@@ -214,3 +214,23 @@ def test_the_size_of_a_model_that_was_only_measured(tmp_path, make):
     file = stages / "evaluate-rope-s0" / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"parameters": 134_515_008}))
     assert model_size(aggregate(read_sweep(folder))) == "135M-parameter model"
+
+
+def test_what_was_planned_and_consumed(tmp_path, make):
+    folder = make.sweep(tmp_path, seeds(make, abf=[20.0], rope=[21.0]))
+    counts = {"documents": 7, "cut": 2, "cropped": 1000}
+    code = {"tokens": 3000.0, "epochs": 1.5, "share": 0.75, "utilisation": 0.9, "consumed": {"tokens": 2000, **counts}}
+    other = {"tokens": 1000.0, "epochs": None, "share": 0.25, "utilisation": 1.0, "consumed": {"tokens": 2000, **counts}}
+    for variant in ("abf", "rope"):
+        file = folder.parent.parent / "stages" / f"extend-{variant}-s0" / "result.json"
+        content = json.loads(file.read_text()) | {
+            "data": {"code": code, "retrieval": other} if variant == "abf" else {"code": code}
+        }
+        file.write_text(json.dumps(content))
+    header, *rows = table(write_report(folder).markdown, "## Data")
+    assert header[2:6] == ["planned share", "consumed", "tokens", "epochs"]
+    assert rows == [
+        ["extend, RoPE ABF", "code", "75.0%", "50.0%", "2,000", "1.00", "7", "2", "1,000"],
+        ["extend, RoPE ABF", "retrieval", "25.0%", "50.0%", "2,000", "—", "7", "2", "1,000"],
+        ["extend, RoPE", "code", "75.0%", "100.0%", "2,000", "1.00", "7", "2", "1,000"],
+    ]
