@@ -95,10 +95,15 @@ def needle_prompt(
         least = length - room + 1 + NEW
         raise UserError(f"needle: a length of {length + NEW} tokens leaves no room for a haystack; the least is {least}")
     hay = haystack(texts, domain, room, seed, trial)
-    cut = round(depth * room)
-    while 0 < cut < room and not subject.words.decode([hay[cut - 1]]).endswith(ENDS):
-        cut -= 1
+    cut = border(subject, hay, round(depth * room))
     return [*before, *hay[:cut], *needle, *hay[cut:], *after]
+
+
+def border(subject: Subject, hay: list[int], cut: int) -> int:
+    """The last place at or before token ``cut`` where a sentence or line has just ended; the end of the text is one."""
+    while 0 < cut < len(hay) and not subject.words.decode([hay[cut - 1]]).endswith(ENDS):
+        cut -= 1
+    return cut
 
 
 def haystack(texts: Pages | Store, domain: str, length: int, *key: int | str) -> list[int]:

@@ -57,6 +57,9 @@ class Perplexity(Task):
             for index in range(len(self.batch(domain, length).tokens) * length // max(self.lengths))
         ]
 
+    def cost(self, key: Key) -> int:
+        return max(self.lengths)
+
     def batch(self, domain: str, length: int) -> Batch:
         """All sequences of that length."""
         return held_out_sequences(self.texts, domain, length, self.sequences, max(self.lengths))
@@ -120,6 +123,9 @@ class SlidingPerplexity(Task):
             for length in self.lengths
             for index in range(len(held_out_sequences(self.texts, domain, self.tokens, self.sequences, self.tokens).tokens))
         ]
+
+    def cost(self, key: Key) -> int:
+        return key.length * (2 + (self.tokens - key.length - 1) // self.stride)
 
     def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
         texts = held_out_sequences(self.texts, keys[0].domain, self.tokens, self.sequences, self.tokens)

@@ -1,7 +1,7 @@
 """Which tasks a suite is made of, and at which sizes.
 
 quick     every kind of task at lengths up to 2,048: minutes on a CPU with a model of 135M parameters
-giraffe   LongChat-Lines, FreeFormQA and AlteredNumericQA at Giraffe's lengths (2k to 16k), with perplexity beside them
+giraffe   LongChat-Lines, FreeFormQA and AlteredNumericQA at Giraffe's lengths (2k to 16k, as far as the model's range goes)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lit_long.data.store import Store
 from lit_long.evaluation.lines import Lines
 from lit_long.evaluation.needle import Needle
 from lit_long.evaluation.pages import Pages
+from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
 from lit_long.evaluation.reading import Perplexity, SlidingPerplexity
 from lit_long.evaluation.recall import FirstSentence, Passkey
 from lit_long.evaluation.task import Task
@@ -21,12 +22,13 @@ from lit_long.evaluation.task import Task
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: ``samples`` of every task and length; ``depths`` of needles; ``stride`` of windows."""
+    """How much is measured: ``samples`` of every task and length, ``documents`` of every domain; ``depths`` of needles; ``stride`` of windows."""
 
     lengths: tuple[int, ...]
     samples: int
+    documents: int
     depths: int
-    stride: int = 256
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,30 @@ class Asked:
 def sliding(asked: Asked) -> Task:
     """Half the longest length as the window, over as many tokens as perplexity reads."""
     longest = max(asked.size.lengths)
-    window, stride = max(1, longest // 2), min(asked.size.stride, max(1, longest // 4))
-    return SlidingPerplexity(asked.texts, asked.data, asked.domains, [window], longest, stride, asked.size.samples)
+    window = max(1, longest // 2)
+    stride = min(asked.size.stride, window)
+    return SlidingPerplexity(asked.texts, asked.data, asked.domains, [window], longest, stride, asked.size.documents)
 
 
 MAKERS: dict[str, Callable[[Asked], Task]] = {
-    Perplexity.name: lambda a: Perplexity(a.texts, a.data, a.domains, list(a.size.lengths), a.size.samples, a.smooth),
+    Perplexity.name: lambda a: Perplexity(a.texts, a.data, a.domains, list(a.size.lengths), a.size.documents, a.smooth),
     SlidingPerplexity.name: sliding,
     FirstSentence.name: lambda a: FirstSentence(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed),
     Passkey.name: lambda a: Passkey(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed),
     Needle.name: lambda a: Needle(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.depths, 1, a.seed),
     Lines.name: lambda a: Lines(list(a.size.lengths), a.size.samples, a.seed),
+    FreeFormQA.name: lambda a: FreeFormQA(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa),
+    AlteredNumericQA.name: lambda a: AlteredNumericQA(
+        a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
+    ),
 }
+GIRAFFE = [Lines.name, FreeFormQA.name, AlteredNumericQA.name]
 SUITES = {
-    "quick": (Size((256, 512, 1024, 2048), samples=4, depths=5), list(MAKERS)),
-    "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, depths=10), [Perplexity.name, Lines.name]),
+    "quick": (
+        Size((256, 512, 1024, 2048), samples=4, documents=2, depths=5, stride=512),
+        [name for name in MAKERS if name not in GIRAFFE[1:]],
+    ),
+    "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, documents=8, depths=10, stride=256), GIRAFFE),
 }
 
 

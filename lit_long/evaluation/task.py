@@ -43,6 +43,10 @@ class Task(ABC):
     def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows of metric, length, value, stderr, low, high, n, and what else tells them apart (domain, depth …)."""
 
+    def cost(self, key: Key) -> int:
+        """Tokens that are read for it, to tell progress by."""
+        return key.length
+
     def check(self, subject: Subject) -> None:
         """Raises UserError when the model cannot be asked this."""
         for length in sorted({key.length for key in self.keys()}):
@@ -71,19 +75,19 @@ def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder
     """
     for task in tasks:
         task.check(subject)
-    total = sum(key.length for task in tasks for key in task.keys())
+    total = sum(task.cost(key) for task in tasks for key in task.keys())
     done, rows = 0, []
     for task in tasks:
         settings = task.settings()
         with Samples(folder / f"{task.name}.jsonl", {"task": task.name, "prompt": task.prompt} | about | settings) as samples:
             keys = task.keys()
-            done += sum(key.length for key in keys if key in samples.records)
+            done += sum(task.cost(key) for key in keys if key in samples.records)
             missing = [key for key in keys if key not in samples.records]
             for (domain, length), group in groupby(missing, key=lambda key: (key.domain, key.length)):
                 wanted = list(group)
                 for key, record in task.measure(subject, wanted):
                     samples.add(key, record)
-                    done += key.length
+                    done += task.cost(key)
                     report(f"{task.name} {domain} {length:,}", done / total)
             found = [samples.records[key] for key in keys if key in samples.records]
             if len(found) != len(keys):

@@ -94,6 +94,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     size = Size(
         tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite),
         config.samples or size.samples,
+        config.samples or size.documents,
         config.depths or size.depths,
         config.stride or size.stride,
     )

@@ -184,3 +184,20 @@ def test_a_tokenizer_of_another_model(words, folder, tmp_path, capsys):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     code, _, err = run(capsys, f"model.init={other}", *words[1:], "tracking.enabled=false", f"out={tmp_path}/o")
     assert code == 2 and "do not belong together" in err
+
+
+def test_giraffe_on_built_questions(words, tmp_path, capsys):
+    more = ("suite=giraffe", "samples=2", "lengths=[1024]", "tracking.enabled=false", f"out={tmp_path}")
+    code, printed, err = run(capsys, *words[:2], *more)
+    assert (
+        code == 0
+        and "FreeFormQA: answer present, % (built)" in printed
+        and "AlteredNumericQA: answer present, % (built)" in printed
+    ), err
+    assert {row["task"] for row in json.loads((tmp_path / "scores.json").read_text())} == {
+        "longchat_lines",
+        "free_form_qa",
+        "altered_numeric_qa",
+    }
+    code, _, err = run(capsys, *words[:2], *more, f"qa={tmp_path}")
+    assert code == 2 and "holds no file of free_form_qa" in err
