@@ -48,7 +48,6 @@ class Lines(Task):
 
     name: ClassVar[str] = "longchat_lines"
     prompt: ClassVar[str] = "lit-long/1"
-    title: ClassVar[str] = "first integer right"
 
     lengths: list[int]
     count: int = 4

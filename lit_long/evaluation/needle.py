@@ -43,7 +43,6 @@ class Needle(Task):
 
     name: ClassVar[str] = "needle"
     prompt: ClassVar[str] = "fu-2024, with the answer begun/1"
-    title: ClassVar[str] = "words of the needle"
 
     texts: Pages | Store
     data: str

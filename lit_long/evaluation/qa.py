@@ -31,7 +31,6 @@ class FreeFormQA(Task):
 
     name: ClassVar[str] = "free_form_qa"
     prompt: ClassVar[str] = "giraffe; chat template where there is one, built ones plain/1"
-    title: ClassVar[str] = "answer present"
     numeric: ClassVar[bool] = False
 
     texts: Pages | Store

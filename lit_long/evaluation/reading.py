@@ -37,7 +37,6 @@ class Perplexity(Task):
 
     name: ClassVar[str] = "perplexity"
     prompt: ClassVar[str] = "none"
-    title: ClassVar[str] = "perplexity"
 
     texts: Pages | Store
     data: str
@@ -103,7 +102,6 @@ class SlidingPerplexity(Task):
 
     name: ClassVar[str] = "sliding_perplexity"
     prompt: ClassVar[str] = "none"
-    title: ClassVar[str] = "perplexity, sliding window"
 
     texts: Pages | Store
     data: str

@@ -31,7 +31,6 @@ class FirstSentence(Task):
 
     name: ClassVar[str] = "first_sentence"
     prompt: ClassVar[str] = "lit-long/1"  # the paper does not give its own
-    title: ClassVar[str] = "ROUGE-L"
     writes: ClassVar[bool] = True  # an answer of the model's own
 
     texts: Pages | Store
@@ -94,7 +93,6 @@ class Passkey(FirstSentence):
 
     name: ClassVar[str] = "passkey"
     prompt: ClassVar[str] = "lit-long/1"
-    title: ClassVar[str] = "found"
     writes: ClassVar[bool] = False
 
     trials: int = 1

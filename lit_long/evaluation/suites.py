@@ -69,6 +69,7 @@ MAKERS: dict[str, Callable[[Asked], Task]] = {
         a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
     ),
 }
+WHOLE = {Perplexity.name, SlidingPerplexity.name, FirstSentence.name, Passkey.name}  # read one document; others join several
 GIRAFFE = [Lines.name, FreeFormQA.name, AlteredNumericQA.name]
 SUITES = {
     "quick": (
@@ -87,16 +88,18 @@ def names_of(suite: str, tasks: list[str]) -> tuple[Size, list[str]]:
     for name in tasks:
         if name not in MAKERS:
             raise UserError(f"command line: tasks: there is no task {name!r}{nearest(name, MAKERS)}")
-    return size, tasks or own
+    return size, list(dict.fromkeys(tasks)) or own
 
 
-def fitting(lengths: tuple[int, ...], context: int, suite: str) -> tuple[int, ...]:
-    """The suite's lengths that the model's range allows. Raises UserError if that is none."""
+def fitting(lengths: tuple[int, ...], context: int, suite: str, say: Callable[[str], None]) -> tuple[int, ...]:
+    """The suite's lengths that the model's range allows; ``say`` is told of the others. Raises UserError if none is left."""
     found = tuple(length for length in lengths if length <= context)
     if not found:
         raise UserError(
             f"suite={suite}: its shortest length, {min(lengths):,}, is beyond context={context:,}; choose lengths=[…]"
         )
+    if left_out := [f"{length:,}" for length in lengths if length > context]:
+        say(f"left out: lengths beyond context={context:,}, the model's range: {', '.join(left_out)}")
     return found
 
 
@@ -105,14 +108,15 @@ def build_tasks(names: list[str], asked: Asked) -> list[Task]:
     return [MAKERS[name](asked) for name in names]
 
 
-def domains_for(texts: Pages | Store, longest: int) -> list[str]:
-    """The domains that have a held-out document of more than ``longest`` tokens. Raises UserError if none has."""
+def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:
+    """The domains that have a held-out document long enough for the tasks of those names. Raises UserError if none has."""
+    needed = longest if set(names) & WHOLE else 1
     lengths = {domain: texts.documents(domain, "validation").lengths for domain in texts.domains}
-    found = [domain for domain, each in lengths.items() if len(each) and each.max() > longest]
+    found = [domain for domain, each in lengths.items() if len(each) and each.max() > needed]
     if not found:
         most = max((int(each.max()) for each in lengths.values() if len(each)), default=0)
         raise UserError(
-            f"no held-out document has the {longest + 1:,} tokens that lengths up to {longest:,} need; the longest has {most:,}. Choose "
+            f"no held-out document has the {needed + 1:,} tokens that lengths up to {longest:,} need; the longest has {most:,}. Choose "
             f"shorter lengths=[…], or longer texts with text=FILE"
         )
     return found

@@ -25,7 +25,6 @@ class Task(ABC):
 
     name: ClassVar[str]
     prompt: ClassVar[str]
-    title: ClassVar[str]  # of its main metric, for tables
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lit_long.stages.scores import EVALUATION, SAMPLES, SCORES, Evaluation
 from lit_long.tracking import NoTracker, Tracker, default_uri, environment_tags
 
 EXPERIMENT = "evaluate"
+GENERATED = "generated"  # what LongChat-Lines has for data
 
 
 def open_scores_tracker(tracking: TrackingConfig, root: str) -> tuple[Tracker, str]:
@@ -34,9 +35,10 @@ def record(tracker: Tracker, evaluation: Evaluation, figures: list[Path]) -> Non
     tags = environment_tags() | {"lit_long.kind": "evaluate", "lit_long.folder": str(evaluation.folder.resolve())}
     params = {key: about[key] for key in ("model", "suite", "tasks", "lengths", "context", "weights", "position", "precision")}
     run = tracker.sweep(evaluation.key, f"{about['suite']} | {Path(about['model']).name}", params=params, tags=tags)
-    for (name, step), value in metrics(evaluation).items():
-        tracker.metrics(run, {name: value}, step)
-    for digest in dict.fromkeys(row["data"] for row in evaluation.rows if row["data"]):
+    found = metrics(evaluation)
+    for step in sorted({step for _, step in found}):
+        tracker.metrics(run, {name: value for (name, at), value in found.items() if at == step}, step)
+    for digest in dict.fromkeys(row["data"] for row in evaluation.rows if row["data"] not in ("", GENERATED)):
         tracker.dataset(run, "texts", digest, "evaluation")
     tracker.text(run, json.dumps(about, indent=1), EVALUATION)
     tracker.table(run, evaluation.rows, SCORES)

@@ -92,29 +92,31 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     pack(model, size.samples)
     subject = Subject(model, tokenization, settings.context, config.batch_tokens)
     size = Size(
-        tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite),
+        tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say),
         config.samples or size.samples,
         config.samples or size.documents,
         config.depths or size.depths,
         config.stride or size.stride,
     )
     texts, data = texts_of(config.text, stage, subject, say)
-    asked = Asked(texts, data, domains_for(texts, max(size.lengths)), size, config.seed, config.smooth, config.qa)
+    asked = Asked(texts, data, domains_for(names, texts, max(size.lengths)), size, config.seed, config.smooth, config.qa)
     tasks = build_tasks(names, asked)
     identity = model_identity(stage, subject, settings)
     about = {
         "model": str(stage or settings.model.init),
         "suite": config.suite,
-        "tasks": {task.name: {"prompt": task.prompt, "title": task.title, **task.settings()} for task in tasks},
+        "tasks": {task.name: {"prompt": task.prompt, **task.settings()} for task in tasks},
         "lengths": list(size.lengths),
         "context": settings.context,
         "lit_long": __version__,
         **identity,
     }
     folder = Path(config.out).expanduser()
-    write_atomically(folder / EVALUATION, json.dumps(about, indent=1) + "\n")
     rows = run_tasks(subject, tasks, identity, folder / SAMPLES, report)
     rows += laws(rows)
+    write_atomically(
+        folder / EVALUATION, json.dumps(about, indent=1) + "\n"
+    )  # only now: a folder of something else is refused unchanged
     write_atomically(folder / SCORES, json.dumps(rows, indent=1) + "\n")
     return Evaluation(folder, evaluation_key(identity, tasks, size), about, rows)
 

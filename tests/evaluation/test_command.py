@@ -71,7 +71,7 @@ def test_writes_records_and_does_not_score_twice(words, tmp_path, capsys, monkey
     def never(*arguments, **options):
         raise AssertionError("measured again")
 
-    before = (out / "scores.json").read_bytes()
+    before, about = (out / "scores.json").read_bytes(), (out / "evaluation.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Subject, "nats", never), patch.setattr(Subject, "write", never)
         code, again, err = run(capsys, *words, f"out={out}", f"root={tmp_path}")
@@ -79,7 +79,7 @@ def test_writes_records_and_does_not_score_twice(words, tmp_path, capsys, monkey
     assert (out / "scores.json").read_bytes() == before and len(client.search_runs([experiment])) == 1
     code, _, err = run(capsys, *words, f"out={out}", f"root={tmp_path}", "seed=1")
     assert code == 2 and "needle.jsonl: holds the samples of another evaluation, which differs in seed" in err
-    assert (out / "scores.json").read_bytes() == before
+    assert (out / "scores.json").read_bytes() == before and (out / "evaluation.json").read_bytes() == about
 
 
 def test_killed_and_gone_on(words, tmp_path, capsys, monkeypatch):
@@ -165,11 +165,23 @@ def test_out_is_needed(capsys):
     assert code == 2 and "out=FOLDER is missing" in err
 
 
+def test_lengths_of_the_suite_beyond_the_range_are_told(words, tmp_path, capsys):
+    more = ("tasks=[perplexity]", "context=600", "samples=1", "tracking.enabled=false", f"out={tmp_path}")
+    code, _, err = run(capsys, *words[:2], *more)
+    assert code == 0 and "left out: lengths beyond context=600, the model's range: 1,024, 2,048" in err
+    assert {row["length"] for row in json.loads((tmp_path / "scores.json").read_text()) if row["metric"] == "nats"} == {256, 512}
+    code, _, err = run(capsys, *words[:2], *more, "context=200")
+    assert code == 2 and "suite=quick: its shortest length, 256, is beyond context=200" in err
+
+
 def test_texts_that_are_too_short(words, folder, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("A short text.")
     more = (f"model.init={folder}", f"text={tmp_path}/short.txt", "tasks=[perplexity]", "lengths=[512]", f"out={tmp_path}/o")
     code, _, err = run(capsys, *more, "tracking.enabled=false")
     assert code == 2 and "no held-out document has the 513 tokens" in err and "the longest has 14" in err
+    needle = ("tasks=[needle]", "depths=2")  # which joins short texts, and repeats them
+    code, printed, err = run(capsys, *more[:2], *needle, "lengths=[512]", f"out={tmp_path}/n", "tracking.enabled=false")
+    assert code == 0 and "needle: its words found" in printed, err
     (tmp_path / "short.txt").write_text("  \n")
     code, _, err = run(capsys, *more, "tracking.enabled=false")
     assert code == 2 and "there is no text in it" in err

@@ -34,6 +34,7 @@ def test_shares_have_wilsons_interval():
 def test_ratios_are_of_sums():
     row = ratio([10.0, 300.0], [10, 100])
     assert row["value"] == pytest.approx(310 / 110)  # a mean of the two ratios would be 2
+    assert ratio([3.0, 5.0, 9.0], [2, 2, 2])["stderr"] == pytest.approx(mean([1.5, 2.5, 4.5])["stderr"])
 
 
 def test_the_standard_error_of_a_ratio_is_the_spread_of_repetitions():
