@@ -125,6 +125,11 @@ class SlidingPerplexity(Task):
     def cost(self, key: Key) -> int:
         return key.length * (2 + (self.tokens - key.length - 1) // self.stride)
 
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        for length in self.lengths:
+            sliding(np.zeros(self.tokens + 1), length, self.stride)
+
     def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
         texts = held_out_sequences(self.texts, keys[0].domain, self.tokens, self.sequences, self.tokens)
         for key in keys:

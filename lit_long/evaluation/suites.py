@@ -53,8 +53,7 @@ def sliding(asked: Asked) -> Task:
     """Half the longest length as the window, over as many tokens as perplexity reads."""
     longest = max(asked.size.lengths)
     window = max(1, longest // 2)
-    stride = min(asked.size.stride, window)
-    return SlidingPerplexity(asked.texts, asked.data, asked.domains, [window], longest, stride, asked.size.documents)
+    return SlidingPerplexity(asked.texts, asked.data, asked.domains, [window], longest, asked.size.stride, asked.size.documents)
 
 
 MAKERS: dict[str, Callable[[Asked], Task]] = {

@@ -91,12 +91,13 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     model, tokenization, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
     pack(model, size.samples)
     subject = Subject(model, tokenization, settings.context, config.batch_tokens)
+    lengths = tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say)
     size = Size(
-        tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say),
+        lengths,
         config.samples or size.samples,
         config.samples or size.documents,
         config.depths or size.depths,
-        config.stride or size.stride,
+        config.stride or min(size.stride, max(1, max(lengths) // 2)),
     )
     texts, data = texts_of(config.text, stage, subject, say)
     asked = Asked(texts, data, domains_for(names, texts, max(size.lengths)), size, config.seed, config.smooth, config.qa)

@@ -143,6 +143,7 @@ def test_a_stage_reads_its_own_held_out_documents(store, tmp_path, capsys):
         (["lengths=[4k]"], "perplexity: 4,096 tokens are beyond context=2,048"),
         (["lengths=[300,512]"], "300 does not divide the longest length, 512"),
         (["lengths=[64]", "tasks=[needle]"], "needle: a length of 64 tokens leaves no room"),
+        (["stride=600"], "stride=600 must be at least 1 and at most the window of 512 tokens"),
         (["samples=-1"], "samples must be at least 0"),
         (["sampels=3"], "unknown key 'sampels'; did you mean 'samples'?"),
         (["text=/nowhere"], "/nowhere"),
