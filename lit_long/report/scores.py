@@ -13,13 +13,13 @@ from lit_long.report.tables import MISSING, Table
 # The metric that stands for each task in the table, its words, and whether it is a share to be shown in %.
 MAIN = {
     "perplexity": ("perplexity", "perplexity", False),
-    "sliding_perplexity": ("sliding_perplexity", "perplexity, sliding window", False),
-    "first_sentence": ("rouge_l", "first sentence: ROUGE-L, %", True),
-    "passkey": ("accuracy", "passkey: found, %", True),
-    "needle": ("score", "needle: its words found, %", True),
-    "longchat_lines": ("accuracy", "LongChat-Lines: first integer right, %", True),
-    "free_form_qa": ("presence", "FreeFormQA: answer present, %", True),
-    "altered_numeric_qa": ("presence", "AlteredNumericQA: answer present, %", True),
+    "sliding_perplexity": ("sliding_perplexity", "sliding window", False),
+    "first_sentence": ("rouge_l", "first sentence", True),
+    "passkey": ("accuracy", "passkey", True),
+    "needle": ("score", "needle", True),
+    "longchat_lines": ("accuracy", "LongChat-Lines", True),
+    "free_form_qa": ("presence", "FreeFormQA", True),
+    "altered_numeric_qa": ("presence", "AltNumericQA", True),
 }
 
 
@@ -33,23 +33,23 @@ def score_table(rows: list[dict[str, Any]], title: str) -> Table:
     body = []
     for (task, domain), cells in lines.items():
         words, share = MAIN[task][1:]
-        name = words if domain in ("", "lines") else f"{words} ({domain})"
         counts = sorted({cell["n"] for cell in cells.values()})
         n = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-        body.append([name, *(value(cells.get(length), share) for length in lengths), n])
-    return Table(title, ["task", *(f"{length:,}" for length in lengths), "n"], body)
+        body.append([words, domain, *(value(cells.get(length), share) for length in lengths), n])
+    return Table(title, ["task", "texts", *(f"{length:,}" for length in lengths), "n"], body)
 
 
 def value(row: dict[str, Any] | None, share: bool) -> str:
-    """``61.2 ± 3.4``; where all samples hit or missed, the 95 % interval: ``100.0 [51–100]``."""
+    """``61.2 ± 3.4``; where all samples hit or missed, the end of the 95 % interval: ``100 (≥51)``."""
     if row is None:
         return MISSING
     scale, digits = (100, 1) if share else (1, 2)
     text = f"{scale * row['value']:.{digits}f}"
     if row["stderr"] is None:
         return text
-    if row["stderr"] == 0 and row["low"] != row["high"]:  # all hit or all missed, which does not make it certain
-        return f"{text} [{scale * row['low']:.0f}–{scale * row['high']:.0f}]"
+    if row["stderr"] == 0:  # all hit or all missed, which does not make it certain
+        bound = f"≥{scale * row['low']:.0f}" if row["value"] else f"≤{scale * row['high']:.0f}"
+        return text if row["low"] == row["high"] else f"{scale * row['value']:.0f} ({bound})"
     return f"{text} ± {scale * row['stderr']:.{digits}f}"
 
 
@@ -69,6 +69,7 @@ def remarks(rows: list[dict[str, Any]]) -> list[str]:
         if row["metric"] == "k_max":
             lines.append(f"k_max: {row['value']:,} tokens of {row['length']:,} ({row['n']} trials; at least 20 % found)")
     cut = sorted({f"{row['task']} {row['length']:,}: {row['truncated']:.0%}" for row in rows if row["truncated"]})
+    lines.append("perplexities as they are, all else in %; ± one standard error over n samples, or the end of the 95 % interval")
     lines.append(f"prompts cut to the model's range: {', '.join(cut) if cut else 'none'}")
     return lines
 

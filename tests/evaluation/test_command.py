@@ -12,6 +12,7 @@ from lit_long.config import StageConfig, plain
 from lit_long.evaluate import main
 from lit_long.evaluation.samples import Samples
 from lit_long.evaluation.subject import Subject
+from lit_long.report.scores import value
 from lit_long.stages.folder import write_stage
 from tests.evaluation.subjects import SHAPE, bytes_folder
 from tests.generation.llamas import small
@@ -55,7 +56,7 @@ def test_writes_records_and_does_not_score_twice(words, tmp_path, capsys, monkey
     assert (
         samples[0]["prompt"].startswith("fu-2024") and len(samples) == 1 + 2 * 2 and {"written", "reference"} <= samples[1].keys()
     )
-    assert "perplexity (text)" in printed and "LongChat-Lines" in printed and f"written  {out}" in printed
+    assert "sliding window" in printed and "LongChat-Lines" in printed and f"written  {out}" in printed
     assert "needle.png" in (out / "scores.md").read_text() and (out / "needle.png").stat().st_size > 10_000
     assert (out / "loss_by_position.png").is_file() and not (out / "scaling_law.png").exists()  # of two lengths
 
@@ -124,7 +125,7 @@ def test_a_stage_reads_its_own_held_out_documents(store, tmp_path, capsys):
     assert code == 2 and "so the stage has not ended" in err
     save_weights(small(SHAPE, **position), stage / WEIGHTS)
     code, printed, err = run(capsys, *words)
-    assert code == 0 and "first sentence: ROUGE-L, % (docs)" in printed and "k_max: " in printed, err
+    assert code == 0 and "first sentence" in printed and "k_max: " in printed, err
     rows = json.loads((tmp_path / "scores.json").read_text())
     assert {row["data"] for row in rows if row["task"] == "perplexity"} == {store.manifest["digest"][:16]}
     assert {row["domain"] for row in rows if row["task"] == "perplexity"} == {"code", "docs"}
@@ -182,7 +183,7 @@ def test_texts_that_are_too_short(words, folder, tmp_path, capsys):
     assert code == 2 and "no held-out document has the 513 tokens" in err and "the longest has 14" in err
     needle = ("tasks=[needle]", "depths=2")  # which joins short texts, and repeats them
     code, printed, err = run(capsys, *more[:2], *needle, "lengths=[512]", f"out={tmp_path}/n", "tracking.enabled=false")
-    assert code == 0 and "needle: its words found" in printed, err
+    assert code == 0 and "needle" in printed, err
     (tmp_path / "short.txt").write_text("  \n")
     code, _, err = run(capsys, *more, "tracking.enabled=false")
     assert code == 2 and "there is no text in it" in err
@@ -202,11 +203,7 @@ def test_a_tokenizer_of_another_model(words, folder, tmp_path, capsys):
 def test_giraffe_on_built_questions(words, tmp_path, capsys):
     more = ("suite=giraffe", "samples=2", "lengths=[1024]", "tracking.enabled=false", f"out={tmp_path}")
     code, printed, err = run(capsys, *words[:2], *more)
-    assert (
-        code == 0
-        and "FreeFormQA: answer present, % (built)" in printed
-        and "AlteredNumericQA: answer present, % (built)" in printed
-    ), err
+    assert code == 0 and "FreeFormQA" in printed and "AltNumericQA" in printed and printed.count(" built ") == 2, err
     assert {row["task"] for row in json.loads((tmp_path / "scores.json").read_text())} == {
         "longchat_lines",
         "free_form_qa",
@@ -214,3 +211,18 @@ def test_giraffe_on_built_questions(words, tmp_path, capsys):
     }
     code, _, err = run(capsys, *words[:2], *more, f"qa={tmp_path}")
     assert code == 2 and "holds no file of free_form_qa" in err
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"value": 0.612, "stderr": 0.034, "low": 0.5, "high": 0.7}, "61.2 ± 3.4"),
+        ({"value": 1.0, "stderr": 0.0, "low": 0.51, "high": 1.0}, "100 (≥51)"),
+        ({"value": 0.0, "stderr": 0.0, "low": 0.0, "high": 0.49}, "0 (≤49)"),
+        ({"value": 1.0, "stderr": 0.0, "low": 1.0, "high": 1.0}, "100.0"),
+        ({"value": 1.0, "stderr": None, "low": None, "high": None}, "100.0"),
+        (None, "—"),
+    ],
+)
+def test_cells_do_not_claim_certainty(row, shown):
+    assert value(row, share=True) == shown
