@@ -6,6 +6,6 @@
 from lit_long.generation.decode import PREFILL_CHUNK, Sequences, generate
 from lit_long.generation.packing import pack
 from lit_long.generation.sampling import Sampler
-from lit_long.generation.text import Continuation, generate_text
+from lit_long.generation.text import Continuation, continue_tokens, generate_text
 
-__all__ = ["PREFILL_CHUNK", "Continuation", "Sampler", "Sequences", "generate", "generate_text", "pack"]
+__all__ = ["PREFILL_CHUNK", "Continuation", "Sampler", "Sequences", "continue_tokens", "generate", "generate_text", "pack"]

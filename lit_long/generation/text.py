@@ -91,10 +91,25 @@ def generate_text(
     Raises:
         UserError: an empty prompt or stop string, or more tokens than the model's encoder can hold.
     """
+    tokens = [words.encode(prompt) for prompt in prompts]
+    return continue_tokens(model, words, tokens, max_new_tokens, sampler=sampler, stop=stop, show=show, chunk=chunk)
+
+
+def continue_tokens(
+    model: Llama,
+    words: Tokenization,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    *,
+    sampler: Sampler | None = None,
+    stop: Sequence[str] = (),
+    show: Show | None = None,
+    chunk: int = PREFILL_CHUNK,
+) -> list[str]:
+    """Like `generate_text`, after prompts of tokens: of an exact length, or cut."""
     if not all(stop):
         raise UserError("stop: an empty string would end every text before it begins; leave it out")
-    tokens = [words.encode(prompt) for prompt in prompts]
-    texts = [Continuation(words, row, stop) for row in tokens]
+    texts = [Continuation(words, row, stop) for row in prompts]
     new = [0] * len(prompts)
 
     def heard(row: int, token: int) -> bool:
@@ -107,5 +122,5 @@ def generate_text(
             show(row, piece, ended)
         return ended
 
-    generate(model, tokens, max_new_tokens, sampler, words.eos, heard, chunk)
+    generate(model, list(prompts), max_new_tokens, sampler, words.eos, heard, chunk)
     return [text.text for text in texts]

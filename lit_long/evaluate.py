@@ -1,0 +1,87 @@
+"""Score a model: what the paper, Giraffe and today's field measure, on texts it was not trained on.
+
+    python -m lit_long.evaluate model=smollm2-135m out=DIR      minutes on a CPU
+    python -m lit_long.evaluate model.init=FOLDER out=DIR       weights made elsewhere, in any format that model.init reads
+    … checkpoint=FOLDER      a finished training stage of this suite (runs/stages/train-…), on its own held-out documents
+    … suite=quick|giraffe    which tasks, at which sizes; tasks=[perplexity,needle] chooses among them
+    … lengths=[1k,2k,4k]     tokens, the answer included; perplexity wants lengths that divide the longest
+    … samples=16 depths=10 stride=256 seed=0                    of every task and length; of needles; of the sliding window
+    … smooth=500             positions to a bin of the loss by position (default: bins that grow)
+    … text=FILE              one's own texts to read and to hide things in: a file or folder of text, .jsonl or .parquet
+    … qa=FOLDER              Giraffe's question answering, as published (default: built from facts of our own)
+    … context=32k position=yarn                                 another encoder for a longer context
+    … dtype=auto|float32|bfloat16  device=auto|cpu|cuda  batch_tokens=4k
+    … tracking.enabled=false tracking.uri=… root=FOLDER         where the record goes, as for a sweep
+
+Writes DIR/scores.json (task, metric, length, value, stderr, low, high, n, truncated …), DIR/samples/TASK.jsonl, DIR/scores.md and figures.
+Killed, the same command goes on; what was measured is not measured again. Exit codes: 0 done, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from functools import partial
+
+from lit_long.config import UserError, typed
+from lit_long.config.one_model import parse_model_words
+
+SECONDS = 5.0  # between lines of progress
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        run(parse_model_words(argv))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def run(words: dict) -> None:
+    """Evaluate, record, and print the table."""
+    from rich.console import Console
+
+    from lit_long.files import write_atomically
+    from lit_long.launch.score_record import open_scores_tracker, record
+    from lit_long.report.score_figures import draw_scores
+    from lit_long.report.scores import markdown, remarks, score_table
+    from lit_long.stages.scores import EvaluateConfig, evaluate_model
+
+    config = typed(EvaluateConfig, words, "command line")
+    tracker, uri = open_scores_tracker(config.tracking, config.root)
+    say = partial(print, file=sys.stderr, flush=True)
+    last = time.monotonic()
+
+    def progress(message: str, done: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS:
+            last = time.monotonic()
+            say(f"{done:6.1%}  {message}")
+
+    evaluation = evaluate_model(config, words, say, progress)
+    figures = draw_scores(evaluation.rows, evaluation.folder)
+    report = markdown(evaluation.rows, evaluation.about, [figure.name for figure in figures])
+    write_atomically(evaluation.folder / "scores.md", report)
+    record(tracker, evaluation, figures)
+    console = Console()
+    for part in score_table(evaluation.rows, f"scores of {evaluation.about['model']}").terminal():
+        console.print(part)
+    for line in remarks(evaluation.rows):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"written  {evaluation.folder}", highlight=False, soft_wrap=True)
+    if uri:
+        console.print(f"run      {uri}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

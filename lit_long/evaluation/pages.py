@@ -1,0 +1,94 @@
+"""Held-out texts in memory, tokenised for the model at hand: what the measurements read when no prepared store belongs to the model.
+
+`Pages` answers the questions that held_out.py and retrieval.py ask of a `Store` (documents of a domain, tokenizer, separator), so
+that they are the same code for a stage of ours and for weights from anywhere. Every text is held out: nothing is trained on here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lit_long.checkpoints.tokenization import Tokenization
+from lit_long.config import CorpusConfig, SourceConfig, UserError
+from lit_long.data.corpus import build_corpus
+from lit_long.data.readers import read_part
+from lit_long.data.sources import parts, settle_source
+
+OWN = "text"  # the domain of one's own texts
+
+
+class Documents:
+    """Tokenised documents of one domain. ``documents[i]`` is int64 [tokens], the separator first."""
+
+    def __init__(self, rows: Sequence[np.ndarray]) -> None:
+        self.rows = rows
+        self.lengths = np.array([len(row) for row in rows], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.rows[index]
+
+
+class Pages:
+    """Texts by domain. Tokenised when first asked for."""
+
+    def __init__(self, words: Tokenization, texts: Mapping[str, Sequence[str]]) -> None:
+        self.words, self.texts = words, {domain: list(rows) for domain, rows in texts.items()}
+        self._documents: dict[str, Documents] = {}
+
+    @property
+    def domains(self) -> list[str]:
+        return list(self.texts)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.words.tokenizer
+
+    @property
+    def separator(self) -> int:
+        return self.words.separator
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the texts and of the tokenizer that cuts them."""
+        digest = hashlib.sha256(self.tokenizer.to_str().encode())
+        for domain, rows in self.texts.items():
+            for text in rows:
+                digest.update(f"{domain} {hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+        return digest.hexdigest()
+
+    def documents(self, domain: str, split: str = "validation") -> Documents:
+        """Raises UserError for an unknown domain."""
+        if domain not in self.texts:
+            raise UserError(f"There is no domain '{domain}' among the texts. Domains: {', '.join(self.domains)}.")
+        if domain not in self._documents:
+            encoded = self.tokenizer.encode_batch(self.texts[domain], add_special_tokens=False)
+            rows = [np.array([self.separator, *each.ids], dtype=np.int64) for each in encoded]
+            self._documents[domain] = Documents(rows)
+        return self._documents[domain]
+
+
+def own_texts(path: str) -> dict[str, list[str]]:
+    """The documents in a file or folder of text, JSON lines or parquet, as one domain. Raises UserError as `settle_source` does."""
+    source = settle_source(OWN, SourceConfig(path=str(Path(path).expanduser())))
+    texts = [each.text for part in parts(OWN, source) for each in read_part(f"text={path}", source, part)]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UserError(f"text={path}: there is no text in it")
+    return {OWN: texts}
+
+
+def builtin_texts(held_out: Sequence[str], packages: Sequence[str], say: Callable[[str], None]) -> dict[str, list[str]]:
+    """Held-out documents of the built-in corpus, by domain: the same as in a store of it, whatever else that trains on."""
+    say("reading the built-in corpus")
+    corpus = CorpusConfig(packages=[name for name in packages if name in held_out], validation=list(held_out))
+    found = build_corpus(corpus, lambda message, done: None)
+    return {domain: [document.text for document in rows] for (domain, split), rows in found.items() if split == "validation"}

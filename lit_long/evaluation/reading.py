@@ -1,0 +1,174 @@
+"""Perplexity tasks: over the same tokens cut to several context lengths, by position in the longest, and under a sliding window.
+
+Nats and tokens are summed, and divided once; windows are never averaged. A sample is one document.
+
+* `Perplexity`: the first ``max(lengths)`` tokens of each document, cut into sequences of each length (LLaMA 2 Long, Table 5 and Figure 1).
+  A token early in a sequence has little context, so the value at length c is a mean over contexts of 0 to c - 1 tokens.
+* `SlidingPerplexity`: a window of ``length`` tokens moves on by ``stride``, and only what no window before it has predicted counts; every
+  token but the first ``length`` is predicted from at least length - stride ones (Press et al. 2022; PI's tables, with a stride of 256).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from lit_long.config import UserError
+from lit_long.data.held_out import held_out_sequences
+from lit_long.data.store import Store
+from lit_long.evaluation.pages import Pages
+from lit_long.evaluation.perplexity import position_edges
+from lit_long.evaluation.samples import Key
+from lit_long.evaluation.statistics import exponential, ratio
+from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.task import Sample, Task, by
+from lit_long.model.batch import NO_LOSS, Batch
+
+AT = "loss_by_position"
+
+
+@dataclass
+class Perplexity(Task):
+    """``sequences``: documents of each domain, at most. ``smooth``: positions to a bin of the loss by position; 0 = bins that grow."""
+
+    name: ClassVar[str] = "perplexity"
+    prompt: ClassVar[str] = "none"
+
+    texts: Pages | Store
+    data: str
+    domains: list[str]
+    lengths: list[int]
+    sequences: int = 4
+    smooth: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        return {"data": self.data, "longest": max(self.lengths), "sequences": self.sequences, "smooth": self.smooth}
+
+    def keys(self) -> list[Key]:
+        return [
+            Key(domain, length, index)
+            for domain in self.domains
+            for length in self.lengths
+            for index in range(len(self.batch(domain, length).tokens) * length // max(self.lengths))
+        ]
+
+    def cost(self, key: Key) -> int:
+        return max(self.lengths)
+
+    def batch(self, domain: str, length: int) -> Batch:
+        """All sequences of that length."""
+        return held_out_sequences(self.texts, domain, length, self.sequences, max(self.lengths))
+
+    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+        longest, length = max(self.lengths), keys[0].length
+        batch, rows = self.batch(keys[0].domain, length), longest // length
+        edges = edges_of(longest, self.smooth)
+        for key in keys:
+            piece = batch.rows(key.index * rows, (key.index + 1) * rows)
+            nats = subject.nats(piece).double()
+            record: dict[str, Any] = {"nats": float(nats.sum()), "tokens": int(piece.loss_tokens())}
+            if length == longest:
+                cuts = [0, *edges]
+                record[AT] = [float(nats[:, low:high].sum()) for low, high in zip(cuts, edges, strict=False)]
+            yield key, record
+
+    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows = []
+        for (domain, length), group in by(samples, "domain", "length"):
+            nats = ratio([each["nats"] for each in group], [each["tokens"] for each in group])
+            about = {"length": length, "domain": domain}
+            rows.append({"metric": "perplexity", **about, **exponential(nats)})
+            rows.append({"metric": "nats", **about, **nats})
+        edges = edges_of(max(self.lengths), self.smooth)
+        for (domain,), group in by([each for each in samples if AT in each], "domain"):
+            for place, (low, high) in enumerate(zip([0, *edges], edges, strict=False)):
+                value = ratio([each[AT][place] for each in group], [high - low] * len(group))
+                rows.append({"metric": AT, "length": high, "domain": domain, **value})
+        return rows
+
+
+def edges_of(length: int, smooth: int) -> list[int]:
+    """Upper edges of the position bins: every ``smooth`` positions (LLaMA 2 Long, Appendix C: 500), or growing ones."""
+    return position_edges(length) if smooth == 0 else [*range(smooth, length, smooth), length]
+
+
+@dataclass
+class SlidingPerplexity(Task):
+    """``tokens`` of each document are predicted, each once."""
+
+    name: ClassVar[str] = "sliding_perplexity"
+    prompt: ClassVar[str] = "none"
+
+    texts: Pages | Store
+    data: str
+    domains: list[str]
+    lengths: list[int]
+    tokens: int
+    stride: int = 256
+    sequences: int = 4
+
+    def settings(self) -> dict[str, Any]:
+        return {"data": self.data, "tokens": self.tokens, "stride": self.stride, "sequences": self.sequences}
+
+    def keys(self) -> list[Key]:
+        return [
+            Key(domain, length, index)
+            for domain in self.domains
+            for length in self.lengths
+            for index in range(len(held_out_sequences(self.texts, domain, self.tokens, self.sequences, self.tokens).tokens))
+        ]
+
+    def cost(self, key: Key) -> int:
+        return key.length * (2 + (self.tokens - key.length - 1) // self.stride)
+
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        for length in self.lengths:
+            sliding(np.zeros(self.tokens + 1), length, self.stride)
+
+    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+        texts = held_out_sequences(self.texts, keys[0].domain, self.tokens, self.sequences, self.tokens)
+        for key in keys:
+            whole = torch.cat([texts.tokens[key.index], texts.targets[key.index, -1:]])
+            windows = sliding(whole.numpy(), key.length, self.stride)
+            yield key, {"nats": float(subject.nats(windows).double().sum()), "tokens": int(windows.loss_tokens())}
+
+    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows = []
+        for (domain, length), group in by(samples, "domain", "length"):
+            nats = ratio([each["nats"] for each in group], [each["tokens"] for each in group])
+            about = {"length": length, "domain": domain, "stride": self.stride}
+            rows.append({"metric": "sliding_perplexity", **about, **exponential(nats)})
+        return rows
+
+
+def sliding(tokens: np.ndarray, window: int, stride: int) -> Batch:
+    """Windows [N, window] over ``tokens`` [T + 1], such that each of the T targets is predicted once, as late in a window as it can be.
+
+    Raises:
+        UserError: a stride above the window, which would leave tokens out, or a text shorter than the window.
+    """
+    count = len(tokens) - 1
+    if not 0 < stride <= window:
+        raise UserError(
+            f"stride={stride} must be at least 1 and at most the window of {window} tokens, or tokens would be left out"
+        )
+    if window > count:
+        raise UserError(
+            f"sliding_perplexity: a window of {window} tokens does not fit into texts of {count}; choose shorter lengths"
+        )
+    starts = [*range(0, count - window, stride), count - window]
+    inputs, targets, predicted = [], [], 0
+    for start in starts:
+        own = tokens[start + 1 : start + window + 1].astype(np.int64)
+        own[: predicted - start] = NO_LOSS
+        inputs.append(tokens[start : start + window].astype(np.int64))
+        targets.append(own)
+        predicted = start + window
+    inputs_NT = torch.from_numpy(np.stack(inputs))
+    positions = torch.arange(window).expand_as(inputs_NT)
+    return Batch(inputs_NT, torch.from_numpy(np.stack(targets)), torch.zeros_like(inputs_NT), positions, mask_documents=False)

@@ -1,0 +1,76 @@
+"""What a score's value is worth: its standard error and a 95 % interval. All are functions of the samples alone.
+
+* a mean: sample deviation / √n, and a percentile bootstrap of the samples;
+* a share of hits: the same standard error, and Wilson's interval, which stays wide when all of a few samples hit or miss, where the
+  standard error is 0;
+* a ratio Σnats / Σtokens over documents: documents are the samples, because tokens of one document are not independent.
+
+Of a single sample nothing is known, so stderr, low and high are None, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Z = 1.959963984540054  # 97.5 % of the normal distribution
+RESAMPLES = 2000
+
+
+def mean(values: Sequence[float]) -> dict[str, Any]:
+    """value, stderr, low, high and n of the mean. Raises ValueError of nothing."""
+    array = checked(values)
+    return {
+        "value": float(array.mean()),
+        **spread(array),
+        **bootstrap(len(array), lambda rows: array[rows].mean(-1)),
+        "n": len(array),
+    }
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """Like `mean`, of hits and misses."""
+    array = checked(hits)
+    n, p = len(array), float(array.mean())
+    centre, room = (p + Z**2 / (2 * n)) / (1 + Z**2 / n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    interval = {"low": max(0.0, centre - room), "high": min(1.0, centre + room)} if n > 1 else {"low": None, "high": None}
+    return {"value": p, **spread(array), **interval, "n": n}
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, Any]:
+    """Like `mean`, of Σ numerators / Σ denominators; the standard error is that of the linearised ratio (Cochran 1977, §6.4)."""
+    above, below = checked(numerators), checked(denominators)
+    n, value = len(above), float(above.sum() / below.sum())
+    deviations = above - value * below
+    stderr = math.sqrt(n / (n - 1) * float((deviations**2).sum())) / float(below.sum()) if n > 1 else None
+    interval = bootstrap(n, lambda rows: above[rows].sum(-1) / below[rows].sum(-1))
+    return {"value": value, "stderr": stderr, **interval, "n": n}
+
+
+def exponential(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of exp(value), as perplexity is of mean nats; the standard error by the delta method."""
+    ends = {key: None if row[key] is None else math.exp(row[key]) for key in ("low", "high")}
+    value = math.exp(row["value"])
+    return row | ends | {"value": value, "stderr": None if row["stderr"] is None else value * row["stderr"]}
+
+
+def checked(values: Sequence[float]) -> np.ndarray:
+    if not len(values):
+        raise ValueError("a score of no samples")
+    return np.asarray(values, dtype=np.float64)
+
+
+def spread(array: np.ndarray) -> dict[str, float | None]:
+    return {"stderr": float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None}
+
+
+def bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray]) -> dict[str, float | None]:
+    """2.5 % and 97.5 % of ``statistic`` over resamples, given as indices [resamples, n]; always the same ones for an n."""
+    if n < 2:
+        return {"low": None, "high": None}
+    rows = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    low, high = np.quantile(statistic(rows), [0.025, 0.975])
+    return {"low": float(low), "high": float(high)}

@@ -1,0 +1,121 @@
+"""Which tasks a suite is made of, and at which sizes.
+
+quick     every kind of task at lengths up to 2,048: minutes on a CPU with a model of 135M parameters
+giraffe   LongChat-Lines, FreeFormQA and AlteredNumericQA at Giraffe's lengths (2k to 16k, as far as the model's range goes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lit_long.config import UserError, nearest
+from lit_long.data.store import Store
+from lit_long.evaluation.lines import Lines
+from lit_long.evaluation.needle import Needle
+from lit_long.evaluation.pages import Pages
+from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
+from lit_long.evaluation.reading import Perplexity, SlidingPerplexity
+from lit_long.evaluation.recall import FirstSentence, Passkey
+from lit_long.evaluation.task import Task
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: ``samples`` of every task and length, ``documents`` of every domain; ``depths`` of needles; ``stride`` of windows."""
+
+    lengths: tuple[int, ...]
+    samples: int
+    documents: int
+    depths: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Texts, their digest, and what the user wants otherwise than the suite has it."""
+
+    texts: Pages | Store
+    data: str
+    domains: list[str]
+    size: Size
+    seed: int = 0
+    smooth: int = 0
+    qa: str = ""  # a file or folder of Giraffe's question answering
+
+    @property
+    def haystack(self) -> str:
+        """The domain that things are hidden in: prose if there is some."""
+        return "docs" if "docs" in self.domains else self.domains[0]
+
+
+def sliding(asked: Asked) -> Task:
+    """Half the longest length as the window, over as many tokens as perplexity reads."""
+    longest = max(asked.size.lengths)
+    window = max(1, longest // 2)
+    return SlidingPerplexity(asked.texts, asked.data, asked.domains, [window], longest, asked.size.stride, asked.size.documents)
+
+
+MAKERS: dict[str, Callable[[Asked], Task]] = {
+    Perplexity.name: lambda a: Perplexity(a.texts, a.data, a.domains, list(a.size.lengths), a.size.documents, a.smooth),
+    SlidingPerplexity.name: sliding,
+    FirstSentence.name: lambda a: FirstSentence(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed),
+    Passkey.name: lambda a: Passkey(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed),
+    Needle.name: lambda a: Needle(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.depths, 1, a.seed),
+    Lines.name: lambda a: Lines(list(a.size.lengths), a.size.samples, a.seed),
+    FreeFormQA.name: lambda a: FreeFormQA(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa),
+    AlteredNumericQA.name: lambda a: AlteredNumericQA(
+        a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
+    ),
+}
+WHOLE = {Perplexity.name, SlidingPerplexity.name, FirstSentence.name, Passkey.name}  # read one document; others join several
+GIRAFFE = [Lines.name, FreeFormQA.name, AlteredNumericQA.name]
+SUITES = {
+    "quick": (
+        Size((256, 512, 1024, 2048), samples=4, documents=2, depths=5, stride=512),
+        [name for name in MAKERS if name not in GIRAFFE[1:]],
+    ),
+    "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, documents=8, depths=10, stride=256), GIRAFFE),
+}
+
+
+def names_of(suite: str, tasks: list[str]) -> tuple[Size, list[str]]:
+    """The suite's size, and its tasks or those chosen. Raises UserError for unknown names."""
+    if suite not in SUITES:
+        raise UserError(f"command line: suite={suite}: there is no such suite{nearest(suite, SUITES)}")
+    size, own = SUITES[suite]
+    for name in tasks:
+        if name not in MAKERS:
+            raise UserError(f"command line: tasks: there is no task {name!r}{nearest(name, MAKERS)}")
+    return size, list(dict.fromkeys(tasks)) or own
+
+
+def fitting(lengths: tuple[int, ...], context: int, suite: str, say: Callable[[str], None]) -> tuple[int, ...]:
+    """The suite's lengths that the model's range allows; ``say`` is told of the others. Raises UserError if none is left."""
+    found = tuple(length for length in lengths if length <= context)
+    if not found:
+        raise UserError(
+            f"suite={suite}: its shortest length, {min(lengths):,}, is beyond context={context:,}; choose lengths=[…]"
+        )
+    if left_out := [f"{length:,}" for length in lengths if length > context]:
+        say(f"left out: lengths beyond context={context:,}, the model's range: {', '.join(left_out)}")
+    return found
+
+
+def build_tasks(names: list[str], asked: Asked) -> list[Task]:
+    """The tasks of those names. Raises UserError where the texts do not suffice."""
+    return [MAKERS[name](asked) for name in names]
+
+
+def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:
+    """The domains that have a held-out document long enough for the tasks of those names. Raises UserError if none has."""
+    needed = longest if set(names) & WHOLE else 1
+    lengths = {domain: texts.documents(domain, "validation").lengths for domain in texts.domains}
+    found = [domain for domain, each in lengths.items() if len(each) and each.max() > needed]
+    if not found:
+        most = max((int(each.max()) for each in lengths.values() if len(each)), default=0)
+        raise UserError(
+            f"no held-out document has the {needed + 1:,} tokens that lengths up to {longest:,} need; the longest has {most:,}. Choose "
+            f"shorter lengths=[…], or longer texts with text=FILE"
+        )
+    return found

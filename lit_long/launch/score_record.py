@@ -1,0 +1,63 @@
+"""How an evaluation appears in MLflow: a run of the experiment ``evaluate``, found by what was asked of which weights and resumed.
+
+The folder is the truth; the run holds its settings, every main score as a metric, the table, the samples and the figures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lit_long.config import TrackingConfig, project_root
+from lit_long.stages.scores import EVALUATION, SAMPLES, SCORES, Evaluation
+from lit_long.tracking import NoTracker, Tracker, default_uri, environment_tags
+
+EXPERIMENT = "evaluate"
+GENERATED = "generated"  # what LongChat-Lines has for data
+
+
+def open_scores_tracker(tracking: TrackingConfig, root: str) -> tuple[Tracker, str]:
+    """The tracker and its store's URI; one that does nothing, and "", when ``tracking.enabled=false``.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    if not tracking.enabled:
+        return NoTracker(), ""
+    place = Path(root).expanduser().resolve() if root else project_root()
+    uri = tracking.uri or default_uri(place)
+    return Tracker.open(uri, EXPERIMENT, place / "mlflow" / "artifacts"), uri
+
+
+def record(tracker: Tracker, evaluation: Evaluation, figures: list[Path]) -> None:
+    """Write the evaluation's run, or write it again: nothing is recorded twice."""
+    about = evaluation.about
+    tags = environment_tags() | {"lit_long.kind": "evaluate", "lit_long.folder": str(evaluation.folder.resolve())}
+    params = {key: about[key] for key in ("model", "suite", "tasks", "lengths", "context", "weights", "position", "precision")}
+    run = tracker.sweep(evaluation.key, f"{about['suite']} | {Path(about['model']).name}", params=params, tags=tags)
+    found = metrics(evaluation)
+    for step in sorted({step for _, step in found}):
+        tracker.metrics(run, {name: value for (name, at), value in found.items() if at == step}, step)
+    for digest in dict.fromkeys(row["data"] for row in evaluation.rows if row["data"] not in ("", GENERATED)):
+        tracker.dataset(run, "texts", digest, "evaluation")
+    tracker.text(run, json.dumps(about, indent=1), EVALUATION)
+    tracker.table(run, evaluation.rows, SCORES)
+    tracker.artifact(run, evaluation.folder / SAMPLES, SAMPLES)
+    for figure in figures:
+        tracker.artifact(run, figure, "figures")
+    tracker.finish(run, "FINISHED")
+
+
+def metrics(evaluation: Evaluation) -> dict[tuple[str, int], float]:
+    """By (name, step): ``eval/TASK/METRIC/DOMAIN/LENGTH``; the loss by position is a curve, whose step is the position.
+
+    Cells of a grid are left to the table.
+    """
+    found = {}
+    for row in evaluation.rows:
+        if "depth" in row:
+            continue
+        name = f"eval/{row['task']}/{row['metric']}/{row['domain']}"
+        curve = row["metric"] == "loss_by_position"
+        found[name if curve else f"{name}/{row['length']}", row["length"] if curve else 0] = row["value"]
+    return found

@@ -1,0 +1,97 @@
+"""The scores of one model as a table, a task a row and a length a column, for the terminal and for scores.md.
+
+Shares and overlaps are in %; perplexity is as it is. Behind each value stands its standard error; where there is none (one sample, a
+value that is no mean), nothing is claimed. Nothing is bold: one model has no best.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_long.report.tables import MISSING, Table
+
+# The metric that stands for each task in the table, its words, and whether it is a share to be shown in %.
+MAIN = {
+    "perplexity": ("perplexity", "perplexity", False),
+    "sliding_perplexity": ("sliding_perplexity", "sliding window", False),
+    "first_sentence": ("rouge_l", "first sentence", True),
+    "passkey": ("accuracy", "passkey", True),
+    "needle": ("score", "needle", True),
+    "longchat_lines": ("accuracy", "LongChat-Lines", True),
+    "free_form_qa": ("presence", "FreeFormQA", True),
+    "altered_numeric_qa": ("presence", "AltNumericQA", True),
+}
+
+
+def score_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Main metrics by length."""
+    shown = [row for row in rows if row["task"] in MAIN and row["metric"] == MAIN[row["task"]][0]]
+    lengths = sorted({row["length"] for row in shown})
+    lines: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in shown:
+        lines.setdefault((row["task"], row.get("domain", "")), {})[row["length"]] = row
+    body = []
+    for (task, domain), cells in lines.items():
+        words, share = MAIN[task][1:]
+        counts = sorted({cell["n"] for cell in cells.values()})
+        n = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        body.append([words, domain, *(value(cells.get(length), share) for length in lengths), n])
+    return Table(title, ["task", "texts", *(f"{length:,}" for length in lengths), "n"], body)
+
+
+def value(row: dict[str, Any] | None, share: bool) -> str:
+    """``61.2 ± 3.4``; where all samples hit or missed, the end of the 95 % interval: ``100 (≥51)``."""
+    if row is None:
+        return MISSING
+    scale, digits = (100, 1) if share else (1, 2)
+    text = f"{scale * row['value']:.{digits}f}"
+    if row["stderr"] is None:
+        return text
+    if row["stderr"] == 0:  # all hit or all missed, which does not make it certain
+        bound = f"≥{scale * row['low']:.0f}" if row["value"] else f"≤{scale * row['high']:.0f}"
+        return text if row["low"] == row["high"] else f"{scale * row['value']:.0f} ({bound})"
+    return f"{text} ± {scale * row['stderr']:.{digits}f}"
+
+
+def remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """What the table leaves out: the scaling law, k_max, truncation, and the provenance of every score."""
+    lines = []
+    for domain in dict.fromkeys(row["domain"] for row in rows if row["task"] == "scaling_law"):
+        law = {
+            row["metric"].removeprefix("law_"): row for row in rows if row["task"] == "scaling_law" and row["domain"] == domain
+        }
+        names = {"alpha": "α", "beta": "β", "gamma": "γ"}
+        parts = [f"{sign} {law[name]['value']:.3g}{interval(law[name])}" for name, sign in names.items()]
+        lines.append(
+            f"scaling law, {domain}: L(c) = (α/c)^β + γ, {', '.join(parts)}; R² {law['r2']['value']:.4f} of {law['r2']['n']} lengths"
+        )
+    for row in rows:
+        if row["metric"] == "k_max":
+            lines.append(f"k_max: {row['value']:,} tokens of {row['length']:,} ({row['n']} trials; at least 20 % found)")
+    cut = sorted({f"{row['task']} {row['length']:,}: {row['truncated']:.0%}" for row in rows if row["truncated"]})
+    lines.append("perplexities as they are, all else in %; ± one standard error over n samples, or the end of the 95 % interval")
+    lines.append(f"prompts cut to the model's range: {', '.join(cut) if cut else 'none'}")
+    return lines
+
+
+def interval(row: dict[str, Any]) -> str:
+    return "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
+
+
+def markdown(rows: list[dict[str, Any]], about: dict[str, Any], figures: list[str]) -> str:
+    """scores.md."""
+    prompts = {task: each["prompt"] for task, each in about["tasks"].items() if each["prompt"] != "none"}
+    return "\n\n".join(
+        [
+            f"# Scores of {about['model']}",
+            f"Suite `{about['suite']}`; ± is one standard error over n samples; empty cells were not measured.",
+            score_table(rows, "").markdown(),
+            "\n".join(f"* {line}" for line in remarks(rows)),
+            "\n".join(f"![{name}]({name})" for name in figures),
+            f"Weights `{about['weights'][:16]}`, tokenizer `{about['tokenizer'][:16]}`, encoder `{about['position'].get('scheme')}`, "
+            f"precision {about['precision']}, lit-long {about['lit_long']}. Prompt versions: "
+            + ("; ".join(f"{task} {version}" for task, version in prompts.items()) or "none")
+            + ".",
+            "",
+        ]
+    )

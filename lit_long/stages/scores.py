@@ -1,0 +1,170 @@
+"""An evaluation of one model, from the words of the command line to its folder:
+
+evaluation.json   the model, the texts and the settings; what the scores are of
+samples/TASK.jsonl   every output, written as it comes
+scores.json   the scores, a row each; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_long import __version__
+from lit_long.checkpoints.digests import file_digest
+from lit_long.checkpoints.external import open_external
+from lit_long.checkpoints.weights import WEIGHTS
+from lit_long.config import StageConfig, TrackingConfig, UserError, plain
+from lit_long.config.one_data import compose_data
+from lit_long.data.store import Store, open_store
+from lit_long.evaluation.pages import Pages, builtin_texts, own_texts
+from lit_long.evaluation.scaling_law import law_rows
+from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of
+from lit_long.evaluation.task import Report, Task, run_tasks
+from lit_long.files import write_atomically
+from lit_long.generation import pack
+from lit_long.stages.folder import read_stage
+from lit_long.stages.lineage import stage_of
+from lit_long.stages.model import load_model
+
+EVALUATION, SCORES, SAMPLES = "evaluation.json", "scores.json", "samples"
+
+
+@dataclass
+class EvaluateConfig:
+    """The command's keys. 0 and empty ones are the suite's own."""
+
+    suite: str = "quick"
+    tasks: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    samples: int = 0
+    depths: int = 0
+    stride: int = 0
+    smooth: int = 0
+    seed: int = 0
+    text: str = ""
+    qa: str = ""
+    out: str = ""
+    checkpoint: str = ""
+    context: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_tokens: int = 4096
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    root: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    position: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise UserError("command line: out=FOLDER is missing: where scores.json and samples/ go")
+        for key in ("samples", "depths", "stride", "smooth", "seed"):
+            if getattr(self, key) < 0:
+                raise UserError(f"command line: {key} must be at least 0, not {getattr(self, key)}")
+        if min(self.lengths, default=1) < 1 or self.batch_tokens < 1:
+            raise UserError("command line: lengths and batch_tokens must be at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation. ``about`` is what is in evaluation.json; ``key`` is the same for the same model and settings."""
+
+    folder: Path
+    key: str
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[[str], None], report: Report) -> Evaluation:
+    """Measure, or go on measuring, and write the folder. ``words`` are the command line's, which name the model.
+
+    Raises:
+        UserError: unknown names, no model or texts, a length beyond the model, samples of another evaluation in the folder.
+    """
+    size, names = names_of(config.suite, config.tasks)
+    stage = stage_folder(config.checkpoint)
+    model, tokenization, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
+    pack(model, size.samples)
+    subject = Subject(model, tokenization, settings.context, config.batch_tokens)
+    lengths = tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say)
+    size = Size(
+        lengths,
+        config.samples or size.samples,
+        config.samples or size.documents,
+        config.depths or size.depths,
+        config.stride or min(size.stride, max(1, max(lengths) // 2)),
+    )
+    texts, data = texts_of(config.text, stage, subject, say)
+    asked = Asked(texts, data, domains_for(names, texts, max(size.lengths)), size, config.seed, config.smooth, config.qa)
+    tasks = build_tasks(names, asked)
+    identity = model_identity(stage, subject, settings)
+    about = {
+        "model": str(stage or settings.model.init),
+        "suite": config.suite,
+        "tasks": {task.name: {"prompt": task.prompt, **task.settings()} for task in tasks},
+        "lengths": list(size.lengths),
+        "context": settings.context,
+        "lit_long": __version__,
+        **identity,
+    }
+    folder = Path(config.out).expanduser()
+    rows = run_tasks(subject, tasks, identity, folder / SAMPLES, report)
+    rows += laws(rows)
+    write_atomically(
+        folder / EVALUATION, json.dumps(about, indent=1) + "\n"
+    )  # only now: a folder of something else is refused unchanged
+    write_atomically(folder / SCORES, json.dumps(rows, indent=1) + "\n")
+    return Evaluation(folder, evaluation_key(identity, tasks, size), about, rows)
+
+
+def stage_folder(checkpoint: str) -> Path | None:
+    """The stage that ``checkpoint`` names, which must be a finished one."""
+    if not checkpoint:
+        return None
+    path = Path(checkpoint).expanduser().resolve()
+    folder = stage_of(path)
+    if path not in (folder, folder / WEIGHTS):
+        raise UserError(
+            f"checkpoint={checkpoint}: is a resume point; export it first (python -m lit_long.export checkpoint=… out=FOLDER) and name "
+            f"model.init=FOLDER, or name the stage's folder, {folder}, once it has ended"
+        )
+    return folder
+
+
+def texts_of(text: str, stage: Path | None, subject: Subject, say: Callable[[str], None]) -> tuple[Pages | Store, str]:
+    """What to read, and its digest: ``text``, else the held-out documents of the stage's data, else those of the built-in corpus."""
+    if stage and not text:
+        store = open_store(read_stage(stage)[1])
+        return store, store.manifest["digest"]
+    corpus = compose_data({}, lambda init: (subject.model.config, {})).data.corpus
+    pages = Pages(subject.words, own_texts(text) if text else builtin_texts(corpus.validation, corpus.packages, say))
+    return pages, pages.digest
+
+
+def model_identity(stage: Path | None, subject: Subject, settings: StageConfig) -> dict[str, Any]:
+    """What of the model the samples depend on: its weights by content, wherever they lie."""
+    weights = file_digest(stage / WEIGHTS) if stage else open_external(settings.model.init).digest
+    return {
+        "weights": weights,
+        "position": plain(settings.position),
+        "tokenizer": hashlib.sha256(subject.words.tokenizer.to_str().encode()).hexdigest(),
+        "precision": str(subject.model.norm.weight.dtype).removeprefix("torch."),
+    }
+
+
+def laws(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The scaling law of what `Perplexity` measured, as rows of the task scaling_law."""
+    measured = [row for row in rows if row["task"] == "perplexity"]
+    common = {key: measured[0][key] for key in ("prompt", "seed", "data", "truncated")} if measured else {}
+    return [{"task": "scaling_law", **row, **common} for row in law_rows(measured)]
+
+
+def evaluation_key(identity: dict[str, Any], tasks: list[Task], size: Size) -> str:
+    """A short name of the model and what it is asked."""
+    content = [identity, [[task.name, task.prompt, task.settings()] for task in tasks], size.lengths]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

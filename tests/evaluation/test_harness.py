@@ -1,0 +1,128 @@
+"""Our adapter for lm-eval against lm-eval's own HFLM on the same folder: likelihoods, greedy flags, rolling windows and texts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_long.checkpoints.external import open_external
+from lit_long.config import UserError
+from lit_long.evaluation.subject import Subject
+from lit_long.positions import build
+from tests.checkpoints.llamas import read
+from tests.evaluation.subjects import bytes_folder
+
+PAIRS = [
+    ("The capital of France is", " Paris"),
+    ("The capital of France is", " London"),
+    ("A or B? Answer:", " A"),
+    ("A or B? Answer:", " B"),
+    ("A or B? Answer: ", "C"),  # lm-eval moves the space
+    ("", "Nothing stands before it"),
+    ("long " * 60, "ago"),  # 300 tokens, of 128
+    ("x" * 500, "y" * 20),
+]
+CONTEXT = 128
+
+
+def instances(kind, arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    from lm_eval.models.huggingface import HFLM
+
+    from lit_long.evaluation.harness import Harness
+
+    folder = bytes_folder(tmp_path_factory.mktemp("llama") / "model", CONTEXT)
+    external = open_external(str(folder))
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4)
+    return theirs, Harness(Subject(read(external), external.tokenization(), CONTEXT, 512))
+
+
+def test_likelihoods(pair):
+    ours = pair[1]
+    expected, found = (lm.loglikelihood(instances("loglikelihood", PAIRS)) for lm in pair)
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert (ours.truncated, ours.asked) == (2, len(PAIRS))
+    for continuation, message in (
+        ("b" * 129, "of 129 tokens at once, beyond the model's range of 128"),
+        ("", "likelihood of nothing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ours.loglikelihood(instances("loglikelihood", [("a", continuation)]))
+
+
+def test_greedy_is_what_would_be_written(pair):
+    theirs, ours = pair
+    contexts = [f"{i} is a number, and" for i in range(40)]
+    written = theirs.generate_until(instances("generate_until", [(text, {"max_gen_toks": 1}) for text in contexts]))
+    asked = [pair for pair in zip(contexts, written, strict=True) if pair[1].isascii() and pair[1].strip()]
+    asked += [(context, "!?") for context, _ in asked]
+    flags = [[greedy for _, greedy in lm.loglikelihood(instances("loglikelihood", asked))] for lm in (theirs, ours)]
+    assert flags[0] == flags[1] and len(asked) >= 4
+    assert flags[1] == [True] * (len(asked) // 2) + [False] * (len(asked) // 2)
+
+
+def test_contexts_of_options_are_read_once(pair, monkeypatch):
+    ours, reads = pair[1], []
+    read_rows = ours.hidden
+    monkeypatch.setattr(ours, "hidden", lambda rows: (reads.extend(rows), read_rows(rows))[1])
+    options = [("Which letter? Answer:", letter) for letter in "ABCD"]
+    ours.loglikelihood(instances("loglikelihood", [*options, ("Something else:", "E")]))
+    assert len(reads) == 2
+
+
+def test_rolling(pair):
+    texts = [("short",), ("z" * 300,), ("The quick brown fox. " * 20,)]
+    expected, found = (lm.loglikelihood_rolling(instances("loglikelihood_rolling", texts)) for lm in pair)
+    assert found == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(UserError, match="text 0, which is empty"):
+        pair[1].loglikelihood_rolling(instances("loglikelihood_rolling", [("",)]))
+
+
+def test_texts(pair):
+    ours = pair[1]
+    options = {"until": ["e", "Q"], "do_sample": False, "max_gen_toks": 24}
+    asked = [(f"Question {i}: what is {i} times {i}?\nAnswer:", options) for i in range(6)] + [
+        ("w" * 400, options | {"until": []})
+    ]
+    before = ours.truncated
+    expected, found = (lm.generate_until(instances("generate_until", asked)) for lm in pair)
+    assert found == expected and any(found) and len(set(found)) > 3
+    assert ours.truncated - before == 1
+    with pytest.raises(UserError, match="128 new tokens, which leaves nothing of the model's range of 128"):
+        ours.generate_until(instances("generate_until", [("x", {"max_gen_toks": 128})]))
+    with pytest.raises(UserError, match="sets num_beams for generation"):
+        ours.generate_until(instances("generate_until", [("x", {"num_beams": 4})]))
+
+
+def test_drawn_texts_do_not_depend_on_what_else_is_asked(pair):
+    ours = pair[1]
+    warm = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 20}
+    together = ours.generate_until(instances("generate_until", [("one", warm), ("two", warm), ("three", {"max_gen_toks": 20})]))
+    alone = [ours.generate_until(instances("generate_until", [(text, warm)]))[0] for text in ("one", "two")]
+    assert (
+        together[:2] == alone and alone[0] != ours.generate_until(instances("generate_until", [("one", {"max_gen_toks": 20})]))[0]
+    )
+
+
+def test_an_encoder_that_looks_at_the_length(tmp_path):
+    """Rows of unequal length get their own tables, and not those of the longest row beside them."""
+    from lit_long.evaluation.harness import Harness
+
+    external = open_external(str(bytes_folder(tmp_path / "model", CONTEXT)))
+    model = read(external)
+    model.encoder = build({"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 4.0, "original": 32}, 16)
+    words = external.tokenization()
+    pairs = [("short " * 6, "one"), ("longer " * 12, "two"), ("x", "yz")]
+    together = Harness(Subject(model, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
+    alone = [Harness(Subject(model, words, CONTEXT, 1)).loglikelihood(instances("loglikelihood", [each]))[0] for each in pairs]
+    assert [score for score, _ in together] == pytest.approx([score for score, _ in alone], abs=1e-4)
+    plain = read(external)
+    expected = Harness(Subject(plain, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
+    assert abs(expected[1][0] - together[1][0]) > 1e-2 and torch.isfinite(torch.tensor(together[0][0]))

@@ -1,0 +1,66 @@
+"""Standard errors and intervals against closed forms, and against what they claim to be: the spread of repeated experiments."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lit_long.evaluation.statistics import exponential, mean, ratio, share
+
+
+def test_mean():
+    row = mean([1.0, 2.0, 4.0, 9.0])
+    assert (row["value"], row["n"]) == (4.0, 4)
+    assert row["stderr"] == pytest.approx(math.sqrt((9 + 4 + 0 + 25) / 3) / 2)
+    assert 1 <= row["low"] < 4 < row["high"] <= 9
+    assert row == mean([1.0, 2.0, 4.0, 9.0])  # the bootstrap is always the same
+
+
+def test_shares_have_wilsons_interval():
+    """Figures of Newcombe (1998), Table I: 81 of 263, 15 of 148, 0 of 20, and 1 of 29."""
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        row = share([True] * hits + [False] * (n - hits))
+        assert (row["low"], row["high"]) == pytest.approx((low, high), abs=5e-5) and row["value"] == hits / n
+    assert share([True] * 4)["stderr"] == 0 and share([True] * 4)["low"] == pytest.approx(0.51, abs=0.005)
+
+
+def test_ratios_are_of_sums():
+    row = ratio([10.0, 300.0], [10, 100])
+    assert row["value"] == pytest.approx(310 / 110)  # a mean of the two ratios would be 2
+    assert ratio([3.0, 5.0, 9.0], [2, 2, 2])["stderr"] == pytest.approx(mean([1.5, 2.5, 4.5])["stderr"])
+
+
+def test_the_standard_error_of_a_ratio_is_the_spread_of_repetitions():
+    random = np.random.default_rng(0)
+
+    def experiment():
+        tokens = random.integers(50, 500, size=40)
+        return ratio(tokens * random.normal(2.0, 0.3, size=40), tokens)
+
+    found = [experiment() for _ in range(300)]
+    spread = np.std([row["value"] for row in found], ddof=1)
+    assert np.mean([row["stderr"] for row in found]) == pytest.approx(spread, rel=0.1)
+    assert 0.88 < np.mean([row["low"] < 2.0 < row["high"] for row in found]) < 0.98
+
+
+def test_perplexity_is_exp_of_nats():
+    nats = ratio([20.0, 31.0, 28.0], [10, 10, 10])
+    row = exponential(nats)
+    assert row["value"] == pytest.approx(math.exp(79 / 30)) and row["low"] == pytest.approx(math.exp(nats["low"]))
+    h = 1e-6
+    assert row["stderr"] == pytest.approx(nats["stderr"] * (math.exp(nats["value"] + h) - row["value"]) / h, rel=1e-4)
+
+
+def test_one_sample_says_nothing_of_its_spread():
+    for row in (mean([3.0]), share([True]), ratio([3.0], [2.0]), exponential(ratio([3.0], [2.0]))):
+        assert row["n"] == 1 and row["stderr"] is row["low"] is row["high"] is None
+    for statistic in (mean, share, lambda none: ratio(none, none)):
+        with pytest.raises(ValueError, match="no samples"):
+            statistic([])
