@@ -62,10 +62,8 @@ class LongContextModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model_config, self.optim, self.updates = model, optim, updates
-        self.encoder = build(position, model.head_dim)
-        self.turns = [
-            (start, build(settings, model.head_dim), build_transform(settings)) for start, settings in switches or [(0, position)]
-        ]
+        self.encoder, self.transform = build(position, model.head_dim), build_transform(position)
+        self.switches = [(start, build(own, model.head_dim), build_transform(own)) for start, own in switches]
         self.init_from, self.seed = init_from, seed
         self.micro_batch_tokens, self.loss_chunk_tokens = micro_batch_tokens, loss_chunk_tokens
         self.model: Llama | None = None
@@ -112,7 +110,8 @@ class LongContextModule(lightning.LightningModule):
 
     def turning(self, update: int) -> tuple[PositionalEncoder, PositionTransform | None]:
         """The encoder and the transform of an update."""
-        _, encoder, transform = next(turn for turn in reversed(self.turns) if turn[0] <= update)
+        found = (turn for turn in reversed(self.switches) if turn[0] <= update)
+        _, encoder, transform = next(found, (0, self.encoder, self.transform))
         return encoder, transform
 
     def training_step(self, batch: Batch, batch_index: int) -> None:

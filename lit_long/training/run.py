@@ -61,7 +61,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         config.position,
         config.optim,
         updates=updates,
-        switches=[(phase.start, phase.position or config.position) for phase in phases],
+        switches=[(phase.start, phase.position or config.position) for phase in phases] if config.curriculum.phases else (),
         init_from=starting_weights(config, parent),
         seed=config.seed,
         micro_batch_tokens=config.trainer.micro_batch_tokens,

@@ -206,7 +206,7 @@ def test_every_option_file_composes(file, tmp_path):
         "longrope": [f"position.{name}={factors}" for name in ("short_factors", "long_factors")],
         "pretrained": ["model=smollm2-135m"],
     }
-    words = [*given.get(file.stem, []), *(long if file.parent.name == "model" else [])]
+    words = [*given.get(file.stem, []), *(long if file.parent.name in ("model", "curriculum") else [])]
     if file.parent.name == "data":
         words += stand_ins(file.stem, tmp_path)  # for data on the hub
     assert plan(f"{file.parent.name}={file.stem}", *words).stages
