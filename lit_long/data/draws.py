@@ -47,8 +47,8 @@ class Draws:
         """Of the long and of the other documents, the share that an epoch holds; one of the two is 1."""
         wanted, where = self.sampling, f"data.sampling.{self.domain}"
         long_tokens = short_tokens = 0
-        for start in range(0, len(self.documents), BLOCK * 16):
-            lengths = np.asarray(self.documents.lengths[start : start + BLOCK * 16])
+        for start in range(0, len(self.documents), BLOCK * _AT_ONCE):
+            lengths = np.asarray(self.documents.lengths[start : start + BLOCK * _AT_ONCE])
             lengths = lengths[self.allowed(lengths)]
             in_long = int(lengths[lengths > wanted.long_tokens].sum())
             long_tokens, short_tokens = long_tokens + in_long, short_tokens + int(lengths.sum()) - in_long
@@ -83,9 +83,8 @@ class Epoch:
         self._order = Shuffled(self._count, draws.seed, draws.domain, number)
         words = random_words(2, "sampling", draws.seed, draws.domain, number)
         self._offsets = words / 2.0**64  # where in [0, 1) counting long, and other, documents begins
-        counts = np.zeros(
-            (4, -(-self._count // BLOCK) + 1), dtype=np.int64
-        )  # of each block: tokens, documents, long and other ones
+        blocks = -(-self._count // BLOCK)
+        counts = np.zeros((4, blocks + 1), dtype=np.int64)  # of each block: tokens, documents, long and other ones
         for first in range(0, self._count, BLOCK * _AT_ONCE):
             self._count_blocks(first, counts)
         sums = np.cumsum(counts, axis=1)

@@ -3,6 +3,7 @@ domain."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ class UpdateLoader:
     def __init__(self, rows: Updates, updates: int) -> None:
         self._rows = rows
         self._updates = updates
+        self.waited = 0.0  # seconds, for the latest update
         self._step = 0
 
     def __len__(self) -> int:
@@ -47,7 +49,11 @@ class UpdateLoader:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_UPDATES)
         iterator = iter(grain.MapDataset.source(self._rows)[: self._updates].to_iter_dataset(options))
         iterator.set_state({"next_index": self._step})
-        for batch in iterator:
+        while True:
+            begun = time.perf_counter()
+            if (batch := next(iterator, None)) is None:
+                return
+            self.waited = time.perf_counter() - begun
             self._step += 1  # before handing out, so that a checkpoint taken after this update counts it
             yield batch
 

@@ -38,7 +38,7 @@ class MetricsFile(Callback):
     def __init__(self, file: Path, precision: str, report: Report) -> None:
         self.file, self.precision, self.report = file, precision, report
         self.peak: float | None = None
-        self.started = self.waited = 0.0
+        self.started = 0.0
         self.consumed: Tensor | None = None  # [domains, counts]
 
     def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
@@ -55,15 +55,12 @@ class MetricsFile(Callback):
                 self.consumed += torch.tensor(counts, dtype=torch.int64)
         self.started = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, module: lightning.LightningModule, batch: Batch, batch_index: int) -> None:
-        self.waited = time.perf_counter() - self.started
-
     def on_train_batch_end(
         self, trainer: Trainer, module: lightning.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
         now = time.perf_counter()
         seconds, self.started = now - self.started, now
-        rates = self.rates(batch, seconds, module) | {"perf/data_wait_share": self.waited / seconds}
+        rates = self.rates(batch, seconds, module) | {"perf/data_wait_share": trainer.train_dataloader.waited / seconds}
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")} | rates
         self.write(trainer, values | self.count(trainer, batch))
         if trainer.is_global_zero:
@@ -127,8 +124,8 @@ class ResumePoint(Callback):
 
 
 def domain_counts(row: dict[str, float], name: str) -> dict[str, int]:
-    """What a line of ``metrics.jsonl`` says was consumed of a domain so far."""
-    return {what: int(row[DOMAIN.format(name, what)]) for what in COUNTED}
+    """What a line of ``metrics.jsonl`` says was consumed of a domain so far. Lines from before it was counted say nothing."""
+    return {what: int(row.get(DOMAIN.format(name, what), 0)) for what in COUNTED}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
