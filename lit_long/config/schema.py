@@ -142,7 +142,14 @@ class TrainerConfig:
     devices: int = field(default=1, metadata=NOT_IDENTITY)
     threads: int = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
     micro_batch_tokens: int = field(default=2048, metadata=NOT_IDENTITY)
-    loss_chunk_tokens: int = field(default=2048, metadata=NOT_IDENTITY)
+    loss_memory: int = field(
+        default=2**29, metadata=NOT_IDENTITY
+    )  # bytes that logits, and what is made of them, may take at once
+    attention: str = field(default="auto", metadata=NOT_IDENTITY)  # auto · sdpa · flash · varlen; see model/attention.py
+    checkpointing: str = field(
+        default="none", metadata=NOT_IDENTITY
+    )  # none · selective · full: activations computed again in backward
+    compile: bool = field(default=False, metadata=NOT_IDENTITY)  # torch.compile, block by block
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)  # updates
 
 

@@ -29,6 +29,7 @@ from lit_long.evaluation.perplexity import perplexity, token_losses
 from lit_long.files import write_atomically
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
+from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, build
 from lit_long.positions.scaled import NTKAware, PositionInterpolation, YaRN
 from lit_long.positions.schemes import RoPE
@@ -101,7 +102,7 @@ def search_factors(
     if config.length <= trained.context:
         raise UserError(f"command line: length must be above the stage's context of {trained.context}, not {config.length}")
     encoder = build(trained.position, trained.model.head_dim)
-    model = Llama(trained.model, encoder, trained.trainer.loss_chunk_tokens)
+    model = Llama(trained.model, encoder, chunk_tokens(trained.model.vocab_size, trained.trainer.loss_memory))
     load_weights(model, folder / WEIGHTS)
     model.eval()
     batch = training_windows(open_store(store), config)

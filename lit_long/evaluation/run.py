@@ -18,6 +18,7 @@ from lit_long.data.store import Store, open_store
 from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama
+from lit_long.model.loss import chunk_tokens
 from lit_long.positions import build
 
 Report = Callable[[str, float], None]
@@ -39,7 +40,11 @@ def evaluate(config: StageConfig, store: Path, parent: Path | None, report: Repo
     """
     evaluation = config.evaluation
     device = torch.device("cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu")
-    model = Llama(config.model, build(config.position, config.model.head_dim), config.trainer.loss_chunk_tokens)
+    model = Llama(
+        config.model,
+        build(config.position, config.model.head_dim),
+        chunk_tokens(config.model.vocab_size, config.trainer.loss_memory),
+    )
     if parent is not None:
         load_weights(model, parent / WEIGHTS)
     else:

@@ -1,21 +1,32 @@
 """Attention behind one function. Which kernel runs is decided here and nowhere else.
 
-Shapes: B sequences, H query heads, G key-value heads, T tokens, S tokens that are looked at, K components a head.
+    sdpa      torch's scaled_dot_product_attention, which itself picks a flash or cuDNN kernel; documents one after the other
+    flash     FlashAttention 4, 3 or 2, whichever is installed (model/flash.py)
+    varlen    torch's own kernel for documents of many lengths (torch.nn.attention.varlen)
+
+No kernel makes a T × T tensor. Shapes: B sequences, H query heads, G key-value heads, T tokens, S tokens that are looked at, K components
+a head, N documents.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_long.config import UserError, nearest
+from lit_long.model import flash
 from lit_long.model.batch import Batch
+from lit_long.model.documents import attend_documents, pieces
 from lit_long.positions import Rotation
 
-Runs = list[tuple[int, int]]
+KERNELS = ("sdpa", "flash", "varlen")
+AUTO = "auto"
+_wanted = AUTO
 
 
 class Past(Protocol):
@@ -34,11 +45,30 @@ class Past(Protocol):
         """Remember keys (not yet rotated) and values of T tokens; rotated keys and values [B, G, S, K] to look at."""
 
 
-def document_runs(batch: Batch) -> Runs | None:
-    """Documents of the batch, row after row, as (how many in succession, tokens of each); they sum to B·T tokens.
+class Sight(NamedTuple):
+    """Which tokens see which, and the kernel that computes it: one for all layers of a forward pass.
 
-    It follows from ``document_ids`` alone. None when plain causal attention says it all: documents are not masked, or every
-    sequence holds one (right padding aside: its outputs have no loss, and causality hides it from what comes before).
+    borders  int32 [N + 1]: where documents begin in the B·T tokens, row after row, and then B·T. None: every token sees all before it
+    """
+
+    borders: Tensor | None = None
+    kernel: str = "sdpa"
+
+
+PLAIN = Sight()
+
+
+def sight(batch: Batch, dtype: torch.dtype, head_dim: int) -> Sight:
+    """What the tokens of a batch see, by the kernel that is best for it here."""
+    borders = document_borders(batch)
+    return Sight(borders, choose(batch.tokens.device, dtype, head_dim, borders is not None))
+
+
+def document_borders(batch: Batch) -> Tensor | None:
+    """Where documents begin (`Sight.borders`), from ``document_ids`` alone. Padding is a document of its own.
+
+    None when plain causal attention says it all: documents are not masked, or every sequence holds one (right padding aside: its
+    outputs have no loss, and causality hides it from what comes before).
     """
     if not batch.mask_documents:
         return None
@@ -47,34 +77,78 @@ def document_runs(batch: Batch) -> Runs | None:
         return None
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    borders = [*starts.flatten().nonzero()[:, 0].tolist(), ids.numel()]
-    lengths = [stop - start for start, stop in itertools.pairwise(borders)]
-    return [(len(list(group)), length) for length, group in itertools.groupby(lengths)]
+    borders = starts.flatten().nonzero()[:, 0]
+    return torch.cat((borders, borders.new_tensor([ids.numel()]))).to(torch.int32)
 
 
-def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, runs: Runs | None, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, causal, and within documents when there are ``runs``: [B, H, T, K].
+def choose(device: torch.device, dtype: torch.dtype, head_dim: int, documents: bool) -> str:
+    """The kernel for these inputs: the one that `use` insists on, or the fastest that is here.
 
-    Heads share keys when G < H. Documents of one length in succession go through the kernel together. T = S, except in a step of
-    generation: one query, of the newest token, sees all keys, less what ``mask`` [B, 1, 1, S] (added to the scores) hides.
+    Raises:
+        UserError: the one that is insisted on cannot run here.
+    """
+    why_not = {"sdpa": "", "flash": flash.why_no_flash(device, dtype, head_dim), "varlen": flash.why_no_varlen(device, dtype)}
+    if _wanted != AUTO:
+        if why_not[_wanted]:
+            raise UserError(f"trainer.attention={_wanted} cannot run here: {why_not[_wanted]}; use trainer.attention=auto")
+        return _wanted
+    if not why_not["flash"]:
+        return "flash"
+    return "varlen" if documents and not why_not["varlen"] else "sdpa"
+
+
+@contextmanager
+def use(kernel: str) -> Iterator[None]:
+    """Insist on a kernel; ``auto`` leaves the choice to `choose`."""
+    global _wanted
+    if kernel not in (AUTO, *KERNELS):
+        raise UserError(f"trainer.attention={kernel}: no such kernel{nearest(kernel, (AUTO, *KERNELS))}")
+    before, _wanted = _wanted, kernel
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def describe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The kernels that will run, and on a GPU why not the fastest, for the log."""
+    whole, documents = (choose(device, dtype, head_dim, masked) for masked in (False, True))
+    names = {"sdpa": "torch's SDPA", "varlen": "torch's varlen_attn", "flash": flash.version(device) if whole == "flash" else ""}
+    text = names[whole] if whole == documents else f"{names[whole]}, {names[documents]} where documents are masked"
+    reason = flash.why_no_flash(device, dtype, head_dim)
+    return f"{text} ({reason})" if device.type == "cuda" and reason else text
+
+
+def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention, causal, and within documents when there are borders: [B, H, T, K].
+
+    Heads share keys when G < H. T = S, except in a step of generation: one query, of the newest token, sees all keys, less what
+    ``mask`` [B, 1, 1, S] (added to the scores) hides.
     """
     if q_BHTK.shape[2] == 1:
         return newest(q_BHTK, k_BGSK, v_BGSK, mask)
-    if runs is None:
+    if sight.kernel == "flash":
+        return flash.by_flash(q_BHTK, k_BGSK, v_BGSK, sight.borders)
+    if sight.borders is None:
         return causal(q_BHTK, k_BGSK, v_BGSK)
-    sizes = [count * length for count, length in runs]
-    # One split and one concatenation, because backward of a slice writes a whole tensor of zeros around it.
-    pieces = zip(*(tensor.transpose(0, 1).flatten(1, 2).split(sizes, dim=1) for tensor in (q_BHTK, k_BGSK, v_BGSK)), strict=True)
-    outputs = [
-        causal(*(tensor.unflatten(1, (count, length)).transpose(0, 1) for tensor in piece)).transpose(0, 1).flatten(1, 2)
-        for (count, length), piece in zip(runs, pieces, strict=True)
-    ]
-    return torch.cat(outputs, dim=1).unflatten(1, (q_BHTK.shape[0], q_BHTK.shape[2])).transpose(0, 1)
+    if sight.kernel == "varlen":
+        return flash.by_varlen(q_BHTK, k_BGSK, v_BGSK, sight.borders)
+    if q_BHTK.is_cpu:
+        return attend_documents(q_BHTK, k_BGSK, v_BGSK, sight.borders)[0]
+    return document_by_document(q_BHTK, k_BGSK, v_BGSK, sight.borders)
 
 
 def causal(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
     return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=grouped)
+
+
+def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> Tensor:
+    """Where no kernel knows documents (fp32 on a GPU): documents of one length in succession go through SDPA together."""
+    outputs = [
+        causal(*piece).transpose(0, 1).flatten(1, 2) for piece in zip(*(pieces(x, borders) for x in (q_BHTK, k_BGTK, v_BGTK)))
+    ]
+    return torch.cat(outputs, dim=1).unflatten(1, (q_BHTK.shape[0], q_BHTK.shape[2])).transpose(0, 1)
 
 
 def newest(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:

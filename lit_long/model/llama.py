@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.model.attention import Past, Runs, attention, document_runs
+from lit_long.model.attention import PLAIN, Past, Sight, attention, sight
 from lit_long.model.batch import Batch
-from lit_long.model.loss import summed_nats, token_nats
+from lit_long.model.loss import computing, summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation, rotate
 
 INIT_STD = 0.02
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
         self.together: nn.Module | None = None
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None, past: Past | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation, sight: Sight, past: Past | None = None) -> Tensor:
         projected = self.together(x_BTD) if self.together else (self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD))
         q_BHTK, k_BGTK, v_BGTK = (heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for heads in projected)
         q_BHTK = rotate(q_BHTK, rotation.cos_q, rotation.sin_q)
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         else:
             k_BGSK, v_BGSK = past.extend(k_BGTK, v_BGTK, rotation)
             q_BHTK = q_BHTK[:, :, -past.wanted :]
-        out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, runs, past.mask if past else None)
+        out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, sight, past.mask if past else None)
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -80,9 +80,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, runs: Runs | None, past: Past | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation, sight: Sight, past: Past | None = None) -> Tensor:
         wanted_BTD = x_BTD if past is None else x_BTD[:, -past.wanted :]
-        x_BTD = wanted_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, runs, past)
+        x_BTD = wanted_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, sight, past)
         if past is None:
             return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         for piece_BTD in x_BTD.split(past.chunk, dim=1):  # in place: a long prompt needs the room, and nothing is differentiated
@@ -128,25 +128,31 @@ class Llama(nn.Module):
         gathered once.
         """
         loss = token_nats if per_token else summed_nats
-        return loss(self.hidden_states(batch), batch.targets, self.head, self.loss_chunk)
+        return loss(self.hidden_states(batch), batch.targets, self.head_weight, self.loss_chunk)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]."""
         rotation = self.encoder.rotation(batch.positions, batch.tokens.shape[1]).widened()
-        return self.through_layers(batch.tokens, rotation, document_runs(batch))
+        dtype = computing(self.embed_tokens.weight)
+        return self.through_layers(batch.tokens, rotation, sight(batch, dtype, self.config.head_dim))
 
     def through_layers(
-        self, tokens_BT: Tensor, rotation: Rotation, runs: Runs | None = None, pasts: Sequence[Past] | None = None
+        self, tokens_BT: Tensor, rotation: Rotation, sight: Sight = PLAIN, pasts: Sequence[Past] | None = None
     ) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]; in generation each layer has its past, and nothing is differentiated."""
         x_BTD = self.embed_tokens(tokens_BT)
         for layer, past in zip(self.layers, pasts or [None] * len(self.layers), strict=True):
-            x_BTD = layer(x_BTD, rotation, runs, past)
+            x_BTD = layer(x_BTD, rotation, sight, past)
         return self.norm(x_BTD)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D]; the embedding's when they are tied."""
+        return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, D]."""
-        return F.linear(hidden_ND, self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight)
+        return F.linear(hidden_ND, self.head_weight)
 
     def logits(self, batch: Batch) -> Tensor:
         """All logits [B, T, V] at once: for short texts and tests, not for training."""

@@ -1,46 +1,114 @@
 """Head and cross-entropy in chunks of tokens, so that the logits [tokens, vocabulary] never exist at once.
 
-With Llama 2's 32,000 words and 32,768 tokens they would take 3.9 GiB in fp32, two or three times over. Each chunk is
-checkpointed: backward computes its logits again and drops them again.
+With Llama 2's 32,000 words and 32,768 tokens they would take 3.9 GiB in fp32, two or three times over. The gradients of a chunk are made
+together with its loss, while its logits are there: backward only scales them, and no product is computed twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from lit_long.model.batch import NO_LOSS
 
+BYTES_A_LOGIT = 10  # that live at once: log-probabilities and logits in fp32, and their copy in half precision
+FEWEST = 16
 
-def summed_nats(hidden_BTD: Tensor, targets_BT: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> tuple[Tensor, Tensor]:
-    """Loss as (sum of nats fp32 [], number of tokens int64 []); means are taken by the caller, once, over everything.
+
+def chunk_tokens(vocabulary: int, memory: int) -> int:
+    """Tokens whose logits may exist at once when they, with all that is made of them, may take ``memory`` bytes."""
+    return max(FEWEST, memory // (BYTES_A_LOGIT * vocabulary))
+
+
+def summed_nats(
+    hidden_BTD: Tensor, targets_BT: Tensor, head_VD: Tensor, chunk: int, weights_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss as (sum of nats fp32 [], number of tokens []); means are taken by the caller, once, over everything.
 
     Args:
-        head: from hidden states [N, D] to logits [N, V].
+        head_VD: the head's weights; logits are hidden states times them.
         chunk: tokens whose logits may exist at once.
+        weights_BT: what each token counts, fp32; the number of tokens is then their sum, without those that have no target.
     """
-    hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
-
-    def chunk_nats(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden).float(), targets, ignore_index=NO_LOSS, reduction="sum")
-
-    pieces = list(zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True))
-    # One chunk alone has nothing to gain from being computed twice.
-    recompute = len(pieces) > 1 and torch.is_grad_enabled()
-    nats = [checkpoint(chunk_nats, *piece, use_reentrant=False) if recompute else chunk_nats(*piece) for piece in pieces]
-    return torch.stack(nats).sum(), (targets_N != NO_LOSS).sum()
+    targets_N = targets_BT.flatten()
+    weights_N = None if weights_BT is None else weights_BT.flatten() * (targets_N != NO_LOSS)
+    nats = ChunkedLoss.apply(hidden_BTD.flatten(0, 1), head_VD, targets_N, weights_N, chunk)
+    return nats, (targets_N != NO_LOSS).sum() if weights_N is None else weights_N.sum()
 
 
 @torch.no_grad()
-def token_nats(hidden_BTD: Tensor, targets_BT: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> tuple[Tensor, Tensor]:
+def token_nats(hidden_BTD: Tensor, targets_BT: Tensor, head_VD: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Per token: nats fp32 [B, T] (0 where nothing is predicted) and whether greedy decoding hits the target, bool [B, T]."""
     nats, hits = [], []
-    for hidden, targets in zip(hidden_BTD.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True):
-        logits = head(hidden).float()
-        nats.append(F.cross_entropy(logits, targets, ignore_index=NO_LOSS, reduction="none"))
-        hits.append(logits.argmax(-1) == targets)
+    dtype = computing(hidden_BTD)
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        head_VD = head_VD.to(dtype)
+        for hidden, targets in zip(hidden_BTD.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True):
+            logits = (hidden.to(dtype) @ head_VD.t()).float()
+            nats.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=NO_LOSS, reduction="none"))
+            hits.append(logits.argmax(-1) == targets)
     return torch.cat(nats).view_as(targets_BT), torch.cat(hits).view_as(targets_BT)
+
+
+def computing(x: Tensor) -> torch.dtype:
+    """The precision of matrix products here: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Σ nats of hidden states [N, D] under the head [V, D]. Logits are rounded as a linear layer's are; all else is in fp32."""
+
+    @staticmethod
+    def forward(
+        context: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None, chunk: int
+    ) -> Tensor:
+        wants_hidden, wants_head = context.needs_input_grad[:2]
+        dtype = computing(hidden_ND)
+        nats = hidden_ND.new_zeros((), dtype=torch.float32)
+        hidden_slope = torch.empty_like(hidden_ND) if wants_hidden else None
+        head_slope = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            weight_VD = head_VD.to(dtype)
+            for start in range(0, len(targets_N), chunk):
+                part = slice(start, start + chunk)
+                hidden = hidden_ND[part].to(dtype)
+                weights = None if weights_N is None else weights_N[part]
+                found, slope_NV = nats_and_slope(hidden @ weight_VD.t(), targets_N[part], weights, wants_hidden or wants_head)
+                nats += found
+                if wants_hidden:
+                    hidden_slope[part] = slope_NV @ weight_VD
+                if wants_head:
+                    head_slope += slope_NV.t() @ hidden
+        context.slopes = (hidden_slope, head_slope if head_slope is None else head_slope.to(head_VD.dtype))
+        return nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if context.slopes is None:
+            raise RuntimeError("the chunked loss can be differentiated once: its gradients are scaled where they are")
+        slopes, context.slopes = context.slopes, None
+        return *(slope if slope is None else slope.mul_(scale) for slope in slopes), None, None, None
+
+
+def nats_and_slope(
+    logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None, wants_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Σ nats of a chunk, and their gradient with respect to the logits, in the logits' precision."""
+    dtype, none = logits_NV.dtype, targets_N == NO_LOSS
+    log_NV = torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
+    at_N1 = targets_N.masked_fill(none, 0)[:, None]
+    nats_N = -log_NV.gather(1, at_N1)[:, 0]
+    counts_N = (~none).float() if weights_N is None else weights_N
+    nats = (nats_N * counts_N).sum()
+    if not wants_slope:
+        return nats, None
+    slope_NV = log_NV.exp_()
+    slope_NV.scatter_add_(1, at_N1, -torch.ones_like(nats_N)[:, None])
+    if weights_N is not None or bool(none.any()):
+        slope_NV.mul_(counts_N[:, None])
+    return nats, slope_NV.to(dtype)

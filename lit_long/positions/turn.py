@@ -32,7 +32,7 @@ def turned(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor, back: bool = False)
     """Pairs (j, j + K/2) of x [B, H, T, K] turned by fp32 tables [B, T, K/2], in fp32; the result has the dtype and layout of x."""
     cos_B1TJ, sin_B1TJ = cos_BTJ.unsqueeze(1), sin_BTJ.unsqueeze(1)
     tokens = at_once = x_BHTK.shape[2]
-    if x_BHTK.is_cpu:
+    if x_BHTK.is_cpu and not torch.compiler.is_compiling():  # which fuses it anyway
         at_once = max(1, BLOCK * tokens // max(1, x_BHTK.numel()))
     if at_once >= tokens:
         return turn(x_BHTK.float(), cos_B1TJ, sin_B1TJ, back).to(x_BHTK.dtype)

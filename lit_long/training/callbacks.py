@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_long.data.accounting import consumed
 from lit_long.model.batch import Batch
-from lit_long.training.throughput import peak_flops, update_flops
+from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
 
 STEP = "step-{:08d}"
 Report = Callable[[str, float], None]  # a line for people, and the share that is done
@@ -69,9 +69,11 @@ class MetricsFile(Callback):
             self.report(message, trainer.global_step / module.updates)
 
     def rates(self, batch: Batch, seconds: float, module: lightning.LightningModule) -> dict[str, float]:
-        """Tokens/s of this rank's device and the two MFUs (see throughput.py)."""
+        """Tokens/s of this rank's device, the two MFUs and the most memory so far (see throughput.py)."""
         full, causal = update_flops(module.model_config, batch)
         rates = {"perf/tokens_per_second_per_device": batch.tokens.numel() / seconds, "perf/seconds": seconds}
+        if memory := peak_memory_gib(module.device):
+            rates["perf/peak_memory_gib"] = memory
         if self.peak:
             rates |= {"perf/mfu": full / seconds / self.peak, "perf/mfu_causal": causal / seconds / self.peak}
         return rates

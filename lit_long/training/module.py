@@ -8,6 +8,7 @@ of targets are, and no checkpoint can fall inside an update. The module runs und
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,8 +29,9 @@ from lit_long.checkpoints.weights import load_weights
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
+from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
-from lit_long.training.parallel import parallelize
+from lit_long.training.parallel import eager, parallelize
 
 
 class LongContextModule(lightning.LightningModule):
@@ -43,7 +45,8 @@ class LongContextModule(lightning.LightningModule):
         init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
             if not given.
         micro_batch_tokens: tokens per forward and backward; at least one sequence.
-        loss_chunk_tokens: tokens whose logits may exist at once.
+        loss_memory: bytes that logits, and what is made of them, may take at once.
+        checkpointing, compiled: see training/parallel.py.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class LongContextModule(lightning.LightningModule):
         init_from: Path | External | None = None,
         seed: int = 0,
         micro_batch_tokens: int = 2048,
-        loss_chunk_tokens: int = 2048,
+        loss_memory: int = 2**29,
+        checkpointing: str = "none",
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -65,7 +70,8 @@ class LongContextModule(lightning.LightningModule):
         self.encoder, self.transform = build(position, model.head_dim), build_transform(position)
         self.switches = [(start, build(own, model.head_dim), build_transform(own)) for start, own in switches]
         self.init_from, self.seed = init_from, seed
-        self.micro_batch_tokens, self.loss_chunk_tokens = micro_batch_tokens, loss_chunk_tokens
+        self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
+        self.checkpointing, self.compiled = checkpointing, compiled
         self.model: Llama | None = None
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
 
@@ -78,13 +84,13 @@ class LongContextModule(lightning.LightningModule):
             return
         external = isinstance(self.init_from, External)
         with torch.device("meta") if external else nullcontext():
-            model = Llama(self.model_config, self.encoder, self.loss_chunk_tokens)
+            model = Llama(self.model_config, self.encoder, self.loss_chunk)
         if not external:
             model.init_weights(self.seed)
             if self.init_from is not None:
                 load_weights(model, self.init_from)
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            parallelize(model, self.device_mesh)
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        parallelize(model, self.device_mesh if sharded else None, self.checkpointing, self.compiled)
         if external:
             load_external(model.to_empty(device=self.device), self.init_from)
         self.model = model
@@ -136,10 +142,12 @@ class LongContextModule(lightning.LightningModule):
         self.log_dict({"train/loss": self.total(nats) / tokens, "train/grad_norm": norm, "train/lr": lr})
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
-        """The batch in pieces of at most ``micro_batch_tokens`` tokens, whole sequences each."""
+        """The batch in pieces of at most ``micro_batch_tokens`` tokens, whole sequences each, as equal as they can be: compiled code is
+        made for one shape."""
         count, length = batch.tokens.shape
-        rows = max(1, self.micro_batch_tokens // length)
-        return [batch.rows(start, start + rows) for start in range(0, count, rows)]
+        pieces = -(-count // max(1, self.micro_batch_tokens // length))
+        borders = [count * piece // pieces for piece in range(pieces + 1)]
+        return [batch.rows(start, stop) for start, stop in itertools.pairwise(borders)]
 
     @contextmanager
     def gradient_sync(self, last: bool) -> Iterator[None]:
@@ -175,7 +183,9 @@ class LongContextModule(lightning.LightningModule):
         if name not in self.validation_sums:
             self.validation_sums[name] = (SumMetric().to(self.device), SumMetric().to(self.device))
         for micro_batch in self.micro_batches(batch):
-            for metric, value in zip(self.validation_sums[name], self.model(micro_batch), strict=True):
+            with eager(self.compiled):
+                nats_and_tokens = self.model(micro_batch)
+            for metric, value in zip(self.validation_sums[name], nats_and_tokens, strict=True):
                 metric.update(value)
 
     def on_validation_epoch_end(self) -> None:

@@ -1,18 +1,93 @@
-"""Parallelism, applied to the model from outside, in one visible order."""
+"""What training does to the model, from outside, in one visible order: activation checkpointing → compile → FSDP2.
+
+Names of parameters stay as they are: only the blocks' ``forward`` is replaced.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from lit_long.config import UserError, nearest
+from lit_long.model.attention import Sight
 from lit_long.model.llama import Llama
+from lit_long.positions import Rotation
+
+CHECKPOINTING = ("none", "selective", "full")
+ATTENTION = ("scaled_dot_product", "attend_documents", "flash_attn", "flash_attention", "varlen_attn")  # in names of operations
+SHAPES = 64  # compilations of one function that torch allows before it gives up; a growing context needs one for each length
 
 
-def parallelize(model: Llama, mesh: DeviceMesh) -> Llama:
-    """Shard every block, then the rest (embedding, final norm, head) as the root, over the mesh's data-parallel ranks (FSDP2)."""
-    data_parallel = mesh["data_parallel"]
+def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str = "none", compiled: bool = False) -> Llama:
+    """Make ``model`` ready for training.
+
+    Args:
+        mesh: with a dimension data_parallel, to shard over; None on one device.
+        checkpointing: activations that are computed again in backward: none, all of a block (full: one tensor a block is kept), or all but
+            attention's outputs and every second matrix product (selective), as torchtitan's.
+        compiled: torch.compile for each block, for exactly the shapes that come.
+    """
+    if checkpointing not in CHECKPOINTING:
+        raise UserError(f"trainer.checkpointing={checkpointing}: no such way{nearest(checkpointing, CHECKPOINTING)}")
     for block in model.layers:
-        fully_shard(block, mesh=data_parallel)
-    # The root's weights serve the head right after the last block and its backward begins there: keep them gathered.
-    fully_shard(model, mesh=data_parallel, reshard_after_forward=False)
+        if checkpointing != "none":
+            how = {"context_fn": selective} if checkpointing == "selective" else {}
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **how)
+        if compiled:
+            block.forward = compile_block(block.forward)
+    if mesh is not None:
+        shard(model, mesh["data_parallel"])
     return model
+
+
+def shard(model: Llama, mesh: DeviceMesh) -> None:
+    """Shard every block, then the rest (embedding, final norm, head) as the root."""
+    for block in model.layers:
+        fully_shard(block, mesh=mesh)
+    # The root's weights serve the head right after the last block and its backward begins there: keep them gathered.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def compile_block(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The block compiled for each [B, T] that comes, whatever the number of documents. Blocks are alike and share the code."""
+    import torch._dynamo  # not before: it takes a second
+
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+    fast = torch.compile(forward, dynamic=False, fullgraph=True)
+
+    def call(x_BTD: Tensor, rotation: Rotation, sight: Sight, past: None = None) -> Tensor:
+        if sight.borders is not None:
+            torch._dynamo.maybe_mark_dynamic(sight.borders, 0)
+        return fast(x_BTD, rotation, sight, past)
+
+    return call
+
+
+def eager(compiled: bool) -> AbstractContextManager[Any]:
+    """Validation goes through the blocks uncompiled: without gradients they would be compiled once more."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Keep what attention gives, and every second matrix product; compute the rest again."""
+    products = Counter()
+
+    def policy(context: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if any(word in str(function) for word in ATTENTION):
+            return CheckpointPolicy.MUST_SAVE
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            products[context.is_recompute] += 1
+            if products[context.is_recompute] % 2:
+                return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)

@@ -15,9 +15,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lit_long.checkpoints.external import External, open_external
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import StageConfig, TrainerConfig, UserError
-from lit_long.data.accounting import describe
+from lit_long.data import accounting
 from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
+from lit_long.model.attention import describe, use
 from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
 from lit_long.training.module import LongContextModule
 
@@ -53,7 +54,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         phases=phases,
     )
     planned = data.plan()
-    report(f"data: {describe(planned)}", 0.0)
+    report(f"data: {accounting.describe(planned)}", 0.0)
     if config.validation.times:
         data.check_validation()
     module = LongContextModule(
@@ -65,7 +66,9 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         init_from=starting_weights(config, parent),
         seed=config.seed,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
-        loss_chunk_tokens=config.trainer.loss_chunk_tokens,
+        loss_memory=config.trainer.loss_memory,
+        checkpointing=config.trainer.checkpointing,
+        compiled=config.trainer.compile,
     )
     checkpoints = folder / "checkpoints"
     every = -(-updates // config.validation.times) if config.validation.times else 0
@@ -93,7 +96,9 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     )
     checkpoint = newest_checkpoint(checkpoints)
     started = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+    with use(config.trainer.attention):
+        report(f"attention: {describe(trainer.strategy.root_device, computed_in(config), config.model.head_dim)}", 0.0)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     if trainer.interrupted or trainer.global_step < updates:
         raise KeyboardInterrupt
     if every and updates % every:
@@ -117,6 +122,11 @@ def starting_weights(config: StageConfig, parent: Path | None) -> Path | Externa
     if parent is not None:
         return parent / WEIGHTS
     return open_external(config.model.init) if config.model.init else None
+
+
+def computed_in(config: StageConfig) -> torch.dtype:
+    """The precision of attention."""
+    return torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:
@@ -154,6 +164,7 @@ def summary(
         "validation": {key.split("/")[1]: value for key, value in last.items() if key.startswith("val/")},
         "tokens_per_second": speeds[len(speeds) // 2] * config.trainer.devices,
         "mfu_causal": steps[-1].get("perf/mfu_causal"),
+        "peak_memory_gib": steps[-1].get("perf/peak_memory_gib"),
         "seconds": seconds,
         "precision": config.trainer.precision,
         "machine": machine(module.device),

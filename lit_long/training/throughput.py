@@ -5,7 +5,9 @@ The peak is the dense tensor-core figure for a GPU in the table, and a measured 
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import torch
 
@@ -50,3 +52,13 @@ def measured_peak(dtype: torch.dtype, size: int = 1024, rounds: int = 5) -> floa
         a @ a
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def peak_memory_gib(device: torch.device) -> float | None:
+    """The most memory so far: allocated on a GPU; on a CPU resident, of this process (None where there is no /proc)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
+    except (OSError, TypeError):
+        return None

@@ -1,72 +1,259 @@
-"""One forward and backward of the tiny model: ours against transformers' LlamaForCausalLM, the same work in the same run.
+"""A training step on the CPU: ours against transformers' LlamaForCausalLM (sdpa), the same work, precision and optimizer in the same run.
 
-make bench
+Forward, backward and fused AdamW under bf16 autocast. Each contestant has a process of its own and they take turns, step by step, so that all
+meet the same machine. Ours runs as a stage of a sweep does, with the memory settings of launch/local.py and its blocks compiled; theirs as
+people run it, eager, and compiled. Beside them, for the reading: ours eager, and theirs eager under our memory settings. Further rows: peak memory
+of one step at 8,192 tokens, the loss alone against torch's, and how our memory grows with the context.
+
+make bench, or python -m tests.benchmarks.bench_train_step FILE.json to have the rows in a file
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_long.config import ModelConfig
+from lit_long.launch.local import KEEP_MEMORY
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
+from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.positions import build
 from lit_long.training.callbacks import machine
+from lit_long.training.parallel import parallelize
+from tests.integration.mini import REPOSITORY
 
-TINY = ModelConfig(4096, 192, 4, 3, 3, 64, 512, 1e-5, True, 256, 625.0)
-ROUNDS = 7
+SIZES = {
+    "5M": ModelConfig(4096, 256, 5, 4, 2, 64, 688, 1e-5, True, 8192, 10_000.0),
+    "15M": ModelConfig(8192, 384, 8, 6, 3, 64, 1024, 1e-5, True, 8192, 10_000.0),
+    "135M": ModelConfig(49_152, 576, 30, 9, 3, 64, 1536, 1e-5, True, 8192, 100_000.0),
+    "long": ModelConfig(4096, 64, 2, 1, 1, 64, 172, 1e-5, True, 65_536, 10_000.0),
+}
+SPEED = [
+    ("5M", 8, 512),
+    ("5M", 2, 2048),
+    ("5M", 1, 8192),
+    ("15M", 8, 512),
+    ("15M", 2, 2048),
+    ("15M", 1, 8192),
+    ("135M", 4, 512),
+    ("135M", 1, 2048),
+]
+CONTESTANTS = ("ours compiled", "theirs eager", "theirs compiled", "ours eager", "theirs eager kept")
+EAGER_TARGET, COMPILED_TARGET, LARGE_TARGET, MEMORY_TARGET = 1.3, 1.05, 1.15, 1 / 0.6
+LOSS_MEMORY = 2**29
+ROUNDS = 5
+Row = dict[str, Any]
 
 
-def peer() -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=4096,
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            num_key_value_heads=3,
-            head_dim=64,
-            tie_word_embeddings=True,
-            max_position_embeddings=2048,
-            rope_parameters={"rope_type": "default", "rope_theta": 625.0},
-        )
+def ours(shape: ModelConfig, compiled: bool = False, checkpointing: str = "none") -> Llama:
+    model = Llama(
+        shape, build({"scheme": "rope", "base": shape.rope_base}, shape.head_dim), chunk_tokens(shape.vocab_size, LOSS_MEMORY)
+    )
+    model.init_weights(0)
+    return parallelize(model, None, checkpointing, compiled)
+
+
+def theirs(shape: ModelConfig) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_ffn,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=shape.norm_eps,
+        tie_word_embeddings=True,
+        use_cache=False,
+        max_position_embeddings=shape.context,
+        attn_implementation="sdpa",
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
+    )
+    return LlamaForCausalLM(config)
+
+
+def stepper(who: str, shape: ModelConfig, rows: int, length: int) -> Callable[[], None]:
+    """One update of a contestant, on tokens of its own."""
+    torch.manual_seed(0)
+    tokens = torch.randint(shape.vocab_size, (rows, length))
+    if who.startswith("ours"):
+        model = ours(shape, "compiled" in who, "full" if "checkpointed" in who else "none")
+        targets = torch.roll(tokens, -1, dims=1)
+        batch = Batch(tokens, targets, torch.zeros_like(tokens), torch.arange(length).expand_as(tokens))
+        loss = lambda: torch.div(*model(batch))  # noqa: E731
+    else:
+        model = theirs(shape).train()
+        if "compiled" in who:
+            model.compile()
+        loss = lambda: model(tokens, labels=tokens).loss  # noqa: E731
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+class Contestant:
+    """A process that makes one step for every line that it is sent, and answers with its seconds and its peak memory so far in MiB."""
+
+    def __init__(self, who: str, size: str, rows: int, length: int) -> None:
+        keep = KEEP_MEMORY if who.startswith("ours") or who.endswith("kept") else {}
+        command = [sys.executable, "-m", "tests.benchmarks.bench_train_step", "step", who, size, str(rows), str(length)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))} | keep
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment)
+        self.process = subprocess.Popen(command, **pipes)
+
+    def step(self) -> tuple[float, float]:
+        print(file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process ended: {self.process.args}")
+        return tuple(json.loads(answer))
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def contestant(who: str, size: str, rows: int, length: int) -> None:
+    before = peak_mebibytes()
+    step = stepper(who, SIZES[size], rows, length)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(json.dumps([time.perf_counter() - start, peak_mebibytes() - before]), flush=True)
+
+
+def peak_mebibytes() -> float:
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def row(name: str, peer: str, mine: float, peers: float, ratio: float, target: float | None, unit: str, **more: Any) -> Row:
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    found = {"name": name, "peer": peer, "ours": mine, "theirs": peers, "ratio": ratio, "target": target, "unit": unit} | more
+    found |= {"threads": torch.get_num_threads(), "machine": machine(torch.device("cpu")), "versions": versions}
+    verdict = "" if target is None else f" (target {target:.2f})" if ratio >= target else f" (BELOW TARGET {target:.2f})"
+    print(f"{name}: {mine:,.1f} {unit}, {peer} {peers:,.1f}: {ratio:.2f} ×{verdict} {more or ''}", flush=True)
+    return found
+
+
+def speed_rows(size: str, rows: int, length: int, rounds: int = ROUNDS) -> list[Row]:
+    """Tokens/s by the median of the rounds, after two steps that compile and warm up. Ratios are medians of those within a round."""
+    kinds = CONTESTANTS if size != "135M" else CONTESTANTS[:4]
+    contestants = {who: Contestant(who, size, rows, length) for who in kinds}
+    try:
+        for one in contestants.values():
+            one.step(), one.step()
+        times = [{who: one.step()[0] for who, one in contestants.items()} for _ in range(rounds)]
+    finally:
+        for one in contestants.values():
+            one.__exit__()
+    speed = {who: rows * length / statistics.median(round_[who] for round_ in times) for who in kinds}
+    name = f"step, {size}, {rows} × {length:,}, bf16"
+    also = {"ours_eager": speed["ours eager"]}
+    if "theirs eager kept" in kinds:
+        also["theirs_eager_with_our_memory_settings"] = speed["theirs eager kept"]
+    found = []
+    for peer, target in (
+        ("theirs eager", LARGE_TARGET if size == "135M" else EAGER_TARGET),
+        ("theirs compiled", None if size == "135M" else COMPILED_TARGET),
+    ):
+        ratio = statistics.median(round_[peer] / round_["ours compiled"] for round_ in times)
+        label = peer.replace("theirs", "transformers")
+        found.append(row(name, label, speed["ours compiled"], speed[peer], ratio, target, "tokens/s", **also))
+    return found
+
+
+def memory_rows(size: str = "135M", length: int = 8192) -> list[Row]:
+    """Peak of the first step over what the process had before there was a model, eager; and ours with activations computed again."""
+    found = {}
+    for who in ("ours eager", "theirs eager", "ours eager checkpointed"):
+        with Contestant(who, size, 1, length) as one:
+            found[who] = one.step()
+    name = f"peak memory of a step, {size}, 1 × {length:,}, bf16"
+    peers = found["theirs eager"][1]
+    return [
+        row(label, "transformers eager", found[who][1], peers, peers / found[who][1], MEMORY_TARGET, "MiB", seconds=found[who][0])
+        for label, who in ((name, "ours eager"), (f"{name}, ours with checkpointing=full", "ours eager checkpointed"))
+    ]
+
+
+def loss_rows(tokens: int = 4096, words: int = 49_152, width: int = 576) -> list[Row]:
+    """The loss alone, forward and backward: seconds of the best of four, and the most bytes that live at once beyond inputs and gradients."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(1, tokens, width, requires_grad=True), torch.randn(words, width, requires_grad=True)
+    targets = torch.randint(words, (1, tokens))
+    chunk = chunk_tokens(words, LOSS_MEMORY)
+
+    def plain() -> torch.Tensor:
+        logits = torch.nn.functional.linear(hidden, head).float()
+        return torch.nn.functional.cross_entropy(logits[0], targets[0], reduction="sum")
+
+    ways = {"ours": lambda: summed_nats(hidden, targets, head, chunk)[0], "plain": plain}
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(4):
+        for who, way in ways.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                value = way()
+            value.backward()
+            best[who] = min(best[who], time.perf_counter() - start)
+            hidden.grad = head.grad = None
+    name = f"loss alone, {tokens:,} tokens, {words:,} words, width {width}, bf16"
+    return [row(name, "torch's cross_entropy", best["ours"], best["plain"], best["plain"] / best["ours"], None, "s")]
+
+
+def growth_row(lengths: tuple[int, ...] = (2048, 8192, 32_768, 65_536)) -> Row:
+    """Peak memory of a step by context: the mebibytes a token costs from 32k to 64k, against those from 2k to 8k; quadratic growth gives 10."""
+    peaks = []
+    for length in lengths:
+        with Contestant("ours eager checkpointed", "long", 1, length) as one:
+            peaks.append(one.step()[1])
+    first, last = ((peaks[b] - peaks[a]) / (lengths[b] - lengths[a]) for a, b in ((0, 1), (-2, -1)))
+    peaks_by_length = dict(zip(map(str, lengths), peaks, strict=True))
+    return row(
+        "memory a token, 32k to 64k", "2k to 8k", last * 1024, first * 1024, first / last, 0.8, "KiB", peaks_mib=peaks_by_length
     )
 
 
-def seconds(step) -> float:
-    step()
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def main(argv: list[str]) -> None:
+    if argv and argv[0] == "step":
+        contestant(argv[1], argv[2], int(argv[3]), int(argv[4]))
+        return
+    rows: list[Row] = []
+    parts = [lambda case=case: speed_rows(*case) for case in SPEED]
+    parts += [memory_rows, loss_rows, lambda: [growth_row()]]
+    for part in parts:
+        rows += part()
+        if argv:  # each part as it ends
+            Path(argv[0]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("rows", "length"), [(8, 256), (1, 2048)])
-def test_forward_and_backward(rows, length, bf16):
-    tokens = torch.randint(4096, (rows, length))
-    batch = Batch(tokens, tokens, torch.zeros_like(tokens), torch.arange(length).expand_as(tokens))
-    ours, theirs = Llama(TINY, build({"scheme": "rope", "base": 625.0}, 64)), peer()
-    ours.init_weights(0)
+def test_a_training_step() -> None:
+    print()
+    main([])
 
-    def our_step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            nats, count = ours(batch)
-        (nats / count).backward()
 
-    def their_step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = theirs(tokens, labels=tokens).loss
-        loss.backward()
-
-    mine, peers = seconds(our_step), seconds(their_step)
-    name = f"{rows} × {length}, {'bf16' if bf16 else 'fp32'}"
-    print(f"\n{name}: {rows * length / mine:,.0f} tokens/s, {peers / mine:.2f} × transformers ({machine(torch.device('cpu'))})")
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -50,7 +50,7 @@ def fit(micro_batch_tokens, updates=4, **optim):
         OptimConfig(lr=1e-2, **optim),
         updates=updates,
         micro_batch_tokens=micro_batch_tokens,
-        loss_chunk_tokens=16,
+        loss_memory=10 * 97 * 16,
     )
     losses = []
 

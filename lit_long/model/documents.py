@@ -1,0 +1,108 @@
+"""Causal attention within documents on a CPU: torch's flash kernel, document by document, as one operation.
+
+One operation, because torch.compile then has nothing to unroll (batches differ in their documents, and each would be compiled anew),
+and because each document's output is written where it belongs, without slices and concatenations for backward to undo.
+
+Shapes as in attention.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def document_runs(borders: Tensor) -> list[tuple[int, int]]:
+    """Documents as (how many in succession, tokens of each); they sum to B·T tokens."""
+    lengths = borders.diff().tolist()
+    return [(len(list(group)), length) for length, group in itertools.groupby(lengths)]
+
+
+def pieces(x_BHTK: Tensor, borders: Tensor) -> list[Tensor]:
+    """Views [documents, H, tokens, K], each of successive documents of one length."""
+    runs = document_runs(borders)
+    split = x_BHTK.transpose(0, 1).flatten(1, 2).split([count * length for count, length in runs], dim=1)
+    return [piece.unflatten(1, run).transpose(0, 1) for piece, run in zip(split, runs, strict=True)]
+
+
+@torch.library.custom_op("lit_long::attend_documents", mutates_args=(), device_types="cpu")
+def attend_documents(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [B, H, T, K], laid out by tokens, and the logarithms of the softmax's sums [H, B·T], which backward needs."""
+    out_BHTK, sums_HN = empty(q_BHTK)
+    queries, outputs = pieces(q_BHTK, borders), pieces(out_BHTK, borders)
+    keys, values = (pieces(shared(x, q_BHTK), borders) for x in (k_BGTK, v_BGTK))
+    done = 0
+    for q, k, v, out in zip(queries, keys, values, outputs, strict=True):
+        found, sums = forward_kernel(q, k, v, 0.0, True)
+        out.copy_(found)
+        sums_HN[:, done : done + q.shape[0] * q.shape[2]] = sums.transpose(0, 1).flatten(1)
+        done += q.shape[0] * q.shape[2]
+    return out_BHTK, sums_HN
+
+
+@attend_documents.register_fake
+def _(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
+    return empty(q_BHTK)
+
+
+@torch.library.custom_op("lit_long::attend_documents_backward", mutates_args=(), device_types="cpu")
+def attend_documents_backward(
+    slope_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, borders: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    k_BHTK, v_BHTK = shared(k_BGTK, q_BHTK), shared(v_BGTK, q_BHTK)
+    slopes = [empty(q_BHTK)[0] for _ in range(3)]
+    inputs = zip(*(pieces(x, borders) for x in (slope_BHTK, q_BHTK, k_BHTK, v_BHTK, out_BHTK, *slopes)), strict=True)
+    done = 0
+    for slope, q, k, v, out, *into in inputs:
+        tokens = q.shape[0] * q.shape[2]
+        sums = sums_HN[:, done : done + tokens].unflatten(1, (q.shape[0], q.shape[2])).transpose(0, 1)
+        for target, found in zip(into, backward_kernel(slope, q, k, v, out, sums, 0.0, True), strict=True):
+            target.copy_(found)
+        done += tokens
+    return slopes[0], *(gathered(slope, x.shape[1]) for slope, x in zip(slopes[1:], (k_BGTK, v_BGTK), strict=True))
+
+
+@attend_documents_backward.register_fake
+def _(
+    slope_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, borders: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return empty(q_BHTK)[0], empty(k_BGTK)[0], empty(v_BGTK)[0]
+
+
+def keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, borders = inputs
+    ctx.save_for_backward(*tensors, *output, borders)
+
+
+def back(ctx: Any, slope_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *attend_documents_backward(slope_BHTK, *ctx.saved_tensors), None
+
+
+attend_documents.register_autograd(back, setup_context=keep)
+
+
+def empty(x_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for outputs or gradients of x, laid out by tokens as the projections are, and for one number per head and token."""
+    B, H, T, K = x_BHTK.shape
+    return x_BHTK.new_empty(B, T, H, K).transpose(1, 2), x_BHTK.new_empty(H, B * T, dtype=torch.float32)
+
+
+def shared(x_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
+    """Keys or values [B, H, T, K], each head's own view of those that it shares."""
+    each = q_BHTK.shape[1] // x_BGTK.shape[1]
+    return x_BGTK if each == 1 else x_BGTK.repeat_interleave(each, dim=1)
+
+
+def gathered(slope_BHTK: Tensor, heads: int) -> Tensor:
+    """Gradients of keys or values [B, G, T, K], summed over the heads that shared them."""
+    if slope_BHTK.shape[1] == heads:
+        return slope_BHTK
+    out_BGTK, _ = empty(slope_BHTK[:, :heads])
+    return out_BGTK.copy_(slope_BHTK.unflatten(1, (heads, -1)).float().sum(2))
