@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: sweep test test-all ui lint clean bench smollm2 prose
+.PHONY: sweep test test-all ui lint clean bench gpu smollm2 prose
 
 sweep: .venv/installed
 	$(BIN)/python -m lit_long.sweep $(ARGS)
@@ -16,7 +16,11 @@ test-all: .venv/smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" $(ARGS)
 
 bench: .venv/smollm2
-	$(BIN)/python -m pytest -p no:xdist -s tests/benchmarks/bench_*.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Everything that only a GPU can show; make gpu ARGS=small=true proves the script without one.
+gpu: .venv/smollm2
+	$(BIN)/python -m tests.gpu $(ARGS) $(if $(small),small=$(small))
 
 smollm2: .venv/smollm2
 

@@ -58,11 +58,12 @@ ROUNDS = 5
 Row = dict[str, Any]
 
 
-def ours(shape: ModelConfig, compiled: bool = False, checkpointing: str = "none") -> Llama:
+def ours(shape: ModelConfig, compiled: bool = False, checkpointing: str = "none", seed: int | None = 0) -> Llama:
     model = Llama(
         shape, build({"scheme": "rope", "base": shape.rope_base}, shape.head_dim), chunk_tokens(shape.vocab_size, LOSS_MEMORY)
     )
-    model.init_weights(0)
+    if seed is not None:
+        model.init_weights(seed)
     return parallelize(model, None, checkpointing, compiled)
 
 

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlflow import MlflowClient
-from mlflow.entities import Run
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -68,4 +70,6 @@ def runs(client: MlflowClient, filter_string: str = "") -> list[Run]:
 
 
 def record(root: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
     return MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow/mlflow.db")

@@ -1,0 +1,44 @@
+"""All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data]`.
+
+Each writes its rows to tests/benchmarks/results/DATE-NAME.json.
+"""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+BENCHES = {
+    "train": "bench_train_step",
+    "generation": "bench_generation",
+    "rotation": "bench_rotation",
+    "data-prepare": "bench_data_prepare",
+    "data-batches": "bench_data_batches",
+}
+
+
+def main(argv: list[str]) -> int:
+    names = next((word.removeprefix("only=") for word in argv if word.startswith("only=")), ",".join(BENCHES)).split(",")
+    if unknown := [name for name in names if name not in BENCHES]:
+        print(f"only={unknown[0]}: no such benchmark; there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names:
+        file = RESULTS / f"{datetime.date.today()}-{name}.json"
+        print(f"── {name}", flush=True)
+        start = time.perf_counter()
+        code = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{BENCHES[name]}", str(file)]).returncode
+        print(
+            f"   {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}, {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+        failed += [name] if code else []
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
