@@ -6,6 +6,7 @@
     python -m lit_long.export checkpoint=FILE.gguf out=my-model                      weights made elsewhere, in any format that
                                                                                      model.init reads
     … dtype=bfloat16        auto (as they are stored) · float32 · bfloat16 · float16
+    … adapter=true          of a stage trained with an adapter only that, as peft loads it; not merged
     … name=NAME             its name in the model card (default: that of the folder)
 
 Writes weights, config.json, the tokenizer with its chat template, and a model card that tells where the model comes from. The folder
@@ -27,6 +28,7 @@ class ExportConfig:
     out: str = ""
     dtype: str = "auto"
     name: str = ""
+    adapter: bool = False
 
 
 def main(argv: list[str]) -> int:
@@ -53,12 +55,14 @@ def export(config: ExportConfig) -> None:
     ours = checkpoint.exists() and any(
         (folder / "stage.yaml").is_file() for folder in (checkpoint, *checkpoint.resolve().parents)
     )
+    if config.adapter and not ours:
+        raise UserError(f"command line: adapter=true is for a stage trained with an adapter, and {checkpoint} is none")
     (export_stage if ours else export_external)(config, out)
 
 
 def export_stage(config: ExportConfig, out: Path) -> None:
     """A checkpoint of one of our stages."""
-    from lit_long.checkpoints.export import write_huggingface
+    from lit_long.checkpoints.export import copy_adapter, write_huggingface
     from lit_long.checkpoints.own import own_tensors
     from lit_long.checkpoints.weights import WEIGHTS
     from lit_long.data.store import open_store, words_of
@@ -70,6 +74,8 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     stage, store, _ = read_stage(folder)
     if stage.kind != "train":
         raise UserError(f"{folder}: a stage of kind {stage.kind} holds no model; name a train stage")
+    if config.adapter:
+        return copy_adapter(folder, out)
     weights = checkpoint / WEIGHTS if checkpoint == folder else checkpoint
     if not weights.exists():
         raise UserError(

@@ -70,8 +70,7 @@ def save_adapted(model: nn.Module, config: AdapterConfig, folder: Path, base: st
     state = whole_state(model)
     if not is_writer:
         return
-    tied = not any(name.startswith("lm_head") for name in state)
-    more = {"modules_to_save": list(_WHOLE), "ensure_weight_tying": tied} if config.train_embeddings_and_norms else {}
+    more = {"modules_to_save": list(_WHOLE), "ensure_weight_tying": is_tied(state)} if config.train_embeddings_and_norms else {}
     (folder / ADAPTER).mkdir(exist_ok=True)
     lora_config(config, task_type="CAUSAL_LM", base_model_name_or_path=base, **more).save_pretrained(folder / ADAPTER)
     save_file(peft_names(state, config), folder / ADAPTER / "adapter_model.safetensors")
@@ -83,7 +82,14 @@ def peft_names(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Ten
     trained = {name.replace(f".{_NAME}.weight", ".weight"): tensor for name, tensor in state.items() if ".lora_" in name}
     if config.train_embeddings_and_norms:
         trained |= {name: tensor for name, tensor in state.items() if name.split(".")[-2] in _WHOLE}
-    return {f"base_model.model.model.{name}": tensor.contiguous() for name, tensor in trained.items()}
+    found = {f"base_model.model.model.{name}": tensor.contiguous() for name, tensor in trained.items()}
+    if config.train_embeddings_and_norms and is_tied(state):  # peft wants the head by its name, too
+        found["base_model.model.lm_head.weight"] = state["embed_tokens.weight"].clone()
+    return found
+
+
+def is_tied(state: dict[str, Tensor]) -> bool:
+    return "lm_head.weight" not in state
 
 
 def trained_part(model: nn.Module) -> dict[str, int]:

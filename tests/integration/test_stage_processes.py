@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_long.config import (
+    AdapterConfig,
     CorpusConfig,
     CurriculumConfig,
     DataConfig,
@@ -63,10 +65,10 @@ def stage(strategy="single"):
     )
 
 
-def start(folder: Path, config: StageConfig) -> subprocess.Popen:
+def start(folder: Path, config: StageConfig, parent: Path | None = None) -> subprocess.Popen:
     """The stage in the folder, as a sweep starts it: with a pipe that it watches. Its output lies in log.txt."""
     folder.mkdir(exist_ok=True)
-    write_stage(folder, folder.name, plain(config), folder.parent / "store", None)
+    write_stage(folder, folder.name, plain(config), folder.parent / "store", parent)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with (folder / "log.txt").open("a") as log:
         return subprocess.Popen(
@@ -146,3 +148,19 @@ def test_two_ranks_count_what_one_process_counts(stages, straight):
     losses = [[row["train/loss"] for row in rows(place)] for place in (folder, straight)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
     assert losses[0] != losses[1], "sums of two ranks are rounded otherwise: was it one?"
+
+
+def test_two_ranks_train_an_adapter_as_one_process_does(stages, straight):
+    """FSDP2 over parameters of which some are frozen: LongLoRA's part of the model of ``straight``, in bytes of its own optimizer."""
+    found = {}
+    for strategy in ("single", "fsdp"):
+        folder = stages / f"train-adapter-{strategy}"
+        config = stage(strategy)
+        config = replace(config, tokens=8 * PER_UPDATE, adapter=AdapterConfig(rank=4, train_embeddings_and_norms=True))
+        config.trainer.checkpoint_every = 3
+        end(start(folder, config, straight), folder)
+        found[strategy] = [row["train/loss"] for row in rows(folder)], load_file(folder / "weights.safetensors")
+    (one, weights), (two, others) = found.values()
+    assert two == pytest.approx(one, abs=2e-5) and len(one) == 8
+    assert weights.keys() == others.keys() == load_file(straight / "weights.safetensors").keys()
+    assert all((weights[name] - others[name]).abs().max() < 1e-4 for name in weights)

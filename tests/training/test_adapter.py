@@ -11,11 +11,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from lit_long.checkpoints.export import copy_adapter
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
-from lit_long.config import AdapterConfig, ModelConfig
+from lit_long.config import AdapterConfig, ModelConfig, UserError, read_layers
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.stages.plan import identity_settings, make_plan
 from lit_long.training.adapter import ADAPTER, add_adapter, merged, save_adapted
 from lit_long.training.run import train
 from tests.data.own import TEXTS, store_of, write_text
@@ -180,3 +182,48 @@ def test_merging_by_hand():
     }
     found = merged(state, AdapterConfig(rank=1, alpha=2.0))
     assert found["a.q_proj.weight"].tolist() == [[7.0, 12.0], [0.0, 1.0]] and found.keys() == {"a.q_proj.weight", "b.weight"}
+
+
+def planned(*words):
+    """Stages by name of the default experiment's only variant, rope."""
+    return make_plan(read_layers(["position=rope", *words])).trials[0].stages
+
+
+def test_an_adapter_is_a_part_of_a_stages_identity_and_none_is_not():
+    plain, adapted = planned(), planned("stages.extend.adapter=longlora")
+    assert planned("adapter=none")["extend"].identity == plain["extend"].identity != adapted["extend"].identity
+    assert "adapter" not in identity_settings(plain["extend"].config)
+    assert adapted["base"].identity == plain["base"].identity
+    assert adapted["extend"].config.adapter == AdapterConfig(rank=8, train_embeddings_and_norms=True)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["adapter=lora"], r"stages\.base: adapter: there are no weights to adapt.*stages\.NAME\.adapter=lora"),
+        (["stages.extend.adapter=lora", "stages.extend.adapter.targets=[q_pro]"], "no matrix 'q_pro'; did you mean 'q_proj'"),
+        (["stages.extend.adapter.rank=-1"], r"adapter\.rank must be at least 1"),
+        (["stages.extend.adapter.train_embeddings_and_norms=true"], r"adapter\.rank must be at least 1"),
+    ],
+)
+def test_adapters_that_cannot_be(words, message):
+    with pytest.raises(UserError, match=message):
+        planned(*words)
+
+
+def test_without_peft_it_says_so_before_anything_runs(monkeypatch):
+    monkeypatch.setattr("lit_long.stages.settle.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs peft, which is not installed: pip install 'lit-long\[lora\]'"):
+        planned("stages.extend.adapter=lora")
+
+
+def test_copying_the_adapter(tmp_path):
+    with pytest.raises(UserError, match="there is no adapter in it"):
+        copy_adapter(tmp_path, tmp_path / "out")
+    model = llama()
+    add_adapter(model, LORA, 0)
+    save_adapted(model, LORA, tmp_path, "base", True)
+    copy_adapter(tmp_path, tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(UserError, match="is there already and not empty"):
+        copy_adapter(tmp_path, tmp_path / "out")
