@@ -1,10 +1,8 @@
 """Export a checkpoint to a Hugging Face folder, which transformers 4 and 5 load, and whatever loads what they load.
 
     python -m lit_long.export checkpoint=runs/stages/train-… out=my-model            a finished stage
-    python -m lit_long.export checkpoint=runs/stages/train-…/checkpoints/step-….ckpt out=my-model
-                                                                                     a resume point, sharded or not
-    python -m lit_long.export checkpoint=FILE.gguf out=my-model                      weights made elsewhere, in any format that
-                                                                                     model.init reads
+    python -m lit_long.export checkpoint=runs/stages/train-…/checkpoints/step-….ckpt out=my-model        a resume point, sharded or not
+    python -m lit_long.export checkpoint=FILE.gguf out=my-model         weights made elsewhere, in any format that model.init reads
     … dtype=bfloat16        auto (as they are stored) · float32 · bfloat16 · float16
     … adapter=true          of a stage trained with an adapter only that, as peft loads it; not merged
     … name=NAME             its name in the model card (default: that of the folder)
@@ -52,9 +50,8 @@ def export(config: ExportConfig) -> None:
     """Write ``config.out``. Raises UserError for what cannot be read or expressed."""
     out = Path(config.out).expanduser()
     checkpoint = Path(config.checkpoint).expanduser()
-    ours = checkpoint.exists() and any(
-        (folder / "stage.yaml").is_file() for folder in (checkpoint, *checkpoint.resolve().parents)
-    )
+    places = (checkpoint, *checkpoint.resolve().parents)
+    ours = checkpoint.exists() and any((folder / "stage.yaml").is_file() for folder in places)
     if config.adapter and not ours:
         raise UserError(f"command line: adapter=true is for a stage trained with an adapter, and {checkpoint} is none")
     (export_stage if ours else export_external)(config, out)
@@ -75,7 +72,8 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     if stage.kind != "train":
         raise UserError(f"{folder}: a stage of kind {stage.kind} holds no model; name a train stage")
     if config.adapter:
-        return copy_adapter(folder, out)
+        copy_adapter(folder, out)
+        return
     weights = checkpoint / WEIGHTS if checkpoint == folder else checkpoint
     if not weights.exists():
         raise UserError(
