@@ -52,9 +52,7 @@ def export(config: ExportConfig) -> None:
     checkpoint = Path(config.checkpoint).expanduser()
     places = (checkpoint, *checkpoint.resolve().parents)
     ours = checkpoint.exists() and any((folder / "stage.yaml").is_file() for folder in places)
-    if config.adapter and not ours:
-        raise UserError(f"command line: adapter=true is for a stage trained with an adapter, and {checkpoint} is none")
-    (export_stage if ours else export_external)(config, out)
+    (export_stage if ours or config.adapter else export_external)(config, out)
 
 
 def export_stage(config: ExportConfig, out: Path) -> None:
