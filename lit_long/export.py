@@ -1,11 +1,10 @@
 """Export a checkpoint to a Hugging Face folder, which transformers 4 and 5 load, and whatever loads what they load.
 
     python -m lit_long.export checkpoint=runs/stages/train-… out=my-model            a finished stage
-    python -m lit_long.export checkpoint=runs/stages/train-…/checkpoints/step-….ckpt out=my-model
-                                                                                     a resume point, sharded or not
-    python -m lit_long.export checkpoint=FILE.gguf out=my-model                      weights made elsewhere, in any format that
-                                                                                     model.init reads
+    python -m lit_long.export checkpoint=runs/stages/train-…/checkpoints/step-….ckpt out=my-model        a resume point, sharded or not
+    python -m lit_long.export checkpoint=FILE.gguf out=my-model         weights made elsewhere, in any format that model.init reads
     … dtype=bfloat16        auto (as they are stored) · float32 · bfloat16 · float16
+    … adapter=true          of a stage trained with an adapter only that, as peft loads it; not merged
     … name=NAME             its name in the model card (default: that of the folder)
 
 Writes weights, config.json, the tokenizer with its chat template, and a model card that tells where the model comes from. The folder
@@ -27,6 +26,7 @@ class ExportConfig:
     out: str = ""
     dtype: str = "auto"
     name: str = ""
+    adapter: bool = False
 
 
 def main(argv: list[str]) -> int:
@@ -50,15 +50,14 @@ def export(config: ExportConfig) -> None:
     """Write ``config.out``. Raises UserError for what cannot be read or expressed."""
     out = Path(config.out).expanduser()
     checkpoint = Path(config.checkpoint).expanduser()
-    ours = checkpoint.exists() and any(
-        (folder / "stage.yaml").is_file() for folder in (checkpoint, *checkpoint.resolve().parents)
-    )
-    (export_stage if ours else export_external)(config, out)
+    places = (checkpoint, *checkpoint.resolve().parents)
+    ours = checkpoint.exists() and any((folder / "stage.yaml").is_file() for folder in places)
+    (export_stage if ours or config.adapter else export_external)(config, out)
 
 
 def export_stage(config: ExportConfig, out: Path) -> None:
     """A checkpoint of one of our stages."""
-    from lit_long.checkpoints.export import write_huggingface
+    from lit_long.checkpoints.export import copy_adapter, write_huggingface
     from lit_long.checkpoints.own import own_tensors
     from lit_long.checkpoints.weights import WEIGHTS
     from lit_long.data.store import open_store, words_of
@@ -70,6 +69,9 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     stage, store, _ = read_stage(folder)
     if stage.kind != "train":
         raise UserError(f"{folder}: a stage of kind {stage.kind} holds no model; name a train stage")
+    if config.adapter:
+        copy_adapter(folder, out)
+        return
     weights = checkpoint / WEIGHTS if checkpoint == folder else checkpoint
     if not weights.exists():
         raise UserError(

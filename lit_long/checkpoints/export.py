@@ -78,6 +78,22 @@ def write_huggingface(
         shutil.rmtree(writing, ignore_errors=True)
 
 
+def copy_adapter(stage: Path, out: Path) -> None:
+    """Copy the adapter of a finished training stage, in peft's format, to the folder ``out``.
+
+    Raises:
+        UserError: the stage has none, or ``out`` is in use.
+    """
+    source = stage / "adapter"
+    if not source.is_dir():
+        raise UserError(
+            f"{stage}: there is no adapter in it; it was trained without one, or has not ended. Leave out adapter=true"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out}: is there already and not empty; name another folder or remove it")
+    shutil.copytree(source, out, dirs_exist_ok=True)
+
+
 def model_config(model: ModelConfig, position: dict[str, Any], context: int, words: Tokenization) -> dict[str, Any]:
     """config.json, but for its precision."""
     ends = list(words.eos)

@@ -18,10 +18,19 @@ WEIGHTS = "weights.safetensors"  # its name in a training stage's folder
 
 def save_weights(model: nn.Module, file: Path, is_writer: bool = True) -> None:
     """Write the full fp32 weights of ``model`` to ``file``, atomically. Sharded models: every rank calls, the writer writes."""
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state = whole_state(model)
     if is_writer:
-        with replacing(file) as writing:
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, writing)
+        write_state(state, file)
+
+
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The full weights of ``model``, sharded or not, on the CPU. Every rank calls; the first one gets them."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def write_state(state: dict[str, torch.Tensor], file: Path) -> None:
+    with replacing(file) as writing:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, writing)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -14,6 +14,7 @@ from lit_long.config.compose import (
     read_layers,
 )
 from lit_long.config.schema import (
+    AdapterConfig,
     CorpusConfig,
     CurriculumConfig,
     DataConfig,
@@ -34,6 +35,7 @@ from lit_long.config.typed import NOT_A_SETTING, UserError, check, identity_fiel
 
 __all__ = [
     "NOT_A_SETTING",
+    "AdapterConfig",
     "CorpusConfig",
     "CurriculumConfig",
     "DataConfig",

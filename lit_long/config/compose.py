@@ -38,6 +38,7 @@ DEFAULT_OPTIONS = {
     "position": "rope",
     "data": "builtin",
     "curriculum": "constant",
+    "adapter": "none",
     "optim": "adamw",
     "trainer": "cpu",
     "launcher": "local",
@@ -184,8 +185,7 @@ def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
         for name, stage in (layer.get("stages") or {}).items():
             check_stage(name, stage, where, layers)
         lay(raw, layer, where)
-    raw["experiment"] = layers.name
-    own = {key: value for key, value in raw.items() if key not in SHARED or key == "seed"}
+    own = {key: value for key, value in (raw | {"experiment": layers.name}).items() if key not in SHARED or key == "seed"}
     shared = {key: plain(getattr(SweepConfig(), key)) for key in SHARED}
     merge(shared, {key: value for key, value in raw.items() if key in SHARED})
     sweep = typed(SweepConfig, own, str(layers.file))

@@ -120,6 +120,16 @@ class CurriculumConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """LoRA: beside the matrices called ``targets``, which are frozen with all the rest, products of two of ``rank`` are trained."""
+
+    rank: int = 0  # 0 = no adapter, all weights are trained
+    alpha: float = 16.0  # the product counts alpha / rank times
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    train_embeddings_and_norms: bool = False  # these too, whole (LongLoRA)
+
+
+@dataclass
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay. Llama 2's settings (Touvron et al. 2023b, §2.2) unless an option says otherwise."""
 
@@ -185,6 +195,7 @@ class SharedConfig:
     position: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

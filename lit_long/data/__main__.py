@@ -17,11 +17,9 @@ A sweep with the same data uses what was prepared here. model=NAME or model.init
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_data import GROUPS, parse_data_words
@@ -69,28 +67,14 @@ def main(argv: list[str]) -> int:
 
 def act(verb: str, words: list[str], said: dict, options: Options) -> int:
     """Prepare or inspect, and print."""
-    from rich.console import Console
-
     from lit_long.data.store import verify
-    from lit_long.data.summary import draw, print_summary, summarise
+    from lit_long.data.summary import progress_lines, show, show_share
     from lit_long.stages.data import data_stage, open_stage, prepare_share, prepare_stage
 
-    lines = [""]
-
-    def report(message: str, done: float) -> None:
-        if (line := f"{done:6.1%}  {message}") != lines[-1]:  # who waits says so every half second
-            print(line, file=sys.stderr, flush=True)
-            lines[:] = [line]
-
-    stage = data_stage(said, options.root)
+    stage, report = data_stage(said, options.root), progress_lines()
     if options.share:
-        there, shards = prepare_share(stage, options.share, options.processes, report)
-        left = {"share": options.share, "shards": shards, "shards_there": there, "folder": str(stage.folder)}
-        print(
-            json.dumps(left, indent=1)
-            if options.format == "json"
-            else f"{there:,} of {shards:,} shards are there; once all are, the same command without share= does the rest"
-        )
+        shards = prepare_share(stage, options.share, options.processes, report)
+        show_share(options.share, *shards, stage.folder, options.format)
         return DONE
     if verb == "prepare":
         store = prepare_stage(stage, options.processes, options.verify, report)
@@ -98,17 +82,7 @@ def act(verb: str, words: list[str], said: dict, options: Options) -> int:
         keys = (*GROUPS, "root")
         about = [word for word in words if word.split("=")[0].split(".")[0] in keys]
         store = open_stage(stage, " ".join(["python -m lit_long.data prepare", *about]))
-    summary = summarise(store, options.long)
-    if options.out:
-        draw(summary, Path(options.out).expanduser() / "lengths.png")
-    if options.format == "json":
-        print(json.dumps(summary, indent=1))
-    elif verb == "inspect":
-        print_summary(summary, store, Console())
-    else:
-        print(
-            f"{summary['documents']:,} documents, {summary['tokens']:,} tokens\ndigest  {summary['digest']}\nfolder  {stage.folder}"
-        )
+    show(store, options.long, options.out, options.format, whole=verb == "inspect")
     if verb == "inspect" and options.verify and (damaged := verify(store)):
         print(f"error: damaged: {', '.join(map(str, damaged))}; make them again with prepare … verify=true", file=sys.stderr)
         return DAMAGED

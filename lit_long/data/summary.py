@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,41 @@ def sample(store: Store, domain: str, seed: int = 0) -> tuple[str, str]:
     tokens = documents[index][1 : 1 + _SAMPLE_CHARACTERS].tolist()  # a token is at least a byte; the separator is left out
     text = store.tokenizer.decode(tokens, skip_special_tokens=False)[:_SAMPLE_CHARACTERS]
     return documents.name(index), text
+
+
+def show(store: Store, long: int, out: str, form: str, whole: bool) -> None:
+    """Print the summary, as text or json; as text all of it, or only what there is and where. ``out``: a folder for the picture, or ""."""
+    summary = summarise(store, long)
+    if out:
+        draw(summary, Path(out).expanduser() / "lengths.png")
+    if form == "json":
+        print(json.dumps(summary, indent=1))
+    elif whole:
+        print_summary(summary, store, Console())
+    else:
+        print(f"{summary['documents']:,} documents, {summary['tokens']:,} tokens")
+        print(f"digest  {summary['digest']}\nfolder  {summary['folder']}")
+
+
+def show_share(share: str, there: int, shards: int, folder: Path, form: str) -> None:
+    """Print how many of all shards there are, as text or json."""
+    if form == "json":
+        print(json.dumps({"share": share, "shards": shards, "shards_there": there, "folder": str(folder)}, indent=1))
+    else:
+        print(f"{there:,} of {shards:,} shards are there; once all are, the same command without share= does the rest")
+
+
+def progress_lines() -> Callable[[str, float], None]:
+    """A function that prints progress on standard error, a line each time that there is news."""
+    last = ""
+
+    def report(message: str, done: float) -> None:
+        nonlocal last
+        if (line := f"{done:6.1%}  {message}") != last:  # who waits says so every half second
+            print(line, file=sys.stderr, flush=True)
+            last = line
+
+    return report
 
 
 def print_summary(summary: dict[str, Any], store: Store, console: Console) -> None:

@@ -46,6 +46,7 @@ TRAIN = (
     "position",
     "data",
     "curriculum",
+    "adapter",
     "optim",
     "validation",
     "trainer",
@@ -234,6 +235,7 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         | {name: getattr(config, name) for name in names}
         | {"data": mixture_identity(config.data), "optim": plain(config.optim), "trainer": identity_fields(config.trainer)}
         | ({"curriculum": plain(config.curriculum)} if config.curriculum.phases else {})
+        | ({"adapter": plain(config.adapter)} if config.adapter.rank else {})
     )
 
 

@@ -6,16 +6,27 @@ Everything that can be known before the first stage runs is checked here, so tha
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lit_long.config import CurriculumConfig, DataConfig, EvaluationConfig, StageConfig, TrainerConfig, UserError, nearest
+from lit_long.config import (
+    AdapterConfig,
+    CurriculumConfig,
+    DataConfig,
+    EvaluationConfig,
+    StageConfig,
+    TrainerConfig,
+    UserError,
+    nearest,
+)
 from lit_long.data.corpus import RETRIEVAL
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
 from lit_long.positions import settings as position_settings
 from lit_long.stages.mixture import measurable, mixable, settle_evaluation
 
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
 
 
@@ -39,6 +50,7 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
         check_evaluation(config.evaluation, measurable(config.data), where)
     else:
         check_training(config, where)
+        check_adapter(config.adapter, parent is not None or bool(config.model.init), where)
     if parent is not None and parent.kind != "train":
         raise UserError(f"{where}.parent must be a train stage, not {config.parent!r}")
     evaluation = config.evaluation
@@ -100,6 +112,25 @@ def check_training(config: StageConfig, where: str) -> None:
         )
     check_sampling(data, [name for name in known if name != RETRIEVAL], where)
     check_retrieval(mixed, config.context, f"{where}: data.weights")
+
+
+def check_adapter(adapter: AdapterConfig, has_weights: bool, where: str) -> None:
+    if adapter.rank < 0 or (adapter.train_embeddings_and_norms and not adapter.rank):
+        raise UserError(f"{where}: adapter.rank must be at least 1, or 0 for no adapter, not {adapter.rank}; see configs/adapter")
+    if not adapter.rank:
+        return
+    for name in adapter.targets:
+        if name not in MATRICES:
+            raise UserError(f"{where}: adapter.targets: no matrix {name!r}{nearest(name, MATRICES)}")
+    if not adapter.targets:
+        raise UserError(f"{where}: adapter.targets is empty; known here: {', '.join(MATRICES)}")
+    if not has_weights:
+        raise UserError(
+            f"{where}: adapter: there are no weights to adapt, for the stage has no parent and no model.init. Give the adapter to a later stage "
+            f"only: stages.NAME.adapter=lora"
+        )
+    if not find_spec("peft"):
+        raise UserError(f"{where}: adapter: needs peft, which is not installed: pip install 'lit-long[lora]'; or adapter=none")
 
 
 def check_retrieval(weights: dict[str, float], context: int, key: str) -> None:

@@ -26,11 +26,12 @@ from torchmetrics import SumMetric
 from lit_long.checkpoints.external import External
 from lit_long.checkpoints.stream import load_external
 from lit_long.checkpoints.weights import load_weights
-from lit_long.config import ModelConfig, OptimConfig
+from lit_long.config import AdapterConfig, ModelConfig, OptimConfig
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
+from lit_long.training.adapter import add_adapter
 from lit_long.training.parallel import eager, parallelize
 
 
@@ -44,6 +45,7 @@ class LongContextModule(lightning.LightningModule):
         switches: (update, positional settings) pairs: from that update on the encoder, and the transform, are others (data/curriculum.py).
         init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
             if not given.
+        adapter: what to train beside frozen weights instead of the weights themselves (adapter.py).
         micro_batch_tokens: tokens per forward and backward; at least one sequence.
         loss_memory: bytes that logits, and what is made of them, may take at once.
         checkpointing, compiled: see training/parallel.py.
@@ -58,6 +60,7 @@ class LongContextModule(lightning.LightningModule):
         updates: int,
         switches: Sequence[tuple[int, dict[str, Any]]] = (),
         init_from: Path | External | None = None,
+        adapter: AdapterConfig | None = None,
         seed: int = 0,
         micro_batch_tokens: int = 2048,
         loss_memory: int = 2**29,
@@ -69,7 +72,7 @@ class LongContextModule(lightning.LightningModule):
         self.model_config, self.optim, self.updates = model, optim, updates
         self.encoder, self.transform = build(position, model.head_dim), build_transform(position)
         self.switches = [(start, build(own, model.head_dim), build_transform(own)) for start, own in switches]
-        self.init_from, self.seed = init_from, seed
+        self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled = checkpointing, compiled
         self.model: Llama | None = None
@@ -89,6 +92,11 @@ class LongContextModule(lightning.LightningModule):
             model.init_weights(self.seed)
             if self.init_from is not None:
                 load_weights(model, self.init_from)
+        if self.adapter and self.adapter.rank:
+            if external:  # whole on every rank: peft adapts what is there
+                load_external(model.to_empty(device="cpu"), self.init_from)
+                external = False
+            add_adapter(model, self.adapter, self.seed)
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         parallelize(model, self.device_mesh if sharded else None, self.checkpointing, self.compiled)
         if external:
@@ -98,9 +106,10 @@ class LongContextModule(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW, weight decay on matrices only; linear warm-up, then cosine to ``min_lr_ratio``."""
         optim = self.optim
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": optim.weight_decay},
-            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.lr_ratio)}

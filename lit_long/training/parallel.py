@@ -1,4 +1,5 @@
-"""What training does to the model, from outside, in one visible order: activation checkpointing → compile → FSDP2.
+"""What training does to the model, from outside, in one visible order: activation checkpointing → compile → FSDP2. (An adapter
+comes before all of it: adapter.py.)
 
 Names of parameters stay as they are: only the blocks' ``forward`` is replaced.
 """

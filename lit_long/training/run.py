@@ -19,6 +19,7 @@ from lit_long.data import accounting
 from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
 from lit_long.model.attention import describe, use
+from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
 from lit_long.training.module import LongContextModule
 
@@ -64,6 +65,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         updates=updates,
         switches=[(phase.start, phase.position or config.position) for phase in phases] if config.curriculum.phases else (),
         init_from=starting_weights(config, parent),
+        adapter=config.adapter,
         seed=config.seed,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
         loss_memory=config.trainer.loss_memory,
@@ -104,10 +106,14 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     if every and updates % every:
         trainer.validate(module, data, verbose=False)
     seconds = time.perf_counter() - started
-    save_weights(module.model, folder / WEIGHTS, trainer.is_global_zero)
+    if config.adapter.rank:
+        save_adapted(module.model, config.adapter, folder, config.model.init or parent.name, trainer.is_global_zero)
+    else:
+        save_weights(module.model, folder / WEIGHTS, trainer.is_global_zero)
     if not trainer.is_global_zero:
         return {}
-    return summary(config, folder, module, trainer, seconds) | {"data": account(planned, folder / "metrics.jsonl")}
+    result = summary(config, folder, module, trainer, seconds) | {"data": account(planned, folder / "metrics.jsonl")}
+    return result | (trained_part(module.model) if config.adapter.rank else {})
 
 
 def account(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from lit_long.config import ModelConfig
+from lit_long.model.attention import PLAIN
 from lit_long.model.llama import Attention
 from lit_long.positions import build, rotate
 from lit_long.training.callbacks import machine
@@ -60,7 +61,7 @@ def test_rotation(name, dtype, backward):
 
     def whole_layer():
         with torch.set_grad_enabled(backward):
-            finish(layer(x, rotation, None))
+            finish(layer(x, rotation, PLAIN))
 
     def ours():
         finish(rotate(q, rotation.cos_q, rotation.sin_q), rotate(k, rotation.cos_k, rotation.sin_k))

@@ -51,8 +51,8 @@ def test_the_plan_is_what_is_consumed(packing):
 
 
 def test_sums_by_domain_by_hand():
-    account = torch.tensor([[2, 10, 3, 1, 0], [0, 7, 1, 0, 5], [2, 4, 1, 1, 2]])
-    assert consumed(account, 4).tolist() == [[7, 1, 0, 5], [0] * 4, [14, 4, 2, 2], [0] * 4]
+    account = torch.tensor([[2, 40_000, 300, 1, 0], [0, 7, 1, 0, 2**31], [2, 4, 1, 1, 2]])
+    assert consumed(account, 4).tolist() == [[7, 1, 0, 2**31], [0] * 4, [40_004, 301, 2, 2], [0] * 4]
 
 
 def test_a_share_that_cannot_be_met():

@@ -64,6 +64,30 @@ def test_the_feistel_order_is_as_good_as_random(count):
     assert abs(np.mean(orders[:, 0]) / count - 0.5) < 5 / np.sqrt(12 * 64)
 
 
+@pytest.mark.parametrize("same_in", ["low", "high"])
+@pytest.mark.parametrize("same_out", ["low", "high"])
+def test_the_feistel_order_has_all_its_rounds(same_in, same_out):
+    """Of two places with one half in common that go to numbers with one half in common, the other halves must be unrelated: with three
+    half-rounds they differ by as much after as before, always; with four in up to twice as many pairs as by chance (Patarin 1991)."""
+    count, mask = 2**16, 255
+    places = np.arange(count)
+    with patch.object(shuffle, "SORTED", 0):
+        numbers = Shuffled(count, "rounds").stretch(0, count)
+    halves = {"low": lambda values: values & mask, "high": lambda values: values >> 8}
+    (kept_in, free_in), (kept_out, free_out) = (
+        (halves[h], halves["low" if h == "high" else "high"]) for h in (same_in, same_out)
+    )
+    pairs = related = 0
+    for value in range(256):
+        group = np.flatnonzero(kept_in(places) == value)
+        before, after, meet = free_in(group), free_out(numbers[group]), kept_out(numbers[group])
+        together = np.triu(meet[:, None] == meet, 1)
+        pairs += together.sum()
+        related += ((before[:, None] ^ before) == (after[:, None] ^ after))[together].sum()
+    assert pairs == pytest.approx(256 * 255 / 2, rel=0.05)
+    assert related < 3 * pairs / 255
+
+
 def test_more_than_a_million_numbers_in_chunks():
     count = 2**20 + 12_345
     order = Shuffled(count, 7, "code", 0)
@@ -153,6 +177,16 @@ def test_every_document_is_drawn_in_time_and_not_the_same_ones_each_epoch():
     share = 1000 / 0.95 * 0.05 / 200  # of short documents
     assert all(counts[i] == 100 for i in range(40, 50))
     assert all(abs(counts[i] / 100 - share) < 5 * np.sqrt(share * (1 - share) / 100) for i in range(40))
+
+
+@pytest.mark.parametrize("lengths, rare", [([5] + [100] * 4, 0), ([100] + [5] * 4, 0)])
+def test_half_a_document_an_epoch_is_one_every_other_epoch(lengths, rare):
+    """Counting begins at a random place. From the same place on, what an epoch has room for half of would never be drawn."""
+    others = sum(lengths) - lengths[rare]
+    share = lengths[rare] / 2 / (lengths[rare] / 2 + others)  # of tokens, of the only document of its kind
+    made = draws_of(lengths, long_tokens=10, long_share=share if lengths[rare] > 10 else 1 - share)
+    times = sum(rare in drawn(made, number) for number in range(200))
+    assert abs(times - 100) < 5 * np.sqrt(200 / 4)
 
 
 def test_steady_epochs_hold_the_same_documents():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -87,10 +88,11 @@ def rows(folder):
 SWITCH = ({"until": 0.5, "scale": 0.25}, {"until": 1.0})
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit", "single"])
-def test_killed_across_a_switch_and_an_epoch_is_uninterrupted(small_store, tmp_path, packing):
-    """Broken off before the switch (the checkpoint lies before it), after it, and past the end of an epoch."""
-    config = stage(*SWITCH, packing=packing)
+@pytest.mark.parametrize("packing, times", [("concat", 0), ("concat", UPDATES // 2), ("best_fit", 0), ("single", 0)])
+def test_killed_across_a_switch_and_an_epoch_is_uninterrupted(small_store, tmp_path, packing, times):
+    """Broken off before the switch (the checkpoint lies before it), after it, and past the end of an epoch; also where the last line of
+    metrics before a checkpoint is a validation's, which counts nothing."""
+    config = stage(*SWITCH, packing=packing, times=times)
     straight = run(config, tmp_path / "straight", small_store)
     for update in (UPDATES // 2 - 1, UPDATES // 2 + 2, UPDATES - 1):
         assert run(config, tmp_path / "killed", small_store, kill_at=update) is None
@@ -101,6 +103,31 @@ def test_killed_across_a_switch_and_an_epoch_is_uninterrupted(small_store, tmp_p
     assert counts == [{k: v for k, v in row.items() if k.startswith("data/")} for row in rows(tmp_path / "straight")]
     assert all(a["data/mine/tokens"] < b["data/mine/tokens"] for a, b in itertools.pairwise(counts))
     assert straight["data"]["mine"]["epochs"] > 1.0, "the run must cross the end of an epoch"
+    kept = [file.name for file in (tmp_path / "killed" / "checkpoints").iterdir()]
+    assert kept == [f"step-{UPDATES - 2:08}.ckpt"], (
+        "only the newest is kept, and none of the end, which weights.safetensors holds"
+    )
+
+
+def test_killed_while_a_checkpoint_is_written(small_store, tmp_path, monkeypatch):
+    """Half a checkpoint is none: the one before it is taken."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    config = stage(*SWITCH)
+    run(config, straight, small_store)
+
+    def half(trainer, path, whole=lightning.Trainer.save_checkpoint):
+        whole(trainer, path)
+        if trainer.global_step == 6:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            raise Interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning.Trainer, "save_checkpoint", half)
+        with pytest.raises(Interruption):
+            run(config, killed, small_store)
+    assert len(list((killed / "checkpoints").iterdir())) == 2
+    run(config, killed, small_store)
+    assert losses(killed) == losses(straight)
 
 
 @pytest.fixture(scope="module")

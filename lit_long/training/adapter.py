@@ -1,0 +1,109 @@
+"""LoRA through peft: a few trained matrices beside frozen ones (Hu et al. 2022), with LongLoRA's trained embeddings and norms if wanted.
+
+peft is applied from outside to a Llama that has its weights, before anything is sharded. What a stage hands on is merged again, so that no
+later stage, evaluation or export knows of adapters; the adapter alone lies beside it, in peft's own format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lit_long.checkpoints.weights import WEIGHTS, whole_state, write_state
+from lit_long.config import AdapterConfig, UserError
+
+ADAPTER = "adapter"  # its folder in a training stage's folder
+_NAME = "default"  # peft's name of the only adapter
+_WHOLE = ("embed_tokens", "norm", "input_layernorm", "post_attention_layernorm")  # LongLoRA trains these as they are
+
+
+def add_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> None:
+    """Freeze the model, in place, but for an adapter that changes nothing yet. The same for a seed on any number of ranks.
+
+    Raises:
+        UserError: peft is not installed.
+    """
+    if not config.rank:
+        return
+    peft = import_peft()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(lora_config(config), model)
+    if config.train_embeddings_and_norms:
+        for name, parameter in model.named_parameters():
+            if name.split(".")[-2] in _WHOLE:
+                parameter.requires_grad_(True)
+
+
+def lora_config(config: AdapterConfig, **more: Any) -> Any:
+    """peft's own settings of the adapter."""
+    return import_peft().LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), bias="none", **more
+    )
+
+
+def merged(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
+    """The plain Llama's weights from those of an adapted one: W + alpha / rank · B A."""
+    found = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            stem = name.removesuffix(".base_layer.weight")
+            a, b = (state[f"{stem}.lora_{which}.{_NAME}.weight"] for which in "AB")
+            name, tensor = f"{stem}.weight", tensor + (config.alpha / config.rank * (b.float() @ a.float())).to(tensor.dtype)
+        found[name] = tensor
+    return found
+
+
+def save_adapted(model: nn.Module, config: AdapterConfig, folder: Path, base: str, is_writer: bool) -> None:
+    """Write the merged weights, and the adapter for ``PeftModel.from_pretrained`` on the model it was trained on.
+
+    Args:
+        base: what that model is called, for adapter_config.json.
+    """
+    state = whole_state(model)
+    if not is_writer:
+        return
+    more = {"modules_to_save": list(_WHOLE), "ensure_weight_tying": is_tied(state)} if config.train_embeddings_and_norms else {}
+    (folder / ADAPTER).mkdir(exist_ok=True)
+    lora_config(config, task_type="CAUSAL_LM", base_model_name_or_path=base, **more).save_pretrained(folder / ADAPTER)
+    save_file(peft_names(state, config), folder / ADAPTER / "adapter_model.safetensors")
+    write_state(merged(state, config), folder / WEIGHTS)
+
+
+def peft_names(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
+    """The trained tensors, as peft calls them when it adapts transformers' LlamaForCausalLM."""
+    trained = {name.replace(f".{_NAME}.weight", ".weight"): tensor for name, tensor in state.items() if ".lora_" in name}
+    if config.train_embeddings_and_norms:
+        trained |= {name: tensor for name, tensor in state.items() if name.split(".")[-2] in _WHOLE}
+    found = {f"base_model.model.model.{name}": tensor.contiguous() for name, tensor in trained.items()}
+    if config.train_embeddings_and_norms and is_tied(state):  # peft wants the head by its name, too
+        found["base_model.model.lm_head.weight"] = state["embed_tokens.weight"].clone()
+    return found
+
+
+def is_tied(state: dict[str, Tensor]) -> bool:
+    return "lm_head.weight" not in state
+
+
+def trained_part(model: nn.Module) -> dict[str, int]:
+    """For the stage's result: how many parameters were trained, and how many bytes AdamW's two moments took for them."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return {
+        "trained_parameters": sum(parameter.numel() for parameter in trained),
+        "optimizer_bytes": sum(2 * parameter.numel() * parameter.element_size() for parameter in trained),
+    }
+
+
+def import_peft() -> ModuleType:
+    try:
+        import peft
+    except ImportError:
+        raise UserError("adapter: needs peft, which is not installed: pip install 'lit-long[lora]'; or adapter=none") from None
+    return peft

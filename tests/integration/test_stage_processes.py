@@ -1,0 +1,166 @@
+"""Training stages with phases, in processes of their own: killed with -9 across a switch and an epoch, and on two ranks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_long.config import (
+    AdapterConfig,
+    CorpusConfig,
+    CurriculumConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SourceConfig,
+    StageConfig,
+    TrainerConfig,
+    plain,
+)
+from lit_long.config.schema import PhaseConfig, ValidationConfig
+from lit_long.data.store import open_store, prepare
+from lit_long.launch.local import command
+from lit_long.stages.folder import is_done, write_stage
+from tests.data.own import TEXTS, write_text
+from tests.integration.mini import REPOSITORY
+
+UPDATES, SWITCH, PER_UPDATE, EVERY = 48, 24, 1024, 20
+DOMAINS = ("long", "short")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """A folder with the prepared store ``store``: of few documents, so that a run passes them more than once."""
+    folder = tmp_path_factory.mktemp("stages")
+    texts = {"long": [text for text in TEXTS if len(text) > 500][:6], "short": [text for text in TEXTS if len(text) < 500][:12]}
+    sources = {name: SourceConfig(path=str(write_text(folder / name, texts[name])), validation_share=0.1) for name in DOMAINS}
+    prepare(CorpusConfig(vocab_size=300), folder / "store", sources=sources, builtin=False, processes=1)
+    return folder
+
+
+def stage(strategy="single"):
+    return StageConfig(
+        context=64,
+        tokens=UPDATES * PER_UPDATE,
+        tokens_per_update=PER_UPDATE,
+        model=ModelConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ffn=64, context=64),
+        position={"scheme": "rope", "base": 10_000.0},
+        data=DataConfig(weights={"long": 0.7, "short": 0.3}, packing="best_fit"),
+        curriculum=CurriculumConfig([PhaseConfig(until=0.5, scale=0.25), PhaseConfig(until=1.0)]),
+        optim=OptimConfig(lr=1e-2),
+        validation=ValidationConfig(times=0),
+        trainer=TrainerConfig(
+            precision="32-true", strategy=strategy, devices=2 if strategy == "fsdp" else 1, checkpoint_every=EVERY
+        ),
+    )
+
+
+def start(folder: Path, config: StageConfig, parent: Path | None = None) -> subprocess.Popen:
+    """The stage in the folder, as a sweep starts it: with a pipe that it watches. Its output lies in log.txt."""
+    folder.mkdir(exist_ok=True)
+    write_stage(folder, folder.name, plain(config), folder.parent / "store", parent)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            command(folder, config), cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+
+
+def end(process: subprocess.Popen, folder: Path) -> None:
+    assert process.wait(120) == 0 and is_done(folder), (folder / "log.txt").read_text()
+
+
+def rows(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True) if (folder / "metrics.jsonl").exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def counts(folder: Path) -> list[dict]:
+    """What does not depend on the time: the step, the loss, and what was consumed so far."""
+    return [{k: v for k, v in row.items() if k == "step" or k.startswith(("train/", "data/"))} for row in rows(folder)]
+
+
+def kill_after(folder: Path, config: StageConfig, update: int) -> tuple[int, int]:
+    """kill -9 of the stage as soon as it has reported an update: how many it had then, and of which it kept the last checkpoint."""
+    process = start(folder, config)
+    deadline = time.monotonic() + 60
+    while len(rows(folder)) < update and process.poll() is None:
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (folder / "log.txt").read_text()
+    kept = max(int(file.stem.partition("-")[2]) for file in (folder / "checkpoints").glob("step-*.ckpt"))
+    return len(rows(folder)), kept
+
+
+@pytest.fixture(scope="module")
+def straight(stages):
+    """The folder of an uninterrupted run."""
+    end(start(stages / "straight", stage()), stages / "straight")
+    return stages / "straight"
+
+
+def pass_ends(stages: Path, folder: Path) -> set[int]:
+    """The updates in which a pass over some domain ends."""
+    found = set()
+    for name in DOMAINS:
+        tokens = int(open_store(stages / "store").documents(name, "train").lengths.sum())
+        passes = [row[f"data/{name}/tokens"] // tokens for row in rows(folder)]
+        found |= {step + 2 for step, (before, after) in enumerate(itertools.pairwise(passes)) if after > before}
+    return found
+
+
+def test_kill_9_across_a_switch_and_an_epoch_is_uninterrupted(stages, straight):
+    """Killed when phase and pass have changed since the last checkpoint, so that the resumed run crosses both once more."""
+    folder = stages / "killed"
+    boundary = next(n for n in sorted(pass_ends(stages, straight)) if EVERY < n < 2 * EVERY - 10)
+    crossed = max(SWITCH + 1, boundary)
+    reached, kept = kill_after(folder, stage(), crossed)
+    assert kept == EVERY and reached < UPDATES, "killed too late for what this tests"
+    end(start(folder, stage()), folder)
+    assert counts(folder) == counts(straight) and [row["step"] for row in counts(folder)] == list(range(1, UPDATES + 1))
+    ours, theirs = (load_file(place / "weights.safetensors") for place in (folder, straight))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    results = [json.loads((place / "result.json").read_text()) for place in (folder, straight)]
+    assert results[0]["data"] == results[1]["data"]
+
+
+def test_two_ranks_count_what_one_process_counts(stages, straight):
+    """FSDP2 over gloo, two domains, best-fit, two phases: the same counts to the last document, the same losses to rounding."""
+    folder = stages / "ranks"
+    end(start(folder, stage("fsdp")), folder)
+    ours, theirs = (
+        [{k: v for k, v in row.items() if not k.startswith("train/")} for row in counts(place)] for place in (folder, straight)
+    )
+    assert ours == theirs and len(ours) == UPDATES
+    last = ours[-1]
+    assert all(last[f"data/{name}/{what}"] > 0 for name in DOMAINS for what in ("tokens", "documents", "cut"))
+    losses = [[row["train/loss"] for row in rows(place)] for place in (folder, straight)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+    assert losses[0] != losses[1], "sums of two ranks are rounded otherwise: was it one?"
+
+
+def test_two_ranks_train_an_adapter_as_one_process_does(stages, straight):
+    """FSDP2 over parameters of which some are frozen: LongLoRA's part of the model of ``straight``, in bytes of its own optimizer."""
+    found = {}
+    for strategy in ("single", "fsdp"):
+        folder = stages / f"train-adapter-{strategy}"
+        config = stage(strategy)
+        config = replace(config, tokens=8 * PER_UPDATE, adapter=AdapterConfig(rank=4, train_embeddings_and_norms=True))
+        config.trainer.checkpoint_every = 3
+        end(start(folder, config, straight), folder)
+        found[strategy] = [row["train/loss"] for row in rows(folder)], load_file(folder / "weights.safetensors")
+    (one, weights), (two, others) = found.values()
+    assert two == pytest.approx(one, abs=2e-5) and len(one) == 8
+    assert weights.keys() == others.keys() == load_file(straight / "weights.safetensors").keys()
+    assert all((weights[name] - others[name]).abs().max() < 1e-4 for name in weights)
