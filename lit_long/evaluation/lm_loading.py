@@ -6,14 +6,16 @@ in its own folder only; any other name in all of lm-eval's, which takes seconds.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lit_long.config import UserError, nearest
-from lit_long.evaluation.lm_specs import OWN, SPECS, Spec
-from lit_long.evaluation.local_data import NoData, local_rows
+from lit_long.config import UserError
+from lit_long.evaluation.lm_specs import OWN, Spec
+from lit_long.evaluation.local_data import Unavailable, local_rows
 from lit_long.evaluation.ruler import documents
 from lit_long.evaluation.subject import Subject
 
@@ -28,7 +30,7 @@ def load_parts(name: str, spec: Spec, subject: Subject, lengths: list[int], coun
     """(domain, length, task, requests, right answer) of every document to be asked.
 
     Raises:
-        NoData: the data set is not there.
+        Unavailable: the data set is not there.
         UserError: see `HarnessTask`.
     """
     manager = task_files(spec.folder)
@@ -47,15 +49,6 @@ def task_files(folder: str) -> Any:
 
     place = Path(__file__).parent / "tasks" if folder == OWN else Path(lm_eval.tasks.__file__).parent / folder
     return lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(place))
-
-
-def known(name: str) -> bool:
-    """Whether lm-eval has a task of that name; not whether it can be scored here."""
-    return name in SPECS or name in task_files("").task_index
-
-
-def unknown(name: str, others: list[str]) -> UserError:
-    return UserError(f"command line: tasks: there is no task {name!r}{nearest(name, [*others, *SPECS])}")
 
 
 def leaves(manager: Any, names: tuple[str, ...]) -> list[str]:
@@ -83,7 +76,7 @@ def build(manager: Any, leaf: str, spec: Spec, rows_of: Callable[[dict[str, Any]
     except UserError:
         raise
     except Exception as error:  # of lm-eval, datasets, the hub's client or the task's own code: whatever it is, it is this task's
-        raise UserError(f"{leaf}: lm-eval cannot build it: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{leaf}: lm-eval cannot build it: {described(error)}") from error
 
 
 def rows_for(
@@ -99,7 +92,7 @@ def rows_for(
         return None
     if data in ("", HUB):
         ways = "data=FOLDER that holds it" + ("" if path == SCROLLS else ", or data=hub to download it")
-        raise NoData(f"{name}: needs the data set {path}{f' ({config})' if config else ''}: {ways}")
+        raise Unavailable(f"{name}: needs the data set {path}{f' ({config})' if config else ''}: {ways}")
     scored = settings.get("test_split") or settings.get("validation_split")
     shots = settings.get("num_fewshot") if spec.shots is None else spec.shots
     own = (settings.get("fewshot_config") or {}).get("samples")  # examples that come with the task
@@ -117,9 +110,10 @@ def requests_of(name: str, leaf: str, task: Any, count: int, seed: int) -> Itera
         raise UserError(f"{leaf}: has {len(task.sampler.df)} examples, and {task.config.num_fewshot} shots are asked for")
     task.set_fewshot_seed(seed)
     try:
-        task.build_all_requests(limit=count or None)
+        with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's bars
+            task.build_all_requests(limit=count or None)
     except Exception as error:  # again whatever a task's own code does with an odd document
-        raise UserError(f"{leaf}: lm-eval cannot ask its documents: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{leaf}: lm-eval cannot ask its documents: {described(error)}") from error
     documents: dict[int, list[Any]] = {}
     for request in task.instances:
         documents.setdefault(request.doc_id, []).append(request)
@@ -146,5 +140,6 @@ def reference(where: str, task: Any, doc: dict[str, Any]) -> Any:
     return target
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def described(error: Exception) -> str:
+    """The kind of error and its first line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

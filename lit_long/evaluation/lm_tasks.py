@@ -18,7 +18,7 @@ from typing import Any
 
 from lit_long.config import UserError
 from lit_long.evaluation.harness import Harness
-from lit_long.evaluation.lm_loading import load_parts
+from lit_long.evaluation.lm_loading import described, load_parts
 from lit_long.evaluation.lm_specs import SPECS, VERIFIED, Spec
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import geometric, mean, share
@@ -48,7 +48,7 @@ class HarnessTask(Task):
         data: a folder of data sets; "hub" lets lm-eval download them.
 
     Raises:
-        NoData: the data set is not there.
+        Unavailable: the data set is not there.
         UserError: it is damaged or has no right answers, or lm-eval cannot build the task.
     """
 
@@ -118,7 +118,10 @@ def scored(name: str, item: Item) -> dict[str, Any]:
     doc = item.requests[0].doc
     for place, pipeline in enumerate(item.task._filters):
         pipeline.apply(item.requests)
-        found = item.task.process_results(doc, [request.filtered_resps[pipeline.name] for request in item.requests])
+        try:
+            found = item.task.process_results(doc, [request.filtered_resps[pipeline.name] for request in item.requests])
+        except Exception as error:  # whatever the task's own code does with a document of another form
+            raise UserError(f"{name}, document {item.requests[0].doc_id}: lm-eval cannot score it: {described(error)}") from error
         for metric, value in found.items():
             if metric.isdigit():  # RULER's are called by lengths, -1 for those that the document does not have
                 if int(metric) != doc["max_length"]:

@@ -24,8 +24,8 @@ SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
 Row = dict[str, Any]
 
 
-class NoData(UserError):
-    """The data set is not there at all; a suite leaves the task out, and says so."""
+class Unavailable(UserError):
+    """The task cannot be measured here at all, as when its data set is not there; a suite leaves it out, and says so."""
 
 
 def local_rows(folder: str, path: str, config: str | None, split: str) -> list[Row]:
@@ -36,7 +36,7 @@ def local_rows(folder: str, path: str, config: str | None, split: str) -> list[R
         config: the data set's configuration; None where it has but one.
 
     Raises:
-        NoData: there is nothing of it.
+        Unavailable: there is nothing of it.
         UserError: it is damaged, incomplete or empty, naming the file.
     """
     root = place(folder, path)
@@ -62,7 +62,7 @@ def place(folder: str, path: str) -> Path:
     for root in (base / path, base / path.rpartition("/")[2]):
         if root.is_dir():
             return root
-    raise NoData(f"data={folder}: holds no {path}: looked for {base / path} and {base / path.rpartition('/')[2]}")
+    raise Unavailable(f"data={folder}: holds no {path}: looked for {base / path} and {base / path.rpartition('/')[2]}")
 
 
 def files_of(root: Path, config: str | None, split: str) -> list[Path]:
@@ -71,7 +71,7 @@ def files_of(root: Path, config: str | None, split: str) -> list[Path]:
     if config:
         paths = {name: file for name, file in paths.items() if re.search(rf"(^|/){re.escape(config)}(?=[/.\-]|$)", name)}
     if not paths:
-        raise NoData(f"{root}: holds no {', '.join(ENDINGS)} file{f' of {config}' if config else ''}")
+        raise Unavailable(f"{root}: holds no {', '.join(ENDINGS)} file{f' of {config}' if config else ''}")
     if any(says(name, each) for name in paths for each in SPLITS):
         paths = {name: file for name, file in paths.items() if says(name, split)}
     if not paths:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lit_long.config import UserError
-from lit_long.evaluation.local_data import NoData, local_rows
+from lit_long.evaluation.local_data import Unavailable, local_rows
 from lit_long.evaluation.subject import Subject
 
 ESSAYS = "baber/paul_graham_essays"
@@ -35,6 +35,7 @@ NIAH = {  # haystack, keys, values, and how many of keys, values, queries
     "niah_multiquery": ("essay", "words", "numbers", 1, 1, 4),
 }
 RULER = [*NIAH, "ruler_vt", "ruler_cwe", "ruler_fwe"]
+EXAMPLE = 500  # tokens of the example that comes before variable tracking
 Tokens = Callable[[str], Any]
 
 
@@ -42,8 +43,8 @@ def documents(task: str, subject: Subject, length: int, count: int, seed: int, d
     """``count`` documents of ``length`` tokens at most, the answer included, in lm-eval's schema.
 
     Raises:
-        NoData: the essays are not there.
-        UserError: the length is too short, or what lm-eval's generators need is not installed.
+        Unavailable: the essays are not there, or the length is too short.
+        UserError: what lm-eval's generators need is not installed.
     """
     before = random.getstate(), np.random.get_state()
     quiet = io.StringIO()
@@ -55,9 +56,9 @@ def documents(task: str, subject: Subject, length: int, count: int, seed: int, d
     except ImportError as error:
         raise UserError(f"{task}: {error}; pip install 'lit-long[eval]'") from None
     except LookupError as error:
-        raise NoData(f"{task}: needs nltk's punkt_tab, which is not there: {str(error).strip().splitlines()[0]}") from None
+        raise Unavailable(f"{task}: needs nltk's punkt_tab, which is not there: {str(error).strip().splitlines()[0]}") from None
     except ValueError as error:
-        raise UserError(f"{task}: cannot be made of {length:,} tokens: {error}") from None
+        raise Unavailable(f"{task}: cannot be made of {length:,} tokens: {error}") from None
     finally:
         random.setstate(before[0]), np.random.set_state(before[1])
 
@@ -73,7 +74,8 @@ def generator(task: str, subject: Subject, length: int, data: str, seed: int) ->
     if task == "ruler_vt":
         from lm_eval.tasks.ruler import vt_utils
 
-        require(task, tokens, length, vt_utils.generate_input_output(10, 1, 4)[0], 500 + 30)
+        require(task, tokens, EXAMPLE, vt_utils.generate_input_output(5, 1, 4, is_icl=True)[0], 30)
+        require(task, tokens, length, vt_utils.generate_input_output(10, 1, 4)[0], EXAMPLE + 30)
         return lambda count: traced(vt_utils.sys_vartrack_w_noise_random, tokens, length, count)
     if task == "ruler_cwe":
         from lm_eval.tasks.ruler import cwe_utils
@@ -88,15 +90,15 @@ def generator(task: str, subject: Subject, length: int, data: str, seed: int) ->
 
 
 def require(task: str, tokens: Tokens, length: int, shortest: str, more: int) -> None:
-    """Raise a UserError when not even the shortest document fits: lm-eval's generators would try for ever."""
+    """Raise `Unavailable` when not even the shortest document fits: lm-eval's generators would try for ever, deaf to interruptions."""
     least = int(1.1 * len(tokens(shortest).input_ids)) + more
     if length < least:
-        raise UserError(f"{task}: {length:,} tokens leave no room for it; with this tokenizer it needs at least {least:,}")
+        raise Unavailable(f"{task}: {length:,} tokens leave no room for what needs at least {least:,} with this tokenizer")
 
 
 def traced(make: Callable[..., list[dict[str, Any]]], tokens: Tokens, length: int, count: int) -> list[dict[str, Any]]:
-    """Variable tracking, after one example of 500 tokens."""
-    example = make(tokenizer=tokens, num_samples=1, max_seq_length=500, incremental=5)[0]
+    """Variable tracking, after one example."""
+    example = make(tokenizer=tokens, num_samples=1, max_seq_length=EXAMPLE, incremental=5)[0]
     return make(tokenizer=tokens, num_samples=count, max_seq_length=length, icl_example=example)
 
 
@@ -124,6 +126,6 @@ def niah(task: str, tokens: Tokens, length: int, data: str) -> Callable[[int], l
 def essays(data: str, task: str) -> list[str]:
     """The words of Paul Graham's essays, as lm-eval joins them."""
     if not data:
-        raise NoData(f"{task}: its haystack is the data set {ESSAYS}: data=FOLDER that holds it")
+        raise Unavailable(f"{task}: its haystack is the data set {ESSAYS}: data=FOLDER that holds it")
     text = " ".join(row["text"] for row in local_rows(data, ESSAYS, None, "train"))
     return re.sub(r"\s+", " ", text).split(" ")

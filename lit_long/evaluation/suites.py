@@ -17,7 +17,7 @@ from lit_long.config import UserError, nearest
 from lit_long.data.store import Store
 from lit_long.evaluation.lines import Lines
 from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
-from lit_long.evaluation.local_data import NoData
+from lit_long.evaluation.local_data import Unavailable
 from lit_long.evaluation.needle import Needle
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
@@ -136,7 +136,7 @@ def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str
     for name in names:
         try:
             tasks.append(MAKERS[name](asked) if name in MAKERS else through_lm_eval(name, asked))
-        except NoData as error:
+        except Unavailable as error:
             if chosen:
                 raise
             left_out[name] = str(error)
@@ -150,7 +150,7 @@ def through_lm_eval(name: str, asked: Asked) -> Task:
     from lit_long.evaluation.lm_tasks import HarnessTask
 
     if name in SPECS and SPECS[name].runs_code and not asked.run_code:
-        raise NoData(
+        raise Unavailable(
             f"{name}: runs programs that the model wrote, with limits but not shut in; run_code=true allows it, on a machine "
             f"that may be lost"
         )

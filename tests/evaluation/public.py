@@ -33,7 +33,9 @@ def scrolls(number: int, name: str) -> dict:
     question = f"What does Anna carry on day {number}?"
     output = f"a blue lamp and letter {number}"
     if name == "quality":
-        options = "".join(f" ({letter}) {text} \n" for letter, text in zip("ABCD", ("a dog", output, "a boat", "nothing"), strict=True))
+        options = "".join(
+            f" ({letter}) {text} \n" for letter, text in zip("ABCD", ("a dog", output, "a boat", "nothing"), strict=True)
+        )
         return {"id": f"{name}{number}", "pid": "0", "input": f"{question}\n\n{options}\n\n{STORY}", "output": output}
     if name == "contract_nli":
         output = ("Entailment", "Contradiction", "Not mentioned")[number % 3]
@@ -102,7 +104,15 @@ def write_short(root: Path) -> None:
             {"question": f"Tom has {n} eggs and buys 2. How many?", "answer": f"{n}+2={n + 2}\n#### {n + 2}"} for n in range(FEW)
         ])  # fmt: skip
         for subject in (
-            *("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus"),
+            *(
+                "algebra",
+                "counting_and_probability",
+                "geometry",
+                "intermediate_algebra",
+                "number_theory",
+                "prealgebra",
+                "precalculus",
+            ),
         ):
             parquet(root / "EleutherAI/hendrycks_math" / subject, split, [
                 {"problem": f"What is ${n}+1$?", "level": "Level 1", "type": subject, "solution": f"It is $\\boxed{{{n + 1}}}$."}
@@ -140,7 +150,7 @@ def write_longbench(root: Path) -> None:
     for name in LONGBENCH:
         rows = [
             {
-                "input": f"What is {n}?", "context": STORY, "answers": [f"lamp {n}"], "length": 90, "dataset": name, "language": "en",
+                "input": f"What is {n}?", "context": STORY, "answers": ["Paragraph 3" if "retrieval" in name else f"lamp {n}"], "length": 90, "dataset": name, "language": "en",
                 "all_classes": [f"lamp {k}" for k in range(4)], "_id": str(n), "question": f"What is {n}?",
             }
             for n in range(4)
