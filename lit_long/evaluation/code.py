@@ -35,7 +35,7 @@ exec(compile(sys.stdin.read(), "<answer>", "exec"), {"__name__": "__main__"})
 def passes(program: str, seconds: float = SECONDS, mebibytes: int = MEBIBYTES) -> bool:
     """Whether ``program`` runs to its end within the limits, without an exception, and does not leave early by itself."""
     end = "lit_long_ran_to_its_end"  # sys.exit(0) in an answer must not count as passing
-    marked = f"{program}\nimport sys as _sys, os as _os\n_os.write(1, b'{end}')\n"
+    marked = f"{program}\nimport sys as _sys\nprint(end={end!r}, file=_sys.__stdout__, flush=True)\n"
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", CHILD % (mebibytes, int(seconds) + 1)],

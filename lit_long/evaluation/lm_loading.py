@@ -72,7 +72,8 @@ def build(manager: Any, leaf: str, spec: Spec, rows_of: Callable[[dict[str, Any]
     if rows is not None:
         overrides["custom_dataset"] = lambda **options: rows
     try:
-        return manager.load({"group": "lit_long", "task": [overrides]})["tasks"][leaf]
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of datasets
+            return manager.load({"group": "lit_long", "task": [overrides]})["tasks"][leaf]
     except UserError:
         raise
     except Exception as error:  # of lm-eval, datasets, the hub's client or the task's own code: whatever it is, it is this task's

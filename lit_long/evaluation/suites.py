@@ -139,8 +139,8 @@ def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str
         except Unavailable as error:
             if chosen:
                 raise
-            left_out[name] = str(error)
-            say(f"left out: {name}: {error}")
+            left_out[name] = str(error) if str(error).startswith(name) else f"{name}: {error}"
+            say(f"left out: {left_out[name]}")
     if not tasks:
         raise UserError(f"nothing of the suite can be measured; the first task says: {next(iter(left_out.values()))}")
     return tasks, left_out
