@@ -217,7 +217,7 @@ def blank(root: Path, name: str, **changes) -> None:
 
 def labels(root: Path, label: str) -> None:
     rows = local_rows(str(root), "Rowan/hellaswag", None, "validation")
-    public.parquet(root / "Rowan/hellaswag/data", "validation", [*rows[:-1], rows[-1] | {"label": label}])
+    public.parquet(root / "Rowan/hellaswag/data", "validation", [*rows[:2], rows[2] | {"label": label}, *rows[3:]])
 
 
 @pytest.mark.parametrize(
