@@ -69,7 +69,7 @@ class Needle(Task):
             )
             for key in keys
         ]
-        for place, written in subject.write(prompts, NEW, stop=("\n",)):
+        for place, written in subject.write_sharing(prompts, NEW, stop=("\n",)):
             key = keys[place]
             found = {"depth": round(100 * self.depth(key.index), 1), "written": written, "score": overlap(written, EXPECTED)}
             yield key, {"prompt_tokens": len(prompts[place]), "reference": EXPECTED} | found

@@ -55,13 +55,14 @@ def document_runs(batch: Batch) -> Runs | None:
 def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, runs: Runs | None, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, causal, and within documents when there are ``runs``: [B, H, T, K].
 
-    Heads share keys when G < H. Documents of one length in succession go through the kernel together. T = S, except in a step of
-    generation: one query, of the newest token, sees all keys, less what ``mask`` [B, 1, 1, S] (added to the scores) hides.
+    Heads share keys when G < H. Documents of one length in succession go through the kernel together. T = S, except in generation: one
+    query, of the newest token, sees all keys, less what ``mask`` [B, 1, 1, S] (added to the scores) hides; T queries are of the last
+    T of S tokens, when a prompt goes on from what is cached.
     """
     if q_BHTK.shape[2] == 1:
         return newest(q_BHTK, k_BGSK, v_BGSK, mask)
     if runs is None:
-        return causal(q_BHTK, k_BGSK, v_BGSK)
+        return causal(q_BHTK, k_BGSK, v_BGSK) if q_BHTK.shape[2] == k_BGSK.shape[2] else latest(q_BHTK, k_BGSK, v_BGSK)
     sizes = [count * length for count, length in runs]
     # One split and one concatenation, because backward of a slice writes a whole tensor of zeros around it.
     pieces = zip(*(tensor.transpose(0, 1).flatten(1, 2).split(sizes, dim=1) for tensor in (q_BHTK, k_BGSK, v_BGSK)), strict=True)
@@ -75,6 +76,14 @@ def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, runs: Runs | None,
 def causal(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
     return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=grouped)
+
+
+def latest(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+    """Causal attention of the last T of S tokens: the mask's diagonal ends in the lower right corner."""
+    tokens, seen = q_BHTK.shape[2], k_BGSK.shape[2]
+    mask_TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BHTK.device).tril(seen - tokens)
+    grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, enable_gqa=grouped)
 
 
 def newest(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:

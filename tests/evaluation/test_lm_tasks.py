@@ -79,7 +79,9 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, subj
     peers = {sample["doc_id"]: sample["resps"] for sample in found["samples"][leaf]}
     for number, line in enumerate(lines):
         for mine, (other,) in zip(line["answers"], peers[number], strict=True):
-            assert mine == other if isinstance(mine, str) else mine == [pytest.approx(other[0], abs=1e-3), other[1]]
+            if isinstance(other, str):
+                other = other.removesuffix("#")  # id 2, an end token in this model's settings, whose text HFLM leaves there
+            assert mine == (other if isinstance(other, str) else [pytest.approx(other[0], abs=1e-3), other[1]])
 
 
 def test_the_paper_suite(data, folder, tmp_path, capsys):
