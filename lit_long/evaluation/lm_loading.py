@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -47,6 +48,7 @@ def task_files(folder: str) -> Any:
     """lm-eval's manager of the task files in one of its folders, in ours, or in all ("")."""
     import lm_eval.tasks
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # what matters is told by us
     place = Path(__file__).parent / "tasks" if folder == OWN else Path(lm_eval.tasks.__file__).parent / folder
     return lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(place))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,6 @@ from lit_long.evaluation.task import Sample, Task, by
 
 AT_ONCE = 64  # documents that are answered before their samples are written
 ROUGE = ("rouge1", "rouge2", "rougeL")
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # what matters is told by us
 
 
 @dataclass(frozen=True)
