@@ -3,11 +3,12 @@
     python -m lit_long.evaluate model=smollm2-135m out=DIR      minutes on a CPU
     python -m lit_long.evaluate model.init=FOLDER out=DIR       weights made elsewhere, in any format that model.init reads
     … checkpoint=FOLDER      a finished training stage of this suite (runs/stages/train-…), on its own held-out documents
-    … suite=quick|giraffe    which tasks, at which sizes; tasks=[perplexity,needle] chooses among them
+    … suite=quick|giraffe|paper|modern   which tasks, at which sizes; tasks=[perplexity,needle] chooses among all of them
     … lengths=[1k,2k,4k]     tokens, the answer included; perplexity wants lengths that divide the longest
     … samples=16 depths=10 stride=256 seed=0                    of every task and length; of needles; of the sliding window
     … smooth=500             positions to a bin of the loss by position (default: bins that grow)
     … text=FILE              one's own texts to read and to hide things in: a file or folder of text, .jsonl or .parquet
+    … data=FOLDER            public data sets of paper and modern, as downloaded; data=hub downloads. run_code=true allows HumanEval, MBPP
     … qa=FOLDER              Giraffe's question answering, as published (default: built from facts of our own)
     … context=32k position=yarn                                 another encoder for a longer context
     … dtype=auto|float32|bfloat16  device=auto|cpu|cuda  batch_tokens=4k
@@ -54,7 +55,7 @@ def run(words: dict) -> None:
     from lit_long.files import write_atomically
     from lit_long.launch.score_record import open_scores_tracker, record
     from lit_long.report.score_figures import draw_scores
-    from lit_long.report.scores import markdown, remarks, score_table
+    from lit_long.report.scores import markdown, remarks, score_tables
     from lit_long.stages.scores import EvaluateConfig, evaluate_model
 
     config = typed(EvaluateConfig, words, "command line")
@@ -74,8 +75,9 @@ def run(words: dict) -> None:
     write_atomically(evaluation.folder / "scores.md", report)
     record(tracker, evaluation, figures)
     console = Console()
-    for part in score_table(evaluation.rows, f"scores of {evaluation.about['model']}").terminal():
-        console.print(part)
+    for table in score_tables(evaluation.rows, f"scores of {evaluation.about['model']}"):
+        for part in table.terminal():
+            console.print(part)
     for line in remarks(evaluation.rows):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written  {evaluation.folder}", highlight=False, soft_wrap=True)

@@ -34,13 +34,28 @@ Scored = tuple[float, bool]
 
 
 class Harness(TemplateLM):
-    """A `Subject` as lm-eval's model. ``truncated`` counts the requests that were cut, of ``asked``."""
+    """A `Subject` as lm-eval's model.
+
+    Args:
+        longest: tokens of a prompt at most, where that is less than the model's range; a longer one loses its beginning.
+
+    ``cuts`` says of every request, in the order asked, whether it lost something; ``truncated`` counts them, of ``asked``.
+    """
 
     backend = "causal"
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, longest: int | None = None) -> None:
         super().__init__()
-        self.subject, self.truncated, self.asked = subject, 0, 0
+        self.subject, self.longest = subject, longest or subject.context
+        self.cuts: list[bool] = []
+
+    @property
+    def truncated(self) -> int:
+        return sum(self.cuts)
+
+    @property
+    def asked(self) -> int:
+        return len(self.cuts)
 
     @property
     def max_length(self) -> int:
@@ -80,8 +95,8 @@ class Harness(TemplateLM):
                 raise UserError(
                     f"lm-eval asks for the likelihood of {len(continuation):,} tokens at once, beyond the model's range of {self.max_length:,}"
                 )
-            whole = (context + continuation)[-(self.max_length + 1) :]
-            self.truncated, self.asked = self.truncated + (len(whole) < len(context + continuation)), self.asked + 1
+            whole = (context[-self.longest :] + continuation)[-(self.max_length + 1) :]
+            self.cuts.append(len(whole) < len(context + continuation))
             rows.setdefault(tuple(whole[:-1]), []).append(number)
         found: list[Scored] = [(0.0, False)] * len(requests)
         for group in self.batches(list(rows)):
@@ -139,22 +154,23 @@ class Harness(TemplateLM):
         asked: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             asked.setdefault(repr(sorted(request.args[1].items(), key=str)), []).append(number)
-        found = [""] * len(requests)
+        found, cuts = [""] * len(requests), [False] * len(requests)
         for numbers in asked.values():
             options = dict(requests[numbers[0]].args[1])
             new, stop, drawn = settings_of(options, self.subject)
-            room = self.max_length - new
+            room = min(self.max_length - new, self.longest)
             if room < 1:
                 raise UserError(
                     f"lm-eval asks for {new:,} new tokens, which leaves nothing of the model's range of {self.max_length:,}"
                 )
             prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
-            self.truncated += sum(len(prompt) > room for prompt in prompts)
-            self.asked += len(prompts)
+            for number, prompt in zip(numbers, prompts, strict=True):
+                cuts[number] = len(prompt) > room
             order = sorted(range(len(numbers)), key=lambda place: len(prompts[place]))
             rows = [prompts[place][-room:] or [self.prefix_token_id] for place in order]
             for place, text in self.sampled(rows, new, stop, *drawn) if drawn else self.subject.write(rows, new, stop):
                 found[numbers[order[place]]] = text
+        self.cuts += cuts
         return found
 
     def sampled(

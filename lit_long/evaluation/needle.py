@@ -58,6 +58,12 @@ class Needle(Task):
     def keys(self) -> list[Key]:
         return [Key(self.domain, length, index) for length in self.lengths for index in range(self.depths * self.trials)]
 
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        needle_prompt(
+            subject, self.texts, self.domain, min(self.lengths) - NEW, 0.0, self.seed, 0
+        )  # which says if it is too short
+
     def depth(self, index: int) -> float:
         """0 to 1."""
         return (index // self.trials) / max(1, self.depths - 1)
@@ -69,7 +75,7 @@ class Needle(Task):
             )
             for key in keys
         ]
-        for place, written in subject.write(prompts, NEW, stop=("\n",)):
+        for place, written in subject.write_sharing(prompts, NEW, stop=("\n",)):
             key = keys[place]
             found = {"depth": round(100 * self.depth(key.index), 1), "written": written, "score": overlap(written, EXPECTED)}
             yield key, {"prompt_tokens": len(prompts[place]), "reference": EXPECTED} | found

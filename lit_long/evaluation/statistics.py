@@ -50,6 +50,21 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[st
     return {"value": value, "stderr": stderr, **interval, "n": n}
 
 
+def geometric(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Like `mean`, of the geometric mean of the columns' means, as ROUGE-geo is; the standard error by the delta method."""
+    array_NM = np.asarray(samples, dtype=np.float64)
+    n, means_M = len(checked(samples)), array_NM.mean(0)
+    value = float(means_M.prod() ** (1 / len(means_M)))
+    stderr = None if n < 2 else 0.0
+    if n > 1 and value > 0:
+        stderr = spread(value * (array_NM / means_M).mean(1))["stderr"]
+    return {"value": value, "stderr": stderr, **bootstrap(n, lambda rows: geometric_mean(array_NM[rows].mean(1))), "n": n}
+
+
+def geometric_mean(means_RM: np.ndarray) -> np.ndarray:
+    return means_RM.prod(-1) ** (1 / means_RM.shape[-1])
+
+
 def exponential(row: dict[str, Any]) -> dict[str, Any]:
     """The row of exp(value), as perplexity is of mean nats; the standard error by the delta method."""
     ends = {key: None if row[key] is None else math.exp(row[key]) for key in ("low", "high")}

@@ -15,6 +15,8 @@ from lit_long.generation import continue_tokens
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 
+FEW = 4  # prompts in a batch below which reading a shared beginning once saves more than writing together does
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -71,3 +73,10 @@ class Subject:
             texts = continue_tokens(self.model, self.words, prompts[start:stop_at], new, stop=stop)
             yield from zip(range(start, stop_at), texts, strict=True)
             start = stop_at
+
+    def write_sharing(self, prompts: Sequence[list[int]], new: int, stop: Sequence[str] = ()) -> Iterator[tuple[int, str]]:
+        """Like `write`, of prompts with a common beginning: where few of them fit into ``batch_tokens``, it is read once."""
+        if FEW * (max(map(len, prompts)) + new) <= self.batch_tokens:
+            yield from self.write(prompts, new, stop)
+        else:
+            yield from enumerate(continue_tokens(self.model, self.words, prompts, new, stop=stop, in_turn=True))

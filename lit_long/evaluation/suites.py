@@ -2,6 +2,10 @@
 
 quick     every kind of task at lengths up to 2,048: minutes on a CPU with a model of 135M parameters
 giraffe   LongChat-Lines, FreeFormQA and AlteredNumericQA at Giraffe's lengths (2k to 16k, as far as the model's range goes)
+paper     the long and the short tasks of LLaMA 2 Long's tables, prompts of 16,384 tokens at most; through lm-eval, with data=FOLDER
+modern    RULER, generated, and LongBench (data=FOLDER); through lm-eval
+
+A task of the last two whose data are not there is left out and named; one that the user names is an error.
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ from dataclasses import dataclass
 from lit_long.config import UserError, nearest
 from lit_long.data.store import Store
 from lit_long.evaluation.lines import Lines
+from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
+from lit_long.evaluation.local_data import Unavailable
 from lit_long.evaluation.needle import Needle
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
 from lit_long.evaluation.reading import Perplexity, SlidingPerplexity
 from lit_long.evaluation.recall import FirstSentence, Passkey
+from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Task
 
 
@@ -35,13 +42,16 @@ class Size:
 class Asked:
     """Texts, their digest, and what the user wants otherwise than the suite has it."""
 
-    texts: Pages | Store
+    subject: Subject
+    texts: Pages | Store | None  # None where no task reads any
     data: str
     domains: list[str]
     size: Size
     seed: int = 0
     smooth: int = 0
     qa: str = ""  # a file or folder of Giraffe's question answering
+    public: str = ""  # the folder of public data sets
+    run_code: bool = False
 
     @property
     def haystack(self) -> str:
@@ -76,6 +86,8 @@ SUITES = {
         [name for name in MAKERS if name not in GIRAFFE[1:]],
     ),
     "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, documents=8, depths=10, stride=256), GIRAFFE),
+    "paper": (Size((PROMPT,), samples=0, documents=0, depths=0, stride=1), [*LONG, *SHORT]),
+    "modern": (Size((4096, 8192, 16384, 32768), samples=0, documents=0, depths=0, stride=1), [*MODERN]),
 }
 
 
@@ -85,8 +97,8 @@ def names_of(suite: str, tasks: list[str]) -> tuple[Size, list[str]]:
         raise UserError(f"command line: suite={suite}: there is no such suite{nearest(suite, SUITES)}")
     size, own = SUITES[suite]
     for name in tasks:
-        if name not in MAKERS:
-            raise UserError(f"command line: tasks: there is no task {name!r}{nearest(name, MAKERS)}")
+        if name not in MAKERS and name not in SPECS and not any_of_lm_eval(name):
+            raise UserError(f"command line: tasks: there is no task {name!r}{nearest(name, [*MAKERS, *SPECS])}")
     return size, list(dict.fromkeys(tasks)) or own
 
 
@@ -102,9 +114,52 @@ def fitting(lengths: tuple[int, ...], context: int, suite: str, say: Callable[[s
     return found
 
 
-def build_tasks(names: list[str], asked: Asked) -> list[Task]:
-    """The tasks of those names. Raises UserError where the texts do not suffice."""
-    return [MAKERS[name](asked) for name in names]
+def any_of_lm_eval(name: str) -> bool:
+    """Whether lm-eval, if it is installed, has a task that no table here has."""
+    try:
+        from lit_long.evaluation.lm_loading import task_files
+    except UserError:
+        return False
+    return name in task_files("").task_index
+
+
+def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str], None]) -> tuple[list[Task], dict[str, str]]:
+    """The tasks of those names, and why others are left out.
+
+    Args:
+        chosen: whether the user named them: then none is left out.
+
+    Raises:
+        UserError: the texts or data do not suffice.
+    """
+    tasks, left_out = [], {}
+    for name in names:
+        try:
+            tasks.append(MAKERS[name](asked) if name in MAKERS else through_lm_eval(name, asked))
+        except Unavailable as error:
+            if chosen:
+                raise
+            left_out[name] = str(error) if str(error).startswith(name) else f"{name}: {error}"
+            say(f"left out: {left_out[name]}")
+    if not tasks:
+        raise UserError(f"nothing of the suite can be measured; the first task says: {next(iter(left_out.values()))}")
+    return tasks, left_out
+
+
+def through_lm_eval(name: str, asked: Asked) -> Task:
+    from lit_long.evaluation.lm_tasks import HarnessTask
+
+    if name in SPECS and SPECS[name].runs_code and not asked.run_code:
+        raise Unavailable(
+            f"{name}: runs programs that the model wrote, with limits but not shut in; run_code=true allows it, on a machine "
+            f"that may be lost"
+        )
+    return HarnessTask(name, asked.subject, list(asked.size.lengths), asked.size.samples, asked.seed, asked.public)
+
+
+def reads_texts(names: list[str]) -> bool:
+    """Whether any of the tasks reads held-out texts, or hides things in them."""
+    return any(name in MAKERS and name != Lines.name for name in names)
 
 
 def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:

@@ -62,6 +62,15 @@ class KeyValueCache:
         self.stop += 1
         return [Step(keys, values, self.stop, self.rotated, mask, self.chunk) for keys, values in self.keys_and_values]
 
+    def more(self, tokens: int) -> list[More]:
+        """For every layer: adds ``tokens`` tokens to every row; rows are equally long, and keys rotated."""
+        self.stop += tokens
+        last = len(self.keys_and_values) - 1
+        return [
+            More(keys, values, self.stop, self.chunk, 1 if layer == last else tokens)
+            for layer, (keys, values) in enumerate(self.keys_and_values)
+        ]
+
 
 @dataclass
 class Prompt:
@@ -112,3 +121,21 @@ class Step:
         if not self.rotated:
             keys_BGSK = rotate(keys_BGSK, rotation.cos_k, rotation.sin_k)
         return keys_BGSK, values_BGSK
+
+
+@dataclass
+class More:
+    """One layer's next tokens of every row, several at once: a prompt that begins like the one before goes on from there."""
+
+    keys_BGSK: Tensor
+    values_BGSK: Tensor
+    stop: int
+    chunk: int
+    wanted: int
+    mask: Tensor | None = None
+
+    def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        start = self.stop - k_BGTK.shape[2]
+        self.keys_BGSK[:, :, start : self.stop] = rotate(k_BGTK, rotation.cos_k, rotation.sin_k)
+        self.values_BGSK[:, :, start : self.stop] = v_BGTK
+        return self.keys_BGSK[:, :, : self.stop], self.values_BGSK[:, :, : self.stop]

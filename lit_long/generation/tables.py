@@ -53,6 +53,10 @@ class Tables:
             return Rotation(*(table[:, :stop] for table in self.all))
         return self.by_row(torch.arange(stop, device=self.device).expand(len(lengths), -1), lengths)
 
+    def between(self, start: int, stop: int) -> Rotation:
+        """Tables of positions ``start`` to ``stop``, [1, T, K/2], of a steady encoder."""
+        return Rotation(*(table[:, start:stop] for table in self.all))
+
     def newest(self, lengths: list[int]) -> Rotation:
         """Tables of each row's last position, [1 or B, 1, K/2]."""
         last = lengths[:1] if len(set(lengths)) == 1 else lengths

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import UserError
-from lit_long.generation.decode import PREFILL_CHUNK, generate
+from lit_long.generation.decode import PREFILL_CHUNK, generate, generate_in_turn
 from lit_long.generation.sampling import Sampler
 from lit_long.model.llama import Llama
 
@@ -105,8 +105,9 @@ def continue_tokens(
     stop: Sequence[str] = (),
     show: Show | None = None,
     chunk: int = PREFILL_CHUNK,
+    in_turn: bool = False,
 ) -> list[str]:
-    """Like `generate_text`, after prompts of tokens: of an exact length, or cut."""
+    """Like `generate_text`, after prompts of tokens: of an exact length, or cut. ``in_turn``: see `generate_in_turn`, without a sampler."""
     if not all(stop):
         raise UserError("stop: an empty string would end every text before it begins; leave it out")
     texts = [Continuation(words, row, stop) for row in prompts]
@@ -122,5 +123,8 @@ def continue_tokens(
             show(row, piece, ended)
         return ended
 
-    generate(model, list(prompts), max_new_tokens, sampler, words.eos, heard, chunk)
+    if in_turn:
+        generate_in_turn(model, list(prompts), max_new_tokens, words.eos, heard)
+    else:
+        generate(model, list(prompts), max_new_tokens, sampler, words.eos, heard, chunk)
     return [text.text for text in texts]

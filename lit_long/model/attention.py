@@ -122,11 +122,13 @@ def describe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
 def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, causal, and within documents when there are borders: [B, H, T, K].
 
-    Heads share keys when G < H. T = S, except in a step of generation: one query, of the newest token, sees all keys, less what
-    ``mask`` [B, 1, 1, S] (added to the scores) hides.
+    Heads share keys when G < H. T = S, except in generation: one query, of the newest token, sees all keys, less what ``mask``
+    [B, 1, 1, S] (added to the scores) hides; T queries are of the last T of S tokens, when a prompt goes on from what is cached.
     """
     if q_BHTK.shape[2] == 1:
         return newest(q_BHTK, k_BGSK, v_BGSK, mask)
+    if q_BHTK.shape[2] < k_BGSK.shape[2]:
+        return latest(q_BHTK, k_BGSK, v_BGSK)
     if sight.kernel == "flash":
         return flash.by_flash(q_BHTK, k_BGSK, v_BGSK, sight.borders)
     if sight.borders is None:
@@ -149,6 +151,14 @@ def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders
         causal(*piece).transpose(0, 1).flatten(1, 2) for piece in zip(*(pieces(x, borders) for x in (q_BHTK, k_BGTK, v_BGTK)))
     ]
     return torch.cat(outputs, dim=1).unflatten(1, (q_BHTK.shape[0], q_BHTK.shape[2])).transpose(0, 1)
+
+
+def latest(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+    """Causal attention of the last T of S tokens: the mask's diagonal ends in the lower right corner."""
+    tokens, seen = q_BHTK.shape[2], k_BGSK.shape[2]
+    mask_TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BHTK.device).tril(seen - tokens)
+    grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, enable_gqa=grouped)
 
 
 def newest(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The scores of one model as a table, a task a row and a length a column, for the terminal and for scores.md.
+"""The scores of one model as tables, a task a row and a length a column, for the terminal and for scores.md.
 
 Shares and overlaps are in %; perplexity is as it is. Behind each value stands its standard error; where there is none (one sample, a
 value that is no mean), nothing is claimed. Nothing is bold: one model has no best.
@@ -21,6 +21,34 @@ MAIN = {
     "free_form_qa": ("presence", "FreeFormQA", True),
     "altered_numeric_qa": ("presence", "AltNumericQA", True),
 }
+
+
+def score_tables(rows: list[dict[str, Any]], title: str) -> list[Table]:
+    """Our own tasks, and those that went through lm-eval; of each what there is."""
+    return [table for table in (score_table(rows, title), through_table(rows, f"{title}, through lm-eval")) if table.rows]
+
+
+def through_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """lm-eval's tasks, the number that counts of each; last whether this project ever scored it on the real data."""
+    shown = [row for row in rows if row.get("main")]
+    lengths = sorted({row["length"] for row in shown})
+    lines: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in shown:
+        lines.setdefault((row["task"], row["domain"]), {})[row["length"]] = row
+    body = []
+    for (task, domain), cells in lines.items():
+        first = next(iter(cells.values()))
+        numbers = [value(cells.get(length), share=True) for length in lengths]
+        real = "yes" if first["verified"] else "never"
+        body.append(
+            [task if domain == "all" else f"  {domain}", first["metric"], str(first["shots"]), *numbers, str(first["n"]), real]
+        )
+    for row in rows:
+        if row["task"] == "paper_average":
+            body.append(
+                [f"Table 1: {row['metric']}", "mean", "", *[MISSING] * (len(lengths) - 1), value(row, share=True), "", "never"]
+            )
+    return Table(title, ["task", "metric", "shots", *(f"≤{length:,}" for length in lengths), "n", "on real data"], body)
 
 
 def score_table(rows: list[dict[str, Any]], title: str) -> Table:
@@ -68,6 +96,10 @@ def remarks(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["metric"] == "k_max":
             lines.append(f"k_max: {row['value']:,} tokens of {row['length']:,} ({row['n']} trials; at least 20 % found)")
+    if any(not row.get("verified", True) for row in rows):
+        lines.append(
+            "on real data, never: this project has tested the task on small files of its schema only; check against a known model"
+        )
     cut = sorted({f"{row['task']} {row['length']:,}: {row['truncated']:.0%}" for row in rows if row["truncated"]})
     lines.append("perplexities as they are, all else in %; ± one standard error over n samples, or the end of the 95 % interval")
     lines.append(f"prompts cut to the model's range: {', '.join(cut) if cut else 'none'}")
@@ -85,8 +117,8 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any], figures: list[st
         [
             f"# Scores of {about['model']}",
             f"Suite `{about['suite']}`; ± is one standard error over n samples; empty cells were not measured.",
-            score_table(rows, "").markdown(),
-            "\n".join(f"* {line}" for line in remarks(rows)),
+            *(table.markdown() for table in score_tables(rows, "")),
+            "\n".join(f"* {line}" for line in [*remarks(rows), *(f"left out: {why}" for why in about["left_out"].values())]),
             "\n".join(f"![{name}]({name})" for name in figures),
             f"Weights `{about['weights'][:16]}`, tokenizer `{about['tokenizer'][:16]}`, encoder `{about['position'].get('scheme')}`, "
             f"precision {about['precision']}, lit-long {about['lit_long']}. Prompt versions: "

@@ -21,10 +21,11 @@ from lit_long.checkpoints.weights import WEIGHTS
 from lit_long.config import StageConfig, TrackingConfig, UserError, plain
 from lit_long.config.one_data import compose_data
 from lit_long.data.store import Store, open_store
+from lit_long.evaluation.lm_specs import average_rows
 from lit_long.evaluation.pages import Pages, builtin_texts, own_texts
 from lit_long.evaluation.scaling_law import law_rows
 from lit_long.evaluation.subject import Subject
-from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of
+from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of, reads_texts
 from lit_long.evaluation.task import Report, Task, run_tasks
 from lit_long.files import write_atomically
 from lit_long.generation import pack
@@ -33,11 +34,12 @@ from lit_long.stages.lineage import stage_of
 from lit_long.stages.model import load_model
 
 EVALUATION, SCORES, SAMPLES = "evaluation.json", "scores.json", "samples"
+ROWS = 8  # sequences in a step of generation, where a suite does not say how many samples it has
 
 
 @dataclass
 class EvaluateConfig:
-    """The command's keys. 0 and empty ones are the suite's own."""
+    """The command's keys. 0 and empty ones are the suite's own. ``data``: a folder of public data sets; ``text``: what to read."""
 
     suite: str = "quick"
     tasks: list[str] = field(default_factory=list)
@@ -49,6 +51,8 @@ class EvaluateConfig:
     seed: int = 0
     text: str = ""
     qa: str = ""
+    data: str = ""
+    run_code: bool = False
     out: str = ""
     checkpoint: str = ""
     context: int | None = None
@@ -89,7 +93,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     size, names = names_of(config.suite, config.tasks)
     stage = stage_folder(config.checkpoint)
     model, tokenization, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
-    pack(model, size.samples)
+    pack(model, config.samples or size.samples or ROWS)
     subject = Subject(model, tokenization, settings.context, config.batch_tokens)
     lengths = tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say)
     size = Size(
@@ -99,14 +103,16 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
         config.depths or size.depths,
         config.stride or min(size.stride, max(1, max(lengths) // 2)),
     )
-    texts, data = texts_of(config.text, stage, subject, say)
-    asked = Asked(texts, data, domains_for(names, texts, max(size.lengths)), size, config.seed, config.smooth, config.qa)
-    tasks = build_tasks(names, asked)
+    texts, data = texts_of(config.text, stage, subject, say) if reads_texts(names) else (None, "")
+    domains = domains_for(names, texts, max(size.lengths)) if texts else []
+    asked = Asked(subject, texts, data, domains, size, config.seed, config.smooth, config.qa, config.data, config.run_code)
+    tasks, left_out = build_tasks(names, asked, bool(config.tasks), say)
     identity = model_identity(stage, subject, settings)
     about = {
         "model": str(stage or settings.model.init),
         "suite": config.suite,
         "tasks": {task.name: {"prompt": task.prompt, **task.settings()} for task in tasks},
+        "left_out": left_out,
         "lengths": list(size.lengths),
         "context": settings.context,
         "lit_long": __version__,
@@ -114,7 +120,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     }
     folder = Path(config.out).expanduser()
     rows = run_tasks(subject, tasks, identity, folder / SAMPLES, report)
-    rows += laws(rows)
+    rows += [*laws(rows), *average_rows(rows)]
     write_atomically(
         folder / EVALUATION, json.dumps(about, indent=1) + "\n"
     )  # only now: a folder of something else is refused unchanged

@@ -209,7 +209,8 @@ def test_every_option_file_composes(file, tmp_path):
     words = [*given.get(file.stem, []), *(long if file.parent.name in ("model", "curriculum") else [])]
     if file.parent.name == "data":
         words += stand_ins(file.stem, tmp_path)  # for data on the hub
-    assert plan(f"{file.parent.name}={file.stem}", *words).stages
+    group = "stages.extend.adapter" if file.parent.name == "adapter" else file.parent.name  # there is nothing to adapt in a base
+    assert plan(f"{group}={file.stem}", *words).stages
 
 
 def test_every_experiment_plans():

@@ -40,7 +40,7 @@ def answering(monkeypatch, answers):
         for place, prompt in enumerate(prompts):
             yield place, answers(self.words.decode(prompt))
 
-    monkeypatch.setattr(Subject, "write", write)
+    monkeypatch.setattr(Subject, "write", write), monkeypatch.setattr(Subject, "write_sharing", write)
 
 
 def test_needles_lie_where_they_should(store, subject):

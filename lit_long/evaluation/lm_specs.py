@@ -1,0 +1,119 @@
+"""Which of lm-eval's tasks the paper's tables and today's field are made of, with how many shots, and which number of each counts.
+
+Shots are the paper's where it says so (Tables 2, 3, 15). It does not for MMLU by table (5, Table 2), for commonsense (Llama 2's: none, 7 for
+CommonsenseQA), and for SCROLLS' tasks that it has no base-model numbers of (ContractNLI 2, the summaries 0). MATH is scored as Hendrycks et
+al. do, by the text of the answer. TriviaQA is the set without evidence; the paper's is the Wikipedia part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_long.evaluation.ruler import RULER
+
+PROMPT = 16384  # tokens of the longest prompt: LLaMA 2 Long, §3.1
+COMMONSENSE = ("piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa")
+LONGBENCH = (
+    *("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum", "multi_news", "trec"),
+    *("triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p"),
+)
+OWN = "own"  # the folder tasks/ beside this file
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row of a table.
+
+    folder    of lm-eval's tasks that the task files lie in, or ``OWN``
+    tasks     the task files' names by domain; a tag stands for all its tasks
+    shots     examples before the question
+    metric    the number that counts, as lm-eval calls it; rouge_geo is made of three
+    long      measured at every length, which is the longest prompt; others once
+    made      generated at every length, which is the prompt's with the answer; else a data set
+    runs_code whether scoring runs what the model wrote
+    """
+
+    folder: str
+    tasks: dict[str, tuple[str, ...]]
+    shots: int | None
+    metric: str
+    long: bool = False
+    made: bool = False
+    runs_code: bool = False
+
+
+def own(name: str, shots: int, metric: str, **options: bool) -> Spec:
+    return Spec(OWN, {"all": (f"lit_long_{name}",)}, shots, metric, **options)
+
+
+def theirs(folder: str, name: str, shots: int | None, metric: str, **options: bool) -> Spec:
+    return Spec(folder, {"all": (name,)}, shots, metric, **options)
+
+
+LONG = {
+    "narrativeqa": own("narrativeqa", 0, "f1", long=True),
+    "qasper": own("qasper", 2, "f1", long=True),
+    "quality": own("quality", 2, "exact_match", long=True),
+    "qmsum": own("qmsum", 1, "rouge_geo", long=True),
+    "contract_nli": own("contract_nli", 2, "exact_match", long=True),
+    "summ_screen_fd": own("summ_screen_fd", 0, "rouge_geo", long=True),
+    "gov_report": own("gov_report", 0, "rouge_geo", long=True),
+}
+SHORT = {
+    "humaneval": own("humaneval", 0, "pass@1", runs_code=True),
+    "mbpp": own("mbpp", 3, "pass@1", runs_code=True),
+    "gsm8k": theirs("gsm8k", "gsm8k_cot", 8, "exact_match"),
+    "math": Spec("hendrycks_math", {"all": ("hendrycks_math",)}, 4, "exact_match"),
+    "mmlu": Spec(
+        "mmlu/default",
+        {name: (f"mmlu_{name}_tasks",) for name in ("humanities", "stem", "social_sciences", "other")},
+        5,
+        "acc",
+    ),
+    "nq_open": theirs("nq_open", "nq_open", 5, "exact_match"),
+    "triviaqa": theirs("triviaqa", "triviaqa", 5, "exact_match"),
+    "piqa": theirs("piqa", "piqa", 0, "acc_norm"),
+    "social_iqa": theirs("siqa", "social_iqa", 0, "acc"),
+    "hellaswag": theirs("hellaswag", "hellaswag", 0, "acc_norm"),
+    "winogrande": theirs("winogrande", "winogrande", 0, "acc"),
+    "arc_easy": theirs("arc", "arc_easy", 0, "acc_norm"),
+    "arc_challenge": theirs("arc", "arc_challenge", 0, "acc_norm"),
+    "openbookqa": theirs("openbookqa", "openbookqa", 0, "acc_norm"),
+    "commonsense_qa": theirs("commonsense_qa", "commonsense_qa", 7, "acc"),
+}
+MODERN = {name: theirs("ruler", name, 0, "score", long=True, made=True) for name in RULER} | {
+    f"longbench_{name}": theirs("longbench", f"longbench_{name}", 0, "score", long=True) for name in LONGBENCH
+}
+SPECS = LONG | SHORT | MODERN
+# What has been scored on the real data by this project, not only on small files of its schema. The generated ones are their own data.
+VERIFIED = {name for name, spec in SPECS.items() if spec.made}
+
+AVERAGES = {
+    "coding": ("humaneval", "mbpp"),
+    "math": ("gsm8k", "math"),
+    "mmlu": ("mmlu",),
+    "commonsense": COMMONSENSE,
+    "openqa": ("nq_open", "triviaqa"),
+}
+
+
+def paper_averages(scores: dict[str, float]) -> dict[str, float]:
+    """The columns of the paper's Table 1 from the tasks of its Tables 14 to 16: plain means, of those whose tasks are all there."""
+    return {
+        name: sum(scores[task] for task in tasks) / len(tasks)
+        for name, tasks in AVERAGES.items()
+        if all(task in scores for task in tasks)
+    }
+
+
+def average_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns of the paper's Table 1, of which all tasks were measured."""
+    main = {row["task"]: row for row in rows if row.get("main") and row["domain"] == "all"}
+    found = paper_averages({task: row["value"] for task, row in main.items()})
+    unknown = dict.fromkeys(("stderr", "low", "high"))
+    return [
+        {"task": "paper_average", "metric": name, "domain": "all", "value": value, **unknown, "n": len(AVERAGES[name])}
+        | {"truncated": 0.0, "prompt": "none", "seed": None, "data": "", "length": 0, "verified": False}
+        for name, value in found.items()
+    ]
