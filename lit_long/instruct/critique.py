@@ -43,10 +43,11 @@ def read_verdict(reply: str) -> Verdict:
     number = re.search(r"\d+(?:\.\d+)?", parts.get("score", ""))
     score = min(1.0, float(number[0]) / 10) if number else None
     word = parts.get("verdict", "")
-    if _NEGATIVE.search(word):
-        verdict = "wrong"
-    elif _POSITIVE.search(word):
-        verdict = "correct"
+    says_no, says_yes = bool(_NEGATIVE.search(word)), bool(_POSITIVE.search(_NEGATIVE.sub("", word)))
+    if says_no and says_yes:  # "correct or wrong", as it was asked
+        verdict, score = "unclear", None
+    elif says_no or says_yes:
+        verdict = "correct" if says_yes else "wrong"
     else:
         verdict = "unclear" if score is None else "correct" if score >= 0.5 else "wrong"
     if score is None and verdict != "unclear":

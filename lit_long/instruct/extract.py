@@ -31,6 +31,15 @@ def between(text: str, names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def first_question(text: str) -> dict[str, str]:
+    """The first sentence that asks something, of a reply that was to be a question and nothing else; the mark at its end may be missing."""
+    parts = between(text, ("question",))
+    text = parts.get("question", _clean(text))
+    text = text if "?" in text else text + "?"
+    before = re.split(r"[.!:]\s+", text[: text.index("?")])[-1]
+    return {"question": f"{_clean(before)}?"} if before.strip() else {}
+
+
 def _opening(name: str, text: str, start: int) -> re.Match[str] | None:
     tag = re.compile(rf"<\s*{name}\b[^<>]*>\s*:?", re.IGNORECASE).search(text, start)
     return tag or re.compile(rf"^[ \t>*#-]*{name}[ \t*]*:[ \t*]*", re.IGNORECASE | re.MULTILINE).search(text, start)

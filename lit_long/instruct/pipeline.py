@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lit_long.files import write_atomically
 from lit_long.instruct import prompts
 from lit_long.instruct.chunks import KINDS, Item, Items
 from lit_long.instruct.critique import UNCHECKED, Verdict, plant, preferred, read_verdict, worth
-from lit_long.instruct.extract import between
+from lit_long.instruct.extract import between, first_question
 from lit_long.instruct.filters import RULES, FilterConfig, Filters
 from lit_long.instruct.generators import Generator, Local, Request
 from lit_long.instruct.journal import Journal
@@ -39,6 +39,7 @@ class PipelineConfig:
     chunk_tokens: int = 768
     min_tokens: int = 0  # of a document; 0 = twice the chunk's
     short: float = 0.5  # share of the items that ask for a short answer
+    turns: int = 1  # 2: the question is asked for alone, and then its answer, which small models do better
     max_new_tokens: int = 160  # of a reply
     critique_tokens: int = 80
     judge: str = "text"  # text · likelihood: of the word correct, against wrong; needs a model of our own
@@ -52,6 +53,8 @@ class PipelineConfig:
             raise UserError("command line: n, chunk_tokens and the tokens of replies must be at least 1, planted and min_tokens at least 0")
         if not 0 <= self.short <= 1 or not 0 <= self.threshold <= 1:
             raise UserError("command line: short and threshold are shares from 0 to 1")
+        if self.turns not in (1, 2):
+            raise UserError(f"command line: turns must be 1 or 2, not {self.turns}")
         if self.judge not in JUDGES:
             raise UserError(f"command line: judge must be {' or '.join(JUDGES)}, not {self.judge!r}")
 
@@ -97,7 +100,7 @@ class Run:
             raise UserError("command line: judge=likelihood needs a critic of our own, not an endpoint or rules")
         self.config, self.folder, self.items, self.generator, self.critic = config, folder, items, generator, critic
         self.data, self.report = data, report
-        names = ("seed", "chunk_tokens", "min_tokens", "short", "max_new_tokens", "critique_tokens", "judge")
+        names = ("seed", "chunk_tokens", "min_tokens", "short", "turns", "max_new_tokens", "critique_tokens", "judge")
         self.recipe = {name: getattr(config, name) for name in names} | {
             "generator": generator.identity,
             "critic": critic.identity if critic else None,
@@ -111,6 +114,8 @@ class Run:
         requests = [self.question_for(self.items[number]) for number in range(self.config.n)]
         self.answer(self.generator, requests, "asking")
         answered = [request for request in requests if request.key in self.journal.replies]
+        halves = [half for request in answered if (half := self.answer_to(request))]
+        self.answer(self.generator, halves, "asking for answers")
         examples = [example for request in answered if (example := self.read(request))]
         filters = Filters(self.config.filters)
         failed = [filters.failed(example.question, example.answer, example.kind, example.item.chunk) for example in examples]
@@ -130,12 +135,13 @@ class Run:
 
     def question_for(self, item: Item) -> Request:
         """The request for an example, about a chunk that is short enough for the generator."""
-        while not self.generator.fits(prompt := prompts.GENERATE[item.kind].format(chunk=item.chunk), self.config.max_new_tokens):
+        wanted = (prompts.GENERATE if self.config.turns == 1 else prompts.QUESTION)[item.kind]
+        while not self.generator.fits(prompt := wanted.format(chunk=item.chunk), self.config.max_new_tokens):
             if item.end - item.start < 200:
                 raise UserError(f"max_new_tokens={self.config.max_new_tokens} leaves no room for a chunk in the generator's context")
             item = item.cut(item.start + (item.end - item.start) * 7 // 8)
-        stop = ("</answer>", "</Answer>")
-        return Request(f"generate/{item.number}", item, prompt, QUESTION, stop, self.config.max_new_tokens, item.seed)
+        begin, stop = (QUESTION, ("</answer>", "</Answer>")) if self.config.turns == 1 else ("", ("?\n", "? "))
+        return Request(f"generate/{item.number}", item, prompt, begin, stop, self.config.max_new_tokens, item.seed)
 
     def answer(self, who: Generator, requests: list[Request], doing: str) -> None:
         """Ask for what is not in the journal, and put it there."""
@@ -146,9 +152,23 @@ class Run:
             done += len(replies)
             self.report(f"{doing}: {done} of {len(requests)}", done / len(requests))
 
+    def answer_to(self, request: Request) -> Request | None:
+        """The request for the answer alone, where a reply holds a question and no answer."""
+        reply = self.journal.replies[request.key]
+        found = between(reply, ("question", "answer")) if self.config.turns == 1 else first_question(reply)
+        if "answer" in found or "?" not in found.get("question", ""):
+            return None
+        question = found["question"][: found["question"].index("?") + 1]
+        prompt = prompts.ANSWER[request.item.kind].format(chunk=request.item.chunk, question=question)
+        checked = (question, "")
+        return replace(request, key=f"answer/{request.item.number}", prompt=prompt, begin="", stop=("\n\n",), checked=checked)
+
     def read(self, request: Request) -> Example | None:
-        parts = between(self.journal.replies[request.key], ("question", "answer"))
-        return Example(request.item, parts["question"], parts["answer"]) if len(parts) == 2 else None
+        reply = between(self.journal.replies[request.key], ("question", "answer")) if self.config.turns == 1 else {}
+        if len(reply) < 2 and (half := self.answer_to(request)) and half.key in self.journal.replies:
+            answer = between(f"<answer>{self.journal.replies[half.key]}", ("answer",))
+            reply = {"question": half.checked[0], **answer}
+        return Example(request.item, reply["question"], reply["answer"]) if len(reply) == 2 else None
 
     def judged(self, wanted: list[tuple[str, Example, str]], doing: str) -> list[Verdict]:
         """Verdicts on (key, example, answer); what the critic never answered is unclear."""

@@ -7,29 +7,51 @@ from __future__ import annotations
 
 import hashlib
 
-NORMAL = '''The passage between the triple quotes is one part of a long document.
+NORMAL = '''You write a question about a passage of a long document, and its correct answer. The question tests whether somebody has read the \
+whole document, so it must make sense to a reader who does not know which passage you saw, and the passage alone must hold the answer. Put the \
+question between <question> and </question>, and the answer between <answer> and </answer>. Add nothing else.
+
+"""
+{chunk}
+"""'''
+
+SHORT = '''You write a precise question about a passage of a long document, one that can be answered in a few words or a single phrase, and its \
+correct answer. The question tests whether somebody has read the whole document, so it must make sense to a reader who does not know which passage \
+you saw, and the passage alone must hold the answer. Put the question between <question> and </question>, and the answer between <answer> and \
+</answer>. Add nothing else.
 
 """
 {chunk}
 """
 
-Write one question about this passage and its correct answer. The question will test whether somebody has read the whole document, so it must \
-make sense to a reader who does not know which passage you saw, and the passage alone must hold the answer. Reply in this form and add nothing:
-<question>the question</question>
-<answer>the answer</answer>'''
-
-SHORT = '''The passage between the triple quotes is one part of a long document.
-
-"""
-{chunk}
-"""
-
-Write one precise question about this passage whose correct answer is a few words or a single phrase. The question will test whether somebody has \
-read the whole document, so it must make sense to a reader who does not know which passage you saw, and the passage alone must hold the answer. \
-Reply in this form and add nothing:
-<question>the question</question>
-<answer>the answer</answer>
 The answer must be short, with no explanation.'''
+
+# In two turns, for models too small to do both at once: the question alone, and then its answer.
+QUESTION = {
+    "normal": '''{chunk}
+
+Write one question that this text answers.''',
+    "short": '''{chunk}
+
+Write one question that this text answers in a few words.''',
+}
+# The second turn, and what a model is asked that wrote a question and stopped.
+ANSWER = {
+    "normal": '''Here is a passage.
+
+"""
+{chunk}
+"""
+
+Answer this question about it, from the passage alone: {question}''',
+    "short": '''Here is a passage.
+
+"""
+{chunk}
+"""
+
+Answer this question about it in a few words, from the passage alone: {question}''',
+}
 
 CRITIQUE = '''Here is a passage between triple quotes, and an answer that somebody gave to a question about it.
 
@@ -52,4 +74,4 @@ VERDICTS = ("correct", "wrong")
 
 def digest() -> str:
     """sha256 of all prompts."""
-    return hashlib.sha256("\0".join((NORMAL, SHORT, CRITIQUE)).encode()).hexdigest()
+    return hashlib.sha256("\0".join((NORMAL, SHORT, *QUESTION.values(), *ANSWER.values(), CRITIQUE)).encode()).hexdigest()
