@@ -30,12 +30,16 @@ SCHEMAS = ("messages", "sharegpt", "prompt", "qa")
 TEMPLATES = ("auto", "chat", "plain")
 READ = {
     "normal": 'Read the long text between the triple quotes and answer the question about it.\n\n"""\n{}\n"""\n\nQuestion: {}',
-    "short": 'Read the long text between the triple quotes and answer the question about it in as few words as you can: a phrase or one '
+    "short": "Read the long text between the triple quotes and answer the question about it in as few words as you can: a phrase or one "
     'sentence, without explanation.\n\n"""\n{}\n"""\n\nQuestion: {}',
 }
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 _ROLES |= {"assistant": "assistant", "model": "assistant", "system": "system"}
-_FIELDS = {"messages": ["messages"], "sharegpt": ["conversations"], "qa": ["document", "question", "answer", "kind", "depth", "chunk_start", "chunk_end"]}
+_FIELDS = {
+    "messages": ["messages"],
+    "sharegpt": ["conversations"],
+    "qa": ["document", "question", "answer", "kind", "depth", "chunk_start", "chunk_end"],
+}
 _PLAIN = {"system": "System: {}\n", "user": "User: {}\nAssistant:", "assistant": " {}\n"}
 
 Messages = list[dict[str, str]]
@@ -48,7 +52,9 @@ def check_instruct(key: str, source: SourceConfig) -> None:
         if (value := getattr(wanted, name)) not in known:
             raise UserError(f"{key}.instruct.{name}: unknown {value!r}{nearest(value, known)}")
     if wanted.schema == "prompt" and not (wanted.prompt and wanted.answer):
-        raise UserError(f"{key}.instruct: schema prompt needs two templates, prompt and answer, such as '{{question}}' and '{{answer}}'")
+        raise UserError(
+            f"{key}.instruct: schema prompt needs two templates, prompt and answer, such as '{{question}}' and '{{answer}}'"
+        )
     if min(wanted.prompt_weight, wanted.answer_weight) < 0 or wanted.answer_weight == wanted.prompt_weight == 0:
         raise UserError(f"{key}.instruct: prompt_weight and answer_weight must be at least 0, and one of them above")
     if wanted.max_tokens < 0:
@@ -74,7 +80,9 @@ def canonical(key: str, source: SourceConfig, row: dict[str, Any], kind: str) ->
         found = {name: value_of(f"{key}.instruct.schema", name, row, kind) for name in _FIELDS["qa"]}
         texts, places = (found[name] for name in ("document", "question", "answer")), (found["chunk_start"], found["chunk_end"])
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(place, int) for place in places):
-            raise UserError("document, question and answer must be texts, chunk_start and chunk_end whole numbers (of characters)")
+            raise UserError(
+                "document, question and answer must be texts, chunk_start and chunk_end whole numbers (of characters)"
+            )
         if not 0 <= places[0] < places[1] <= len(found["document"]) or found["kind"] not in READ or not 0 <= found["depth"] <= 1:
             raise UserError(
                 f"chunk_start and chunk_end must name a part of the document, depth be from 0 to 1, and kind {' or '.join(READ)}"
@@ -86,7 +94,9 @@ def canonical(key: str, source: SourceConfig, row: dict[str, Any], kind: str) ->
             {"role": role, "content": fill(f"{key}.instruct", template, row, kind).strip()} for role, template in parts.items()
         ]
     else:
-        field, role, content = ("messages", "role", "content") if wanted.schema == "messages" else ("conversations", "from", "value")
+        field, role, content = (
+            ("messages", "role", "content") if wanted.schema == "messages" else ("conversations", "from", "value")
+        )
         turns = value_of(f"{key}.instruct.schema", field, row, kind)
         messages = [_message(turn, role, content) for turn in (turns if turns is not None else ())]
     messages = _answered([message for message in messages if message["content"]])

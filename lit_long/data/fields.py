@@ -16,9 +16,7 @@ def fields_of(setting: str, template: str) -> list[str]:
     try:
         fields = [name for _, name, *_ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise UserError(
-            f"{setting}: {template!r} is no template: {error}. Write fields as {{name}}, braces as {{{{."
-        ) from None
+        raise UserError(f"{setting}: {template!r} is no template: {error}. Write fields as {{name}}, braces as {{{{.") from None
     if not fields or not all(fields):
         raise UserError(f"{setting}: {template!r} names no field, or one without a name. Write fields as {{name}}.")
     return fields

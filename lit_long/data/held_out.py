@@ -47,9 +47,7 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
     return Batch(tokens, targets, torch.zeros_like(tokens), positions, mask_documents=False)
 
 
-def held_out_answers(
-    documents: ShardedDocuments, domain: str, length: int, count: int, max_length: int, separator: int
-) -> Batch:
+def held_out_answers(documents: ShardedDocuments, domain: str, length: int, count: int, max_length: int, separator: int) -> Batch:
     """The last ``length`` tokens of at most ``count`` held-out conversations of at most ``max_length``, padded on the right: [count, length].
 
     Only the answers' tokens are targets, and the separator that ends the last. Raises UserError if no conversation fits.

@@ -99,7 +99,9 @@ class Mixture:
     def sequences(self) -> grain.MapDataset:
         """All sequences, without end. Shares are exact within 1 % of the smallest weight."""
         grain = import_grain()
-        datasets = [grain.MapDataset.source(self.sources[name]).map(_Labelled(i, self.weighs)) for i, name in enumerate(self.names)]
+        datasets = [
+            grain.MapDataset.source(self.sources[name]).map(_Labelled(i, self.weighs)) for i, name in enumerate(self.names)
+        ]
         return grain.MapDataset.mix(datasets, [self.shares[name] / self.utilisation[name] for name in self.names])
 
     def tokens(self, places: int) -> dict[str, float]:

@@ -76,7 +76,9 @@ def run(words: dict) -> int:
     if critique.get("inert") is not None:
         wrong, right = critique["rejected_planted"], critique["rejected_generated"]
         worth = "is inert: it does not tell wrong answers from right ones" if critique["inert"] else "works"
-        print(f"the critique {worth} (rejects {wrong:.0%} of {critique['planted']} planted wrong answers, {right:.0%} of the generated)")
+        print(
+            f"the critique {worth} (rejects {wrong:.0%} of {critique['planted']} planted wrong answers, {right:.0%} of the generated)"
+        )
     print(f"written  {config.out}")
     if manifest["unanswered"]:
         key, reason = next(iter(manifest["unanswered"].items()))

@@ -79,7 +79,9 @@ class Items:
         size = max(1, min(len(text), round(self._chunk_tokens * len(text) / len(tokens))))
         start, end = _chunk(text, int(first * (len(text) - size + 1)), size)
         kind = KINDS[kind < self._short]
-        return Item(number, f"{domain}/{documents.name(index)}", text, start, end, kind, round(depth, 4), int(words[3] >> np.uint64(20)))
+        return Item(
+            number, f"{domain}/{documents.name(index)}", text, start, end, kind, round(depth, 4), int(words[3] >> np.uint64(20))
+        )
 
 
 def _chunk(text: str, start: int, size: int) -> tuple[int, int]:

@@ -59,7 +59,9 @@ class Endpoint:
         if not config.url or not config.model:
             raise UserError("command line: generator=endpoint needs endpoint.url=http://HOST:PORT/v1 and endpoint.model=NAME")
         if config.concurrency < 1 or min(config.per_minute, config.retries, config.backoff) < 0 or config.timeout <= 0:
-            raise UserError("command line: endpoint.concurrency must be at least 1, its other numbers at least 0, its timeout above")
+            raise UserError(
+                "command line: endpoint.concurrency must be at least 1, its other numbers at least 0, its timeout above"
+            )
         self.config, self.temperature, self.top_p = config, temperature, top_p
         self.openai = _openai()
         key = os.environ.get(config.key_variable) or "none"  # most servers of one's own want none

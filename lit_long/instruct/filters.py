@@ -1,8 +1,8 @@
 """Rules that an example must pass, whatever a model thinks of it. Each is reported by the number of examples that it turns away.
 
-    grounded    enough of the answer's words stand in the chunk
-    length      the question and the answer are neither too short nor too long, and the answer is not just the question
-    duplicate   no example before it asks the same
+grounded    enough of the answer's words stand in the chunk
+length      the question and the answer are neither too short nor too long, and the answer is not just the question
+duplicate   no example before it asks the same
 """
 
 from __future__ import annotations
@@ -14,9 +14,82 @@ RULES = ("grounded", "length", "duplicate")
 _WORD = re.compile(r"\w+")
 # Words that any English text holds; they ground nothing.
 _COMMON = frozenset(
-    "a an and are as at be been but by can did do does for from had has have he her his how i if in into is it its may more most no not of on "
-    "one only or our out she should so some such than that the their them then there these they this those to up was we were what when where "
-    "which who why will with would you your".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "but",
+        "by",
+        "can",
+        "did",
+        "do",
+        "does",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "how",
+        "i",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "may",
+        "more",
+        "most",
+        "no",
+        "not",
+        "of",
+        "on",
+        "one",
+        "only",
+        "or",
+        "our",
+        "out",
+        "she",
+        "should",
+        "so",
+        "some",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "to",
+        "up",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "why",
+        "will",
+        "with",
+        "would",
+        "you",
+        "your",
+    ]
 )
 
 

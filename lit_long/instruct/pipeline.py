@@ -49,8 +49,13 @@ class PipelineConfig:
 
     def check(self) -> None:
         """Raise a UserError for values that make no sense."""
-        if min(self.n, self.chunk_tokens, self.max_new_tokens, self.critique_tokens) < 1 or min(self.planted, self.min_tokens) < 0:
-            raise UserError("command line: n, chunk_tokens and the tokens of replies must be at least 1, planted and min_tokens at least 0")
+        if (
+            min(self.n, self.chunk_tokens, self.max_new_tokens, self.critique_tokens) < 1
+            or min(self.planted, self.min_tokens) < 0
+        ):
+            raise UserError(
+                "command line: n, chunk_tokens and the tokens of replies must be at least 1, planted and min_tokens at least 0"
+            )
         if not 0 <= self.short <= 1 or not 0 <= self.threshold <= 1:
             raise UserError("command line: short and threshold are shares from 0 to 1")
         if self.turns not in (1, 2):
@@ -138,7 +143,9 @@ class Run:
         wanted = (prompts.GENERATE if self.config.turns == 1 else prompts.QUESTION)[item.kind]
         while not self.generator.fits(prompt := wanted.format(chunk=item.chunk), self.config.max_new_tokens):
             if item.end - item.start < 200:
-                raise UserError(f"max_new_tokens={self.config.max_new_tokens} leaves no room for a chunk in the generator's context")
+                raise UserError(
+                    f"max_new_tokens={self.config.max_new_tokens} leaves no room for a chunk in the generator's context"
+                )
             item = item.cut(item.start + (item.end - item.start) * 7 // 8)
         begin, stop = (QUESTION, ("</answer>", "</Answer>")) if self.config.turns == 1 else ("", ("?\n", "? "))
         return Request(f"generate/{item.number}", item, prompt, begin, stop, self.config.max_new_tokens, item.seed)
@@ -188,7 +195,9 @@ class Run:
         item = example.item
         prompt = prompts.CRITIQUE.format(chunk=item.chunk, question=example.question, answer=answer)
         if not self.critic.fits(prompt, self.config.critique_tokens):
-            raise UserError(f"critic: a chunk, its question and its answer exceed what {self.critic.name} reads; lower chunk_tokens")
+            raise UserError(
+                f"critic: a chunk, its question and its answer exceed what {self.critic.name} reads; lower chunk_tokens"
+            )
         checked = (example.question, answer)
         return Request(key, item, prompt, VERDICT, ("</reason>",), self.config.critique_tokens, item.seed + 1, checked)
 
@@ -209,7 +218,9 @@ class Run:
             "item": item.number,
         }
 
-    def manifest(self, answered: int, rows: list[dict[str, Any]], verdicts: list[Verdict], planted: list[Verdict]) -> dict[str, Any]:
+    def manifest(
+        self, answered: int, rows: list[dict[str, Any]], verdicts: list[Verdict], planted: list[Verdict]
+    ) -> dict[str, Any]:
         kept = [row for row in rows if row["kept"]]
         unanswered = getattr(self.generator, "unanswered", {}) | getattr(self.critic, "unanswered", {})
         return {

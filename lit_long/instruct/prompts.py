@@ -28,12 +28,12 @@ The answer must be short, with no explanation.'''
 
 # In two turns, for models too small to do both at once: the question alone, and then its answer.
 QUESTION = {
-    "normal": '''{chunk}
+    "normal": """{chunk}
 
-Write one question that this text answers.''',
-    "short": '''{chunk}
+Write one question that this text answers.""",
+    "short": """{chunk}
 
-Write one question that this text answers in a few words.''',
+Write one question that this text answers in a few words.""",
 }
 # The second turn, and what a model is asked that wrote a question and stopped.
 ANSWER = {
