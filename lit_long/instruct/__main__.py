@@ -47,8 +47,8 @@ def main(argv: list[str]) -> int:
 
 def run(words: dict) -> int:
     """Generate, record, and say what came of it."""
-    from lit_long.instruct.record import open_tracker, record
     from lit_long.instruct.settings import InstructCommand, documents_of, make_run
+    from lit_long.launch.instruct_record import open_tracker, record
     from lit_long.stages.data import data_stage, prepare_stage
     from lit_long.stages.model import load_model
 

@@ -22,7 +22,7 @@ def between(text: str, names: tuple[str, ...]) -> dict[str, str]:
         if opened is None:
             continue
         ends = [match.start() for other in names[number + 1 :] if (match := _opening(other, text, opened.end()))]
-        if closed := re.compile(rf"<\s*/\s*{name}\s*>|<\s*/\s*$", re.IGNORECASE).search(text, opened.end()):
+        if closed := re.compile(rf"<\s*/\s*{name}\s*>|<\s*/?\s*\w*\s*$", re.IGNORECASE).search(text, opened.end()):
             ends.append(closed.start())
         stop = min(ends, default=len(text))
         if content := _clean(text[opened.end() : stop]):
