@@ -254,3 +254,35 @@ def _phase(context: int):
     from lit_long.data.curriculum import Phase
 
     return Phase(0, 1, context)
+
+
+def test_the_recipe_of_llama_2_7b_32k_instruct(tmp_path: Path) -> None:
+    """Its configuration, over small data of the same schemas: shares of tokens, whole conversations, answers as they were written."""
+    from lit_long.config.one_data import compose_data, parse_data_words
+
+    book = [
+        {"chapter": " ".join(say(n * 50 + i, 9) for i in range(12)), "summary_text": f"In short, {say(n, 6)}"} for n in range(30)
+    ]
+    many = [{"prompt": " ".join(say(n * 9 + i, 9) for i in range(15)) + " Who?", "completion": say(n, 2)} for n in range(30)]
+    paths = {"sharegpt": chats(60), "booksum": book, "mqa": many}
+    words = ["data=together_32k_instruct", "data.corpus.vocab_size=400"]
+    words += [f"data.sources.{name}.path={write(tmp_path / f'{name}.jsonl', rows)}" for name, rows in paths.items()]
+    data = compose_data(parse_data_words(words), lambda init: (_ for _ in ()).throw(AssertionError)).data
+    prepare(data.corpus, tmp_path / "store", sources=data.sources, builtin=False, processes=1)
+    instruct = {name: source.instruct for name, source in data.sources.items()}
+    module = LongContextDataModule(
+        tmp_path / "store",
+        weights=data.weights,
+        context=256,
+        tokens_per_update=2048,
+        updates=40,
+        instruct=instruct,
+        packing=data.packing,
+    )
+    taken = sum(batch.account[:, 1].double() @ torch.eye(3)[batch.account[:, 0]].double() for batch in module.train_dataloader())
+    shares = dict(zip(module.mixed, (taken / taken.sum()).tolist(), strict=True))
+    assert shares == pytest.approx({"booksum": 0.25, "mqa": 0.25, "sharegpt": 0.5}, abs=0.03)
+    documents = open_store(tmp_path / "store").documents("booksum", "train")
+    first, stop = documents.answers(0)[0]
+    text = module.store.tokenizer.decode(documents[0][first:stop].tolist())
+    assert text.strip() in {row["summary_text"] for row in book}
