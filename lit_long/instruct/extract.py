@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 
+_ASKS = re.compile(r"\W*(who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE)
 _ANY_TAG = re.compile(r"<\s*/?\s*[A-Za-z]\w*\b[^<>]*>")
 
 
@@ -33,10 +34,10 @@ def between(text: str, names: tuple[str, ...]) -> dict[str, str]:
 
 def first_question(text: str) -> dict[str, str]:
     """The first sentence that asks something, of a reply that was to be a question and nothing else; the mark at its end may be missing."""
-    parts = between(text, ("question",))
-    text = parts.get("question", _clean(text))
-    text = text if "?" in text else text + "?"
-    before = re.split(r"[.!:]\s+", text[: text.index("?")])[-1]
+    text = between(text, ("question",)).get("question", _clean(text))
+    if "?" not in text and not _ASKS.match(text):
+        return {}
+    before = re.split(r"[.!:]\s+", text.partition("?")[0])[-1]
     return {"question": f"{_clean(before)}?"} if before.strip() else {}
 
 
