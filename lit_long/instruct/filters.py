@@ -2,6 +2,7 @@
 
 grounded    enough of the answer's words stand in the chunk
 length      the question and the answer are neither too short nor too long, and the answer is not just the question
+vague       the question is not about the question, the text or the passage, which its reader would not recognise
 duplicate   no example before it asks the same
 """
 
@@ -10,86 +11,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-RULES = ("grounded", "length", "duplicate")
+RULES = ("grounded", "length", "vague", "duplicate")
+_VAGUE = re.compile(
+    r"\b(the|this|that|your)\s+(above |given |following )?(question|text|passage|article|answer)s?\b", re.IGNORECASE
+)
 _WORD = re.compile(r"\w+")
 # Words that any English text holds; they ground nothing.
 _COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "but",
-        "by",
-        "can",
-        "did",
-        "do",
-        "does",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "may",
-        "more",
-        "most",
-        "no",
-        "not",
-        "of",
-        "on",
-        "one",
-        "only",
-        "or",
-        "our",
-        "out",
-        "she",
-        "should",
-        "so",
-        "some",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "to",
-        "up",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "would",
-        "you",
-        "your",
-    ]
+    _WORD.findall(
+        "a an and are as at be been but by can did do does for from had has have he her his how i if in into is it its may more most no not of "
+        "on one only or our out she should so some such than that the their them then there these they this those to up was we were what when "
+        "where which who why will with would you your"
+    )
 )
 
 
@@ -101,6 +34,7 @@ class FilterConfig:
     question_words: tuple[int, int] = (4, 60)
     answer_words: tuple[int, int] = (1, 120)
     short_answer_words: int = 15  # at most, of a short answer
+    vague: bool = True  # whether that rule is applied
 
 
 @dataclass
@@ -122,6 +56,8 @@ class Filters:
             found.append("grounded")
         if not fits or said == asked:
             found.append("length")
+        if config.vague and _VAGUE.search(question):
+            found.append("vague")
         if key in self.seen:
             found.append("duplicate")
         self.seen.add(key)

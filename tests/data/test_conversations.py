@@ -25,29 +25,12 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = [
-    "the",
-    "river",
-    "runs",
-    "past",
-    "seven",
-    "old",
-    "mills",
-    "and",
-    "nobody",
-    "counts",
-    "them",
-    "since",
-    "the",
-    "war",
-    "ended",
-    "in",
-    "spring",
-]
+SPOKEN = "the river runs past seven old mills and nobody counts them since the war ended in spring"
 
 
 def say(number: int, count: int) -> str:
-    return " ".join(WORDS[(number * 7 + i * 3) % len(WORDS)] for i in range(count)) + f" {number}."
+    words = SPOKEN.split(" ")
+    return " ".join(words[(number * 7 + i * 3) % len(words)] for i in range(count)) + f" {number}."
 
 
 def chats(count: int = 40) -> list[dict]:

@@ -86,6 +86,8 @@ def test_sloppy_tags(reply: str, wanted: tuple) -> None:
 
 def test_first_question() -> None:
     assert first_question("Here is one: What is it? It is good.") == {"question": "What is it?"}
+    assert first_question("What is it") == {"question": "What is it?"}
+    assert first_question("The text explains what it is.") == {}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ def test_filters() -> None:
     assert filters.failed("when was the mill BUILT", "in 1801", "short", chunk) == ["duplicate"]
     assert filters.failed("Who built the old mill?", "Carl Friedrich", "short", chunk) == ["grounded"]
     assert filters.failed("Who?", "Anna Berg", "short", chunk) == ["length"]
+    assert filters.failed("What is the text about?", "The mill", "short", chunk) == ["vague"]
 
 
 def test_chunks_lie_where_they_say(store: Store) -> None:
