@@ -1,7 +1,8 @@
 """A model's verdict on an example, and whether its verdicts are worth anything.
 
 Beside the examples, the critic judges planted wrong answers: those of other examples, about other documents. One that rejects fewer than
-30 % of them checks nothing; nor does one that rejects them no more often than the genuine ones.
+30 % of them checks nothing; nor does one that rejects them no more often than the genuine ones. A verdict that cannot be read keeps an
+example out, but it is no rejection: a critic that only stammers has found nothing.
 """
 
 from __future__ import annotations
@@ -84,8 +85,10 @@ def worth(planted: list[Verdict], genuine: list[Verdict], threshold: float) -> d
     """What the manifest says of the critic: shares that it rejects, and whether it is inert."""
 
     def rejected(verdicts: list[Verdict]) -> float | None:
-        return sum(not verdict.accepts(threshold) for verdict in verdicts) / len(verdicts) if verdicts else None
+        found = [verdict.verdict != "unclear" and not verdict.accepts(threshold) for verdict in verdicts]
+        return sum(found) / len(found) if found else None
 
     wrong, right = rejected(planted), rejected(genuine)
     inert = None if wrong is None or right is None else wrong < INERT or wrong <= right
-    return {"planted": len(planted), "rejected_planted": wrong, "rejected_generated": right, "inert": inert}
+    unclear = sum(verdict.verdict == "unclear" for verdict in [*planted, *genuine])
+    return {"planted": len(planted), "rejected_planted": wrong, "rejected_generated": right, "unclear": unclear, "inert": inert}

@@ -109,6 +109,7 @@ def test_critics_that_check_nothing_are_inert() -> None:
     yes, no = Verdict("correct", 1.0), Verdict("wrong", 0.0)
     assert worth([yes] * 8 + [no] * 2, [yes] * 10, 0.5)["inert"]
     assert worth([no] * 10, [no] * 10, 0.5)["inert"]  # rejects all there is
+    assert worth([Verdict("unclear", None)] * 9 + [no], [yes] * 10, 0.5)["inert"]  # says nothing
     assert not worth([no] * 7 + [yes] * 3, [yes] * 9 + [no], 0.5)["inert"]
 
 
@@ -134,7 +135,13 @@ def test_chunks_lie_where_they_say(store: Store) -> None:
 
 def test_rules_make_what_can_be_checked(store: Store, tmp_path: Path) -> None:
     manifest = run(store, tmp_path, Rules(), Rules(), n=40)
-    assert manifest["critique"] == {"planted": 10, "rejected_planted": 1.0, "rejected_generated": 0.0, "inert": False}
+    assert manifest["critique"] == {
+        "planted": 10,
+        "rejected_planted": 1.0,
+        "rejected_generated": 0.0,
+        "unclear": 0,
+        "inert": False,
+    }
     kept = rows(tmp_path)
     assert manifest["counts"] == {
         "asked": 40,
