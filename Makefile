@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: sweep test test-all ui lint clean bench gpu smollm2 prose
+.PHONY: sweep test test-all ui lint clean bench gpu smollm2 prose instruct-data
 
 sweep: .venv/installed
 	$(BIN)/python -m lit_long.sweep $(ARGS)
@@ -56,3 +56,8 @@ clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "kept: runs/ and mlflow/mlflow.db, your results"
+
+# Questions made by rule about the built-in documentation, for experiment=instruct_ablation.
+instruct-data: .venv/installed
+	$(BIN)/python -m lit_long.instruct generate generator=rules domains=[docs] n=4000 chunk_tokens=300 min_tokens=600 tracking.enabled=false out=data/instruct/qa
+	$(BIN)/python -m lit_long.instruct generate generator=rules domains=[docs] n=4000 seed=1 chunk_tokens=300 min_tokens=600 tracking.enabled=false out=data/instruct/chat

@@ -48,6 +48,24 @@ class CorpusConfig:
 
 
 @dataclass
+class InstructConfig:
+    """What makes a source instruction data: the form of its rows, and how much each token counts in the loss (data/conversations.py).
+
+    The prompt's weight is LLaMA 2 Long's switch: 0 learns to answer only, 1 learns the long prompt as language, too (Table 9).
+    """
+
+    schema: str = ""  # messages · sharegpt · prompt · qa; none: the source is plain text
+    prompt: str = ""  # schema prompt: a field, or a template such as "{chapter}\n\nSummarise this chapter."
+    answer: str = ""
+    template: str = "auto"  # chat: the tokenizer's own · plain: ours · auto: chat where there is one
+    max_tokens: int = 0  # schema qa: of an example; longer documents are cut on both sides of the chunk. 0 = no limit
+    # Not what the prepared data are, but what is made of them: they enter a training stage's identity.
+    packing: str = field(default="whole", metadata=NOT_IDENTITY)  # whole: several a sequence, none cut · single: one, padded
+    prompt_weight: float = field(default=0.0, metadata=NOT_IDENTITY)
+    answer_weight: float = field(default=1.0, metadata=NOT_IDENTITY)
+
+
+@dataclass
 class SourceConfig:
     """One's own documents. ``path`` is all that is needed; which documents there are, and not where, makes the identity.
 
@@ -69,6 +87,7 @@ class SourceConfig:
     keep: float = 1.0  # share of the documents to keep, chosen by hash
     validation_share: float = 0.02  # share of the documents to hold out, chosen by hash; at least one unless it is 0
     content: str = ""  # sha256 of what was found, filled in when planned; given, it insists on that content
+    instruct: InstructConfig = field(default_factory=InstructConfig)
 
 
 @dataclass

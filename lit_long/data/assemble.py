@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lit_long.config import SourceConfig, UserError
+from lit_long.data.conversations import template_of
 from lit_long.data.documents import INDEX, counts, shard_file
 from lit_long.data.shards import FOLDER, HASHES, Task, make_shards, read_record
 from lit_long.data.sources import parts
@@ -75,18 +76,19 @@ def make_share(
     tasks = [task for found in _tasks(folder, sources, words).values() for task in found]
     number, count = share
     make_shards(tasks[number - 1 :: count], processes, report)
-    return sum(read_record(task.file, task.recipe) is not None for task in tasks), len(tasks)
+    return sum(read_record(task) is not None for task in tasks), len(tasks)
 
 
 def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict[str, list[Task]]:
     """By source, the shards it will have."""
     return {
         name: [
-            Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype)
+            Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype, template)
             for number, part in enumerate(parts(name, source))
             for file in [shard_file(folder / name / FOLDER, number)]
         ]
         for name, source in sorted(sources.items())
+        for template in [template_of(f"data.sources.{name}", source, words.template) if source.instruct.schema else None]
     }
 
 
@@ -160,8 +162,21 @@ def _account(source: SourceConfig, records: list[dict[str, Any]], duplicates: in
         **sums,
         "duplicates": duplicates,
         "held_out_elsewhere": held_elsewhere,
-        "shards": [{"tokens": record["tokens"], "sha256": record["sha256"]["tokens"]} for record in records],
-    }
+        "shards": [{"tokens": record["tokens"], "sha256": _sum(record)} for record in records],
+    } | ({"instruct": _conversations(records)} if source.instruct.schema else {})
+
+
+def _sum(record: dict[str, Any]) -> str:
+    """A shard's checksum; of instruction data that of its answers belongs to it."""
+    sums = record["sha256"]
+    return f"{sums['tokens']}{sums.get('answers', '')}"
+
+
+def _conversations(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums of what shards count of conversations."""
+    found = [record["instruct"] for record in records]
+    sums = {name: sum(counts[name] for counts in found) for name in ("left_out", "cut", "answer_tokens")}
+    return sums | {"depths": np.sum([counts["depths"] for counts in found], axis=0).tolist()}
 
 
 def _empty(name: str, source: SourceConfig, records: list[dict[str, Any]]) -> str:

@@ -54,13 +54,15 @@ class Documents:
 
 
 class ShardedDocuments:
-    """Like `Documents`, from a source's shards. ``entry`` is the split's in the manifest."""
+    """Like `Documents`, from a source's shards. ``entry`` is the split's in the manifest; ``answered``: whether it is instruction data."""
 
-    def __init__(self, folder: Path, shards: Path, dtype: str, entry: dict) -> None:
+    def __init__(self, folder: Path, shards: Path, dtype: str, entry: dict, answered: bool = False) -> None:
+        self.answered = answered
         self._shards = shards
         self._dtype = dtype
         self._index = np.load(folder / "index.npy", mmap_mode="r")
         self._open: dict[int, np.ndarray] = {}
+        self._open_answers: dict[int, np.ndarray] = {}
         self.token_count: int = entry["tokens"]
 
     def __len__(self) -> int:
@@ -71,6 +73,17 @@ class ShardedDocuments:
             raise IndexError(f"document {index} of {len(self)}")
         row = self._index[index]
         return self._tokens(int(row["shard"]))[row["start"] : row["start"] + row["tokens"]]
+
+    def answers(self, index: int) -> np.ndarray:
+        """int64 [answers, 2]: where the answers of a conversation begin and end, in its tokens."""
+        row = self._index[index]
+        shard, start = int(row["shard"]), int(row["start"])
+        if shard not in self._open_answers:
+            file = shard_file(self._shards, shard).with_suffix(".answers")
+            self._open_answers[shard] = np.fromfile(file, dtype=np.int64).reshape(-1, 2)
+        found = self._open_answers[shard]
+        first, stop = np.searchsorted(found[:, 0], [start, start + int(row["tokens"])])
+        return found[first:stop] - start
 
     @property
     def lengths(self) -> np.ndarray:

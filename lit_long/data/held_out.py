@@ -1,4 +1,7 @@
-"""Held-out sequences for validation and for perplexity: full, one document each, the same tokens at every length."""
+"""Held-out sequences for validation and for perplexity: full, one document each, the same tokens at every length.
+
+Of instruction data: the answers of held-out conversations, the same ones at every length, with as much of what precedes them as fits.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import numpy as np
 import torch
 
 from lit_long.config import UserError
-from lit_long.data.documents import longest
+from lit_long.data.documents import ShardedDocuments, longest
 from lit_long.data.shuffle import permutation
 from lit_long.data.store import Store
-from lit_long.model.batch import Batch
+from lit_long.model.batch import NO_LOSS, PADDING, Batch
 
 _SEED = 0  # not the run's: every run is measured on the same documents
 
@@ -27,6 +30,8 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
             f"the same tokens. Choose lengths that divide the longest."
         )
     documents = store.documents(domain, "validation")
+    if domain in store.conversations:
+        return held_out_answers(documents, domain, length, count, max_length, store.separator)
     long_enough = np.flatnonzero(documents.lengths > max_length)
     if not len(long_enough):
         raise UserError(
@@ -40,3 +45,32 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
     targets = windows[:, 1:].reshape(-1, length)
     positions = torch.arange(length).expand_as(tokens)
     return Batch(tokens, targets, torch.zeros_like(tokens), positions, mask_documents=False)
+
+
+def held_out_answers(documents: ShardedDocuments, domain: str, length: int, count: int, max_length: int, separator: int) -> Batch:
+    """The last ``length`` tokens of at most ``count`` held-out conversations of at most ``max_length``, padded on the right: [count, length].
+
+    Only the answers' tokens are targets, and the separator that ends the last. Raises UserError if no conversation fits.
+    """
+    fitting = np.flatnonzero(documents.lengths <= max_length)
+    if not len(fitting):
+        raise UserError(
+            f"No held-out conversation of '{domain}' has at most {max_length} tokens ({longest(documents)}). Raise the context or "
+            f"evaluation.lengths, set data.sources.{domain}.instruct.max_tokens, or measure less (evaluation.domains, validation.times=0)."
+        )
+    chosen = fitting[permutation(len(fitting), _SEED, "held out", domain)][:count]
+    tokens = np.full((len(chosen), length), separator)
+    targets, ids = np.full_like(tokens, NO_LOSS), np.full_like(tokens, PADDING)
+    for row, index in enumerate(chosen):
+        document, answered = documents[index].astype(np.int64), np.zeros(len(documents[index]) + 1, dtype=bool)
+        for first, end in documents.answers(index):
+            answered[first:end] = True
+        answered[-1] = answered[-2]
+        after = np.append(document[1:], separator)
+        start = max(0, len(document) - length)
+        size = len(document) - start
+        tokens[row, :size] = document[start:]
+        targets[row, :size] = np.where(answered[start + 1 :], after[start:], NO_LOSS)
+        ids[row, :size] = 0
+    positions = torch.arange(length).expand(len(chosen), length)
+    return Batch(*map(torch.from_numpy, (tokens, targets, ids)), positions, mask_documents=False)

@@ -17,7 +17,8 @@ from typing import Any
 
 from lit_long.checkpoints.digests import file_digests
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.rows import columns, names
+from lit_long.data.fields import names
+from lit_long.data.rows import columns
 from lit_long.data.sources import HUGGING_FACE, PART_ROWS, Part
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

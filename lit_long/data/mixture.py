@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lit_long.config import SamplingConfig, UserError
+from lit_long.config import InstructConfig, SamplingConfig, UserError
 from lit_long.data.corpus import RETRIEVAL
 from lit_long.data.curriculum import Phase
 from lit_long.data.packing import PackedDocuments, Sequence
@@ -42,6 +42,7 @@ class Recipe:
     mask_documents: bool = True
     packing: str = "concat"
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    instruct: dict[str, InstructConfig] = field(default_factory=dict)  # of sources of instruction data
     repeats: dict[str, float] = field(default_factory=dict)
 
 
@@ -76,7 +77,13 @@ class Mixture:
         if name == RETRIEVAL:
             return RetrievalDocuments(store, self.context, recipe.seed)
         sampling = recipe.sampling.get(name)
-        return PackedDocuments(store, name, self.context, recipe.seed, recipe.mask_documents, recipe.packing, sampling)
+        instruct = recipe.instruct.get(name)
+        return PackedDocuments(store, name, self.context, recipe.seed, recipe.mask_documents, recipe.packing, sampling, instruct)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether some targets count more than others in the loss."""
+        return any({one.prompt_weight, one.answer_weight} - {0.0, 1.0} for one in self.recipe.instruct.values())
 
     def _utilisation(self, name: str) -> float:
         source = self.sources[name]
@@ -92,7 +99,9 @@ class Mixture:
     def sequences(self) -> grain.MapDataset:
         """All sequences, without end. Shares are exact within 1 % of the smallest weight."""
         grain = import_grain()
-        datasets = [grain.MapDataset.source(self.sources[name]).map(_Labelled(i)) for i, name in enumerate(self.names)]
+        datasets = [
+            grain.MapDataset.source(self.sources[name]).map(_Labelled(i, self.weighs)) for i, name in enumerate(self.names)
+        ]
         return grain.MapDataset.mix(datasets, [self.shares[name] / self.utilisation[name] for name in self.names])
 
     def tokens(self, places: int) -> dict[str, float]:
@@ -141,7 +150,8 @@ class Updates:
         account = np.column_stack([labels, rows["account"][:, 1:]])
         arrays = (rows[name] for name in ("tokens", "targets", "document_ids", "positions"))
         mask_documents = self.mixtures[number].recipe.mask_documents
-        return Batch(*map(torch.from_numpy, arrays), mask_documents, torch.from_numpy(account))
+        weights = torch.from_numpy(rows["weights"]) if "weights" in rows else None
+        return Batch(*map(torch.from_numpy, arrays), mask_documents, torch.from_numpy(account), weights)
 
 
 def mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], tokens_per_update: int) -> list[Mixture]:
@@ -157,12 +167,14 @@ def mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], tokens_per
 
 
 class _Labelled:
-    """Puts the number of the domain in front of a sequence's account."""
+    """Puts the number of the domain in front of a sequence's account, and gives it weights where others have some."""
 
-    def __init__(self, number: int) -> None:
-        self._number = number
+    def __init__(self, number: int, weighs: bool) -> None:
+        self._number, self._weighs = number, weighs
 
     def __call__(self, sequence: Sequence) -> Sequence:
+        if self._weighs and "weights" not in sequence:
+            sequence = sequence | {"weights": np.ones(len(sequence["tokens"]), dtype=np.float32)}
         return sequence | {"account": np.concatenate([[self._number], sequence["account"]])}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from lit_long.config import SamplingConfig, UserError
+from lit_long.config import InstructConfig, SamplingConfig, UserError
 from lit_long.data.accounting import plan
 from lit_long.data.curriculum import Phase
 from lit_long.data.held_out import held_out_sequences
@@ -96,6 +96,7 @@ class LongContextDataModule(LightningDataModule):
         updates: number of updates of the whole run.
         packing: concat, best_fit or single (packing.py); ``sampling``: which documents of a domain are drawn, and how often.
         phases: the parts of the run (`make_phases`); one, if not given.
+        instruct: packing and weights of the sources of instruction data.
         max_epochs: passes over a domain that are not to be exceeded; 0 = no limit.
 
     Raises:
@@ -118,12 +119,13 @@ class LongContextDataModule(LightningDataModule):
         repeats: dict[str, float] | None = None,
         max_epochs: float = 0.0,
         phases: list[Phase] | None = None,
+        instruct: dict[str, InstructConfig] | None = None,
     ) -> None:
         super().__init__()
         if tokens_per_update < context or tokens_per_update % context:
             raise UserError(f"tokens_per_update ({tokens_per_update}) must be a multiple of context ({context}).")
         self.store = store if isinstance(store, Store) else open_store(store)
-        self.recipe = Recipe(weights, seed, mask_documents, packing, sampling or {}, repeats or {})
+        self.recipe = Recipe(weights, seed, mask_documents, packing, sampling or {}, instruct or {}, repeats or {})
         self.context = context
         self.tokens_per_update = tokens_per_update
         self.updates = updates

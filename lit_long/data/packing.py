@@ -1,163 +1,25 @@
-"""Documents into sequences of T tokens, as pure index arithmetic: sequence i is a function of (seed, i) and nothing else.
+"""A domain's training sequences: sequence i is a function of (seed, i) and nothing else. The state of the stream is one integer.
 
-Three ways (``data.packing``), all over the same epochs of documents (draws.py):
-
-* ``concat``: documents end to end, cut every T tokens. No padding; many documents are cut.
-* ``best_fit``: in each block of documents, the longest first, each goes where the least room is left that holds it (Ding et al. 2024,
-  "Fewer Truncations Improve Language Modeling"). Documents longer than T are cut into whole sequences and a rest. A block makes as
-  many sequences as its tokens fill; what then fits nowhere is cut to fill the gaps, so padding stays below a sequence a block.
-* ``single``: one document per sequence, padded on the right; what exceeds T is left out.
-
-The state of the stream is one integer.
+How documents become sequences is in packings.py. Of instruction data each target counts as much as who wrote it.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from bisect import bisect_left, insort
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
-from lit_long.config import SamplingConfig, UserError
+from lit_long.config import InstructConfig, SamplingConfig, UserError
 from lit_long.data.documents import Documents, ShardedDocuments
 from lit_long.data.draws import Draws, Epoch
-from lit_long.data.shuffle import permutation
+from lit_long.data.packings import INSTRUCT_PACKINGS, PACKINGS, BestFit, Piece, Single, Whole
 from lit_long.data.store import Store
+
+__all__ = ["ENDLESS", "PACKINGS", "PackedDocuments", "Piece", "Sequence", "single_document"]
 
 ENDLESS = 2**40  # sequences: far more than any run asks for, and mixed by any weight it still fits an index
 
 Sequence = dict[str, np.ndarray]
-
-
-class Piece(NamedTuple):
-    """Tokens ``start`` to ``stop`` - 1 of a document."""
-
-    document: int
-    start: int
-    stop: int
-
-
-class Packing(ABC):
-    """How the documents of an epoch become sequences of at most ``context`` tokens."""
-
-    def __init__(self, context: int) -> None:
-        self.context = context
-
-    @abstractmethod
-    def count(self, epoch: Epoch) -> int:
-        """Sequences of the epoch."""
-
-    @abstractmethod
-    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
-        """What sequence ``index`` of the epoch is made of."""
-
-    def tokens(self, epoch: Epoch) -> int:
-        """Tokens that the epoch's sequences hold, padding left out."""
-        return epoch.tokens
-
-    def utilisation(self, epoch: Epoch) -> float:
-        """Share of the sequences' places that hold a token."""
-        return self.tokens(epoch) / (self.count(epoch) * self.context)
-
-
-class Concat(Packing):
-    def count(self, epoch: Epoch) -> int:
-        return max(0, epoch.tokens - 1) // self.context  # of a last token no successor is known
-
-    def tokens(self, epoch: Epoch) -> int:
-        return self.count(epoch) * self.context
-
-    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
-        at, stop = index * self.context, (index + 1) * self.context
-        block = int(np.searchsorted(epoch.token_starts, at, side="right")) - 1
-        found: list[Piece] = []
-        while at < stop:
-            base = int(epoch.token_starts[block])
-            numbers, ends = epoch.block(block)
-            place = int(np.searchsorted(ends, at - base, side="right"))
-            while place < len(numbers) and at < stop:
-                begin, end = base + (int(ends[place - 1]) if place else 0), base + int(ends[place])
-                found.append(Piece(int(numbers[place]), at - begin, min(stop, end) - begin))
-                at, place = min(stop, end), place + 1
-            block += 1
-        return found
-
-
-class BestFit(Packing):
-    def __init__(self, context: int) -> None:
-        super().__init__(context)
-        self._packed = lru_cache(maxsize=4)(self._pack)
-
-    def count(self, epoch: Epoch) -> int:
-        return int(self._starts(epoch)[-1])
-
-    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
-        starts = self._starts(epoch)
-        block = int(np.searchsorted(starts, index, side="right")) - 1
-        return self._packed(epoch, block)[index - int(starts[block])]
-
-    def _starts(self, epoch: Epoch) -> np.ndarray:
-        """int64 [blocks + 1]: sequences before each block."""
-        return np.concatenate([[0], np.cumsum(-(-np.diff(epoch.token_starts) // self.context))])
-
-    def _pack(self, epoch: Epoch, block: int) -> list[list[Piece]]:
-        numbers, ends = epoch.block(block)
-        lengths = np.diff(ends, prepend=0)
-        count = -(-int(lengths.sum()) // self.context)
-        bins: list[list[Piece]] = []
-        rests: list[Piece] = []
-        for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
-            whole = length // self.context * self.context
-            bins += [[Piece(number, at, at + self.context)] for at in range(0, whole, self.context)]
-            if whole < length:
-                rests.append(Piece(number, whole, length))
-        rests.sort(key=lambda piece: piece.start - piece.stop)
-        rooms: list[tuple[int, int]] = []  # (room left, bin), the least room first
-        unplaced = []
-        for piece in rests:
-            size = piece.stop - piece.start
-            at = bisect_left(rooms, (size, 0))
-            if at < len(rooms):
-                room, chosen = rooms.pop(at)
-                bins[chosen].append(piece)
-            elif len(bins) < count:
-                room, chosen = self.context, len(bins)
-                bins.append([piece])
-            else:
-                unplaced.append(piece)
-                continue
-            if room > size:
-                insort(rooms, (room - size, chosen))
-        for piece in unplaced:
-            while piece.start < piece.stop:
-                room, chosen = rooms.pop()
-                cut = min(piece.stop, piece.start + room)
-                bins[chosen].append(piece._replace(stop=cut))
-                if room > cut - piece.start:
-                    insort(rooms, (room - cut + piece.start, chosen))
-                piece = piece._replace(start=cut)
-        draws = epoch.draws
-        return [bins[i] for i in permutation(count, "bins", draws.seed, draws.domain, epoch.number, block)]
-
-
-class Single(Packing):
-    def count(self, epoch: Epoch) -> int:
-        return epoch.documents
-
-    def tokens(self, epoch: Epoch) -> int:
-        return epoch.tokens_within(self.context)
-
-    def pieces(self, epoch: Epoch, index: int) -> list[Piece]:
-        block = int(np.searchsorted(epoch.document_starts, index, side="right")) - 1
-        numbers, ends = epoch.block(block)
-        place = index - int(epoch.document_starts[block])
-        length = int(ends[place] - (ends[place - 1] if place else 0))
-        return [Piece(int(numbers[place]), 0, min(length, self.context))]
-
-
-PACKINGS: dict[str, type[Packing]] = {"concat": Concat, "best_fit": BestFit, "single": Single}
 
 
 class PackedDocuments:
@@ -184,12 +46,17 @@ class PackedDocuments:
         mask_documents: bool,
         packing: str = "concat",
         sampling: SamplingConfig | None = None,
+        instruct: InstructConfig | None = None,
     ) -> None:
+        """``instruct``: of a source of instruction data, its packing and its weights, instead of ``packing``."""
         self._documents = store.documents(domain, "train")
+        self._instruct, sampling = instruct, sampling or SamplingConfig()
+        if instruct:
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens or context, context))
         self._separator = store.separator
         self._mask_documents = mask_documents
-        self.draws = Draws(self._documents, domain, seed, sampling or SamplingConfig())
-        self.packing = PACKINGS[packing](context)
+        self.draws = Draws(self._documents, domain, seed, sampling)
+        self.packing = INSTRUCT_PACKINGS[instruct.packing](context) if instruct else PACKINGS[packing](context)
         self.first = 0
         self.sequences_per_epoch = self.packing.count(self.draws.epoch(0))
         if self.sequences_per_epoch == 0:
@@ -206,12 +73,14 @@ class PackedDocuments:
         epoch, within = self.place(int(index) + self.first)
         pieces = self.packing.pieces(epoch, within)
         sequence = _sequence(self._documents, pieces, self.packing.context, self._separator, self._mask_documents)
+        if self._instruct:
+            sequence = weighted(sequence, pieces, self._documents, self._instruct)
         dropped = isinstance(self.packing, Single)
         return sequence | {"account": _account(self._documents, pieces, dropped)}
 
     def place(self, index: int) -> tuple[Epoch, int]:
         """The epoch that sequence ``index`` of the stream lies in, and its number there."""
-        if self.draws.steady and not isinstance(self.packing, BestFit):
+        if self.draws.steady and not isinstance(self.packing, (BestFit, Whole)):
             number, within = divmod(index, self.sequences_per_epoch)
             return self.draws.epoch(number), within
         while index >= self._ends[-1]:  # epochs differ in length
@@ -240,6 +109,23 @@ def _sequence(
             positions[at:after] -= at
         at = after
     return {"tokens": tokens, "targets": targets, "document_ids": ids, "positions": positions}
+
+
+def weighted(sequence: Sequence, pieces: list[Piece], documents: ShardedDocuments, instruct: InstructConfig) -> Sequence:
+    """The sequence with no target where a token has weight 0; and where the others do not all have weight 1, their ``weights``, fp32 [T]."""
+    from lit_long.model.batch import NO_LOSS
+
+    weights, at = np.zeros(len(sequence["targets"]), dtype=np.float32), 0
+    for index, start, stop in pieces:
+        own = np.full(stop + 1, instruct.prompt_weight)  # by token; the one after the last opens the next document
+        for first, end in documents.answers(index):
+            own[first:end] = instruct.answer_weight
+        own[stop] = own[stop - 1]  # whoever speaks last learns to end
+        weights[at : at + stop - start] = own[start + 1 : stop + 1]
+        at += stop - start
+    targets = np.where(weights > 0, sequence["targets"], NO_LOSS)
+    plain = {instruct.prompt_weight, instruct.answer_weight} <= {0.0, 1.0}
+    return sequence | {"targets": targets} | ({} if plain else {"weights": weights})
 
 
 def _account(documents: Documents | ShardedDocuments, pieces: list[Piece], dropped: bool) -> np.ndarray:

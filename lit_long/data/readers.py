@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.rows import columns, document, names
+from lit_long.data.fields import names
+from lit_long.data.rows import columns, document
 from lit_long.data.sources import Part
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 FOLDER/DOMAIN/shards/NUMBER.tokens    all documents end to end, uint16 (uint32 for vocabularies over 65,535)
 FOLDER/DOMAIN/shards/NUMBER.npy       one row a document: number of tokens and of bytes, hash of its text, place in its file
+FOLDER/DOMAIN/shards/NUMBER.answers   of instruction data: where answers begin and end, int64 [answers, 2], in tokens of the shard
 FOLDER/DOMAIN/shards/NUMBER.json      what it was made from, counts and checksums; written last, so its presence means complete
 
 A shard is a pure function of its part, the source's settings and the tokenizer, whose hashes stand in it. Preparing again makes only what
@@ -23,6 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lit_long.config import SourceConfig, UserError
+from lit_long.data.conversations import ChatTemplate, Encoder
 from lit_long.data.pool import side_by_side
 from lit_long.data.readers import Text, read_part
 from lit_long.data.sources import Part, plain_source
@@ -33,6 +35,7 @@ FOLDER = "shards"
 # ``first`` and ``second`` are the halves of the text's hash: the one chooses what is held out, the other what is kept.
 ROW = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8"), ("place", "<i8")])
 HASHES = 2.0**64
+DEPTHS = 10
 _FORMAT = 1
 
 
@@ -48,12 +51,19 @@ class Task:
     tokenizer_digest: str
     separator: int
     dtype: str
+    template: ChatTemplate | None = None  # of instruction data
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files beside the record."""
+        return (".tokens", ".npy", ".answers") if self.source.instruct.schema else (".tokens", ".npy")
 
     @property
     def recipe(self) -> str:
         """sha256 of everything that the shard's content depends on, and of nothing else (no paths)."""
         part = {name: value for name, value in asdict(self.part).items() if name != "files"}
         content = [_FORMAT, plain_source(self.source), part, self.tokenizer_digest, self.separator, self.dtype]
+        content += [self.template.digest] if self.template else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -63,7 +73,7 @@ def make_shards(tasks: list[Task], processes: int, report: Callable[[str, float]
     Raises:
         UserError: what a reader has to say of its input, or a full disk.
     """
-    records = [read_record(task.file, task.recipe) for task in tasks]
+    records = [read_record(task) for task in tasks]
     missing = [number for number, record in enumerate(records) if record is None]
     if not missing:
         return [record for record in records if record]
@@ -90,14 +100,14 @@ def _in_processes(tasks: dict[int, Task], workers: int, threads: bool) -> Iterat
             yield futures[future], future.result()
 
 
-def read_record(file: Path, recipe: str) -> dict[str, Any] | None:
-    """The record of a shard made after ``recipe`` and whole, else None."""
+def read_record(task: Task) -> dict[str, Any] | None:
+    """The record of a shard made after the task's recipe and whole, else None."""
     try:
-        record = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        sizes = [file.with_suffix(suffix).stat().st_size for suffix in (".tokens", ".npy")]
+        record = json.loads(task.file.with_suffix(".json").read_text(encoding="utf-8"))
+        sizes = [task.file.with_suffix(suffix).stat().st_size for suffix in task.suffixes]
     except (OSError, ValueError):
         return None
-    return record if record.get("recipe") == recipe and record.get("sizes") == sizes else None
+    return record if record.get("recipe") == task.recipe and record.get("sizes") == sizes else None
 
 
 def make_shard(task: Task) -> dict[str, Any]:
@@ -114,10 +124,10 @@ def make_shard(task: Task) -> dict[str, Any]:
 
 def _make_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
     task.file.with_suffix(".json").unlink(missing_ok=True)  # what is being rewritten must not look complete
-    rows = _Rows(task)
+    rows = _Conversations(task) if task.source.instruct.schema else _Rows(task)
     digest, tokens = hashlib.sha256(), 0
     with replacing(task.file.with_suffix(".tokens")) as writing, writing.open("wb") as file:
-        for document in encode_documents(tokenizer, rows.texts(), task.separator):
+        for document in rows.documents(tokenizer):
             content = document.astype(task.dtype).tobytes()
             digest.update(content)
             file.write(content)
@@ -137,9 +147,14 @@ def _make_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
         "too_long": rows.too_long,
         "not_kept": rows.not_kept,
         "sha256": {"tokens": digest.hexdigest(), "rows": hashlib.sha256(table.tobytes()).hexdigest()},
-        "sizes": [task.file.with_suffix(suffix).stat().st_size for suffix in (".tokens", ".npy")],
         "names": list(task.part.names),
     }
+    if isinstance(rows, _Conversations):
+        content = rows.answers().tobytes()
+        write_atomically(task.file.with_suffix(".answers"), content)
+        record["sha256"]["answers"] = hashlib.sha256(content).hexdigest()
+        record["instruct"] = rows.counts()
+    record["sizes"] = [task.file.with_suffix(suffix).stat().st_size for suffix in task.suffixes]
     write_atomically(task.file.with_suffix(".json"), json.dumps(record))
     return record
 
@@ -154,6 +169,10 @@ class _Rows:
         self._bytes: list[int] = []
         self.lengths: list[int] = []
         self.read = self.too_short = self.too_long = self.not_kept = 0
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+        """int64 [tokens] of each text, the separator first."""
+        return encode_documents(tokenizer, self.texts(), self._task.separator)
 
     def texts(self) -> Iterator[str]:
         source = self._task.source
@@ -181,6 +200,42 @@ class _Rows:
         rows["tokens"], rows["bytes"], rows["place"] = self.lengths, self._bytes, self._places
         rows["first"], rows["second"] = halves[:, 0], halves[:, 1]
         return rows
+
+
+class _Conversations(_Rows):
+    """The same of instruction data: texts are conversations, of which it is noted which tokens are answers."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self._answers: list[np.ndarray] = []
+        self._depths = np.zeros(DEPTHS, dtype=np.int64)
+        self._left_out = self._cut = 0
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+        task, at = self._task, 0
+        encoder = Encoder.make(tokenizer, task.separator, task.template, task.source.instruct.max_tokens)
+        for text in self.texts():
+            encoded = encoder(text)
+            if encoded is None:
+                self._left_out += 1
+                self._hashes.pop(), self._places.pop(), self._bytes.pop()
+                continue
+            self._answers.append(encoded.answers + at)
+            self._cut += encoded.cut
+            if encoded.depth is not None:
+                self._depths[min(DEPTHS - 1, int(encoded.depth * DEPTHS))] += 1
+            at += len(encoded.tokens)
+            yield encoded.tokens
+
+    def answers(self) -> np.ndarray:
+        """int64 [answers, 2], in tokens of the shard."""
+        return np.concatenate(self._answers) if self._answers else np.zeros((0, 2), np.int64)
+
+    def counts(self) -> dict[str, Any]:
+        """Conversations left out (see `Encoder`) and those whose document was cut; of ``qa`` how deep chunks lie, in tenths."""
+        answers = self.answers()
+        tokens = int((answers[:, 1] - answers[:, 0]).sum())
+        return {"left_out": self._left_out, "cut": self._cut, "answer_tokens": tokens, "depths": self._depths.tolist()}
 
 
 def text_hash(content: bytes) -> bytes:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.checkpoints.digests import file_digests
-from lit_long.config import SourceConfig, UserError, nearest
+from lit_long.config import SourceConfig, UserError, identity_fields, nearest
+from lit_long.data.conversations import check_instruct
 from lit_long.data.rows import columns
 
 KINDS = ("text", "jsonl", "parquet", "hf")
@@ -32,7 +33,7 @@ PART_BYTES = 2**26
 PART_ROWS = 2**17
 _COMPRESSED = (".gz", ".zst")
 # Where texts lie, and what is decided of them once all are there.
-_NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "content")
+_NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "content", "instruct")
 _SAVED = ("state.json", "dataset_dict.json")  # what `datasets` leaves in a folder it saved
 
 
@@ -155,6 +156,8 @@ def _check_settings(key: str, source: SourceConfig) -> None:
         raise UserError(f"{key}: a source's name is made of letters, digits, - and _, for it names folders and columns.")
     if source.kind not in ("auto", *KINDS):
         raise UserError(f"{key}.kind: unknown kind {source.kind!r}{nearest(source.kind, ('auto', *KINDS))}")
+    if source.instruct.schema:
+        check_instruct(key, source)
     for name, lowest in (("keep", "above 0"), ("validation_share", "of at least 0")):
         value = getattr(source, name)
         if not (0 <= value <= 1) or (name == "keep" and value == 0):
@@ -228,4 +231,10 @@ def _before_magic(place: Path) -> Iterator[str]:
 
 def plain_source(source: SourceConfig) -> dict[str, Any]:
     """What decides which texts of a part become documents: all settings that a shard depends on, those yet to come included."""
-    return {name: value for name, value in asdict(source).items() if name not in _NOT_IN_SHARDS}
+    settings = {name: value for name, value in asdict(source).items() if name not in _NOT_IN_SHARDS}
+    return settings | instruct_identity(source)
+
+
+def instruct_identity(source: SourceConfig) -> dict[str, Any]:
+    """What prepared instruction data depend on; nothing of a source of plain text, as before there was another kind."""
+    return {"instruct": identity_fields(source.instruct)} if source.instruct.schema else {}

@@ -63,7 +63,7 @@ class Store:
         folder, dtype = self.folder / domain / split, self.manifest["dtype"]
         if domain in self.sources:
             entry = self.manifest["domains"][domain][split]
-            return ShardedDocuments(folder, self.folder / domain / SHARDS, dtype, entry)
+            return ShardedDocuments(folder, self.folder / domain / SHARDS, dtype, entry, domain in self.conversations)
         return Documents(folder, dtype)
 
     @property
@@ -80,6 +80,11 @@ class Store:
     def sources(self) -> dict[str, dict]:
         """What became of the documents of each of one's own sources (`assemble.prepare_sources`)."""
         return self.manifest.get("sources", {})
+
+    @property
+    def conversations(self) -> list[str]:
+        """Names of the sources of instruction data."""
+        return [name for name, account in self.sources.items() if "instruct" in account]
 
     @property
     def held_out_domains(self) -> list[str]:
@@ -218,7 +223,8 @@ def verify(store: Store) -> list[Path]:
     for name, account in store.sources.items():
         for number, shard in enumerate(account["shards"]):
             file = shard_file(store.folder / name / SHARDS, number).with_suffix(".tokens")
-            if file_sha256(file) != shard["sha256"]:
+            files = [file, file.with_suffix(".answers")] if "instruct" in account else [file]
+            if "".join(map(file_sha256, files)) != shard["sha256"]:
                 damaged.append(file)
     return damaged
 

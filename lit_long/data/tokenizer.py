@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lit_long.checkpoints.external import open_external
 from lit_long.config import UserError
+from lit_long.data.conversations import ChatTemplate
 
 SEPARATOR = "<|endoftext|>"
 _SMALLEST_VOCABULARY = 257  # the bytes and the separator
@@ -66,6 +67,13 @@ def borrowed_digest(name: str) -> str:
     """sha256 of the tokenizer of external weights. Cached, as `borrow_tokenizer`."""
     tokenizer, separator = borrow_tokenizer(name)
     return hashlib.sha256(f"{separator} {tokenizer.to_str()}".encode()).hexdigest()
+
+
+@functools.cache
+def borrowed_template(name: str) -> ChatTemplate | None:
+    """The chat template of external weights, if they have one. Cached, as `borrow_tokenizer`."""
+    words = open_external(name).tokenization() if name else None
+    return ChatTemplate(words.chat_template, words.special, words.where) if words and words.chat_template else None
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], separator: int) -> Iterator[np.ndarray]:

@@ -14,11 +14,19 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from lit_long.config import CorpusConfig, SourceConfig, plain
+from lit_long.data.conversations import ChatTemplate, words_in
 from lit_long.data.corpus import Corpus
 from lit_long.data.readers import read_part
 from lit_long.data.shards import passes
 from lit_long.data.sources import Part, parts
-from lit_long.data.tokenizer import SAMPLE_CHARACTERS, SEPARATOR, borrow_tokenizer, load_tokenizer, train_tokenizer
+from lit_long.data.tokenizer import (
+    SAMPLE_CHARACTERS,
+    SEPARATOR,
+    borrow_tokenizer,
+    borrowed_template,
+    load_tokenizer,
+    train_tokenizer,
+)
 from lit_long.files import write_atomically
 
 _TRAINED = "trained.json"  # which tokenizer.json was trained on what, while the store is not yet complete
@@ -34,6 +42,7 @@ class Words:
     digest: str
     separator: int
     dtype: str
+    template: ChatTemplate | None = None  # for instruction data, when the tokenizer is borrowed
 
 
 def settle_words(
@@ -68,7 +77,9 @@ def settle_words(
         if sources:
             write_atomically(note, json.dumps([file_sha256(file), trained_on]))
     dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
-    return Words(file, file_sha256(file), separator, dtype), tokenizer
+    instructs = any(source.instruct.schema for source in sources.values())
+    template = borrowed_template(corpus.tokenizer) if instructs else None
+    return Words(file, file_sha256(file), separator, dtype, template), tokenizer
 
 
 def _save(tokenizer: Tokenizer, file: Path) -> None:
@@ -100,8 +111,9 @@ def _beginning(name: str, source: SourceConfig, part: Part, characters: int) -> 
     """Texts from the start of a part; the last one is cut."""
     for text in read_part(f"data.sources.{name}", source, part):
         if passes(source, text):
-            yield text.text[:characters]
-            characters -= len(text.text)
+            content = words_in(text.text) if source.instruct.schema else text.text
+            yield content[:characters]
+            characters -= len(content)
             if characters <= 0:
                 return
 

@@ -52,7 +52,8 @@ def loss_by_position(nats_BT: Tensor, batch: Batch, domain: str) -> list[dict[st
     rows, start = [], 0
     for edge in position_edges(batch.tokens.shape[1]):
         tokens = int((batch.targets[:, start:edge] != NO_LOSS).sum())
-        value = float(nats_BT[:, start:edge].double().sum()) / tokens
-        rows.append({"metric": "loss_by_position", "domain": domain, "length": edge, "value": value, "tokens": tokens})
+        if tokens:  # of instruction data only answers are predicted
+            value = float(nats_BT[:, start:edge].double().sum()) / tokens
+            rows.append({"metric": "loss_by_position", "domain": domain, "length": edge, "value": value, "tokens": tokens})
         start = edge
     return rows

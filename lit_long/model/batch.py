@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     positions     int64 [B, T]  0, 1, 2 …; restart with every document when documents are masked, else run through
     mask_documents              whether attention stops at document borders
     account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/accounting.py)
+    weights       fp32 [B, T]   how much each target counts in the loss; None: all of them alike
     """
 
     tokens: Tensor
@@ -31,15 +32,24 @@ class Batch(NamedTuple):
     positions: Tensor
     mask_documents: bool = True
     account: Tensor | None = None
+    weights: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Batch:
         """Sequences ``start`` to ``stop`` as a batch of their own."""
-        return Batch(*(field[start:stop] for field in self[:4]), mask_documents=self.mask_documents)
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Batch(*(field[start:stop] for field in self[:4]), mask_documents=self.mask_documents, weights=weights)
 
     def loss_tokens(self) -> Tensor:
-        """Number of tokens with a loss, int64 []."""
-        return (self.targets != NO_LOSS).sum()
+        """Number of tokens with a loss, int64 []; the sum of their weights, fp32 [], where they have any."""
+        return counted(self.targets, self.weights)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(*(field.to(device) for field in self[:4]), self.mask_documents, self.account)
+        weights = None if self.weights is None else self.weights.to(device)
+        return Batch(*(field.to(device) for field in self[:4]), self.mask_documents, self.account, weights)
+
+
+def counted(targets_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:
+    """What a sum of nats is divided by: the number of targets, or the sum of their weights, so that a loss is a mean either way."""
+    with_loss_BT = targets_BT != NO_LOSS
+    return with_loss_BT.sum() if weights_BT is None else weights_BT[with_loss_BT].sum()

@@ -127,8 +127,10 @@ class Llama(nn.Module):
         Head and loss run in here, so that no caller materialises the logits by mistake and sharded or tied weights are
         gathered once.
         """
-        loss = token_nats if per_token else summed_nats
-        return loss(self.hidden_states(batch), batch.targets, self.head_weight, self.loss_chunk)
+        hidden_BTD = self.hidden_states(batch)
+        if per_token:
+            return token_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk)
+        return summed_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, batch.weights)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]."""

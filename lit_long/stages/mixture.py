@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lit_long.config import DataConfig, EvaluationConfig, SourceConfig, UserError, identity_fields
+from lit_long.config import CorpusConfig, DataConfig, EvaluationConfig, SourceConfig, UserError, identity_fields
+from lit_long.data.conversations import template_of
 from lit_long.data.corpus import DOMAINS, RETRIEVAL, fingerprint
 from lit_long.data.retrieval import DOMAIN as DOCS
-from lit_long.data.sources import settle_source
+from lit_long.data.sources import instruct_identity, settle_source
+from lit_long.data.tokenizer import borrowed_template
 
 BUILTIN = (*DOMAINS, RETRIEVAL)
 
@@ -69,11 +71,20 @@ def settle_evaluation(evaluation: EvaluationConfig, data: DataConfig) -> Evaluat
     return replace(evaluation, domains=domains, retrieval_domain=retrieval)
 
 
+def source_identity(name: str, source: SourceConfig, corpus: CorpusConfig) -> dict[str, Any]:
+    """A source's settings that its prepared documents depend on; of instruction data the chat template, too."""
+    settings = {key: value for key, value in identity_fields(source).items() if key != "instruct"}
+    if source.instruct.schema:
+        template = template_of(f"data.sources.{name}", source, borrowed_template(corpus.tokenizer))
+        settings |= instruct_identity(source) | {"chat_template": template and template.digest}
+    return settings
+
+
 def data_identity(data: DataConfig) -> dict[str, Any]:
     """The settings that prepared data depend on. Sources are known by their content, the built-in corpus by what is installed."""
     if not data.sources:
         return {"corpus": identity_fields(data.corpus), "sources": fingerprint(data.corpus)}
     builtin = uses_builtin(data)
     corpus = identity_fields(data.corpus) if builtin else {"vocab_size": data.corpus.vocab_size}
-    own = {name: identity_fields(source) for name, source in data.sources.items()}
+    own = {name: source_identity(name, source, data.corpus) for name, source in data.sources.items()}
     return {"corpus": corpus, "sources": fingerprint(data.corpus, builtin), "own": own}

@@ -243,10 +243,17 @@ def mixture_identity(data: DataConfig) -> dict[str, Any]:
     """How the stream of training sequences is made. What is at its default is left out, so that results from before it existed stay valid."""
     default = DataConfig()
     later = {name: plain(getattr(data, name)) for name in ("repeats", "sampling", "packing")}
-    return {
-        "weights": {k: w for k, w in data.weights.items() if w},
-        "mask_documents": data.mask_documents,
-    } | {name: value for name, value in later.items() if value != plain(getattr(default, name))}
+    mixed = {k: w for k, w in (data.repeats or data.weights).items() if w}
+    instruct = {k: plain(source.instruct) for k, source in data.sources.items() if source.instruct.schema and k in mixed}
+    loss = {k: {name: v[name] for name in ("packing", "prompt_weight", "answer_weight")} for k, v in instruct.items()}
+    return (
+        {
+            "weights": {k: w for k, w in data.weights.items() if w},
+            "mask_documents": data.mask_documents,
+        }
+        | {name: value for name, value in later.items() if value != plain(getattr(default, name))}
+        | ({"instruct": loss} if loss else {})
+    )
 
 
 def sweep_key(sweep: SweepConfig, trials: list[Trial]) -> str:

@@ -53,6 +53,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         repeats={name: passes for name, passes in config.data.repeats.items() if passes},
         max_epochs=config.data.max_epochs,
         phases=phases,
+        instruct={name: source.instruct for name, source in config.data.sources.items() if source.instruct.schema},
     )
     planned = data.plan()
     report(f"data: {accounting.describe(planned)}", 0.0)

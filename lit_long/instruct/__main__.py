@@ -1,0 +1,90 @@
+"""Let a model write questions and answers about long documents, and check them: data to tune a long model with.
+
+    python -m lit_long.instruct generate n=20 data=builtin model=smollm2-135m out=DIR
+    … data.sources.mine.path=FOLDER    one's own documents; domains=[docs] chooses among the data's
+    … model.init=NAME · stage=FOLDER   another chat model: weights made elsewhere, or a training stage of this suite
+    … generator=endpoint endpoint.url=http://HOST:8000/v1 endpoint.model=NAME      a server that speaks OpenAI's protocol
+    … generator=rules                  no model: sentences of the chunk to be continued, answers checked by rule
+    … critic=same|none|rules|endpoint|NAME    who checks (default: who wrote); NAME is another model
+    … judge=text|likelihood            what the critic says, or how likely its first word is "correct" (a model of our own)
+    … threshold=0.5 planted=50         score that is accepted; wrong answers planted to see whether the critic notices
+    … chunk_tokens=768 min_tokens=… short=0.5 max_new_tokens=160 seed=0 temperature=0.7 top_p=0.9 batch=4
+    … filters.grounded=0.6 endpoint.concurrency=8 endpoint.per_minute=… tracking.enabled=false root=FOLDER
+
+Writes DIR/examples.jsonl, DIR/train.jsonl (the kept ones with their documents, to be a source) and DIR/manifest.json. Killed, the same
+command goes on; with a larger n it adds. Exit codes: 0 done, 1 some requests got no answer, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+from lit_long.config import UserError, typed
+from lit_long.config.one_data import parse_data_words
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        verb, words = (argv[0], argv[1:]) if argv else ("", [])
+        if verb != "generate":
+            raise UserError(f"command line: {verb or 'nothing'!r} is not generate (see --help)")
+        return run(parse_data_words(words))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def run(words: dict) -> int:
+    """Generate, record, and say what came of it."""
+    from lit_long.instruct.settings import InstructCommand, documents_of, make_run
+    from lit_long.launch.instruct_record import open_tracker, record
+    from lit_long.stages.data import data_stage, prepare_stage
+    from lit_long.stages.model import load_model
+
+    config = typed(InstructCommand, words, "command line")
+    config.check()
+    tracker = open_tracker(config.tracking, config.root)
+    say = partial(print, file=sys.stderr, flush=True)
+    lines = [""]
+
+    def report(message: str, done: float) -> None:
+        if (line := f"{done:6.1%}  {message}") != lines[-1]:
+            say(line)
+            lines[:] = [line]
+
+    stage = data_stage({group: words[group] for group in ("data", "model") if group in words}, config.root)
+    store = prepare_stage(stage, 0, False, report)
+    domains = documents_of(store, stage.config.data.weights, config.domains)
+    load = partial(load_model, device=config.device, dtype=config.dtype, say=say)
+    going = make_run(config, words, store, domains, load, report)
+    manifest = going()
+    record(tracker, Path(config.out), manifest)
+    counts, critique = manifest["counts"], manifest["critique"] or {}
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    print("turned away by rule: " + ", ".join(f"{count} {rule}" for rule, count in manifest["failed"].items()))
+    if critique.get("inert") is not None:
+        wrong, right = critique["rejected_planted"], critique["rejected_generated"]
+        worth = "is inert: it does not tell wrong answers from right ones" if critique["inert"] else "works"
+        print(
+            f"the critique {worth} (rejects {wrong:.0%} of {critique['planted']} planted wrong answers, {right:.0%} of the generated)"
+        )
+    print(f"written  {config.out}")
+    if manifest["unanswered"]:
+        key, reason = next(iter(manifest["unanswered"].items()))
+        say(f"{len(manifest['unanswered'])} requests got no answer ({key}: {reason}); the same command asks them again")
+    return 1 if manifest["unanswered"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

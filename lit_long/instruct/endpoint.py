@@ -1,0 +1,152 @@
+"""Any server that speaks OpenAI's chat protocol (vLLM, llama.cpp, a paid one), through the `openai` client: many requests at once, not too
+many a minute, and again after what passes: a full server, a lost connection, a reply that is no JSON or says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from types import ModuleType
+
+from lit_long.config import UserError
+from lit_long.instruct.generators import Request
+
+LONGEST_WAIT = 60.0  # seconds between two tries
+
+
+@dataclass
+class EndpointConfig:
+    """``url`` ends in /v1, as servers print it; ``model`` is the name they know. The key is read from the variable ``key_variable``."""
+
+    url: str = ""
+    model: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 8  # requests under way
+    per_minute: float = 0.0  # requests that begin, at most; 0 = no limit
+    retries: int = 6  # of a request, after the first try
+    backoff: float = 1.0  # seconds before the first of them, twice as many before each next; the server may ask for more
+    timeout: float = 120.0  # seconds of one try
+
+
+class Pace:
+    """Lets at most ``per_minute`` callers through a minute, evenly."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._gap = 60 / per_minute if per_minute else 0.0
+        self._next, self._lock = 0.0, threading.Lock()
+
+    def wait(self) -> None:
+        if not self._gap:
+            return
+        with self._lock:
+            turn = max(self._next, time.monotonic())
+            self._next = turn + self._gap
+        time.sleep(max(0.0, turn - time.monotonic()))
+
+
+class Endpoint:
+    """``unanswered`` says of the requests that were given up why, by key.
+
+    Raises:
+        UserError: no `openai`, no url or model, or a server that refuses: no such model, no right key, a request it cannot read.
+    """
+
+    def __init__(self, config: EndpointConfig, temperature: float = 0.0, top_p: float = 1.0) -> None:
+        if not config.url or not config.model:
+            raise UserError("command line: generator=endpoint needs endpoint.url=http://HOST:PORT/v1 and endpoint.model=NAME")
+        if config.concurrency < 1 or min(config.per_minute, config.retries, config.backoff) < 0 or config.timeout <= 0:
+            raise UserError(
+                "command line: endpoint.concurrency must be at least 1, its other numbers at least 0, its timeout above"
+            )
+        self.config, self.temperature, self.top_p = config, temperature, top_p
+        self.openai = _openai()
+        key = os.environ.get(config.key_variable) or "none"  # most servers of one's own want none
+        self.client = self.openai.OpenAI(api_key=key, base_url=config.url, timeout=config.timeout, max_retries=0)
+        self.pace = Pace(config.per_minute)
+        self.unanswered: dict[str, str] = {}
+        self._stop = threading.Event()
+
+    @property
+    def name(self) -> str:
+        return self.config.model
+
+    @property
+    def identity(self) -> str:
+        return f"{self.config.url} {self.config.model} temperature={self.temperature:g} top_p={self.top_p:g}"
+
+    def fits(self, prompt: str, tokens: int) -> bool:
+        return True  # the server knows; it refuses what is too long
+
+    def ask(self, requests: list[Request]) -> Iterator[dict[str, str]]:
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
+            futures = {pool.submit(self._patiently, request): request for request in requests}
+            try:
+                for future in as_completed(futures):
+                    if (reply := future.result()) is not None:
+                        yield {futures[future].key: reply}
+            finally:  # a refusal, or an interruption: what waits is not asked any more
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                self._stop.clear()
+
+    def _patiently(self, request: Request) -> str | None:
+        """The reply, or None where every try failed."""
+        passing = (
+            self.openai.APIConnectionError,  # and its timeouts
+            self.openai.RateLimitError,
+            self.openai.InternalServerError,
+            self.openai.APIResponseValidationError,
+            ValueError,  # no JSON
+        )
+        reason = ""
+        for attempt in range(self.config.retries + 1):
+            self.pace.wait()
+            asked_to_wait = 0.0
+            try:
+                if reply := self._once(request):
+                    return reply
+                reason = "the reply holds no text"
+            except passing as error:
+                reason = f"{type(error).__name__}: {error}"
+                asked_to_wait = _retry_after(error)
+            except self.openai.APIStatusError as error:
+                raise UserError(f"{self.config.url}: refuses with status {error.status_code}: {error.message}") from None
+            if attempt < self.config.retries:
+                pause = min(LONGEST_WAIT, max(asked_to_wait, self.config.backoff * 2**attempt))
+                if self._stop.wait(pause):
+                    break
+        self.unanswered[request.key] = reason
+        return None
+
+    def _once(self, request: Request) -> str | None:
+        completion = self.client.chat.completions.create(
+            model=self.config.model,
+            messages=[{"role": "user", "content": request.prompt}],
+            max_tokens=request.tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=request.seed % 2**31,
+        )
+        choices = getattr(completion, "choices", None)  # a server may answer with anything, a string included
+        message = getattr(choices[0], "message", None) if choices else None
+        return getattr(message, "content", None)
+
+
+def _retry_after(error: Exception) -> float:
+    response = getattr(error, "response", None)
+    try:
+        return float(response.headers.get("retry-after", 0)) if response is not None else 0.0
+    except ValueError:  # a date
+        return 0.0
+
+
+def _openai() -> ModuleType:
+    try:
+        import openai
+    except ImportError:
+        raise UserError("generator=endpoint needs the package openai: pip install 'lit-long[instruct]'") from None
+    return openai
