@@ -1,6 +1,7 @@
 """Attention behind one function. Which kernel runs is decided here and nowhere else.
 
-    sdpa      torch's scaled_dot_product_attention, which itself picks a flash or cuDNN kernel; documents one after the other
+    sdpa      torch's scaled_dot_product_attention, which itself picks a flash or cuDNN kernel; documents one after the other, and on a CPU
+              short ones by model/short.py
     flash     FlashAttention 4, 3 or 2, whichever is installed (model/flash.py)
     varlen    torch's own kernel for documents of many lengths (torch.nn.attention.varlen)
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_long.config import UserError, nearest
-from lit_long.model import flash
+from lit_long.model import flash, short
 from lit_long.model.batch import Batch
 from lit_long.model.documents import attend_documents, pieces
 from lit_long.positions import Rotation
@@ -132,12 +133,20 @@ def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight, mask
     if sight.kernel == "flash":
         return flash.by_flash(q_BHTK, k_BGSK, v_BGSK, sight.borders)
     if sight.borders is None:
+        if short.pays(q_BHTK):
+            return attend_documents(q_BHTK, k_BGSK, v_BGSK, whole_sequences(q_BHTK))[0]
         return causal(q_BHTK, k_BGSK, v_BGSK)
     if sight.kernel == "varlen":
         return flash.by_varlen(q_BHTK, k_BGSK, v_BGSK, sight.borders)
     if q_BHTK.is_cpu:
         return attend_documents(q_BHTK, k_BGSK, v_BGSK, sight.borders)[0]
     return document_by_document(q_BHTK, k_BGSK, v_BGSK, sight.borders)
+
+
+def whole_sequences(x_BHTK: Tensor) -> Tensor:
+    """Borders of sequences that are one document each."""
+    B, _, T, _ = x_BHTK.shape
+    return torch.arange(0, B * T + 1, T, dtype=torch.int32)
 
 
 def causal(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:

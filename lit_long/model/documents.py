@@ -1,4 +1,4 @@
-"""Causal attention within documents on a CPU: torch's flash kernel, document by document, as one operation.
+"""Causal attention within documents on a CPU: torch's flash kernel, or for short ones short.py's, document by document, as one operation.
 
 One operation, because torch.compile then has nothing to unroll (batches differ in their documents, and each would be compiled anew),
 and because each document's output is written where it belongs, without slices and concatenations for backward to undo.
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lit_long.model import short
 
 forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -33,16 +35,19 @@ def pieces(x_BHTK: Tensor, borders: Tensor) -> list[Tensor]:
 
 @torch.library.custom_op("lit_long::attend_documents", mutates_args=(), device_types="cpu")
 def attend_documents(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs [B, H, T, K], laid out by tokens, and the logarithms of the softmax's sums [H, B·T], which backward needs."""
+    """Outputs [B, H, T, K], laid out by tokens, and the logarithms of the softmax's sums [H, B·T], which backward needs of
+    long documents."""
     out_BHTK, sums_HN = empty(q_BHTK)
-    queries, outputs = pieces(q_BHTK, borders), pieces(out_BHTK, borders)
-    keys, values = (pieces(shared(x, q_BHTK), borders) for x in (k_BGTK, v_BGTK))
     done = 0
-    for q, k, v, out in zip(queries, keys, values, outputs, strict=True):
-        found, sums = forward_kernel(q, k, v, 0.0, True)
-        out.copy_(found)
-        sums_HN[:, done : done + q.shape[0] * q.shape[2]] = sums.transpose(0, 1).flatten(1)
-        done += q.shape[0] * q.shape[2]
+    for q, k, v, out in zip(*(pieces(x, borders) for x in (q_BHTK, k_BGTK, v_BGTK, out_BHTK)), strict=True):
+        tokens = q.shape[0] * q.shape[2]
+        if short.pays(q):
+            out.copy_(short.forward(q, k, v))
+        else:
+            found, sums = forward_kernel(q, shared(k, q), shared(v, q), 0.0, True)
+            out.copy_(found)
+            sums_HN[:, done : done + tokens] = sums.transpose(0, 1).flatten(1)
+        done += tokens
     return out_BHTK, sums_HN
 
 
@@ -56,17 +61,21 @@ def attend_documents_backward(
     slope_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, borders: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    k_BHTK, v_BHTK = shared(k_BGTK, q_BHTK), shared(v_BGTK, q_BHTK)
-    slopes = [empty(q_BHTK)[0] for _ in range(3)]
-    inputs = zip(*(pieces(x, borders) for x in (slope_BHTK, q_BHTK, k_BHTK, v_BHTK, out_BHTK, *slopes)), strict=True)
+    slopes = [empty(x)[0] for x in (q_BHTK, k_BGTK, v_BGTK)]
+    inputs = zip(*(pieces(x, borders) for x in (slope_BHTK, q_BHTK, k_BGTK, v_BGTK, out_BHTK, *slopes)), strict=True)
     done = 0
     for slope, q, k, v, out, *into in inputs:
         tokens = q.shape[0] * q.shape[2]
-        sums = sums_HN[:, done : done + tokens].unflatten(1, (q.shape[0], q.shape[2])).transpose(0, 1)
-        for target, found in zip(into, backward_kernel(slope, q, k, v, out, sums, 0.0, True), strict=True):
-            target.copy_(found)
+        if short.pays(q):
+            found = short.backward(slope, q, k, v)
+        else:
+            sums = sums_HN[:, done : done + tokens].unflatten(1, (q.shape[0], q.shape[2])).transpose(0, 1)
+            found = backward_kernel(slope, q, shared(k, q), shared(v, q), out, sums, 0.0, True)
+            found = found[0], *(gathered(x, k.shape[1]) for x in found[1:])
+        for target, gradient in zip(into, found, strict=True):
+            target.copy_(gradient)
         done += tokens
-    return slopes[0], *(gathered(slope, x.shape[1]) for slope, x in zip(slopes[1:], (k_BGTK, v_BGTK), strict=True))
+    return tuple(slopes)
 
 
 @attend_documents_backward.register_fake
@@ -91,7 +100,7 @@ attend_documents.register_autograd(back, setup_context=keep)
 def empty(x_BHTK: Tensor) -> tuple[Tensor, Tensor]:
     """Room for outputs or gradients of x, laid out by tokens as the projections are, and for one number per head and token."""
     B, H, T, K = x_BHTK.shape
-    return x_BHTK.new_empty(B, T, H, K).transpose(1, 2), x_BHTK.new_empty(H, B * T, dtype=torch.float32)
+    return x_BHTK.new_empty(B, T, H, K).transpose(1, 2), x_BHTK.new_zeros(H, B * T, dtype=torch.float32)
 
 
 def shared(x_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
@@ -101,8 +110,5 @@ def shared(x_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
 
 
 def gathered(slope_BHTK: Tensor, heads: int) -> Tensor:
-    """Gradients of keys or values [B, G, T, K], summed over the heads that shared them."""
-    if slope_BHTK.shape[1] == heads:
-        return slope_BHTK
-    out_BGTK, _ = empty(slope_BHTK[:, :heads])
-    return out_BGTK.copy_(slope_BHTK.unflatten(1, (heads, -1)).float().sum(2))
+    """Gradients of keys or values [B, G, T, K], summed in fp32 over the heads that shared them."""
+    return slope_BHTK if slope_BHTK.shape[1] == heads else slope_BHTK.unflatten(1, (heads, -1)).float().sum(2)

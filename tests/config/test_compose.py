@@ -218,7 +218,9 @@ def test_every_experiment_plans(tmp_path, monkeypatch):
     for name in ("qa", "chat"):
         (made / name).mkdir(parents=True)
         for split in ("train", "validation"):
-            (made / name / f"{split}.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}\n')
+            (made / name / f"{split}.jsonl").write_text(
+                '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}\n'
+            )
     for file in (REPOSITORY / "experiments").glob("*.yaml"):
         if file.stem == "instruct_ablation":
             monkeypatch.chdir(tmp_path)

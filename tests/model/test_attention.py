@@ -67,9 +67,29 @@ def test_kernels_on_a_gpu(kernel, heads, shared, masked, dtype):
     check(kernel, heads, shared, masked, dtype, GPU)
 
 
-def test_the_operation_keeps_torchs_rules():
+@pytest.mark.parametrize("lengths", [[600], [40, 560], [513, 87], [512, 88]], ids=str)
+def test_documents_shorter_and_longer_than_where_the_kernels_change(lengths):
+    """bf16, values and gradients against fp64: no worse than torch's own kernel under the full mask."""
+    ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, weight = (torch.randn(1, h, 600, 32, generator=generator).bfloat16().requires_grad_() for h in (4, 2, 2, 4))
+    allowed = (ids[:, None, :, None] == ids[:, None, None, :]) & torch.ones(600, 600, dtype=torch.bool).tril()
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    borders = document_borders(Batch(ids, ids, ids, ids, True))
+    outs = [attention(q, k, v, Sight(borders))] + [
+        torch.nn.functional.scaled_dot_product_attention(*x, attn_mask=allowed, enable_gqa=True) for x in ((q, k, v), exact)
+    ]
+    found, torchs, truth = (
+        (out, *torch.autograd.grad((out * weight.to(out.dtype)).sum(), x)) for out, x in zip(outs, ((q, k, v), (q, k, v), exact))
+    )
+    for ours, theirs, right in zip(found, torchs, truth, strict=True):
+        assert (ours.double() - right).norm() <= 1.2 * (theirs.double() - right).norm() <= 0.02 * right.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_operation_keeps_torchs_rules(dtype):
     """torch's own check of custom operations: schema, shapes without data, gradients under tracing, changing sizes."""
-    q, k, v, _ = inputs(4, 2, torch.float32)
+    q, k, v, _ = inputs(4, 2, dtype)
     borders = document_borders(Batch(IDS, IDS, IDS, IDS, True))
     torch.library.opcheck(torch.ops.lit_long.attend_documents, (q, k, v, borders))
 
