@@ -5,7 +5,8 @@ meet the same machine. Ours runs as a stage of a sweep does, with the memory set
 people run it, eager, and compiled. Beside them, for the reading: ours eager, and theirs eager under our memory settings. Further rows: peak memory
 of one step at 8,192 tokens, the loss alone against torch's, and how our memory grows with the context.
 
-make bench, or python -m tests.benchmarks.bench_train_step FILE.json to have the rows in a file
+make bench, or python -m tests.benchmarks.bench_train_step FILE.json to have the rows in a file; … profile SIZE ROWS LENGTH says where
+the time of our eager step goes, and how near matrix products and attention are to what the processor can do.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from lit_long.launch.local import KEEP_MEMORY
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens, summed_nats
+from lit_long.planning.flops import matmul_weights
 from lit_long.positions import build
 from lit_long.training.callbacks import machine
 from lit_long.training.parallel import parallelize
+from lit_long.training.throughput import measured_peak
 from tests.integration.mini import REPOSITORY
 
 SIZES = {
@@ -161,7 +164,8 @@ def row(name: str, peer: str, mine: float, peers: float, ratio: float, target: f
 
 def speed_rows(size: str, rows: int, length: int, rounds: int = ROUNDS) -> list[Row]:
     """Tokens/s by the median of the rounds, after two steps that compile and warm up. Ratios are medians of those within a round."""
-    kinds = CONTESTANTS if size != "135M" else CONTESTANTS[:4]
+    slow = size == "135M" or length > 2048
+    kinds, rounds = (CONTESTANTS[:3], min(rounds, 3)) if slow else (CONTESTANTS, rounds)
     contestants = {who: Contestant(who, size, rows, length) for who in kinds}
     try:
         for one in contestants.values():
@@ -172,9 +176,8 @@ def speed_rows(size: str, rows: int, length: int, rounds: int = ROUNDS) -> list[
             one.__exit__()
     speed = {who: rows * length / statistics.median(round_[who] for round_ in times) for who in kinds}
     name = f"step, {size}, {rows} × {length:,}, bf16"
-    also = {"ours_eager": speed["ours eager"]}
-    if "theirs eager kept" in kinds:
-        also["theirs_eager_with_our_memory_settings"] = speed["theirs eager kept"]
+    names = {"ours eager": "ours_eager", "theirs eager kept": "theirs_eager_with_our_memory_settings"}
+    also = {label: speed[who] for who, label in names.items() if who in kinds}
     found = []
     for peer, target in (
         ("theirs eager", LARGE_TARGET if size == "135M" else EAGER_TARGET),
@@ -238,7 +241,35 @@ def growth_row(lengths: tuple[int, ...] = (2048, 8192, 32_768, 65_536)) -> Row:
     )
 
 
+def profile(size: str, rows: int, length: int) -> None:
+    """Shares of a step's time, and GFLOP/s of its two large parts beside those of one large matrix product."""
+    from torch.profiler import profile as profiler
+
+    shape = SIZES[size]
+    step = stepper("ours eager", shape, rows, length)
+    step(), step()
+    with profiler() as watch:
+        step()
+    own = {event.key: event.self_cpu_time_total / 1e6 for event in watch.key_averages()}
+    total = sum(own.values())
+    products = sum(seconds for name, seconds in own.items() if name in ("aten::mm", "aten::bmm", "aten::addmm"))
+    attention = sum(seconds for name, seconds in own.items() if "flash_attention" in name)
+    tokens, width = rows * length, shape.n_heads * shape.head_dim
+    print(
+        f"{size}, {rows} × {length:,}: {total:.2f} s: matrix products {products / total:.0%}, torch's attention kernel {attention / total:.0%}"
+    )
+    print(f"   matrix products {6 * matmul_weights(shape) * tokens / products / 1e9:,.0f} GFLOP/s")
+    if attention:  # 7 products: two forward, five backward; half of each square
+        print(f"   attention {7 * shape.n_layers * width * tokens * length / attention / 1e9:,.0f} GFLOP/s")
+    print(
+        f"   one product of 1,024³: {measured_peak(torch.bfloat16) / 1e9:,.0f} in bf16, {measured_peak(torch.float32) / 1e9:,.0f} in fp32"
+    )
+
+
 def main(argv: list[str]) -> None:
+    if argv and argv[0] == "profile":
+        profile(argv[1], int(argv[2]), int(argv[3]))
+        return
     if argv and argv[0] == "step":
         contestant(argv[1], argv[2], int(argv[3]), int(argv[4]))
         return
