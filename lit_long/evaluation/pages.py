@@ -40,6 +40,8 @@ class Documents:
 class Pages:
     """Texts by domain. Tokenised when first asked for."""
 
+    conversations = ()  # they are plain texts, all of them
+
     def __init__(self, words: Tokenization, texts: Mapping[str, Sequence[str]]) -> None:
         self.words, self.texts = words, {domain: list(rows) for domain, rows in texts.items()}
         self._documents: dict[str, Documents] = {}

@@ -43,12 +43,10 @@ class Handler(BaseHTTPRequestHandler):
             server.under_way += 1
             server.at_once = max(server.at_once, server.under_way)
             trick = server.mischief.pop(0) if server.mischief else ""
-        try:
-            time.sleep(server.delay)
-            self.reply(trick, prompt, body["model"])
-        finally:
-            with server.lock:
-                server.under_way -= 1
+        time.sleep(server.delay)
+        with server.lock:  # before the answer is out, which the client may follow with its next request at once
+            server.under_way -= 1
+        self.reply(trick, prompt, body["model"])
 
     def reply(self, trick: str, prompt: str, model: str) -> None:
         if trick == "disconnect":
