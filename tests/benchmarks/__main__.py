@@ -1,6 +1,7 @@
 """All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data]`.
 
-Each writes its rows to tests/benchmarks/results/DATE-NAME.json.
+Each writes its rows to tests/benchmarks/results/DATE-NAME.json. (Rotation only prints: pytest -s tests/benchmarks/bench_rotation.py; how long a
+command takes to start, bench_cli.py.)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 BENCHES = {
     "train": "bench_train_step",
     "generation": "bench_generation",
-    "rotation": "bench_rotation",
+    "evaluation": "bench_evaluation",
     "data-prepare": "bench_data_prepare",
     "data-batches": "bench_data_batches",
 }
