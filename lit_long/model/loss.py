@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_long.model.batch import NO_LOSS
+from lit_long.model.batch import NO_LOSS, counted
 
 BYTES_A_LOGIT = 10  # that live at once: logits and probabilities in fp32, and a copy in half precision
 FEWEST = 16
@@ -36,7 +36,7 @@ def summed_nats(
     targets_N = targets_BT.flatten()
     weights_N = None if weights_BT is None else weights_BT.flatten() * (targets_N != NO_LOSS)
     nats = ChunkedLoss.apply(hidden_BTD.flatten(0, 1), head_VD, targets_N, weights_N, chunk)
-    return nats, (targets_N != NO_LOSS).sum() if weights_N is None else weights_N.sum()
+    return nats, counted(targets_BT, weights_BT)
 
 
 @torch.no_grad()

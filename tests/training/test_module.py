@@ -105,6 +105,18 @@ def test_an_update_is_torchs_own_whatever_the_micro_batches(micro_batch_tokens):
         torch.testing.assert_close(weight, expected_weights[name].detach(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rows", "tokens", "sizes"),
+    [(8, 96, [2, 3, 3]), (6, 64, [2, 2, 2]), (5, 10_000, [5]), (3, 1, [1, 1, 1]), (7, 100, [2, 2, 3])],
+)
+def test_micro_batches_are_within_the_limit_and_as_equal_as_can_be(rows, tokens, sizes):
+    module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1, micro_batch_tokens=tokens)
+    batch = batch_of(torch.arange(rows * 32).view(rows, 32) % 97)
+    pieces = module.micro_batches(batch)
+    assert sorted(len(piece.tokens) for piece in pieces) == sizes
+    assert torch.equal(torch.cat([piece.tokens for piece in pieces]), batch.tokens)
+
+
 def test_clipping_bites():
     unclipped, clipped = fit(64, grad_clip=1e9)[0], fit(64, grad_clip=1e-3)[0]
     assert unclipped[0] == clipped[0] and unclipped[-1] != clipped[-1]
