@@ -168,7 +168,12 @@ class TrainerConfig:
     precision: str = "auto"  # auto · 32-true · bf16-mixed · bf16-true; auto is settled before the stage's identity is taken
     accelerator: str = field(default="cpu", metadata=NOT_IDENTITY)
     strategy: str = field(default="single", metadata=NOT_IDENTITY)  # single · fsdp
-    devices: int = field(default=1, metadata=NOT_IDENTITY)
+    devices: int = field(default=1, metadata=NOT_IDENTITY)  # of each machine
+    nodes: int = field(default=1, metadata=NOT_IDENTITY)  # machines
+    # The mesh of strategy=fsdp: nodes · devices = replicate · shard · context_parallel · tensor_parallel; shard is what is left
+    replicate: int = field(default=1, metadata=NOT_IDENTITY)  # copies of the sharded model, between which gradients alone travel (HSDP)
+    context_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share the tokens of each sequence
+    tensor_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share each matrix
     threads: int = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
     micro_batch_tokens: int = field(default=2048, metadata=NOT_IDENTITY)
     loss_memory: int = field(
