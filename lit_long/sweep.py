@@ -2,10 +2,10 @@
 
     python -m lit_long.sweep                                     the default, experiment=position_tiny
     python -m lit_long.sweep model.n_layers=6 trainer=fsdp       change settings, pick option files of configs/
-    python -m lit_long.sweep grid.position=[rope,abf]            choose the variants
-    python -m lit_long.sweep grid.seed=[0,1,2]                   several seeds: mean and deviation in the table
+    python -m lit_long.sweep grid.position=[rope,abf] grid.seed=[0,1,2]   choose variants; several seeds: mean and deviation
     python -m lit_long.sweep dry_run=true                        which stages would run, and which are done
     python -m lit_long.sweep show=config                         every setting, resolved
+    python -m lit_long.sweep experiment=curriculum scale=paper   another experiment, at one of its scales (docs/experiments.md)
 
 Counts may be written 32k (= 32,768), 4M, 1e9. Finished stages never run again and interrupted ones resume: run the same command
 again. Exit codes: 0 all stages done, 1 some failed, 2 bad input, 130 interrupted.
@@ -60,10 +60,11 @@ def main(argv: list[str]) -> int:
 
 def print_plan(plan: Plan) -> None:
     """The stages in running order and whether each is done."""
-    print(f"{plan.sweep.experiment} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages")
+    print(f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages")
     for stage in plan.stages:
         state = "cached" if stage.done else "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
         print(f"  {state:<10} {plan.label(stage):<28} {stage.folder}")
+    print("".join(f"not looked at, so identities will be others: {reason}\n" for reason in plan.unseen), end="")
 
 
 def run(plan: Plan, console: Console) -> int:
@@ -91,8 +92,9 @@ def run(plan: Plan, console: Console) -> int:
     console.print(report.terminal)
     console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
     if plan.sweep.tracking.enabled:
-        where = f"runs     {tracking_uri(plan)}  (make ui, or: mlflow ui --backend-store-uri …)"
-        console.print(where, highlight=False, soft_wrap=True)
+        console.print(
+            f"runs     {tracking_uri(plan)}  (make ui, or: mlflow ui --backend-store-uri …)", highlight=False, soft_wrap=True
+        )
     return SOME_FAILED if outcome.failed or outcome.skipped else ALL_DONE
 
 

@@ -7,7 +7,7 @@ Later layers win:
 * ``model=tiny`` picks an option file, ``model.n_layers=6`` sets one value. In an experiment a group is a name (``model: tiny``)
   or settings, on top of an option if they name one (``optim: {option: adamw, lr: 2e-3}``); so are the settings of an option file.
 * ``grid.position=[rope,abf]`` makes one variant per value; naming one value (``position=abf``, ``seed=1``) leaves that one.
-  ``grid.position=all`` takes every option file but those with a ``???``, a value that only the user can give.
+  ``grid.position=all`` takes every option file but those with a ``???``, a value that only the user can give. (grid.py)
 * A stage's own settings in the experiment come before the grid's and before ``key=value``; but a stage that names its own
   option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it. What a stage says of the
   experiment's data is left out where ``data=NAME`` names others.
@@ -29,7 +29,9 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_long.config.grid import Point, grid_axes, settings_of_point
 from lit_long.config.pretrained import PRETRAINED, Pretrained, adopt, settings_of
+from lit_long.config.scales import SCALE, at_scale, merge
 from lit_long.config.schema import ModelConfig, SharedConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
@@ -116,7 +118,7 @@ def read_layers(argv: list[str]) -> Layers:
     cli = parse_words([spell_out(word) for word in argv])
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
-    return Layers(file.stem, file, read_yaml(file), cli)
+    return Layers(file.stem, file, at_scale(read_yaml(file), cli.pop(SCALE, None), file), cli)
 
 
 def spell_out(word: str) -> str:
@@ -133,14 +135,6 @@ def leaf_names(cls: type = SweepConfig, prefix: str = "") -> Iterator[str]:
     for f in dataclasses.fields(cls):
         value = getattr(default, f.name)
         yield from (leaf_names(type(value), f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name])
-
-
-def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
-    for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            merge(into[key], value)
-        else:
-            into[key] = copy.deepcopy(value)
 
 
 def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -189,7 +183,7 @@ def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
     shared = {key: plain(getattr(SweepConfig(), key)) for key in SHARED}
     merge(shared, {key: value for key, value in raw.items() if key in SHARED})
     sweep = typed(SweepConfig, own, str(layers.file))
-    sweep.grid = grid_axes(layers, sweep.grid)
+    sweep.grid = grid_axes(layers.file, layers.experiment.get("grid") or {}, layers.cli, sweep.grid, option_names)
     return sweep, shared
 
 
@@ -206,51 +200,12 @@ def check_stage(name: str, stage: Any, where: str, layers: Layers) -> None:
     check(StageConfig, settings | groups, where, f"stages.{name}.")
 
 
-def grid_axes(layers: Layers, grid: dict[str, Any]) -> dict[str, list[Any]]:
-    """Flat axes ``{dotted key: values}``; an axis whose key the command line sets to one value has that one."""
-    axes: dict[str, list[Any]] = {}
-
-    def flatten(values: dict[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                flatten(value, f"{prefix}{key}.")
-            elif prefix + key == "position" and value == "all":
-                axes["position"] = option_names("position")
-            elif value is None or value == []:
-                raise UserError(f"grid.{prefix}{key} must be a list such as [a,b], not {value!r}")
-            else:
-                axes[prefix + key] = value if isinstance(value, list) else [value]
-
-    flatten(grid, "")
-    chosen = flat_keys(layers.cli.get("grid") or {})
-    for key in axes:
-        value = fixed_value(layers.cli, key)
-        if value is not None and key not in chosen:
-            axes[key] = [value]
-    return axes
-
-
-def fixed_value(cli: dict[str, Any], key: str) -> Any:
-    """The one value (or option) that the command line sets for an axis' key, if it does."""
-    value: Any = cli
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value.get("option") if isinstance(value, dict) else value
-
-
-def flat_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
-    nested = [flat_keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()]
-    return set().union(*nested) if nested else set()
-
-
-def compose_stage(
-    layers: Layers, shared: dict[str, Any], name: str, point: dict[str, Any], pretrained: Pretrained
-) -> StageConfig:
+def compose_stage(layers: Layers, shared: dict[str, Any], name: str, point: Point, pretrained: Pretrained) -> StageConfig:
     """Complete settings of stage ``name`` at one point of the grid.
 
     Args:
         shared: what `compose_sweep` returned.
-        point: one value per axis, ``{"position": "abf", "seed": 0}``.
+        point: one value per axis, ``{"position": "abf", "seed": 0}`` (grid.py).
         pretrained: reads what ``model.init`` names.
     """
     raw = copy.deepcopy(shared)
@@ -264,9 +219,10 @@ def compose_stage(
     dotted = {k: {n: x for n, x in v.items() if n != "option"} if isinstance(v, dict) else v for k, v in general.items()}
     dotted = {k: v for k, v in dotted.items() if k not in DEFAULT_OPTIONS or isinstance(v, dict)}
     nested_point: dict[str, Any] = {}
-    for key, value in point.items():
+    for key, value in settings_of_point(point):
         if key.partition(".")[0] not in pinned:
-            merge(nested_point, nest(key, value))
+            merge(nested_point, nest(key.removeprefix(f"stages.{name}."), value))
+    nested_point.pop("stages", None)  # of other stages
     for layer, source in ((own, where), (nested_point, "grid"), (dotted, COMMAND_LINE), (own_cli, COMMAND_LINE)):
         stage_only = {k: v for k, v in layer.items() if k in STAGE_KEYS}
         lay(raw, {k: v for k, v in layer.items() if k not in STAGE_KEYS}, source)

@@ -9,7 +9,8 @@ from lit_long.config.schema import ModelConfig
 from lit_long.config.typed import UserError, check, plain
 
 PRETRAINED = "pretrained"  # the position option that stands for whatever model.init was trained with
-Pretrained = Callable[[str], tuple[ModelConfig, dict[str, Any]]]  # from model.init to the weights' shape and position settings
+# from model.init to the weights' shape and position settings; None where they cannot be looked at and nothing will run
+Pretrained = Callable[[str], tuple[ModelConfig, dict[str, Any]] | None]
 
 
 def adopt(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrained, where: str) -> None:
@@ -24,7 +25,11 @@ def adopt(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretraine
         if wants_own:
             raise UserError(f"{where}: position={PRETRAINED} is the encoder of the weights in model.init, which is not set")
         return
-    shape, position = pretrained(init)
+    if (found := pretrained(init)) is None:
+        if wants_own:
+            raw["position"] = {"scheme": "rope", "base": "${model.rope_base}"}
+        return
+    shape, position = found
     for layer in said:
         wanted = layer.get("model")
         for key, value in check(ModelConfig, settings_of(wanted), where, "model.").items():

@@ -171,7 +171,9 @@ class TrainerConfig:
     devices: int = field(default=1, metadata=NOT_IDENTITY)  # of each machine
     nodes: int = field(default=1, metadata=NOT_IDENTITY)  # machines
     # The mesh of strategy=fsdp: nodes · devices = replicate · shard · context_parallel · tensor_parallel; shard is what is left
-    replicate: int = field(default=1, metadata=NOT_IDENTITY)  # copies of the sharded model, between which gradients alone travel (HSDP)
+    replicate: int = field(
+        default=1, metadata=NOT_IDENTITY
+    )  # copies of the sharded model, between which gradients alone travel (HSDP)
     context_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share the tokens of each sequence
     tensor_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share each matrix
     threads: int = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
@@ -179,6 +181,7 @@ class TrainerConfig:
     loss_memory: int = field(
         default=2**29, metadata=NOT_IDENTITY
     )  # bytes that logits, and what is made of them, may take at once
+    loss: str = field(default="auto", metadata=NOT_IDENTITY)  # auto · chunked · liger · cut; see model/fused_loss.py
     attention: str = field(default="auto", metadata=NOT_IDENTITY)  # auto · sdpa · flash · varlen; see model/attention.py
     checkpointing: str = field(
         default="none", metadata=NOT_IDENTITY
@@ -198,6 +201,13 @@ class EvaluationConfig:
     passkey_lengths: list[int] = field(default_factory=list)  # PASSKEY, in the same texts
     retrieval_examples: int = 64  # per length, of either task
     retrieval_domain: str = ""  # whose documents both are made from; settled: docs, or without it the first of domains
+    tasks: list[str] = field(default_factory=list)  # of python -m lit_long.evaluate, such as mmlu, needle (docs/evaluation.md)
+    task_lengths: list[int] = field(
+        default_factory=list
+    )  # tokens of their prompts, the answer included; none: the model's context
+    task_samples: int = 0  # of every task and length; 0 = 8, and of public data sets all
+    public: str = field(default="", metadata=NOT_IDENTITY)  # folder of public data sets, or hub
+    run_code: bool = field(default=False, metadata=NOT_IDENTITY)  # allows HumanEval and MBPP, which run what the model wrote
     precision: str = "32-true"  # 32-true · bf16-true
     batch_tokens: int = field(default=4096, metadata=NOT_IDENTITY)
 
@@ -253,6 +263,26 @@ class LauncherConfig:
 
 
 @dataclass
+class MeasuredConfig:
+    """One of our measurements, to stand beside a published column."""
+
+    metric: str = ""
+    domain: str = ""
+    length: int = 0  # 0 = the longest that was measured
+    scale: float = 1.0  # 100 where the paper prints %
+
+
+@dataclass
+class PublishedConfig:
+    """A table, or the points of a curve, of a paper: its numbers as printed, and which of our measurements are of the same kind."""
+
+    title: str = ""
+    source: str = ""
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → column → number
+    measured: dict[str, MeasuredConfig] = field(default_factory=dict)  # column → ours; other columns show the paper alone
+
+
+@dataclass
 class ReportConfig:
     """Which stage's results fill the table's rows, which stage is the reference row, and the paper's own numbers."""
 
@@ -262,6 +292,7 @@ class ReportConfig:
     paper_source: str = ""
     paper_length: int = 0
     paper: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → domain → perplexity
+    published: list[PublishedConfig] = field(default_factory=list)  # further tables
     notes: list[str] = field(default_factory=list)
 
 
@@ -271,7 +302,9 @@ class SweepConfig(SharedConfig):
 
     experiment: str = "position_tiny"
     description: str = ""
+    scale: str = ""  # the one of the experiment's scales that this is (scales.py)
     grid: dict[str, Any] = field(default_factory=dict)
+    exclude: list[dict[str, Any]] = field(default_factory=list)  # points of the grid that are not run
     stages: dict[str, Any] = field(default_factory=dict)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

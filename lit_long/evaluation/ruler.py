@@ -15,13 +15,15 @@ import random
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lit_long.config import UserError
 from lit_long.evaluation.local_data import Unavailable, local_rows
-from lit_long.evaluation.subject import Subject
+
+if TYPE_CHECKING:
+    from lit_long.evaluation.subject import Subject
 
 ESSAYS = "baber/paul_graham_essays"
 NIAH = {  # haystack, keys, values, and how many of keys, values, queries

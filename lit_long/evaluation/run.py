@@ -14,13 +14,14 @@ from lit_long.checkpoints.stream import load_external
 from lit_long.checkpoints.weights import WEIGHTS, load_weights
 from lit_long.config import EvaluationConfig, StageConfig
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.store import Store, open_store
+from lit_long.data.store import Store, open_store, words_of
 from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import build
 
+SAMPLES, DEPTHS = 8, 10
 Report = Callable[[str, float], None]
 Advance = Callable[[int], None]
 
@@ -32,11 +33,12 @@ def planned_tokens(evaluation: EvaluationConfig) -> int:
     return text + sum([*evaluation.retrieval_lengths, *evaluation.passkey_lengths]) * evaluation.retrieval_examples
 
 
-def evaluate(config: StageConfig, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:
+def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:
     """Measure the model with ``config.model`` and ``config.position`` that the stage in ``parent`` trained, or ``model.init`` names.
 
     Returns:
-        ``result.json`` of the stage: its ``measurements`` are rows of metric, domain, length, value and tokens.
+        ``result.json`` of the stage: its ``measurements`` are rows of metric, domain, length, value and tokens. Outputs of
+        ``evaluation.tasks`` lie in ``folder``/samples.
     """
     evaluation = config.evaluation
     device = torch.device("cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu")
@@ -61,6 +63,8 @@ def evaluate(config: StageConfig, store: Path, parent: Path | None, report: Repo
     with torch.no_grad():
         rows = text_measurements(model, opened, evaluation, device, advance)
         rows += retrieval(model, opened, evaluation, advance)
+    if evaluation.tasks:
+        rows += task_measurements(model, opened, config, folder, report)
     return {
         "kind": "evaluate",
         "measurements": rows,
@@ -83,3 +87,31 @@ def text_measurements(
             if length == longest:
                 rows += loss_by_position(nats, batch, domain)
     return rows
+
+
+def task_measurements(model: Llama, store: Store, config: StageConfig, folder: Path, report: Report) -> list[dict[str, Any]]:
+    """The scores of ``evaluation.tasks``: those that hold for a whole length, under TASK.METRIC; ``tokens`` counts samples."""
+    from lit_long.evaluation.lm_specs import average_rows  # lm-eval's tasks are for those who ask
+    from lit_long.evaluation.subject import Subject
+    from lit_long.evaluation.suites import MAKERS, Asked, Size, build_tasks, domains_for, reads_texts
+    from lit_long.evaluation.task import run_tasks
+
+    evaluation = config.evaluation
+    lengths = tuple(sorted(set(evaluation.task_lengths))) or (config.model.context,)
+    subject = Subject(model, words_of(store, config.data.corpus), max(lengths), evaluation.batch_tokens)
+    texts = store if reads_texts(evaluation.tasks) else None
+    domains = domains_for(evaluation.tasks, store, max(lengths)) if texts else []
+    tasks = []
+    for ours, samples in ((True, evaluation.task_samples or SAMPLES), (False, evaluation.task_samples)):
+        if names := [name for name in evaluation.tasks if (name in MAKERS) == ours]:
+            size = Size(lengths, samples, samples, DEPTHS, max(1, max(lengths) // 4))
+            public = {"public": evaluation.public, "run_code": evaluation.run_code}
+            asked = Asked(subject, texts, store.manifest["digest"], domains, size, **public)
+            tasks += build_tasks(names, asked, chosen=True, say=lambda line: report(line, 0.0))[0]
+    found = run_tasks(subject, tasks, {"stage": folder.name}, folder / "samples", report)
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for row in [*found, *average_rows(found)]:
+        if not {"depth", "position"} & set(row):
+            key = f"{row['task']}.{row['metric']}", row.get("domain", "all"), row["length"]
+            rows.setdefault(key, {"value": row["value"], "tokens": row["n"]})
+    return [{"metric": metric, "domain": domain, "length": length} | row for (metric, domain, length), row in rows.items()]

@@ -40,7 +40,7 @@ class Record:
         tracker.reconcile()
         params = {"grid": plan.sweep.grid, "trials": len(plan.trials), "stages": len(plan.stages)}
         tags = self.environment | {"lit_long.folder": str(plan.folder), "mlflow.note.content": plan.sweep.description}
-        self.parent = tracker.sweep(plan.key, f"{plan.sweep.experiment} {plan.key}", params=flatten(params), tags=tags)
+        self.parent = tracker.sweep(plan.key, f"{plan.title} {plan.key}", params=flatten(params), tags=tags)
         tracker.text(self.parent, (plan.folder / "sweep.yaml").read_text(encoding="utf-8"), "sweep.yaml")
 
     def begin(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
@@ -90,8 +90,8 @@ class Record:
     def close(self, status: str, report: Report | None = None) -> None:
         """Table and figures to the parent, then its status."""
         if report is not None:
-            self.tracker.artifact(self.parent, report.table_csv)
-            self.tracker.artifact(self.parent, report.report_md)
+            for file in report.files:
+                self.tracker.artifact(self.parent, file)
             for figure in report.figures:
                 self.tracker.artifact(self.parent, figure, "figures")
         self.tracker.finish(self.parent, status)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lit_long.config import ModelConfig, UserError
 from lit_long.model.attention import PLAIN, Past, Sight, attention, sight
 from lit_long.model.batch import Batch
+from lit_long.model.fused_loss import CHUNKED
 from lit_long.model.loss import computing, summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation, rotate
 
@@ -96,13 +97,14 @@ class Llama(nn.Module):
     Args:
         encoder: the positional encoder; it holds no parameters.
         loss_chunk: tokens whose logits may exist at once.
+        loss: the backend of head and loss in training (model/fused_loss.py).
     """
 
-    def __init__(self, config: ModelConfig, encoder: PositionalEncoder, loss_chunk: int = 2048) -> None:
+    def __init__(self, config: ModelConfig, encoder: PositionalEncoder, loss_chunk: int = 2048, loss: str = CHUNKED) -> None:
         super().__init__()
         if config.n_heads % config.n_kv_heads:
             raise UserError(f"model.n_heads={config.n_heads} must be a multiple of model.n_kv_heads={config.n_kv_heads}")
-        self.config, self.encoder, self.loss_chunk = config, encoder, loss_chunk
+        self.config, self.encoder, self.loss_chunk, self.loss = config, encoder, loss_chunk, loss
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
@@ -130,7 +132,7 @@ class Llama(nn.Module):
         hidden_BTD = self.hidden_states(batch)
         if per_token:
             return token_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk)
-        return summed_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, batch.weights)
+        return summed_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, batch.weights, self.loss)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]."""

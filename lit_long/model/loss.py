@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_long.model.batch import NO_LOSS, counted
+from lit_long.model.fused_loss import CHUNKED, fused_nats
 
 BYTES_A_LOGIT = 10  # that live at once: logits and probabilities in fp32, and a copy in half precision
 FEWEST = 16
@@ -24,7 +25,12 @@ def chunk_tokens(vocabulary: int, memory: int) -> int:
 
 
 def summed_nats(
-    hidden_BTD: Tensor, targets_BT: Tensor, head_VD: Tensor, chunk: int, weights_BT: Tensor | None = None
+    hidden_BTD: Tensor,
+    targets_BT: Tensor,
+    head_VD: Tensor,
+    chunk: int,
+    weights_BT: Tensor | None = None,
+    backend: str = CHUNKED,
 ) -> tuple[Tensor, Tensor]:
     """Loss as (sum of nats fp32 [], number of tokens []); means are taken by the caller, once, over everything.
 
@@ -32,8 +38,13 @@ def summed_nats(
         head_VD: the head's weights; logits are hidden states times them.
         chunk: tokens whose logits may exist at once.
         weights_BT: what each token counts, fp32; the number of tokens is then their sum, without those that have no target.
+        backend: `choose_loss`'s; weighted tokens go through the chunked one whatever it is, since the fused ones know no weights.
     """
     targets_N = targets_BT.flatten()
+    if backend != CHUNKED and weights_BT is None:
+        dtype = computing(hidden_BTD)
+        nats = fused_nats(backend, hidden_BTD.flatten(0, 1).to(dtype), head_VD.to(dtype), targets_N)
+        return nats, counted(targets_BT)
     weights_N = None if weights_BT is None else weights_BT.flatten() * (targets_N != NO_LOSS)
     nats = ChunkedLoss.apply(hidden_BTD.flatten(0, 1), head_VD, targets_N, weights_N, chunk)
     return nats, counted(targets_BT, weights_BT)

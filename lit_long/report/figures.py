@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 from lit_long.report.page import model_size, seed_words
@@ -35,6 +36,7 @@ STYLE = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.7,
     "lines.markersize": 5.5,
+    "svg.hashsalt": "lit-long",  # the same results give the same bytes
 }
 
 
@@ -47,25 +49,25 @@ class Point:
     seeds: int
 
 
-def drawings(results: Results) -> dict[str, Callable[[BinaryIO], None]]:
-    """File name → function that writes the PNG; only figures whose metric was measured."""
-    found: dict[str, Callable[[BinaryIO], None]] = {}
+def drawings(results: Results) -> dict[str, Callable[[BinaryIO, str], None]]:
+    """Name → function that writes the figure as png or svg; only figures whose metric was measured."""
+    found: dict[str, Callable[[BinaryIO, str], None]] = {}
     if results.domains(ROUGE):
-        found["retrieval.png"] = lambda file: _by_length(results, file, ROUGE, "First-sentence retrieval", "ROUGE-L (%)")
+        found["retrieval"] = partial(_by_length, results, ROUGE, "First-sentence retrieval", "ROUGE-L (%)")
     elif results.domains(ACCURACY):
         title = "First-sentence retrieval: teacher-forced token accuracy"
-        found["retrieval.png"] = lambda file: _by_length(results, file, ACCURACY, title, "token accuracy (%)")
+        found["retrieval"] = partial(_by_length, results, ACCURACY, title, "token accuracy (%)")
     if results.domains(PASSKEY):
-        found["passkey.png"] = lambda file: _by_length(results, file, PASSKEY, "Passkey: found in the text", "found (%)")
+        found["passkey"] = partial(_by_length, results, PASSKEY, "Passkey: found in the text", "found (%)")
     if results.domains(BY_POSITION):
-        found["loss_by_position.png"] = lambda file: _loss_by_position(results, file)
+        found["loss_by_position"] = partial(_loss_by_position, results)
     return found
 
 
-def _by_length(results: Results, file: BinaryIO, metric: str, title: str, label: str) -> None:
+def _by_length(results: Results, metric: str, title: str, label: str, file: BinaryIO, kind: str) -> None:
     """A task's score in % over its length."""
     domains = results.domains(metric)
-    with _panels(results, title, domains, 2.5, file) as panels:
+    with _panels(results, title, domains, 2.5, file, kind) as panels:
         for domain, axes in zip(domains, panels, strict=True):
             lengths = results.lengths(metric, domain)
             for row in results.rows:
@@ -81,9 +83,9 @@ def _by_length(results: Results, file: BinaryIO, metric: str, title: str, label:
         panels[0].set_ylabel(label)
 
 
-def _loss_by_position(results: Results, file: BinaryIO) -> None:
+def _loss_by_position(results: Results, file: BinaryIO, kind: str) -> None:
     domains = results.domains(BY_POSITION)
-    with _panels(results, "Loss by position in held-out documents", domains, 2.7, file) as panels:
+    with _panels(results, "Loss by position in held-out documents", domains, 2.7, file, kind) as panels:
         for domain, axes in zip(domains, panels, strict=True):
             edges = results.lengths(BY_POSITION, domain)
             middles = {high: (low + high) / 2 for low, high in zip([0, *edges], edges, strict=False)}
@@ -103,8 +105,8 @@ def _loss_by_position(results: Results, file: BinaryIO) -> None:
 
 
 @contextmanager
-def _panels(results: Results, title: str, domains: list[str], height: float, file: BinaryIO) -> Iterator[list[Any]]:
-    """Axes side by side (at most three a row) under a title, what was measured, and the legend; writes the PNG on leaving."""
+def _panels(results: Results, title: str, domains: list[str], height: float, file: BinaryIO, kind: str) -> Iterator[list[Any]]:
+    """Axes side by side (at most three a row) under a title, what was measured, and the legend; writes the figure on leaving."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -136,7 +138,8 @@ def _panels(results: Results, title: str, domains: list[str], height: float, fil
         handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - 0.56 / total), "borderaxespad": 0, "borderpad": 0}
         figure.legend(handles.values(), handles.keys(), ncols=per_row, frameon=False, columnspacing=1.6, **place)
-        figure.savefig(file, format="png", dpi=DPI)
+        undated = {"metadata": {"Date": None}} if kind == "svg" else {}
+        figure.savefig(file, format=kind, dpi=DPI, **undated)
 
 
 def _columns(panels: int) -> int:

@@ -7,7 +7,6 @@ written like this (broken JSON, an evaluate stage without measurements) are a `U
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lit_long.config import ReportConfig, UserError
+from lit_long.config import ReportConfig, UserError, typed
 
 DONE = "DONE"
 
@@ -97,7 +96,7 @@ def read_sweep(folder: Path) -> Sweep:
     """
     config = _read(folder / "sweep.yaml", yaml.safe_load, yaml.YAMLError)
     record = _read(folder / "sweep.json", json.loads, ValueError)
-    report = _report_config(config, folder / "sweep.yaml")
+    report = typed(ReportConfig, config.get("report") or {}, str(folder / "sweep.yaml"), "report.")
     stages: dict[Path, Stage] = {}
     try:
         trials = [_trial(trial, folder, stages) for trial in record["trials"]]
@@ -152,26 +151,6 @@ def _result(folder: Path) -> dict[str, Any] | None:
                 "to redo this stage."
             )
     return result
-
-
-def _report_config(config: dict[str, Any], path: Path) -> ReportConfig:
-    values = config.get("report") or {}
-    known = {each.name for each in dataclasses.fields(ReportConfig)}
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean `report.{near[0]}`?" if near else f". It has {', '.join(sorted(known))}."
-            raise UserError(f"{path}: unknown key `report.{key}`{hint}")
-    report = ReportConfig(**values)
-    try:
-        report.paper = {
-            str(variant): {str(domain): float(value) for domain, value in domains.items()}
-            for variant, domains in (report.paper or {}).items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: report.paper must read `variant: {{domain: number}}`; {error}.") from error
-    report.notes = [str(note) for note in report.notes or []]
-    return report
 
 
 def _read(path: Path, parse: Any, malformed: type[Exception], remedy: str = "Run the sweep again.") -> dict[str, Any]:

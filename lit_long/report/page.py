@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lit_long.report.published import published_tables
 from lit_long.report.results import ACCURACY, PASSKEY, PERPLEXITY, ROUGE, Results, display
 from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
 
 CAPTIONS = {
-    "retrieval.png": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
-    "passkey.png": "Passkey retrieval by task length (the paper's footnote 4).",
-    "loss_by_position.png": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
+    "retrieval": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
+    "passkey": "Passkey retrieval by task length (the paper's footnote 4).",
+    "loss_by_position": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
 }
 
 
@@ -23,6 +24,9 @@ DATA = (
     "What training took from each domain: the share that was planned before the stage started, and the tokens that were counted. A document is "
     "cut where a sequence does not hold it whole; left out are tokens that no sequence holds."
 )
+
+
+PUBLISHED = "Published numbers ({source}), and ours where we measure the same: other text, other models. Compare the order of the rows, not the levels."
 
 
 def page(results: Results, figures: list[str]) -> str:
@@ -38,9 +42,11 @@ def page(results: Results, figures: list[str]) -> str:
     if tables:
         parts += ["## Retrieval", _explained(results)]
         parts += [part for each in tables for part in (f"**{each.title}**", each.markdown())]
+    for each, published in zip(published_tables(results), sweep.report.published, strict=True):
+        parts += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
     if figures:
         parts.append("## Figures")
-        parts += [f"![{CAPTIONS[name]}](figures/{name})\n\n*{CAPTIONS[name]}*" for name in figures]
+        parts += [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures]
     if taken := data_table(results):
         parts += ["## Data", DATA, taken.markdown()]
     if sweep.report.notes:

@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ from lit_long.report.results import NATS, PERPLEXITY, TASKS, Cell, Results, disp
 
 MISSING = "—"
 COLUMNS_AT_ONCE = 4  # measured, in 80 columns of a terminal
+LATEX_SIGNS = {"±": r"$\pm$", "−": "$-$", "≤": r"$\le$", "—": "---", "–": "--"} | {
+    letter: rf"$\{name}$" for letter, name in {"α": "alpha", "β": "beta", "γ": "gamma"}.items()
+}
 COLUMNS = ("variant", "metric", "domain", "length", "mean", "sd", "seeds", "paper")
 
 
@@ -38,6 +42,26 @@ class Table:
         for index, row in enumerate(self.rows):
             lines.append(self._line([f"**{c}**" if (index, j) in self.bold else c for j, c in enumerate(row)]))
         return "\n".join(lines)
+
+    def latex(self) -> str:
+        """A tabular in booktabs' style, under its title as a comment."""
+        body = [
+            [f"\\textbf{{{latex(c)}}}" if (i, j) in self.bold else latex(c) for j, c in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        head = [
+            r"\shortstack{" + r"\\".join(map(latex, cell.split("\n"))) + "}" if "\n" in cell else latex(cell)
+            for cell in self.header
+        ]
+        lines = [
+            f"% {self.title}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+        ]
+        lines += [" & ".join(row) + r" \\" for row in body]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
     @staticmethod
     def _line(cells: Sequence[str]) -> str:
@@ -62,6 +86,14 @@ class Table:
                 table.add_row(*(Text(cell, style=style) for cell, style in cells))
             tables.append(table)
         return tables
+
+
+def latex(text: str) -> str:
+    """``text`` as LaTeX sets it."""
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    for sign, command in LATEX_SIGNS.items():
+        escaped = escaped.replace(sign, command)
+    return escaped
 
 
 def perplexity_table(results: Results) -> Table | None:
@@ -123,6 +155,10 @@ def csv_text(results: Results) -> str:
     for row, domains in report.paper.items():
         for domain, value in domains.items():
             writer.writerow([row, PERPLEXITY, domain, report.paper_length, "", "", 0, value])
+    for table in report.published:
+        for row, columns in table.rows.items():
+            for column, value in columns.items():
+                writer.writerow([row, table.title, column, "", "", "", 0, value])
     return buffer.getvalue()
 
 
@@ -171,10 +207,10 @@ def _measured_column(
         means = [abs(cell.mean) for cell in cells if cell is not None and math.isfinite(cell.mean)]
         smallest = min(means, default=0.0)
         places = 3 if smallest < 10 else 2 if smallest < 100 else 1
-    _text_column(table, header, [_format(cell, scale, places) for cell in cells])
+    _text_column(table, header, [format_cell(cell, scale, places) for cell in cells])
 
 
-def _format(cell: Cell | None, scale: float, places: int) -> str:
+def format_cell(cell: Cell | None, scale: float, places: int) -> str:
     if cell is None:
         return MISSING
     mean = scale * cell.mean

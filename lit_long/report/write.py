@@ -1,18 +1,21 @@
-"""Writes a sweep's report: table.csv, report.md and figures/, each swapped in whole so that no reader sees half a file."""
+"""Writes a sweep's report: table.csv, report.md, report.html, tables.tex and figures/, each swapped in whole so that no reader sees half a file."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_long.files import replacing, write_atomically
+from lit_long.files import write_atomically
 from lit_long.report.folder import Stage, read_sweep
+from lit_long.report.html import page_html
 from lit_long.report.page import page
-from lit_long.report.results import aggregate
-from lit_long.report.tables import csv_text, perplexity_table, retrieval_tables
+from lit_long.report.published import published_tables
+from lit_long.report.results import Results, aggregate
+from lit_long.report.tables import Table, csv_text, perplexity_table, retrieval_tables
 
-FIGURES = ("retrieval.png", "passkey.png", "loss_by_position.png")
+FIGURES, KINDS = ("retrieval", "passkey", "loss_by_position"), ("png", "svg")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Report:
     terminal: Any
     missing: list[Stage]
 
+    @property
+    def files(self) -> list[Path]:
+        """All but the figures."""
+        return [self.table_csv, self.report_md, self.folder / "report.html", self.folder / "tables.tex"]
+
 
 def write_report(folder: Path) -> Report:
     """Reads the sweep in ``folder`` and writes its report there. Unfinished stages leave gaps, and are named.
@@ -34,31 +42,47 @@ def write_report(folder: Path) -> Report:
     Raises:
         UserError: a file of the sweep is missing or malformed.
     """
-    from lit_long.report.figures import drawings
-
     results = aggregate(read_sweep(folder))
-    drawn = drawings(results)
-    for name in FIGURES:
-        if name in drawn:
-            with replacing(folder / "figures" / name) as path, path.open("wb") as file:
-                drawn[name](file)
-        else:  # an earlier report's figure would be taken for this one's
-            (folder / "figures" / name).unlink(missing_ok=True)
-    markdown = page(results, [name for name in FIGURES if name in drawn])
+    figures = write_figures(results, folder)
+    markdown = page(results, list(figures))
+    tables = [table for table in (perplexity_table(results), *retrieval_tables(results), *published_tables(results)) if table]
+    title = results.sweep.report.title or results.sweep.experiment
+    pictures = {f"figures/{name}.png": content for name, content in figures.items()}
     write_atomically(folder / "table.csv", csv_text(results))
     write_atomically(folder / "report.md", markdown)
+    write_atomically(folder / "report.html", page_html(title, markdown, pictures))
+    write_atomically(folder / "tables.tex", "\n\n".join(table.latex() for table in tables) + "\n")
     return Report(
         folder=folder,
         markdown=markdown,
         report_md=folder / "report.md",
         table_csv=folder / "table.csv",
-        figures=[folder / "figures" / name for name in FIGURES if name in drawn],
-        terminal=_terminal([table for table in (perplexity_table(results), *retrieval_tables(results)) if table]),
+        figures=[folder / "figures" / f"{name}.{kind}" for name in figures for kind in KINDS],
+        terminal=_terminal(tables),
         missing=results.missing,
     )
 
 
-def _terminal(tables: list[Any]) -> Any:
+def write_figures(results: Results, folder: Path) -> dict[str, bytes]:
+    """Every figure that there is something to draw for, in both kinds; its PNG by name."""
+    from lit_long.report.figures import drawings
+
+    drawn, pictures = drawings(results), {}
+    for name in FIGURES:
+        for kind in KINDS:
+            file = folder / "figures" / f"{name}.{kind}"
+            if name not in drawn:  # an earlier report's figure would be taken for this one's
+                file.unlink(missing_ok=True)
+                continue
+            picture = io.BytesIO()
+            drawn[name](picture, kind)
+            write_atomically(file, picture.getvalue())
+            if kind == "png":
+                pictures[name] = picture.getvalue()
+    return pictures
+
+
+def _terminal(tables: list[Table]) -> Any:
     from rich.console import Group
 
     return Group(*(part for table in tables for part in table.terminal()))

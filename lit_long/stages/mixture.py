@@ -7,6 +7,7 @@ are written, and the built-in corpus is there as well if they name one of its do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +21,14 @@ from lit_long.data.tokenizer import borrowed_template
 BUILTIN = (*DOMAINS, RETRIEVAL)
 
 
-def settle_data(data: DataConfig, where: str, found: dict[str, SourceConfig]) -> DataConfig:
+def settle_data(
+    data: DataConfig, where: str, found: dict[str, SourceConfig], look: Callable[..., Any] = lambda at, *of: at(*of)
+) -> DataConfig:
     """The data with sources and weights settled.
 
     Args:
         found: sources that were settled before, filled in here: files are looked at once for all stages of a sweep.
+        look: calls what looks at files; None from it leaves a source as it is written.
 
     Raises:
         UserError: a source that takes a name of the built-in corpus, or as `settle_source` does.
@@ -39,7 +43,7 @@ def settle_data(data: DataConfig, where: str, found: dict[str, SourceConfig]) ->
             )
         key = f"{name} {source}"
         if key not in found:
-            found[key] = settle_source(name, source)
+            found[key] = look(settle_source, name, source) or source
         settled[name] = found[key]
     weights = data.weights if set(data.weights) & set(settled) else dict.fromkeys(settled, 1.0)
     return replace(data, sources=settled, weights=weights)

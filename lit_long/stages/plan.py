@@ -7,10 +7,9 @@ share them. Planning imports no torch.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from lit_long.config import (
     plain,
     project_root,
 )
+from lit_long.config.grid import points, variant_name
 from lit_long.stages.folder import is_done
 from lit_long.stages.mixture import DOCS, data_identity, settle_data
 from lit_long.stages.settle import settle
@@ -98,11 +98,17 @@ class Plan:
     trials: list[Trial]
     stages: list[Stage]
     key: str
+    unseen: list[str] = field(default_factory=list)  # why weights or data could not be looked at; then nothing can run
 
     @property
     def folder(self) -> Path:
         """The sweep's own folder: every distinct configuration has one."""
         return self.root / "runs" / self.sweep.experiment / self.key
+
+    @property
+    def title(self) -> str:
+        """The experiment, and its scale if it has several."""
+        return " ".join(filter(None, (self.sweep.experiment, self.sweep.scale)))
 
     def label(self, stage: Stage) -> str:
         """The stage's name with what sets it apart: ``extend abf``, ``extend abf s1``, ``base``."""
@@ -117,8 +123,27 @@ class Plan:
         return " ".join(words)
 
 
+class Look:
+    """Looks at weights and data, each once for all stages. A plan that is only shown goes on without those that are not here, a run does not."""
+
+    def __init__(self, only_shown: bool) -> None:
+        self.only_shown, self.seen, self.unseen = only_shown, {}, {}
+
+    def at(self, look: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``look(*arguments)`` finds; None for what cannot be looked at."""
+        key = f"{look.__name__}{arguments}"
+        if key not in self.seen:
+            try:
+                self.seen[key] = look(*arguments)
+            except UserError as error:
+                if not self.only_shown:
+                    raise
+                self.seen[key], self.unseen[key] = None, str(error)
+        return self.seen[key]
+
+
 def make_plan(layers: Layers) -> Plan:
-    """Expand an experiment.
+    """Expand an experiment. What is only shown (``dry_run``, ``show``) may name weights and data that are not here.
 
     Raises:
         UserError: anything in the settings that makes no sense; nothing has been written yet.
@@ -129,23 +154,23 @@ def make_plan(layers: Layers) -> Plan:
     root = Path(sweep.root).expanduser().resolve() if sweep.root else project_root()
     names = parents_first(sweep.stages, layers)
     cli_stages = layers.cli.get("stages") or {}
-    external = functools.cache(open_external)  # one reading, one digest for all stages
+    look = Look(only_shown=sweep.dry_run or bool(sweep.show))
 
-    def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]]:
-        return external(init).shape, external(init).position
+    def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]] | None:
+        weights = look.at(open_external, init)
+        return weights and (weights.shape, weights.position)
 
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
     sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
-    for values in itertools.product(*sweep.grid.values()):
-        point = dict(zip(sweep.grid, values, strict=True))
+    for point in points(sweep.grid, sweep.exclude, str(layers.file)):
         trial = Trial(variant_name(point), 0, point)
         for name in names:
             config = compose_stage(layers, shared, name, point, pretrained)
             parent = trial.stages[config.parent] if config.parent else None
             own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})
             where = f"{layers.file}: stages.{name}"
-            config = replace(config, data=settle_data(config.data, where, sources))
+            config = replace(config, data=settle_data(config.data, where, sources, look.at))
             config = settle(config, parent.config if parent else None, own_position, where)
             trial.seed = config.seed
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
@@ -155,7 +180,7 @@ def make_plan(layers: Layers) -> Plan:
                     f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
                 )
             trial.stages.setdefault(CORPUS, corpus)
-            init = external(config.model.init) if config.model.init and parent is None else None
+            init = look.at(open_external, config.model.init) if config.model.init and parent is None else None
             trial.stages[name] = place(root, name, config, corpus, parent, init)
         for stage in trial.stages.values():
             stages.setdefault(stage.identity, stage)
@@ -164,7 +189,7 @@ def make_plan(layers: Layers) -> Plan:
         wanted = getattr(sweep.report, key)
         if wanted is not None and wanted not in names:
             raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
-    return Plan(sweep, root, trials, list(stages.values()), sweep_key(sweep, trials))
+    return Plan(sweep, root, trials, list(stages.values()), sweep_key(sweep, trials), list(look.unseen.values()))
 
 
 def parents_first(stages: dict[str, Any], layers: Layers) -> list[str]:
@@ -189,14 +214,6 @@ def parents_first(stages: dict[str, Any], layers: Layers) -> list[str]:
     for name in stages:
         visit(name)
     return order
-
-
-def variant_name(point: dict[str, Any]) -> str:
-    """``abf``, or ``position=abf optim.lr=0.001`` when there are several axes besides the seed."""
-    axes = {key: value for key, value in point.items() if key != "seed"}
-    if len(axes) == 1:
-        return str(*axes.values())
-    return " ".join(f"{key}={value}" for key, value in axes.items()) or "default"
 
 
 def place(
@@ -228,6 +245,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         evaluation = identity_fields(config.evaluation)
         if evaluation["retrieval_domain"] in ("", DOCS):  # as it was before it could be chosen: results of that time stay valid
             del evaluation["retrieval_domain"]
+        if not evaluation["tasks"]:  # likewise
+            evaluation = {key: value for key, value in evaluation.items() if not key.startswith("task")}
         return settings | {"evaluation": evaluation}
     names = ("context", "tokens", "tokens_per_update", "seed")
     return (

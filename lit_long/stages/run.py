@@ -36,4 +36,4 @@ def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path 
         return train(config, folder, store, parent, report)
     from lit_long.evaluation.run import evaluate
 
-    return evaluate(config, store, parent, report)
+    return evaluate(config, folder, store, parent, report)

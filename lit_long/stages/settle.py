@@ -23,6 +23,7 @@ from lit_long.config import (
 from lit_long.data.corpus import RETRIEVAL
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
+from lit_long.evaluation.lm_specs import OURS, SPECS
 from lit_long.positions import settings as position_settings
 from lit_long.stages.mixture import measurable, mixable, settle_evaluation
 
@@ -54,7 +55,7 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
     if parent is not None and parent.kind != "train":
         raise UserError(f"{where}.parent must be a train stage, not {config.parent!r}")
     evaluation = config.evaluation
-    lengths = [*evaluation.lengths, *evaluation.retrieval_lengths, *evaluation.passkey_lengths]
+    lengths = [*evaluation.lengths, *evaluation.retrieval_lengths, *evaluation.passkey_lengths, *evaluation.task_lengths]
     measured = max(lengths, default=config.context)
     longest = config.context if config.kind == "train" else measured
     position = position_settings(config.position, config.model.head_dim, where, longest)
@@ -184,6 +185,9 @@ def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str)
                 raise UserError(f"{where}: evaluation.{name} must be at least {SHORTEST_RETRIEVAL} tokens, not {length}")
     if evaluation.precision not in ("32-true", "bf16-true"):
         raise UserError(f"{where}: evaluation.precision must be 32-true or bf16-true, not {evaluation.precision!r}")
+    for task in evaluation.tasks:
+        if task not in (known_tasks := [*OURS, *SPECS]):
+            raise UserError(f"{where}: evaluation.tasks: there is no task {task!r}{nearest(task, known_tasks)}")
     for name in ("sequences", "retrieval_examples", "batch_tokens"):
         if getattr(evaluation, name) < 1:
             raise UserError(f"{where}: evaluation.{name} must be at least 1, not {getattr(evaluation, name)}")

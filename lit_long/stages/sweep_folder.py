@@ -23,7 +23,8 @@ def resolved(plan: Plan) -> dict[str, Any]:
     sweep = plain(plan.sweep)
     shown = ("experiment", "description", "seed", "grid", "launcher", "tracking", "report")
     stages = {plan.label(stage): stage.settings() | {"identity": stage.identity} for stage in plan.stages}
-    return {name: sweep[name] for name in shown} | {"root": str(plan.root), "stages": stages}
+    scale = {"scale": plan.sweep.scale} if plan.sweep.scale else {}
+    return scale | {name: sweep[name] for name in shown} | {"root": str(plan.root), "stages": stages}
 
 
 def resolved_yaml(plan: Plan) -> str:

@@ -28,6 +28,7 @@ from lit_long.checkpoints.stream import load_external
 from lit_long.checkpoints.weights import load_weights
 from lit_long.config import AdapterConfig, ModelConfig, OptimConfig
 from lit_long.model.batch import Batch
+from lit_long.model.fused_loss import AUTO, choose_loss
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
@@ -48,6 +49,7 @@ class LongContextModule(lightning.LightningModule):
         adapter: what to train beside frozen weights instead of the weights themselves (adapter.py).
         micro_batch_tokens: tokens per forward and backward; at least one sequence.
         loss_memory: bytes that logits, and what is made of them, may take at once.
+        loss: auto, chunked, liger or cut (model/fused_loss.py).
         checkpointing, compiled: see training/parallel.py.
     """
 
@@ -64,6 +66,7 @@ class LongContextModule(lightning.LightningModule):
         seed: int = 0,
         micro_batch_tokens: int = 2048,
         loss_memory: int = 2**29,
+        loss: str = AUTO,
         checkpointing: str = "none",
         compiled: bool = False,
     ) -> None:
@@ -74,7 +77,7 @@ class LongContextModule(lightning.LightningModule):
         self.switches = [(start, build(own, model.head_dim), build_transform(own)) for start, own in switches]
         self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
-        self.checkpointing, self.compiled = checkpointing, compiled
+        self.checkpointing, self.compiled, self.loss = checkpointing, compiled, loss
         self.model: Llama | None = None
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
 
@@ -86,8 +89,9 @@ class LongContextModule(lightning.LightningModule):
         if self.model is not None:
             return
         external = isinstance(self.init_from, External)
+        loss = choose_loss(self.loss, self.trainer.strategy.root_device, computed_in(self.trainer.precision))
         with torch.device("meta") if external else nullcontext():
-            model = Llama(self.model_config, self.encoder, self.loss_chunk)
+            model = Llama(self.model_config, self.encoder, self.loss_chunk, loss)
         if not external:
             model.init_weights(self.seed)
             if self.init_from is not None:
@@ -201,3 +205,8 @@ class LongContextModule(lightning.LightningModule):
         for name, (nats, tokens) in self.validation_sums.items():
             self.log(f"val/{name}/loss", nats.compute() / tokens.compute())
             nats.reset(), tokens.reset()
+
+
+def computed_in(precision: str) -> torch.dtype:
+    """The precision of attention and of the head, from Lightning's name of the whole."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32

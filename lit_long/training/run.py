@@ -21,7 +21,7 @@ from lit_long.data.module import LongContextDataModule
 from lit_long.model.attention import describe, use
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
-from lit_long.training.module import LongContextModule
+from lit_long.training.module import LongContextModule, computed_in
 
 
 def number_of_updates(config: StageConfig) -> int:
@@ -70,6 +70,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         seed=config.seed,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
         loss_memory=config.trainer.loss_memory,
+        loss=config.trainer.loss,
         checkpointing=config.trainer.checkpointing,
         compiled=config.trainer.compile,
     )
@@ -100,7 +101,10 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     checkpoint = newest_checkpoint(checkpoints)
     started = time.perf_counter()
     with use(config.trainer.attention):
-        report(f"attention: {describe(trainer.strategy.root_device, computed_in(config), config.model.head_dim)}", 0.0)
+        report(
+            f"attention: {describe(trainer.strategy.root_device, computed_in(config.trainer.precision), config.model.head_dim)}",
+            0.0,
+        )
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     if trainer.interrupted or trainer.global_step < updates:
         raise KeyboardInterrupt
@@ -129,11 +133,6 @@ def starting_weights(config: StageConfig, parent: Path | None) -> Path | Externa
     if parent is not None:
         return parent / WEIGHTS
     return open_external(config.model.init) if config.model.init else None
-
-
-def computed_in(config: StageConfig) -> torch.dtype:
-    """The precision of attention."""
-    return torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:

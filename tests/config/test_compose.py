@@ -211,18 +211,3 @@ def test_every_option_file_composes(file, tmp_path):
         words += stand_ins(file.stem, tmp_path)  # for data on the hub
     group = "stages.extend.adapter" if file.parent.name == "adapter" else file.parent.name  # there is nothing to adapt in a base
     assert plan(f"{group}={file.stem}", *words).stages
-
-
-def test_every_experiment_plans(tmp_path, monkeypatch):
-    made = tmp_path / "data" / "instruct"  # what `make instruct-data` writes, in small
-    for name in ("qa", "chat"):
-        (made / name).mkdir(parents=True)
-        for split in ("train", "validation"):
-            (made / name / f"{split}.jsonl").write_text(
-                '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}\n'
-            )
-    for file in (REPOSITORY / "experiments").glob("*.yaml"):
-        if file.stem == "instruct_ablation":
-            monkeypatch.chdir(tmp_path)
-        assert plan(f"experiment={file.stem}").stages
-        monkeypatch.undo()

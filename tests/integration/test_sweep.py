@@ -50,7 +50,15 @@ def test_it_ends_well_and_says_where_to_look(finished, root):
     assert "report.md" in finished.stdout and "mlflow.db" in finished.stdout
     assert "[7/7]" in finished.stdout  # corpus, base, 2 × extend, base's evaluation, 2 × evaluation
     latest = root / "runs" / "position_tiny" / "latest"
-    for name in ("report.md", "table.csv", "sweep.yaml", "figures/retrieval.png", "figures/loss_by_position.png"):
+    for name in (
+        "report.md",
+        "report.html",
+        "tables.tex",
+        "table.csv",
+        "sweep.yaml",
+        "figures/retrieval.png",
+        "figures/loss_by_position.png",
+    ):
         assert (latest / name).stat().st_size > 200, name
 
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lit_long.config import UserError
+from lit_long.model import fused_loss
 from lit_long.model.batch import NO_LOSS
+from lit_long.model.fused_loss import CHUNKED, choose_loss, fused_nats
 from lit_long.model.loss import chunk_tokens, summed_nats, token_nats
 
 
@@ -120,3 +123,54 @@ def test_per_token():
 def test_no_target_no_loss():
     nats, tokens = summed_nats(torch.randn(1, 4, 8), torch.full((1, 4), NO_LOSS), torch.randn(5, 8), 2)
     assert float(nats) == 0 and int(tokens) == 0
+
+
+GPU = torch.device("cuda")
+# Where there is no GPU, Liger's kernel runs by hand under Triton's interpreter (TRITON_INTERPRET=1), cut-cross-entropy by its version for CPUs.
+HERE = GPU if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", ["liger", "cut"])
+def test_fused_losses(backend, dtype):
+    """Value and gradients against fp64: no worse than plain cross-entropy's by much."""
+    kernel = "cce_exact" if HERE == GPU else "torch_compile"
+    if HERE == GPU and (reason := fused_loss.why_not(backend, HERE, dtype)):
+        pytest.skip(reason)
+    hidden, weight, targets = inputs(2, 64, 128, 384, dtype)
+    hidden, weight = (x.detach().to(HERE).requires_grad_() for x in (hidden, weight))
+    targets = targets.to(HERE)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    truth = F.cross_entropy(F.linear(*exact).flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="sum")
+    fused = fused_nats(backend, hidden.flatten(0, 1), weight, targets.flatten(), kernel)
+    found, plainly = (
+        (loss.detach(), *torch.autograd.grad(loss * 0.3, (hidden, weight))) for loss in (fused, plain(hidden, weight, targets))
+    )
+    right = truth.detach(), *(0.3 * x for x in torch.autograd.grad(truth, exact))
+    for ours, theirs, expected in zip(found, plainly, right, strict=True):
+        assert (ours.double() - expected).norm() <= 2 * (theirs.double() - expected).norm() + 1e-6 * expected.norm()
+
+
+def test_the_choice_of_a_loss(monkeypatch, tmp_path):
+    assert choose_loss("auto", GPU, torch.bfloat16) == choose_loss("chunked", HERE, torch.float32) == CHUNKED
+    with pytest.raises(UserError, match="did you mean 'liger'"):
+        choose_loss("ligre", GPU, torch.bfloat16)
+    with pytest.raises(UserError, match=r"trainer.loss=cut cannot run here: .*not on cpu; use trainer.loss=chunked"):
+        choose_loss("cut", torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(UserError, match="bfloat16 or float16, not in float32"):
+        choose_loss("cut", GPU, torch.float32)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, package in fused_loss.PACKAGES.values():
+        monkeypatch.delitem(__import__("sys").modules, name.partition(".")[0], raising=False)
+        (tmp_path / f"{name.partition('.')[0]}.py").write_text("raise RuntimeError('no kernel image')")
+        backend = next(key for key, value in fused_loss.PACKAGES.items() if value[1] == package)
+        assert "installed but broken (RuntimeError: no kernel image" in fused_loss.why_not(backend, GPU, torch.bfloat16)
+
+
+def test_weighted_tokens_go_through_the_chunked_loss():
+    """The fused kernels know no weights; asking for one that is not here would fail otherwise."""
+    hidden, weight, targets = inputs()
+    weights = torch.rand(3, 20)
+    expected = summed_nats(hidden, targets, weight, 7, weights)
+    assert all(map(torch.equal, summed_nats(hidden, targets, weight, 7, weights, "liger"), expected))

@@ -19,11 +19,14 @@ def size(path):
 def test_both_figures_are_drawn_and_embedded(tmp_path, make, seeds):
     measured = {(v, s): make.everything(20.0 + s) for v in ("rope", "abf") for s in range(seeds)}
     report = write_report(make.sweep(tmp_path, measured, base={s: make.everything(90.0) for s in range(seeds)}))
-    assert [path.name for path in report.figures] == ["retrieval.png", "loss_by_position.png"]
-    for path in report.figures:
+    assert [path.name for path in report.figures] == [
+        f"{n}.{kind}" for n in ("retrieval", "loss_by_position") for kind in ("png", "svg")
+    ]
+    for path in report.figures[::2]:
         width, height = size(path)
         assert width == 1080 and 400 < height < 900
         assert f"](figures/{path.name})" in report.markdown
+    assert all("<svg" in path.read_text() for path in report.figures[1::2])
 
 
 def test_unmeasured_figures_are_left_out_and_stale_ones_removed(tmp_path, make):
@@ -38,8 +41,8 @@ def test_no_temporary_files_remain(tmp_path, make):
     folder = make.sweep(tmp_path, {("abf", 0): make.everything()})
     write_report(folder)
     left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    figures = ["figures/loss_by_position.png", "figures/retrieval.png"]
-    assert left == [*figures, "report.md", "sweep.json", "sweep.yaml", "table.csv"]
+    figures = [f"figures/{name}.{kind}" for name in ("loss_by_position", "retrieval") for kind in ("png", "svg")]
+    assert left == [*figures, "report.html", "report.md", "sweep.json", "sweep.yaml", "table.csv", "tables.tex"]
 
 
 def test_a_failed_drawing_keeps_the_earlier_figure(tmp_path, make, monkeypatch):
@@ -47,11 +50,11 @@ def test_a_failed_drawing_keeps_the_earlier_figure(tmp_path, make, monkeypatch):
     before = write_report(folder).figures[0].read_bytes()
 
     def fail(results):
-        def draw(file):
+        def draw(file, kind):
             file.write(b"half a figure")
             raise OSError("disk full")
 
-        return {"retrieval.png": draw}
+        return {"retrieval": draw}
 
     monkeypatch.setattr("lit_long.report.figures.drawings", fail)
     with pytest.raises(OSError, match="disk full"):

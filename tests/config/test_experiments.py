@@ -1,0 +1,85 @@
+"""Every experiment in experiments/, at every scale: its plan, its models (on the meta device), its encoders, and its tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from lit_long.config import read_layers
+from lit_long.evaluation.lm_specs import OURS
+from lit_long.evaluation.suites import MAKERS
+from lit_long.model.llama import Llama
+from lit_long.planning.flops import parameters
+from lit_long.positions import build
+from lit_long.stages.plan import make_plan
+from tests.integration.mini import REPOSITORY
+
+FILES = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((REPOSITORY / "experiments").glob("*.yaml"))}
+CASES = [(name, scale) for name, content in FILES.items() for scale in content.get("scales", [""])]
+# Published numbers of parameters, without embeddings counted twice: model cards of Llama and Llama 2.
+SIZES = {"7b": 6.74e9, "13b": 13.0e9, "34b": 33.7e9, "70b": 69.0e9}
+
+
+def planned(name, scale, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return make_plan(read_layers([f"experiment={name}", *([f"scale={scale}"] if scale else []), "dry_run=true"]))
+
+
+@pytest.mark.parametrize(("name", "scale"), CASES, ids=lambda value: value or "-")
+def test_every_experiment_builds(name, scale, monkeypatch):
+    plan = planned(name, scale, monkeypatch)
+    assert plan.trials and plan.stages
+    for reason in plan.unseen:  # at the paper's scale weights and data lie elsewhere; nothing else may be amiss
+        assert "model.init" in reason or "data.sources" in reason or "data.corpus.tokenizer" in reason, reason
+    shapes = {}
+    for stage in plan.stages:
+        config = stage.config
+        if config.kind == "data":
+            continue
+        encoder = build(config.position, config.model.head_dim)
+        longest = max([config.context, *config.evaluation.lengths, *config.evaluation.task_lengths])
+        rotation = encoder.rotation(torch.tensor([[0, longest - 1]]), longest)
+        assert torch.isfinite(rotation.cos_q).all()
+        shapes[str(config.model)] = config
+    for config in shapes.values():
+        with torch.device("meta"):
+            model = Llama(config.model, build(config.position, config.model.head_dim))
+        assert sum(p.numel() for p in model.parameters()) == parameters(config.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [case for case in CASES if FILES[case[0]].get("report")], ids=lambda value: value or "-"
+)
+def test_published_columns_are_of_what_is_measured(name, scale, monkeypatch):
+    """A measurement beside the paper's must be one that the stage makes, at that scale or at another."""
+    plan = planned(name, scale, monkeypatch)
+    measured = {m.metric.partition(".")[0] for table in plan.sweep.report.published for m in table.measured.values()}
+    if scale in ("paper", ""):
+        tasks = {task for stage in plan.stages if stage.config.kind == "evaluate" for task in stage.config.evaluation.tasks}
+        assert measured - {"paper_average"} <= tasks
+
+
+def test_the_papers_sizes(monkeypatch):
+    plan = planned("main_results", "paper", monkeypatch)
+    for trial in plan.trials:
+        extend = trial.stages["extend"].config
+        assert parameters(extend.model) == pytest.approx(SIZES[trial.variant], rel=0.01)
+        assert extend.tokens == 100_000 * extend.tokens_per_update
+        assert extend.context == (32_768 if trial.variant in ("7b", "13b") else 16_384)
+        assert extend.position["base"] == 500_000
+
+
+def test_models_are_trained_once_for_two_tables(monkeypatch):
+    """prompt_length and scaling_law measure what main_results trained."""
+    trained = {
+        trial.variant: [s.identity for s in trial.stages.values() if s.config.kind == "train"]
+        for trial in planned("main_results", "paper", monkeypatch).trials
+    }
+    for name in ("prompt_length", "scaling_law"):
+        for trial in planned(name, "paper", monkeypatch).trials:
+            assert [s.identity for s in trial.stages.values() if s.config.kind == "train"] == trained[trial.variant]
+
+
+def test_the_names_of_our_tasks():
+    assert set(OURS) == set(MAKERS)

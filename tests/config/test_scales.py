@@ -1,0 +1,89 @@
+"""Scales, named points and excluded ones: what stages an experiment of one's own becomes."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from lit_long.config import UserError, read_layers
+from lit_long.stages.plan import make_plan
+
+EXPERIMENT = {
+    "scale": "small",
+    "data": "builtin",
+    "grid": {
+        "position": ["rope", "abf"],
+        "size": [
+            {"name": "s", "model": "tiny"},
+            {"name": "m", "model": {"option": "tiny", "n_layers": 6}, "optim.lr": 1e-4, "stages.train.tokens": "64k"},
+        ],
+    },
+    "exclude": [{"position": "rope", "size": "m"}],
+    "stages": {
+        "train": {"context": 256, "tokens": "32k", "tokens_per_update": 1024},
+        "again": {"parent": "train", "context": 256, "tokens": "16k", "tokens_per_update": 1024},
+        "evaluate": {"kind": "evaluate", "parent": "again"},
+    },
+    "evaluation": {"domains": ["docs"], "lengths": [256]},
+    "scales": {
+        "small": {},
+        "large": {
+            "grid": {"size": None, "seed": [0, 1]},
+            "stages": {"again": None, "evaluate": {"parent": "train"}},
+            "optim": {"lr": 5e-4},
+        },
+    },
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def make(*words, **changes):
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(EXPERIMENT | changes))
+        return make_plan(read_layers([f"experiment={file}", *words]))
+
+    return make
+
+
+def test_named_points_bring_their_settings_together(plan):
+    found = plan()
+    assert found.sweep.scale == "small"
+    assert [t.variant for t in found.trials] == ["position=rope size=s", "position=abf size=s", "position=abf size=m"]
+    small, large = found.trials[1], found.trials[2]
+    assert (small.stages["train"].config.model.n_layers, large.stages["train"].config.model.n_layers) == (4, 6)
+    assert (small.stages["train"].config.optim.lr, large.stages["train"].config.optim.lr) == (3e-4, 1e-4)
+    assert (large.stages["train"].config.tokens, large.stages["again"].config.tokens) == (64 * 1024, 16 * 1024)
+
+
+def test_a_scale_lies_over_the_experiment_and_takes_things_away(plan):
+    found = plan("scale=large")
+    assert [(t.variant, t.seed) for t in found.trials] == [("rope", 0), ("rope", 1), ("abf", 0), ("abf", 1)]
+    assert list(found.trials[0].stages) == ["corpus", "train", "evaluate"]
+    assert {t.stages["train"].config.optim.lr for t in found.trials} == {5e-4}
+    assert plan("scale=large", "optim.lr=1e-3").trials[0].stages["train"].config.optim.lr == 1e-3
+
+
+def test_points_are_picked_by_name(plan):
+    assert [t.variant for t in plan("grid.size=[m]", "position=abf", exclude=[]).trials] == ["position=abf size=m"]
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "message"),
+    [
+        (["scale=lage"], {}, "scale=lage: .* has small, large; did you mean 'large'"),
+        (["grid.size=[n]"], {"exclude": []}, "grid.size: no point 'n'.*has s, m"),
+        ([], {"exclude": [{"sise": "m"}]}, "exclude: sise is no axis of the grid; did you mean 'size'"),
+        ([], {"exclude": [{"size": "l"}]}, "exclude: size=l is no value of that axis"),
+        ([], {"grid": {"size": [{"model": "tiny"}]}, "exclude": []}, "grid.size: .*must have a name and settings"),
+        ([], {"scales": {"small": 3}}, "scales must be NAME"),
+    ],
+)
+def test_what_makes_no_sense_is_named(plan, words, changes, message):
+    with pytest.raises(UserError, match=message):
+        plan(*words, **changes)
+
+
+def test_an_experiment_without_scales():
+    with pytest.raises(UserError, match="scale=large: .*position_tiny.yaml has no scales; leave the word out"):
+        make_plan(read_layers(["scale=large"]))
