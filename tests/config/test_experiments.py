@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
@@ -21,14 +24,19 @@ CASES = [(name, scale) for name, content in FILES.items() for scale in content.g
 SIZES = {"7b": 6.74e9, "13b": 13.0e9, "34b": 33.7e9, "70b": 69.0e9}
 
 
-def planned(name, scale, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@functools.cache
+def planned(name, scale):
     return make_plan(read_layers([f"experiment={name}", *([f"scale={scale}"] if scale else []), "dry_run=true"]))
 
 
 @pytest.mark.parametrize(("name", "scale"), CASES, ids=lambda value: value or "-")
-def test_every_experiment_builds(name, scale, monkeypatch):
-    plan = planned(name, scale, monkeypatch)
+def test_every_experiment_builds(name, scale):
+    plan = planned(name, scale)
     assert plan.trials and plan.stages
     for reason in plan.unseen:  # at the paper's scale weights and data lie elsewhere; nothing else may be amiss
         assert "model.init" in reason or "data.sources" in reason or "data.corpus.tokenizer" in reason, reason
@@ -38,7 +46,8 @@ def test_every_experiment_builds(name, scale, monkeypatch):
         if config.kind == "data":
             continue
         encoder = build(config.position, config.model.head_dim)
-        longest = max([config.context, *config.evaluation.lengths, *config.evaluation.task_lengths])
+        lengths = [*config.evaluation.lengths, *config.evaluation.retrieval_lengths, *config.evaluation.task_lengths]
+        longest = config.context if config.kind == "train" else max(lengths)
         rotation = encoder.rotation(torch.tensor([[0, longest - 1]]), longest)
         assert torch.isfinite(rotation.cos_q).all()
         shapes[str(config.model)] = config
@@ -51,17 +60,17 @@ def test_every_experiment_builds(name, scale, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "scale"), [case for case in CASES if FILES[case[0]].get("report")], ids=lambda value: value or "-"
 )
-def test_published_columns_are_of_what_is_measured(name, scale, monkeypatch):
+def test_published_columns_are_of_what_is_measured(name, scale):
     """A measurement beside the paper's must be one that the stage makes, at that scale or at another."""
-    plan = planned(name, scale, monkeypatch)
+    plan = planned(name, scale)
     measured = {m.metric.partition(".")[0] for table in plan.sweep.report.published for m in table.measured.values()}
     if scale in ("paper", ""):
         tasks = {task for stage in plan.stages if stage.config.kind == "evaluate" for task in stage.config.evaluation.tasks}
         assert measured - {"paper_average"} <= tasks
 
 
-def test_the_papers_sizes(monkeypatch):
-    plan = planned("main_results", "paper", monkeypatch)
+def test_the_papers_sizes():
+    plan = planned("main_results", "paper")
     for trial in plan.trials:
         extend = trial.stages["extend"].config
         assert parameters(extend.model) == pytest.approx(SIZES[trial.variant], rel=0.01)
@@ -70,14 +79,14 @@ def test_the_papers_sizes(monkeypatch):
         assert extend.position["base"] == 500_000
 
 
-def test_models_are_trained_once_for_two_tables(monkeypatch):
+def test_models_are_trained_once_for_two_tables():
     """prompt_length and scaling_law measure what main_results trained."""
     trained = {
         trial.variant: [s.identity for s in trial.stages.values() if s.config.kind == "train"]
-        for trial in planned("main_results", "paper", monkeypatch).trials
+        for trial in planned("main_results", "paper").trials
     }
     for name in ("prompt_length", "scaling_law"):
-        for trial in planned(name, "paper", monkeypatch).trials:
+        for trial in planned(name, "paper").trials:
             assert [s.identity for s in trial.stages.values() if s.config.kind == "train"] == trained[trial.variant]
 
 

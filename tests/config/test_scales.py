@@ -28,6 +28,7 @@ EXPERIMENT = {
     "scales": {
         "small": {},
         "large": {
+            "exclude": [],
             "grid": {"size": None, "seed": [0, 1]},
             "stages": {"again": None, "evaluate": {"parent": "train"}},
             "optim": {"lr": 5e-4},
@@ -40,7 +41,7 @@ EXPERIMENT = {
 def plan(tmp_path):
     def make(*words, **changes):
         file = tmp_path / "mine.yaml"
-        file.write_text(yaml.safe_dump(EXPERIMENT | changes))
+        file.write_text(yaml.safe_dump(EXPERIMENT | changes, sort_keys=False))
         return make_plan(read_layers([f"experiment={file}", *words]))
 
     return make

@@ -30,8 +30,9 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(root):
-    """A sweep of two variants."""
-    return run("lit_long.sweep", *MINI, "grid.position=[rope,abf]", f"root={root}")
+    """A sweep of two variants, which also asks its models for passkeys, as python -m lit_long.evaluate does."""
+    tasks = ("evaluation.tasks=[passkey]", "evaluation.task_lengths=[256]", "evaluation.task_samples=2")
+    return run("lit_long.sweep", *MINI, *tasks, "grid.position=[rope,abf]", f"root={root}")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,15 @@ def test_it_ends_well_and_says_where_to_look(finished, root):
         "figures/loss_by_position.png",
     ):
         assert (latest / name).stat().st_size > 200, name
+
+
+def test_tasks_are_measured_and_their_outputs_kept(finished, root):
+    folder = stages(root)["evaluate abf"]
+    rows = json.loads((folder / "result.json").read_text())["measurements"]
+    (accuracy,) = [row for row in rows if (row["metric"], row["length"]) == ("passkey.accuracy", 256)]
+    assert accuracy["domain"] == "docs" and 0 <= accuracy["value"] <= 1 and accuracy["tokens"] == 2
+    _, *samples = (folder / "samples" / "passkey.jsonl").read_text().splitlines()
+    assert [json.loads(line)["length"] for line in samples] == [256, 256]
 
 
 def test_the_base_is_shared_and_the_variants_see_the_same_data(finished, root):
