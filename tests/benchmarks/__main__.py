@@ -1,4 +1,5 @@
-"""All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data]`.
+"""All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data] [full]`:
+more rounds and the grids in full, for more than an hour.
 
 Each writes its rows to tests/benchmarks/results/DATE-NAME.json. (Rotation only prints: pytest -s tests/benchmarks/bench_rotation.py; how long a
 command takes to start, bench_cli.py.)
@@ -20,6 +21,7 @@ BENCHES = {
     "data-prepare": "bench_data_prepare",
     "data-batches": "bench_data_batches",
 }
+FULL = ("train", "evaluation")  # those that know the word
 
 
 def main(argv: list[str]) -> int:
@@ -29,10 +31,11 @@ def main(argv: list[str]) -> int:
         return 2
     failed = []
     for name in names:
+        full = ["full"] if "full" in argv and name in FULL else []
         file = RESULTS / f"{datetime.date.today()}-{name}.json"
         print(f"── {name}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{BENCHES[name]}", str(file)]).returncode
+        code = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{BENCHES[name]}", str(file), *full]).returncode
         print(
             f"   {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}, {time.perf_counter() - start:.0f} s",
             flush=True,

@@ -5,7 +5,7 @@ meet the same machine. Ours runs as a stage of a sweep does, with the memory set
 people run it, eager, and compiled. Beside them, for the reading: ours eager, and theirs eager under our memory settings. Further rows: peak memory
 of one step at 8,192 tokens, the loss alone against torch's, and how our memory grows with the context.
 
-make bench, or python -m tests.benchmarks.bench_train_step FILE.json to have the rows in a file; … profile SIZE ROWS LENGTH says where
+make bench, or python -m tests.benchmarks.bench_train_step FILE.json [full] to have the rows in a file; … profile SIZE ROWS LENGTH says where
 the time of our eager step goes, and how near matrix products and attention are to what the processor can do.
 """
 
@@ -57,7 +57,7 @@ SPEED = [
 CONTESTANTS = ("ours compiled", "theirs eager", "theirs compiled", "ours eager", "theirs eager kept")
 EAGER_TARGET, COMPILED_TARGET, LARGE_TARGET, MEMORY_TARGET = 1.3, 1.05, 1.15, 1 / 0.6
 LOSS_MEMORY = 2**29
-ROUNDS = 5
+ROUNDS, SLOW_ROUNDS = 3, 1  # within the half hour that all benchmarks have together; `full`: 5 and 3
 Row = dict[str, Any]
 
 
@@ -162,14 +162,16 @@ def row(name: str, peer: str, mine: float, peers: float, ratio: float, target: f
     return found
 
 
-def speed_rows(size: str, rows: int, length: int, rounds: int = ROUNDS) -> list[Row]:
-    """Tokens/s by the median of the rounds, after two steps that compile and warm up. Ratios are medians of those within a round."""
+def speed_rows(size: str, rows: int, length: int, full: bool = False) -> list[Row]:
+    """Tokens/s by the median of the rounds, after steps that compile and warm up. Ratios are medians of those within a round."""
     slow = size == "135M" or length > 2048
-    kinds, rounds = (CONTESTANTS[:3], min(rounds, 3)) if slow else (CONTESTANTS, rounds)
+    kinds, rounds = (CONTESTANTS[:3], SLOW_ROUNDS) if slow else (CONTESTANTS, ROUNDS)
+    rounds += 2 if full else 0
     contestants = {who: Contestant(who, size, rows, length) for who in kinds}
     try:
         for one in contestants.values():
-            one.step(), one.step()
+            for _ in range(2 if full or not slow else 1):
+                one.step()
         times = [{who: one.step()[0] for who, one in contestants.items()} for _ in range(rounds)]
     finally:
         for one in contestants.values():
@@ -189,10 +191,11 @@ def speed_rows(size: str, rows: int, length: int, rounds: int = ROUNDS) -> list[
     return found
 
 
-def memory_rows(size: str = "135M", length: int = 8192) -> list[Row]:
-    """Peak of the first step over what the process had before there was a model (compiling included): theirs eager, ours in three ways."""
+def memory_rows(full: bool = False, size: str = "135M", length: int = 8192) -> list[Row]:
+    """Peak of the first step over what the process had before there was a model (compiling included): theirs eager, ours compiled; with
+    ``full`` also eager, and with checkpointing."""
     found = {}
-    for who in ("ours eager", "ours compiled", "ours eager checkpointed", "theirs eager"):
+    for who in ("ours compiled", "theirs eager", *(("ours eager", "ours eager checkpointed") if full else ())):
         with Contestant(who, size, 1, length) as one:
             found[who] = one.step()
     name = f"peak memory of a step, {size}, 1 × {length:,}, bf16"
@@ -204,6 +207,7 @@ def memory_rows(size: str = "135M", length: int = 8192) -> list[Row]:
             (f"{name}, ours compiled", "ours compiled"),
             (f"{name}, ours with checkpointing=full", "ours eager checkpointed"),
         )
+        if who in found
     ]
 
 
@@ -278,12 +282,14 @@ def main(argv: list[str]) -> None:
         contestant(argv[1], argv[2], int(argv[3]), int(argv[4]))
         return
     rows: list[Row] = []
-    parts = [lambda case=case: speed_rows(*case) for case in SPEED]
-    parts += [memory_rows, loss_rows, lambda: [growth_row()]]
+    full = "full" in argv
+    files = [word for word in argv if word != "full"]
+    parts = [lambda case=case: speed_rows(*case, full) for case in SPEED]
+    parts += [lambda: memory_rows(full), loss_rows, lambda: [growth_row()]]
     for part in parts:
         rows += part()
-        if argv:  # each part as it ends
-            Path(argv[0]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        if files:  # each part as it ends
+            Path(files[0]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def test_a_training_step() -> None:
