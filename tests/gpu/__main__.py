@@ -2,7 +2,7 @@
 
     numerics    the tests marked gpu: every attention kernel against fp64 mathematics, values and gradients, in fp32 and bf16
     train       tokens/s, both MFUs and peak memory of a training step: Llama 2 7B at 4k, 16k, 32k, and 1B and 135M, against transformers
-    loss        the chunked loss alone against torch's cross-entropy, and Liger's where it is installed: time and memory
+    loss        the chunked loss alone against torch's cross-entropy, and Liger's and cut-cross-entropy's where they are installed
     growth      peak memory of a step from 2k to 64k tokens
     ablation    experiments/extend_smollm2.yaml with fewer tokens, without MLflow; it wants SmolLM2's weights (`make smollm2`)
 
@@ -28,6 +28,7 @@ import torch
 from lit_long.config import ModelConfig
 from lit_long.model.attention import describe
 from lit_long.model.batch import Batch
+from lit_long.model.fused_loss import PACKAGES, fused_nats, why_not
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.training.callbacks import machine
 from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
@@ -48,7 +49,7 @@ class Bench:
         self.file, self.small, self.rows = file, small, []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         versions = {
-            name: found.__version__ for name in ("torch", "transformers", "flash_attn", "liger_kernel") if (found := loaded(name))
+            name: found.__version__ for name in ("torch", "transformers", "flash_attn", "liger_kernel", "cut_cross_entropy") if (found := loaded(name))
         }
         self.about = {"machine": machine(self.device), "python": platform.python_version(), "versions": versions, "small": small}
 
@@ -166,10 +167,11 @@ def loss(bench: Bench) -> None:
         "ours": lambda: summed_nats(hidden[None], targets[None], head, chunk_tokens(words, LOSS_MEMORY))[0],
         "torch": lambda: torch.nn.functional.cross_entropy((hidden @ head.t()).float(), targets, reduction="sum"),
     }
-    if loaded("liger_kernel") and bench.device.type == "cuda":
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        ways["liger"] = lambda: liger_fused_linear_cross_entropy(hidden, head, targets, reduction="sum")
+    for backend in PACKAGES:
+        if reason := why_not(backend, bench.device, torch.bfloat16):
+            bench.add(name="loss alone", who=backend, left_out=reason)
+        else:
+            ways[backend] = lambda backend=backend: fused_nats(backend, hidden, head, targets)
 
     def measure(way: Callable[[], torch.Tensor]) -> dict[str, Any]:
         best = float("inf")
