@@ -289,6 +289,7 @@ class ReportConfig:
     title: str = ""
     rows: str = "evaluate"
     reference: str | None = None
+    paper_table: str = ""  # such as "5, 6": the tag paper.table of all runs
     paper_source: str = ""
     paper_length: int = 0
     paper: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → domain → perplexity

@@ -39,13 +39,19 @@ class Record:
         self.tracker, self.plan, self.environment = tracker, plan, environment_tags()
         tracker.reconcile()
         params = {"grid": plan.sweep.grid, "trials": len(plan.trials), "stages": len(plan.stages)}
-        tags = self.environment | {"lit_long.folder": str(plan.folder), "mlflow.note.content": plan.sweep.description}
+        table = plan.sweep.report.paper_table
+        self.paper = {"paper.table": table} if table else {}
+        tags = self.environment | self.paper
+        tags |= {"lit_long.folder": str(plan.folder), "mlflow.note.content": plan.sweep.description}
         self.parent = tracker.sweep(plan.key, f"{plan.title} {plan.key}", params=flatten(params), tags=tags)
         tracker.text(self.parent, (plan.folder / "sweep.yaml").read_text(encoding="utf-8"), "sweep.yaml")
 
     def begin(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
         """The stage's child run, made or resumed, and what keeps its metrics in step with the folder."""
-        tags = self.environment | {
+        users = [trial.variant for trial in self.plan.trials if trial.stages[stage.name].identity == stage.identity]
+        tags = self.environment | self.paper
+        tags |= {
+            "lit_long.variant": ", ".join(dict.fromkeys(users)),
             "lit_long.stage": stage.name,
             "lit_long.kind": stage.config.kind,
             "lit_long.folder": str(stage.folder),

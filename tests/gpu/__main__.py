@@ -49,7 +49,9 @@ class Bench:
         self.file, self.small, self.rows = file, small, []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         versions = {
-            name: found.__version__ for name in ("torch", "transformers", "flash_attn", "liger_kernel", "cut_cross_entropy") if (found := loaded(name))
+            name: found.__version__
+            for name in ("torch", "transformers", "flash_attn", "liger_kernel", "cut_cross_entropy")
+            if (found := loaded(name))
         }
         self.about = {"machine": machine(self.device), "python": platform.python_version(), "versions": versions, "small": small}
 

@@ -125,7 +125,12 @@ def test_mlflow_has_the_tree(client, root):
     assert set(children) == expected
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
     artifacts = {a.path for a in client.list_artifacts(parent.info.run_id)}
-    assert {"table.csv", "report.md", "sweep.yaml", "figures"} <= artifacts
+    assert {"table.csv", "report.md", "report.html", "tables.tex", "sweep.yaml", "figures"} <= artifacts
+    assert {run.data.tags["paper.table"] for run in [parent, *children.values()]} == {"5"}
+    assert (children["base"].data.tags["lit_long.variant"], children["extend abf"].data.tags["lit_long.variant"]) == (
+        "rope, abf",
+        "abf",
+    )
     base = children["base"]
     history = client.get_metric_history(base.info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(1, 13))
