@@ -18,6 +18,7 @@ from lit_long.stages.folder import read_result
 from lit_long.stages.lineage import MLFLOW_RUN
 from lit_long.stages.plan import Plan, Stage
 from lit_long.tracking import Mirror, NoTracker, Tracker, default_uri, environment_tags, flatten
+from lit_long.tracking.fetch import RESULTS, SWEEP_JSON
 
 
 def tracking_uri(plan: Plan) -> str:
@@ -96,11 +97,18 @@ class Record:
     def close(self, status: str, report: Report | None = None) -> None:
         """Table and figures to the parent, then its status."""
         if report is not None:
+            self.results()
             for file in report.files:
                 self.tracker.artifact(self.parent, file)
             for figure in report.figures:
                 self.tracker.artifact(self.parent, figure, "figures")
         self.tracker.finish(self.parent, status)
+
+    def results(self) -> None:
+        """What a report is made of (`fetch_sweep`): the sweep's trials, and the results of its stages; null for those that have none."""
+        found = {s.folder.name: read_result(s.folder) if s.done else None for s in self.plan.stages if s.folder.is_dir()}
+        self.tracker.text(self.parent, json.dumps(found), RESULTS)
+        self.tracker.artifact(self.parent, self.plan.folder / SWEEP_JSON)
 
 
 def final_metrics(result: dict[str, Any]) -> dict[tuple[str, int], float]:

@@ -2,8 +2,9 @@
 
     python -m lit_long.report experiment=position_tiny            its latest sweep
     python -m lit_long.report experiment=position_tiny root=DIR   below another root
+    python -m lit_long.report experiment=position_tiny uri=http://HOST:PORT out=DIR   from MLflow alone, into DIR; key=… for an older sweep
 
-Writes report.md, table.csv and figures/ into the sweep's folder and prints the table. Exit codes: 0 written, 2 bad input.
+Writes report.md, report.html, tables.tex, table.csv and figures/ into the sweep's folder and prints the table. Exit codes: 0 written, 2 bad input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from rich.console import Console
 from lit_long.config import UserError, nearest, project_root
 from lit_long.report import find_sweep, write_report
 
+KEYS = ("experiment", "root", "uri", "out", "key")
+
 
 def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
@@ -23,10 +26,9 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         options = dict(word.partition("=")[::2] for word in argv)
-        if unknown := set(options) - {"experiment", "root"}:
-            raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), ['experiment', 'root'])}")
-        root = Path(options["root"]).expanduser().resolve() if "root" in options else project_root()
-        report = write_report(find_sweep(root, options.get("experiment", "position_tiny")))
+        if unknown := set(options) - set(KEYS):
+            raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), KEYS)}")
+        report = write_report(folder_of(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -34,6 +36,19 @@ def main(argv: list[str]) -> int:
     console.print(report.terminal)
     console.print(f"report   {report.report_md}", highlight=False, soft_wrap=True)
     return 0
+
+
+def folder_of(options: dict[str, str]) -> Path:
+    """The sweep's folder: here, or fetched from MLflow."""
+    experiment = options.get("experiment", "position_tiny")
+    if "uri" not in options:
+        root = Path(options["root"]).expanduser().resolve() if "root" in options else project_root()
+        return find_sweep(root, experiment)
+    if not options.get("out"):
+        raise UserError("command line: out=FOLDER is missing: where the report goes that is made from uri=…")
+    from lit_long.tracking import fetch_sweep
+
+    return fetch_sweep(options["uri"], experiment, Path(options["out"]).expanduser().resolve(), options.get("key", ""))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ takes two seconds to import, hence the imports inside functions.
 """
 
 from lit_long.tracking.describe import environment_tags, flatten
+from lit_long.tracking.fetch import fetch_sweep
 from lit_long.tracking.mirror import Mirror
 from lit_long.tracking.store import TrackingError, default_uri
 from lit_long.tracking.tracker import NoTracker, Tracker
 
-__all__ = ["Mirror", "NoTracker", "Tracker", "TrackingError", "default_uri", "environment_tags", "flatten"]
+__all__ = ["Mirror", "NoTracker", "Tracker", "TrackingError", "default_uri", "environment_tags", "fetch_sweep", "flatten"]

@@ -143,6 +143,22 @@ def test_mlflow_has_the_tree(client, root):
     assert "eval/perplexity/code/256" in children["evaluate abf"].data.metrics
 
 
+def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_path):
+    written = (root / "runs" / "position_tiny" / "latest").resolve()
+    uri = f"sqlite:///{root}/mlflow/mlflow.db"
+    again = run("lit_long.report", "experiment=position_tiny", f"uri={uri}", f"out={tmp_path}")
+    assert again.returncode == 0, again.stderr
+    folder = tmp_path / "runs" / "position_tiny" / written.name
+    for name in ("report.md", "report.html", "table.csv", "tables.tex", "figures/loss_by_position.svg"):
+        assert (folder / name).read_bytes() == (written / name).read_bytes(), name
+    for words, message in (
+        ([], "out=FOLDER is missing"),
+        ([f"out={tmp_path}", "experiment=nothing"], "has no experiment 'nothing'"),
+    ):
+        refused = run("lit_long.report", f"uri={uri}", *words)
+        assert refused.returncode == 2 and message in refused.stderr
+
+
 def test_again_nothing_is_computed(finished, client, root):
     before = {path: path.stat().st_mtime_ns for path in (root / "runs" / "stages").rglob("weights.safetensors")}
     points = len(client.get_metric_history(runs(client, "attributes.run_name = 'base'")[0].info.run_id, "train/loss"))
