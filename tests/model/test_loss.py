@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_long.config import UserError
 from lit_long.model import fused_loss
@@ -88,24 +92,24 @@ def test_a_second_backward_is_refused():
         nats.backward()
 
 
-def test_only_one_chunk_of_logits_exists_at_once(monkeypatch):
-    """The largest tensor that any operation makes is a chunk's logits, or the head's gradient."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Watch(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
 
     largest = 0
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            out = function(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                largest = max(largest, out.numel())
-            return out
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.largest = max(self.largest, out.numel())
+        return out
 
+
+def test_only_one_chunk_of_logits_exists_at_once():
+    """The largest tensor is a chunk's logits, or the head's gradient."""
     hidden, weight, targets = inputs(1, 512, 8, 4096)
-    with Watch():
+    with Watch() as watch:
         summed_nats(hidden, targets.clamp(min=0), weight, 64)[0].backward()
-    assert largest == max(64 * 4096, 8 * 4096)
+    assert watch.largest == max(64 * 4096, 8 * 4096)
 
 
 def test_a_chunk_follows_from_memory():
@@ -173,4 +177,70 @@ def test_weighted_tokens_go_through_the_chunked_loss():
     hidden, weight, targets = inputs()
     weights = torch.rand(3, 20)
     expected = summed_nats(hidden, targets, weight, 7, weights)
-    assert all(map(torch.equal, summed_nats(hidden, targets, weight, 7, weights, "liger"), expected))
+    assert all(map(torch.equal, summed_nats(hidden, targets, weight, 7, weights, backend="liger"), expected))
+
+
+# ------------------------------------------------------------------------------------------------- shared vocabularies
+
+
+class Part:
+    """One of several ranks that share the words: a thread that meets the others at a barrier."""
+
+    def __init__(self, rank, words, given, barrier):
+        self.rank, self.words, self.given, self.barrier = rank, words, given, barrier
+        self.first = rank * words
+
+    def rows(self, head):
+        return head[self.first : self.first + self.words].detach().requires_grad_(head.requires_grad)
+
+    def exchange(self, x, how):
+        self.given[self.rank] = x.clone()
+        self.barrier.wait(30)
+        found = how(torch.stack(self.given))
+        self.barrier.wait(30)
+        return x.copy_(found)
+
+    def largest(self, x):
+        return self.exchange(x, lambda all: all.amax(0))
+
+    def total(self, x):
+        return self.exchange(x, lambda all: all.sum(0))
+
+
+def on_ranks(ranks, hidden, weight, targets, chunk, weights=None):
+    """What each rank finds: nats, the gradients of its hidden states and of its own rows of the head, and the largest tensor it made."""
+    given, barrier, words = [None] * ranks, threading.Barrier(ranks), len(weight) // ranks
+
+    def one(rank):
+        part, own = Part(rank, words, given, barrier), hidden.detach().requires_grad_()
+        rows = part.rows(weight)
+        part.rows = lambda _: rows
+        with Watch() as watch:
+            nats, _ = summed_nats(own, targets, weight, chunk, weights, part)
+            slopes = torch.autograd.grad(nats * 0.3, (own, rows))
+        return nats.detach(), *slopes, watch.largest
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(one, range(ranks)))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("ranks", "chunk", "scale"), [(2, 7, 1.0), (2, 1000, 1.0), (5, 30, 1.0), (5, 30, 100.0)])
+def test_words_on_several_ranks_are_torchs(ranks, chunk, scale, weighted):
+    """Value and gradients; with logits of hundreds, too, where exponentials without the largest of all ranks would be infinite."""
+    hidden, weight, targets = inputs()
+    hidden = (hidden.detach() * scale).requires_grad_()
+    weights = torch.rand(3, 20) if weighted else None
+    expected = (plain(hidden, weight, targets, "none") * (weights.flatten() if weighted else 1.0)).sum()
+    hidden_slope, weight_slope = torch.autograd.grad(expected * 0.3, (hidden, weight))
+    found = on_ranks(ranks, hidden, weight, targets, chunk, weights)
+    for nats, slope, _, _ in found:
+        torch.testing.assert_close(nats, expected.detach())
+        torch.testing.assert_close(slope, hidden_slope, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([rows for _, _, rows, _ in found]), weight_slope, atol=1e-5 * scale, rtol=1e-5)
+
+
+def test_no_rank_makes_the_logits_of_all_words():
+    hidden, weight, targets = inputs(1, 512, 8, 4096)
+    for *_, largest in on_ranks(4, hidden, weight, targets, 64):
+        assert largest == 64 * 4096 // 4
