@@ -8,21 +8,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.stream import load_external
+from lit_long.config.mesh import Mesh
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.training.parallel import parallelize
+from lit_long.training.parallel import make_mesh, parallelize
 
 
 def check(rank: int, meeting: Path, source: str, device: str) -> None:
     external = open_external(source)
     with torch.device(device):
         model = Llama(external.shape, build(external.position, external.shape.head_dim))
-    parallelize(model, init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
+    parallelize(model, make_mesh("cpu", Mesh(shard=2)))
     turn = meeting / f"rank 1 is through with {device}"
     while rank == 0 and not turn.exists():  # a collective would wait for this rank for ever
         time.sleep(0.01)
