@@ -18,8 +18,9 @@ from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_long.config import UserError
+from lit_long.model.attention import choose
 from lit_long.model.batch import Batch, Part
-from lit_long.model.spans import natural_order, own_tokens
+from lit_long.model.spans import PACKED, natural_order, own_tokens
 
 # Torch's name for it up to 2.12 and since. Others (torch.distributed.nn) give wrong gradients where these are not contiguous.
 all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
@@ -75,4 +76,13 @@ def check_divisible(length: int, ranks: int) -> None:
         raise UserError(
             f"trainer.context_parallel={ranks} cuts every sequence into {2 * ranks} equal chunks, but there are sequences of {length} tokens: "
             f"context must be a multiple of {2 * ranks}"
+        )
+
+
+def check_compiled(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Raise UserError where attention to whole sequences goes span by span, which would be compiled anew in every batch."""
+    if device.type != "cpu" and choose(device, dtype, head_dim, True) not in PACKED:
+        raise UserError(
+            "trainer.compile=true with trainer.context_parallel needs a kernel that knows document borders: use trainer.precision=bf16-mixed "
+            "with trainer.attention=auto, or trainer.compile=false"
         )
