@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def batch_of(seed: int, masked: bool, weighted: bool) -> Batch:
     return Batch(tokens, targets, DOCUMENTS, positions, masked, weights=weights)
 
 
+class Loader:
+    """Batches as Lightning wants them: a list would be many loaders to it."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
 class Rows(lightning.LightningDataModule):
     """The rows of every update, dealt to the ranks that have rows of their own."""
 
@@ -69,15 +83,16 @@ class Rows(lightning.LightningDataModule):
         super().__init__()
         self.masked, self.weighted = masked, weighted
 
-    def dealt(self, *seeds: int) -> list[Batch]:
+    def dealt(self, *seeds: int) -> Loader:
         ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         rows = 4 // ranks["num_replicas"]
-        return [batch_of(seed, self.masked, self.weighted).rows(rows * ranks["rank"], rows * (ranks["rank"] + 1)) for seed in seeds]
+        own = rows * ranks["rank"], rows * (ranks["rank"] + 1)
+        return Loader([batch_of(seed, self.masked, self.weighted).rows(*own) for seed in seeds])
 
-    def train_dataloader(self) -> list[Batch]:
+    def train_dataloader(self) -> Loader:
         return self.dealt(*range(UPDATES))
 
-    def val_dataloader(self) -> list[Batch]:
+    def val_dataloader(self) -> Loader:
         return self.dealt(100, 101)
 
 
