@@ -28,7 +28,8 @@ from lit_long.positions import Rotation
 from lit_long.training.tensor import share_matrices
 
 CHECKPOINTING = ("none", "selective", "full")
-ATTENTION = ("scaled_dot_product", "attend_documents", "attend_spans", "flash_attn", "flash_attention", "varlen_attn")  # in names of operations
+# In the names of operations
+ATTENTION = ("scaled_dot_product", "attend_documents", "attend_spans", "flash_attn", "flash_attention", "varlen_attn")
 SHAPES = 64  # compilations of one function that torch allows before it gives up; a growing context needs one for each length
 
 

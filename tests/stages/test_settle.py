@@ -103,8 +103,9 @@ def test_ranks_that_share_sequences_need_equal_chunks_in_every_phase():
     """1,024 tokens can be cut into 2 · 32 chunks, and those of a short or a growing phase, too; 16 tokens cannot."""
     settled(context_parallel=32)
     settled({"until": 0.5, "scale": 0.0625}, {}, context_parallel=32)
+    message = rf"^{re.escape(WHERE)}: trainer\.context_parallel=16 .*32 equal .*update 0 on .*16 tokens"
     for first in ({"scale": 0.015625}, {"grow_from": 0.015625}):
-        with pytest.raises(UserError, match=rf"^{re.escape(WHERE)}: trainer\.context_parallel=16 .*32 equal .*update 0 on .*16 tokens"):
+        with pytest.raises(UserError, match=message):
             settled({"until": 0.5} | first, {}, context_parallel=16)
     with pytest.raises(UserError, match=r"trainer\.context_parallel=3 cuts every sequence into 6 equal chunks"):
         settled(context_parallel=3)
