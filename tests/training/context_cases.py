@@ -11,8 +11,10 @@ from typing import Any
 
 import lightning
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from torch._dynamo.utils import counters
 
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.config.mesh import Mesh
@@ -143,11 +145,15 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    torch._dynamo.reset()
+    counters.clear()
     trainer.fit(module, Rows(masked, weights))
+    assert not counters["graph_break"]
     final = {
         name: p.full_tensor() if hasattr(p, "full_tensor") else p.detach().clone() for name, p in module.model.named_parameters()
     }
-    return {"losses": curve.losses, "norms": curve.norms, "validation": curve.validation, "weights": final}
+    curves = {"losses": curve.losses, "norms": curve.norms, "validation": curve.validation}
+    return curves | {"weights": final, "compilations": counters["stats"]["unique_graphs"]}
 
 
 if __name__ == "__main__":

@@ -88,9 +88,11 @@ def test_context_and_tensor_ranks_together(alone, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_blocks_share_sequences_too(tmp_path):
+    """Compiled once, whatever the documents are."""
     names = ("compiled", "compiled selective")
     found = found_by(on_ranks(tmp_path / "found.pt", Mesh(context=2), *names), tmp_path / "found.pt")
     for name in names:
+        assert found[name]["compilations"] == 1
         same(found[name], fit(**CASES[name] | {"compiled": False, "checkpointing": "none"}), 2e-5)
 
 
