@@ -22,7 +22,8 @@ from lit_long.model.attention import choose
 from lit_long.model.batch import Batch, Part
 from lit_long.model.spans import PACKED, natural_order, own_tokens
 
-# Torch's name for it up to 2.12 and since. Others (torch.distributed.nn) give wrong gradients where these are not contiguous.
+# Two names of one function; older versions of torch have the second only. torch.distributed.nn's gives wrong gradients where these are not
+# contiguous.
 all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
 
 

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_long.model.attention import document_starts
+from lit_long.config import UserError
+from lit_long.model import flash
+from lit_long.model.attention import KERNELS, choose, document_starts, use
 from lit_long.model.batch import PADDING
-from lit_long.model.spans import attend_part, attend_spans, natural_order, own_tokens, scores, span_by_span, spans_of
+from lit_long.model.spans import PACKED, attend_part, attend_spans, natural_order, own_tokens, scores, span_by_span, spans_of
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6))  # ranks, tokens of a chunk
 
@@ -29,12 +31,13 @@ def documents(draw):
 
 def allowed(ids):
     """Which keys each query sees, [B, S, S]: those before it, of its document."""
-    return (ids[:, :, None] == ids[:, None, :]) & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    same = ids[:, :, None] == ids[:, None, :]
+    return same & torch.ones_like(same[0]).tril()
 
 
 def starts_of(ids):
     starts = document_starts(ids, True)
-    return torch.zeros_like(ids, dtype=torch.bool).index_fill(1, torch.tensor([0]), True) if starts is None else starts
+    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == 0 if starts is None else starts
 
 
 @given(SHAPES)
@@ -115,19 +118,20 @@ def by_hand(q, k, v, mask):
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1) @ v
 
 
-def check(ids, ranks, heads, shared, attend, dtype, limit):
+def check(ids, ranks, heads, shared, attend, dtype, limit, packed=False, device="cpu"):
     """Every rank's outputs, and the gradients that all of them give together, against the whole sequence's."""
-    (B, S), K = ids.shape, 16
+    (B, S), K, ids = ids.shape, 16, ids.to(device)
     generator = torch.Generator().manual_seed(0)
-    whole = [torch.randn(B, S, h, K, generator=generator).to(dtype).transpose(1, 2) for h in (heads, shared, shared, heads)]
+    whole = [torch.randn(B, S, h, K, generator=generator) for h in (heads, shared, shared, heads)]
+    whole = [x.to(device, dtype).transpose(1, 2) for x in whole]
     exact = [x.double().requires_grad_() for x in whole[:3]]
     expected = by_hand(*exact, allowed(ids))
     truth = torch.autograd.grad((expected * whole[3].double()).sum(), exact)
     inputs = [x.detach().requires_grad_() for x in whole[:3]]
     sums = [torch.zeros_like(x) for x in truth]
     for rank in range(ranks):
-        own = own_tokens(rank, ranks, S)
-        spans = spans_of(starts_of(ids), rank, ranks, False)
+        own = own_tokens(rank, ranks, S).to(device)
+        spans = spans_of(starts_of(ids), rank, ranks, packed)
         out = attend(inputs[0][:, :, own], inputs[1], inputs[2], spans)
         assert out.dtype == dtype and (out.double() - expected[:, :, own]).norm() <= limit * expected.norm()
         for total, part in zip(sums, torch.autograd.grad((out * whole[3][:, :, own]).sum(), inputs), strict=True):
@@ -146,6 +150,51 @@ def on_a_cpu(q, k, v, spans):
 @pytest.mark.parametrize("ids", [IDS, torch.zeros_like(IDS)], ids=["documents", "whole"])
 def test_attention_of_all_parts_is_that_of_the_whole(ids, ranks, heads, shared, attend):
     check(ids, ranks, heads, shared, attend, torch.float32, 2e-6)
+
+
+def written_out(q_NHK, k_MGK, v_MGK, borders_q, borders_k, longest_q, longest_k):
+    """What flash_attn_varlen_func and varlen_attn promise, as FlashAttention says it since 2.1: the diagonal ends in the lower right corner."""
+    outputs = []
+    for (start, stop), (first, last) in zip(pairs(borders_q), pairs(borders_k), strict=True):
+        assert stop - start <= longest_q and last - first <= longest_k
+        q, k, v = (x.transpose(0, 1)[None] for x in (q_NHK[start:stop], k_MGK[first:last], v_MGK[first:last]))
+        mask = torch.ones(1, stop - start, last - first, dtype=torch.bool).tril(last - first - (stop - start))
+        outputs.append(by_hand(q, k, v, mask)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("kernel", PACKED)
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (6, 2)])
+def test_kernels_of_a_gpu_are_given_the_right_pieces(kernel, heads, shared, monkeypatch):
+    """No GPU here: what the kernels are called with, by what they promise to do with it."""
+
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
+        assert window_size == (-1, 0) and enable_gqa == (heads != shared)
+        return written_out(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+
+    def flash_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False):
+        assert causal
+        return written_out(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(flash, "find", lambda capability: flash.Found("FlashAttention", None, flash_attn))
+    monkeypatch.setattr(flash, "varlen_function", lambda: varlen_attn)
+    check(IDS, 2, heads, shared, lambda *x: attend_part(*x, kernel), torch.float32, 2e-6, packed=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_on_a_gpu(kernel, heads, shared, dtype):
+    gpu = torch.device("cuda", 0)
+    with use(kernel):
+        try:
+            choose(gpu, dtype, 16, True)
+        except UserError as error:
+            pytest.skip(str(error))
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    check(IDS, 2, heads, shared, lambda *x: attend_part(*x, kernel), dtype, limit, kernel in PACKED, gpu)
 
 
 @pytest.mark.parametrize("lengths", [[2400], [100, 1300, 1000], [513, 87, 600, 1200]], ids=str)

@@ -44,7 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "randomised": {"masked": False, "position": ROPE | {"training": {"transform": "randomised", "length": 64}}},
     "compiled": {"compiled": True},
     "compiled selective": {"compiled": True, "checkpointing": "selective", "masked": False},
-    "half": {"precision": "bf16-mixed"},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16-true": {"precision": "bf16-true"},
 }
 
 
