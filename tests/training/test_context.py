@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_long.config import UserError
+from lit_long.config import ModelConfig, UserError
 from lit_long.config.mesh import Mesh
+from lit_long.model.batch import Part
+from lit_long.model.llama import Llama
+from lit_long.positions import build
 from lit_long.training.context import check_compiled, check_divisible
+from lit_long.training.parallel import parallelize
 from tests.integration.mini import REPOSITORY
-from tests.training.context_cases import CASES, CLIP, UPDATES, fit
+from tests.training.context_cases import CASES, CLIP, ROPE, UPDATES, batch_of, fit
 
 FAST = ("documents", "whole", "weights", "pose", "randomised")
 
@@ -104,6 +109,36 @@ def test_half_precision_is_as_exact_as_on_one_process(tmp_path):
     for name in names:
         two, one = (max(abs(a - b) for a, b in zip(x["losses"], exact, strict=True)) for x in (found[name], fit(**CASES[name])))
         assert 0 < two <= 2 * one < 0.02
+
+
+def attention_and_gathers(way):
+    """Of forward and backward: how often attention was computed, how often keys were gathered, and a gradient. One rank shares with nobody."""
+    calls = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def gather(k, v):
+        calls.append("gather")
+        return k, v
+
+    model = Llama(ModelConfig(100, 64, 2, 4, 2, 16, 96, tie_embeddings=True), build(ROPE, 16))
+    model.init_weights(0)
+    batch = batch_of(0, True, False)
+    with Watch():
+        nats, _ = parallelize(model, None, way)(batch._replace(part=Part(0, 1, batch.document_ids, gather)))
+        nats.backward()
+    return sum("attend_spans.default" in call for call in calls), calls.count("gather"), model.embed_tokens.weight.grad
+
+
+def test_selective_checkpointing_computes_attention_once_and_gathers_again():
+    """In each of two layers."""
+    results = {way: attention_and_gathers(way) for way in ("none", "selective", "full")}
+    assert {way: counts for way, (*counts, _) in results.items()} == {"none": [2, 2], "selective": [2, 4], "full": [4, 4]}
+    for way in ("selective", "full"):
+        torch.testing.assert_close(results[way][2], results["none"][2], atol=1e-6, rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------- bad input
