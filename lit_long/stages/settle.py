@@ -87,9 +87,11 @@ def settle_curriculum(config: StageConfig, position: dict[str, Any], where: str)
 def check_context_parallel(config: StageConfig, where: str) -> None:
     """Raise UserError for sequences, of any phase, that ranks cannot share in two equal chunks each."""
     ranks = config.trainer.context_parallel
+    if ranks == 1:
+        return
     updates = max(1, round(config.tokens / config.tokens_per_update))
     for phase in make_phases(config.curriculum, config.context, config.tokens_per_update, updates, where):
-        if ranks > 1 and phase.context % (2 * ranks):
+        if phase.context % (2 * ranks):
             raise UserError(
                 f"{where}: trainer.context_parallel={ranks} cuts every sequence into {2 * ranks} equal chunks, but from update {phase.start} on "
                 f"sequences have {phase.context} tokens; choose a context (and in a curriculum scales) that {2 * ranks} divides"

@@ -36,9 +36,11 @@ def on_ranks(out: Path, sizes: Mesh, *names: str) -> subprocess.Popen:
 
 def found_by(process: subprocess.Popen, out: Path) -> dict[str, dict]:
     try:
-        assert process.wait(240) == 0, out.with_suffix(".log").read_text()[-6000:]
-    finally:
-        process.kill()
+        code = process.wait(240)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its ranks, which a kill would leave behind
+        code = process.wait(30)
+    assert code == 0, out.with_suffix(".log").read_text()[-6000:]
     return torch.load(out)
 
 
