@@ -90,7 +90,6 @@ def identities(*words):
     ("word", "changed"),
     [
         ("trainer=fsdp", set()),
-        ("trainer=hsdp", set()),
         ("trainer.micro_batch_tokens=8k", set()),
         ("trainer.checkpoint_every=7", set()),
         ("validation.times=9", set()),
