@@ -5,13 +5,15 @@
     flash     FlashAttention 4, 3 or 2, whichever is installed (model/flash.py)
     varlen    torch's own kernel for documents of many lengths (torch.nn.attention.varlen)
 
+Where ranks share sequences, the same kernels look at whole sequences for a part of the queries (model/spans.py).
+
 No kernel makes a T × T tensor. Shapes: B sequences, H query heads, G key-value heads, T tokens, S tokens that are looked at, K components
 a head, N documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -23,6 +25,7 @@ from lit_long.config import UserError, nearest
 from lit_long.model import flash, short
 from lit_long.model.batch import Batch
 from lit_long.model.documents import attend_documents, pieces
+from lit_long.model.spans import PACKED, Spans, attend_part, spans_of
 from lit_long.positions import Rotation
 
 KERNELS = ("sdpa", "flash", "varlen")
@@ -50,10 +53,13 @@ class Sight(NamedTuple):
     """Which tokens see which, and the kernel that computes it: one for all layers of a forward pass.
 
     borders  int32 [N + 1]: where documents begin in the B·T tokens, row after row, and then B·T. None: every token sees all before it
+    spans    instead, when ranks share sequences: what this one's queries see; ``gather`` then makes the whole sequences' keys and values
     """
 
     borders: Tensor | None = None
     kernel: str = "sdpa"
+    spans: Spans | None = None
+    gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 PLAIN = Sight()
@@ -61,25 +67,42 @@ PLAIN = Sight()
 
 def sight(batch: Batch, dtype: torch.dtype, head_dim: int) -> Sight:
     """What the tokens of a batch see, by the kernel that is best for it here."""
+    if batch.part is not None:
+        return shared_sight(batch, choose(batch.tokens.device, dtype, head_dim, True))
     borders = document_borders(batch)
     return Sight(borders, choose(batch.tokens.device, dtype, head_dim, borders is not None))
 
 
+def shared_sight(batch: Batch, kernel: str) -> Sight:
+    """What the tokens of a batch see that is a part of longer sequences."""
+    rank, ranks, ids, gather = batch.part
+    starts = document_starts(ids, batch.mask_documents)
+    if starts is None:
+        starts = torch.zeros_like(ids, dtype=torch.bool)
+        starts[:, 0] = True
+    return Sight(None, kernel, spans_of(starts, rank, ranks, kernel in PACKED), gather)
+
+
 def document_borders(batch: Batch) -> Tensor | None:
-    """Where documents begin (`Sight.borders`), from ``document_ids`` alone. Padding is a document of its own.
+    """Where documents begin (`Sight.borders`). None when plain causal attention says it all."""
+    starts = document_starts(batch.document_ids, batch.mask_documents)
+    if starts is None:
+        return None
+    borders = starts.flatten().nonzero()[:, 0]
+    return torch.cat((borders, borders.new_tensor([starts.numel()]))).to(torch.int32)
+
+
+def document_starts(ids: Tensor, masked: bool) -> Tensor | None:
+    """The tokens that begin a document, bool [B, T], from their ids [B, T] alone. Padding is a document of its own.
 
     None when plain causal attention says it all: documents are not masked, or every sequence holds one (right padding aside: its
     outputs have no loss, and causality hides it from what comes before).
     """
-    if not batch.mask_documents:
-        return None
-    ids = batch.document_ids
-    if bool(((ids == ids[:, :1]) | (ids < 0)).all()):
+    if not masked or bool(((ids == ids[:, :1]) | (ids < 0)).all()):
         return None
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    borders = starts.flatten().nonzero()[:, 0]
-    return torch.cat((borders, borders.new_tensor([ids.numel()]))).to(torch.int32)
+    return starts
 
 
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int, documents: bool) -> str:
@@ -125,7 +148,10 @@ def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight, mask
 
     Heads share keys when G < H. T = S, except in generation: one query, of the newest token, sees all keys, less what ``mask``
     [B, 1, 1, S] (added to the scores) hides; T queries are of the last T of S tokens, when a prompt goes on from what is cached.
+    Where ranks share sequences, the S tokens are those of all ranks.
     """
+    if sight.spans is not None:
+        return attend_part(q_BHTK, *sight.gather(k_BGSK, v_BGSK), sight.spans, sight.kernel)
     if q_BHTK.shape[2] == 1:
         return newest(q_BHTK, k_BGSK, v_BGSK, mask)
     if q_BHTK.shape[2] < k_BGSK.shape[2]:

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens each. Document borders are carried by ``document_i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,20 @@ from torch import Tensor
 
 NO_LOSS = -100
 PADDING = -1
+
+
+class Part(NamedTuple):
+    """Which tokens of its sequences a batch holds, when ranks share them: two chunks of each (model/spans.py).
+
+    rank, ranks   this one, of how many
+    document_ids  int64 [B, S] of the whole sequences
+    gather        keys and values [B, G, S, K] of the whole sequences, in their order, from this rank's [B, G, T, K]; all ranks call it together
+    """
+
+    rank: int
+    ranks: int
+    document_ids: Tensor
+    gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Batch(NamedTuple):
@@ -24,6 +39,7 @@ class Batch(NamedTuple):
     mask_documents              whether attention stops at document borders
     account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/accounting.py)
     weights       fp32 [B, T]   how much each target counts in the loss; None: all of them alike
+    part                        of longer sequences, which ranks share; None: the T tokens are whole sequences
     """
 
     tokens: Tensor
@@ -33,11 +49,18 @@ class Batch(NamedTuple):
     mask_documents: bool = True
     account: Tensor | None = None
     weights: Tensor | None = None
+    part: Part | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a whole sequence."""
+        return self.tokens.shape[1] if self.part is None else self.part.document_ids.shape[1]
 
     def rows(self, start: int, stop: int) -> Batch:
         """Sequences ``start`` to ``stop`` as a batch of their own."""
         weights = None if self.weights is None else self.weights[start:stop]
-        return Batch(*(field[start:stop] for field in self[:4]), mask_documents=self.mask_documents, weights=weights)
+        part = None if self.part is None else self.part._replace(document_ids=self.part.document_ids[start:stop])
+        return Batch(*(field[start:stop] for field in self[:4]), mask_documents=self.mask_documents, weights=weights, part=part)
 
     def loss_tokens(self) -> Tensor:
         """Number of tokens with a loss, int64 []; the sum of their weights, fp32 [], where they have any."""
@@ -46,7 +69,8 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         weights = None if self.weights is None else self.weights.to(device)
-        return Batch(*(field.to(device) for field in self[:4]), self.mask_documents, self.account, weights)
+        part = None if self.part is None else self.part._replace(document_ids=self.part.document_ids.to(device))
+        return Batch(*(field.to(device) for field in self[:4]), self.mask_documents, self.account, weights, part)
 
 
 def counted(targets_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:

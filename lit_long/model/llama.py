@@ -143,7 +143,7 @@ class Llama(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]."""
-        rotation = self.encoder.rotation(batch.positions, batch.tokens.shape[1]).widened()
+        rotation = self.encoder.rotation(batch.positions, batch.length).widened()
         dtype = computing(self.embed_tokens.weight)
         return self.through_layers(batch.tokens, rotation, sight(batch, dtype, self.config.head_dim))
 

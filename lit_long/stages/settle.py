@@ -62,6 +62,7 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
     position = position_settings(config.position, config.model.head_dim, where, longest)
     if config.kind == "train":
         config = replace(config, curriculum=settle_curriculum(config, position, where))
+        check_context_parallel(config, where)
     return replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
 
 
@@ -82,6 +83,20 @@ def settle_curriculum(config: StageConfig, position: dict[str, Any], where: str)
             phase = replace(phase, position=position_settings(own, config.model.head_dim, key, longest))
         settled.append(phase)
     return CurriculumConfig(settled)
+
+
+def check_context_parallel(config: StageConfig, where: str) -> None:
+    """Raise UserError for sequences, of any phase, that ranks cannot share in two equal chunks each."""
+    ranks = config.trainer.context_parallel
+    if ranks == 1:
+        return
+    updates = max(1, round(config.tokens / config.tokens_per_update))
+    for phase in make_phases(config.curriculum, config.context, config.tokens_per_update, updates, where):
+        if phase.context % (2 * ranks):
+            raise UserError(
+                f"{where}: trainer.context_parallel={ranks} cuts every sequence into {2 * ranks} equal chunks, but from update {phase.start} on "
+                f"sequences have {phase.context} tokens; choose a context (and in a curriculum scales) that {2 * ranks} divides"
+            )
 
 
 def check_training(config: StageConfig, where: str) -> None:

@@ -32,7 +32,8 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
 from lit_long.training.adapter import add_adapter
-from lit_long.training.parallel import clip_gradients, eager, parallelize
+from lit_long.training.context import ContextShare
+from lit_long.training.parallel import clip_gradients, eager, parallelize, size_of
 from lit_long.training.strategy import MeshStrategy, sum_of_tokens, token_group, token_ranks
 
 
@@ -47,7 +48,7 @@ class LongContextModule(lightning.LightningModule):
         init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
             if not given.
         adapter: what to train beside frozen weights instead of the weights themselves (adapter.py).
-        micro_batch_tokens: tokens per forward and backward; at least one sequence.
+        micro_batch_tokens: tokens per forward and backward of a device; at least one sequence, or its share of one.
         loss_memory: bytes that logits, and what is made of them, may take at once.
         loss: auto, chunked, liger or cut (model/fused_loss.py).
         checkpointing, compiled: see training/parallel.py.
@@ -79,6 +80,7 @@ class LongContextModule(lightning.LightningModule):
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled, self.loss = checkpointing, compiled, loss
         self.model: Llama | None = None
+        self.share: ContextShare | None = None
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
 
     def configure_model(self) -> None:
@@ -101,8 +103,10 @@ class LongContextModule(lightning.LightningModule):
                 load_external(model.to_empty(device="cpu"), self.init_from)
                 external = False
             add_adapter(model, self.adapter, self.seed)
-        sharded = isinstance(self.trainer.strategy, MeshStrategy)
-        parallelize(model, self.device_mesh if sharded else None, self.checkpointing, self.compiled)
+        mesh = self.device_mesh if isinstance(self.trainer.strategy, MeshStrategy) else None
+        if mesh is not None and size_of(mesh, "context") > 1:
+            self.share = ContextShare(mesh["context"])
+        parallelize(model, mesh, self.checkpointing, self.compiled)
         if external:
             load_external(model.to_empty(device=self.device), self.init_from)
         self.model = model
@@ -137,6 +141,7 @@ class LongContextModule(lightning.LightningModule):
         """One update: all micro-batches, clip, step. Validation in between goes on with the encoder of the update before."""
         self.model.encoder, _ = self.turning(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        batch = self.own_tokens(batch)
         tokens = self.total(batch.loss_tokens()).float()  # in bf16-true the default is bf16, which counts to 256
         scale = token_ranks(self.trainer.strategy) / tokens  # strategies average gradients over these ranks
         nats = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -152,6 +157,10 @@ class LongContextModule(lightning.LightningModule):
         optimizer.zero_grad()
         schedule.step()
         self.log_dict({"train/loss": self.total(nats) / tokens, "train/grad_norm": norm, "train/lr": lr})
+
+    def own_tokens(self, batch: Batch) -> Batch:
+        """The tokens that this rank computes: all of its rows', unless ranks share sequences. Callbacks see whole rows."""
+        return batch if self.share is None else self.share.cut(batch)
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """The batch in pieces of at most ``micro_batch_tokens`` tokens, whole sequences each, as equal as they can be: compiled code is
@@ -197,7 +206,7 @@ class LongContextModule(lightning.LightningModule):
             group = token_group(self.trainer.strategy)
             sums = (SumMetric(process_group=group).to(self.device) for _ in range(2))
             self.validation_sums[name] = tuple(metric.set_dtype(torch.float32) for metric in sums)  # not the default of bf16-true
-        for micro_batch in self.micro_batches(batch):
+        for micro_batch in self.micro_batches(self.own_tokens(batch)):
             with eager(self.compiled):
                 nats_and_tokens = self.model(micro_batch)
             for metric, value in zip(self.validation_sums[name], nats_and_tokens, strict=True):

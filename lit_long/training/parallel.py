@@ -28,7 +28,8 @@ from lit_long.positions import Rotation
 from lit_long.training.tensor import share_block, share_words
 
 CHECKPOINTING = ("none", "selective", "full")
-ATTENTION = ("scaled_dot_product", "attend_documents", "flash_attn", "flash_attention", "varlen_attn")  # in names of operations
+# In the names of operations
+ATTENTION = ("scaled_dot_product", "attend_documents", "attend_spans", "flash_attn", "flash_attention", "varlen_attn")
 SHAPES = 64  # compilations of one function that torch allows before it gives up; a growing context needs one for each length
 
 
@@ -92,8 +93,9 @@ def compile_block(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     fast = torch.compile(forward, dynamic=False, fullgraph=True)
 
     def call(x_BTD: Tensor, rotation: Rotation, sight: Sight, past: None = None) -> Tensor:
-        if sight.borders is not None:
-            torch._dynamo.maybe_mark_dynamic(sight.borders, 0)
+        for tensor in (sight.borders, *(sight.spans or ())):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return fast(x_BTD, rotation, sight, past)
 
     return call

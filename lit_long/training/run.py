@@ -22,6 +22,7 @@ from lit_long.data.module import LongContextDataModule
 from lit_long.model.attention import describe, use
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
+from lit_long.training.context import check_compiled
 from lit_long.training.module import LongContextModule, computed_in
 from lit_long.training.strategy import MeshStrategy
 
@@ -104,10 +105,10 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     checkpoint = newest_checkpoint(checkpoints)
     started = time.perf_counter()
     with use(config.trainer.attention):
-        report(
-            f"attention: {describe(trainer.strategy.root_device, computed_in(config.trainer.precision), config.model.head_dim)}",
-            0.0,
-        )
+        kernels = trainer.strategy.root_device, computed_in(config.trainer.precision), config.model.head_dim
+        if config.trainer.compile and config.trainer.context_parallel > 1:
+            check_compiled(*kernels)
+        report(f"attention: {describe(*kernels)}", 0.0)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     if trainer.interrupted or trainer.global_step < updates:
         raise KeyboardInterrupt

@@ -135,10 +135,13 @@ def test_kill_9_across_a_switch_and_an_epoch_is_uninterrupted(stages, straight):
     assert results[0]["data"] == results[1]["data"]
 
 
-def test_two_ranks_count_what_one_process_counts(stages, straight):
-    """FSDP2 over gloo, two domains, best-fit, two phases: the same counts to the last document, the same losses to rounding."""
-    folder = stages / "ranks"
-    end(start(folder, stage("fsdp")), folder)
+@pytest.mark.parametrize("context_parallel", [1, 2])
+def test_two_ranks_count_what_one_process_counts(stages, straight, context_parallel):
+    """FSDP2 over gloo, two domains, best-fit, two phases: the same counts to the last document, the same losses to rounding. The ranks have
+    half of the rows each, or of each row."""
+    folder, config = stages / f"ranks-{context_parallel}", stage("fsdp")
+    config.trainer.context_parallel = context_parallel
+    end(start(folder, config), folder)
     ours, theirs = (
         [{k: v for k, v in row.items() if not k.startswith("train/")} for row in counts(place)] for place in (folder, straight)
     )
@@ -148,6 +151,8 @@ def test_two_ranks_count_what_one_process_counts(stages, straight):
     losses = [[row["train/loss"] for row in rows(place)] for place in (folder, straight)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
     assert losses[0] != losses[1], "sums of two ranks are rounded otherwise: was it one?"
+    for row in rows(folder):
+        assert row["perf/tokens_per_second_per_device"] * row["perf/seconds"] == pytest.approx(PER_UPDATE / 2)
 
 
 def test_two_ranks_train_an_adapter_as_one_process_does(stages, straight):

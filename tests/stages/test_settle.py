@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lit_long.config import CurriculumConfig, DataConfig, ModelConfig, SamplingConfig, StageConfig, UserError
+from lit_long.config import CurriculumConfig, DataConfig, ModelConfig, SamplingConfig, StageConfig, TrainerConfig, UserError
 from lit_long.config.schema import PhaseConfig
 from lit_long.stages.settle import settle
 
@@ -14,7 +14,7 @@ WHERE = "my.yaml: stages.base"
 ROPE = {"scheme": "rope", "base": 10_000.0}
 
 
-def settled(*phases, context=1024, **data):
+def settled(*phases, context=1024, context_parallel=1, **data):
     config = StageConfig(
         context=context,
         tokens=2**20,
@@ -23,6 +23,7 @@ def settled(*phases, context=1024, **data):
         position=ROPE,
         data=DataConfig(**{"weights": {"code": 1.0, "docs": 0.0}} | data),
         curriculum=CurriculumConfig([PhaseConfig(**phase) for phase in phases]),
+        trainer=TrainerConfig(strategy="fsdp", devices=context_parallel, context_parallel=context_parallel),
     )
     return settle(config, None, True, WHERE)
 
@@ -96,3 +97,15 @@ def test_a_phases_position_is_completed():
     first, second, last = found.curriculum.phases
     assert first.position["scheme"] == "rope" and first.position["base"] == 500.0
     assert second.position["scheme"] == "nope" and "base" not in second.position and last.position == {}
+
+
+def test_ranks_that_share_sequences_need_equal_chunks_in_every_phase():
+    """1,024 tokens can be cut into 2 · 32 chunks, and those of a short or a growing phase, too; 16 tokens cannot."""
+    settled(context_parallel=32)
+    settled({"until": 0.5, "scale": 0.0625}, {}, context_parallel=32)
+    message = rf"^{re.escape(WHERE)}: trainer\.context_parallel=16 .*32 equal .*update 0 on .*16 tokens"
+    for first in ({"scale": 0.015625}, {"grow_from": 0.015625}):
+        with pytest.raises(UserError, match=message):
+            settled({"until": 0.5} | first, {}, context_parallel=16)
+    with pytest.raises(UserError, match=r"trainer\.context_parallel=3 cuts every sequence into 6 equal chunks"):
+        settled(context_parallel=3)

@@ -1,0 +1,214 @@
+"""Attention of a rank's part of every sequence: what it sees against an obvious mask, its values and gradients against a plain softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_long.config import UserError
+from lit_long.model import flash
+from lit_long.model.attention import KERNELS, choose, document_starts, use
+from lit_long.model.batch import PADDING
+from lit_long.model.spans import PACKED, attend_part, attend_spans, natural_order, own_tokens, scores, span_by_span, spans_of
+
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6))  # ranks, tokens of a chunk
+
+
+@st.composite
+def documents(draw):
+    """(ids [B, S], ranks): documents of every length, padding right of the last in some rows."""
+    (ranks, chunk), rows = draw(SHAPES), draw(st.integers(1, 3))
+    length = 2 * ranks * chunk
+    ids = torch.full((rows, length), PADDING)
+    for row in range(rows):
+        used = draw(st.integers(1, length))
+        cuts = draw(st.sets(st.integers(1, length), max_size=5))
+        ids[row, :used] = torch.tensor([sum(cut <= place for cut in cuts) for place in range(used)])
+    return ids, ranks
+
+
+def allowed(ids):
+    """Which keys each query sees, [B, S, S]: those before it, of its document."""
+    same = ids[:, :, None] == ids[:, None, :]
+    return same & torch.ones_like(same[0]).tril()
+
+
+def starts_of(ids):
+    starts = document_starts(ids, True)
+    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == 0 if starts is None else starts
+
+
+@given(SHAPES)
+def test_every_token_has_one_rank_and_finds_its_place_again(shape):
+    ranks, chunk = shape
+    length = 2 * ranks * chunk
+    parts = [own_tokens(rank, ranks, length) for rank in range(ranks)]
+    assert {len(part) for part in parts} == {2 * chunk}
+    assert sorted(torch.cat(parts).tolist()) == list(range(length))
+    chunks = torch.cat(parts).unflatten(0, (2 * ranks, chunk))
+    assert chunks[natural_order(ranks)].flatten().tolist() == list(range(length))
+
+
+@given(SHAPES)
+def test_without_borders_all_ranks_compute_the_same_number_of_scores(shape):
+    ranks, c = shape
+    whole = torch.zeros(1, 2 * ranks * c, dtype=torch.bool)
+    whole[:, 0] = True
+    found = {scores(spans_of(whole, rank, ranks, False)) for rank in range(ranks)}
+    assert found == {(2 * ranks - 1) * c**2 + c * (c + 1)}
+
+
+@given(documents())
+def test_borders_only_take_scores_away(drawn):
+    """Each rank has exactly the scores that the mask has for its tokens, and never more than without borders."""
+    ids, ranks = drawn
+    B, S = ids.shape
+    c = S // (2 * ranks)
+    for rank in range(ranks):
+        found = scores(spans_of(starts_of(ids), rank, ranks, False))
+        mask = allowed(ids) if document_starts(ids, True) is not None else allowed(torch.zeros_like(ids))
+        assert found == mask[:, own_tokens(rank, ranks, S)].sum() <= B * ((2 * ranks - 1) * c**2 + c * (c + 1))
+
+
+@settings(max_examples=200)
+@given(documents())
+def test_spans_are_what_an_obvious_mask_says(drawn):
+    """From the table, and from borders and keys as a GPU's kernels read them: the lower right corner is the last query's last key."""
+    ids, ranks = drawn
+    B, S = ids.shape
+    truth = allowed(ids) if document_starts(ids, True) is not None else allowed(torch.zeros_like(ids))
+    for rank in range(ranks):
+        spans, T = spans_of(starts_of(ids), rank, ranks, True), S // ranks
+        from_table, from_packed = torch.zeros(B, T, S, dtype=torch.int), torch.zeros(B * T, B * S, dtype=torch.int)
+        for row, query, key, earlier, tokens in spans.table.tolist():
+            for n in range(tokens):
+                from_table[row, query + n, key : key + earlier + n + 1] += 1
+        for (start, stop), (first, last) in zip(pairs(spans.borders_q), pairs(spans.borders_k), strict=True):
+            for query in range(start, stop):
+                from_packed[query, spans.keys[first : last - (stop - 1 - query)]] += 1
+        expected = truth[:, own_tokens(rank, ranks, S)].int()
+        across = from_packed.view(B, T, B, S)
+        assert torch.equal(from_table, expected)
+        assert torch.equal(torch.stack([across[row, :, row] for row in range(B)]), expected)
+        assert from_packed.sum() == expected.sum()  # no row sees another
+
+
+def pairs(borders):
+    return list(zip(borders.tolist()[:-1], borders.tolist()[1:], strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- values
+
+IDS = torch.tensor(
+    [
+        [0] * 48,  # one document
+        [0] * 12 + [1] * 12 + [2] * 24,  # borders at the cuts of two and of four ranks
+        [0] * 5 + [1] * 20 + [2] * 16 + [PADDING] * 7,
+        [0] * 30 + [1] + [2] * 17,
+    ]
+)
+
+
+def by_hand(q, k, v, mask):
+    """Softmax of masked scores, heads sharing keys."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
+    return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1) @ v
+
+
+def check(ids, ranks, heads, shared, attend, dtype, limit, packed=False, device="cpu"):
+    """Every rank's outputs, and the gradients that all of them give together, against the whole sequence's."""
+    (B, S), K, ids = ids.shape, 16, ids.to(device)
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(B, S, h, K, generator=generator) for h in (heads, shared, shared, heads)]
+    whole = [x.to(device, dtype).transpose(1, 2) for x in whole]
+    exact = [x.double().requires_grad_() for x in whole[:3]]
+    expected = by_hand(*exact, allowed(ids))
+    truth = torch.autograd.grad((expected * whole[3].double()).sum(), exact)
+    inputs = [x.detach().requires_grad_() for x in whole[:3]]
+    sums = [torch.zeros_like(x) for x in truth]
+    for rank in range(ranks):
+        own = own_tokens(rank, ranks, S).to(device)
+        spans = spans_of(starts_of(ids), rank, ranks, packed)
+        out = attend(inputs[0][:, :, own], inputs[1], inputs[2], spans)
+        assert out.dtype == dtype and (out.double() - expected[:, :, own]).norm() <= limit * expected.norm()
+        for total, part in zip(sums, torch.autograd.grad((out * whole[3][:, :, own]).sum(), inputs), strict=True):
+            total += part
+    for ours, right in zip(sums, truth, strict=True):
+        assert (ours - right).norm() <= limit * right.norm()
+
+
+def on_a_cpu(q, k, v, spans):
+    return attend_part(q, k, v, spans, "sdpa")
+
+
+@pytest.mark.parametrize("attend", [on_a_cpu, span_by_span])
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ids", [IDS, torch.zeros_like(IDS)], ids=["documents", "whole"])
+def test_attention_of_all_parts_is_that_of_the_whole(ids, ranks, heads, shared, attend):
+    check(ids, ranks, heads, shared, attend, torch.float32, 2e-6)
+
+
+def written_out(q_NHK, k_MGK, v_MGK, borders_q, borders_k, longest_q, longest_k):
+    """What flash_attn_varlen_func and varlen_attn promise, as FlashAttention says it since 2.1: the diagonal ends in the lower right corner."""
+    outputs = []
+    for (start, stop), (first, last) in zip(pairs(borders_q), pairs(borders_k), strict=True):
+        assert stop - start <= longest_q and last - first <= longest_k
+        q, k, v = (x.transpose(0, 1)[None] for x in (q_NHK[start:stop], k_MGK[first:last], v_MGK[first:last]))
+        mask = torch.ones(1, stop - start, last - first, dtype=torch.bool).tril(last - first - (stop - start))
+        outputs.append(by_hand(q, k, v, mask)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("kernel", PACKED)
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (6, 2)])
+def test_kernels_of_a_gpu_are_given_the_right_pieces(kernel, heads, shared, monkeypatch):
+    """No GPU here: what the kernels are called with, by what they promise to do with it."""
+
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
+        assert window_size == (-1, 0) and enable_gqa == (heads != shared)
+        return written_out(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+
+    def flash_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False):
+        assert causal
+        return written_out(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(flash, "find", lambda capability: flash.Found("FlashAttention", None, flash_attn))
+    monkeypatch.setattr(flash, "varlen_function", lambda: varlen_attn)
+    check(IDS, 2, heads, shared, lambda *x: attend_part(*x, kernel), torch.float32, 2e-6, packed=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_on_a_gpu(kernel, heads, shared, dtype):
+    gpu = torch.device("cuda", 0)
+    with use(kernel):
+        try:
+            choose(gpu, dtype, 16, True)
+        except UserError as error:
+            pytest.skip(str(error))
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    check(IDS, 2, heads, shared, lambda *x: attend_part(*x, kernel), dtype, limit, kernel in PACKED, gpu)
+
+
+@pytest.mark.parametrize("lengths", [[2400], [100, 1300, 1000], [513, 87, 600, 1200]], ids=str)
+def test_half_precision_with_short_and_long_spans(lengths):
+    """Where the kernel for short documents takes turns with torch's: chunks of 600."""
+    ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
+    check(ids, 2, 2, 1, on_a_cpu, torch.bfloat16, 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_operation_keeps_torchs_rules(dtype):
+    """torch's own check of custom operations: schema, shapes without data, gradients under tracing, changing sizes."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 24, 4, 16), (4, 48, 2, 16), (4, 48, 2, 16))
+    q, k, v = (torch.randn(s, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for s in shapes)
+    table = spans_of(starts_of(IDS), 1, 2, False).table
+    torch.library.opcheck(attend_spans, (q, k, v, table))

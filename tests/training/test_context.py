@@ -1,0 +1,162 @@
+"""Ranks that share sequences train as one process does: losses, gradient norms, validation and weights, over gloo."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_long.config import ModelConfig, UserError
+from lit_long.config.mesh import Mesh
+from lit_long.model.batch import Part
+from lit_long.model.llama import Llama
+from lit_long.positions import build
+from lit_long.training.context import check_compiled, check_divisible
+from lit_long.training.parallel import parallelize
+from tests.integration.mini import REPOSITORY
+from tests.training.context_cases import CASES, CLIP, ROPE, UPDATES, batch_of, fit
+
+FAST = ("documents", "whole", "weights", "pose", "randomised")
+
+
+def on_ranks(out: Path, sizes: Mesh, *names: str) -> subprocess.Popen:
+    """torchrun with the trainings ``names``."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sizes.ranks}"]
+    words = ["-m", "tests.training.context_cases", str(out), *map(str, sizes), *names]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with out.with_suffix(".log").open("w") as log:
+        return subprocess.Popen([sys.executable, *torchrun, *words], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+
+
+def found_by(process: subprocess.Popen, out: Path) -> dict[str, dict]:
+    try:
+        code = process.wait(240)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its ranks, which a kill would leave behind
+        code = process.wait(30)
+    assert code == 0, out.with_suffix(".log").read_text()[-6000:]
+    return torch.load(out)
+
+
+def same(ours, theirs, limit=1e-5):
+    assert len(theirs["losses"]) == UPDATES and len(theirs["validation"]) == 2
+    for kind in ("losses", "norms", "validation"):
+        assert ours[kind] == pytest.approx(theirs[kind], abs=limit, rel=limit), kind
+    assert ours["weights"].keys() == theirs["weights"].keys()
+    for name, weight in theirs["weights"].items():
+        torch.testing.assert_close(ours["weights"][name], weight, atol=limit, rtol=limit, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process finds in each case; computed once."""
+    return {name: fit(**CASES[name]) for name in FAST}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, alone):
+    """What two ranks find that share every sequence: one start for all cases."""
+    out = tmp_path_factory.mktemp("two") / "found.pt"
+    return found_by(on_ranks(out, Mesh(context=2), *FAST), out)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_two_ranks_train_as_one_process(name, alone, two):
+    assert min(alone[name]["norms"]) > CLIP  # it bites
+    same(two[name], alone[name])
+
+
+def test_the_cases_differ(alone):
+    """The comparison can fail: masks, encoders and weights of targets matter here by far more than the limit."""
+    for one, other in itertools.combinations(FAST, 2):
+        assert abs(alone[one]["losses"][-1] - alone[other]["losses"][-1]) > 1e-3, (one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [Mesh(context=4), Mesh(shard=2, context=2), Mesh(replicate=2, context=2)], ids=str)
+def test_four_ranks_train_as_one_process(sizes, alone, tmp_path):
+    found = found_by(on_ranks(tmp_path / "found.pt", sizes, *FAST), tmp_path / "found.pt")
+    for name in FAST:
+        same(found[name], alone[name])
+
+
+@pytest.mark.slow
+def test_context_and_tensor_ranks_together(alone, tmp_path):
+    found = found_by(on_ranks(tmp_path / "found.pt", Mesh(context=2, tensor=2), *FAST), tmp_path / "found.pt")
+    for name in FAST:
+        same(found[name], alone[name])
+
+
+@pytest.mark.slow
+def test_compiled_blocks_share_sequences_too(tmp_path):
+    """Compiled once, whatever the documents are."""
+    names = ("compiled", "compiled selective")
+    found = found_by(on_ranks(tmp_path / "found.pt", Mesh(context=2), *names), tmp_path / "found.pt")
+    for name in names:
+        assert found[name]["compilations"] == 1
+        same(found[name], fit(**CASES[name] | {"compiled": False, "checkpointing": "none"}), 2e-5)
+
+
+@pytest.mark.slow
+def test_half_precision_is_as_exact_as_on_one_process(tmp_path):
+    """Two ranks differ from fp32 by no more than twice what one process in bf16 does at most."""
+    names, exact = ("bf16-mixed", "bf16-true"), fit()["losses"]
+    found = found_by(on_ranks(tmp_path / "found.pt", Mesh(context=2), *names), tmp_path / "found.pt")
+    for name in names:
+        two, one = (max(abs(a - b) for a, b in zip(x["losses"], exact, strict=True)) for x in (found[name], fit(**CASES[name])))
+        assert 0 < two <= 2 * one < 0.02
+
+
+def attention_and_gathers(way):
+    """Of forward and backward: how often attention was computed, how often keys were gathered, and a gradient. One rank shares with nobody."""
+    calls = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def gather(k, v):
+        calls.append("gather")
+        return k, v
+
+    model = Llama(ModelConfig(100, 64, 2, 4, 2, 16, 96, tie_embeddings=True), build(ROPE, 16))
+    model.init_weights(0)
+    batch = batch_of(0, True, False)
+    with Watch():
+        nats, _ = parallelize(model, None, way)(batch._replace(part=Part(0, 1, batch.document_ids, gather)))
+        nats.backward()
+    return sum("attend_spans.default" in call for call in calls), calls.count("gather"), model.embed_tokens.weight.grad
+
+
+def test_selective_checkpointing_computes_attention_once_and_gathers_again():
+    """In each of two layers."""
+    results = {way: attention_and_gathers(way) for way in ("none", "selective", "full")}
+    assert {way: counts for way, (*counts, _) in results.items()} == {"none": [2, 2], "selective": [2, 4], "full": [4, 4]}
+    for way in ("selective", "full"):
+        torch.testing.assert_close(results[way][2], results["none"][2], atol=1e-6, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+
+
+def test_sequences_that_cannot_be_cut_are_refused():
+    check_divisible(96, 4)
+    with pytest.raises(UserError, match=r"trainer\.context_parallel=4 .*sequences of 100 tokens: .* must be a multiple of 8"):
+        check_divisible(100, 4)
+
+
+def test_compiling_where_no_kernel_knows_spans_is_refused(monkeypatch):
+    """The choice itself, for hardware that is not here."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    check_compiled(torch.device("cpu"), torch.float32, 128)
+    check_compiled(gpu, torch.bfloat16, 128)
+    with pytest.raises(UserError, match=r"trainer\.compile=true .*trainer\.context_parallel.*trainer\.precision=bf16-mixed"):
+        check_compiled(gpu, torch.float32, 128)
