@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lit_long.checkpoints.external import External, open_external
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import StageConfig, TrainerConfig, UserError
+from lit_long.config.checkpoints import check_checkpoints, milestone_updates, number_of_updates, writes_in_background
 from lit_long.data import accounting
 from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
 from lit_long.model.attention import describe, use
 from lit_long.training.adapter import save_adapted, trained_part
-from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
+from lit_long.training.bad_updates import Judge
+from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine
+from lit_long.training.faults import Stopped, StopRequest, Watchdog
 from lit_long.training.module import LongContextModule
+from lit_long.training.resume import STEP, OneFile, ShardedPoints, Writer, newest_checkpoint
 
 
-def number_of_updates(config: StageConfig) -> int:
-    """Optimizer updates of a stage: its tokens in whole updates, at least one."""
-    return max(1, round(config.tokens / config.tokens_per_update))
+class ShardedStrategy(ShardedPoints, ModelParallelStrategy):
+    """FSDP2, with resume points of our own."""
 
 
 def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:
@@ -37,6 +41,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         parent: folder of the stage whose weights this one starts from.
         report: hears of every update.
     """
+    check_checkpoints(config, str(folder / "stage.yaml"))
     updates = number_of_updates(config)
     phases = make_phases(config.curriculum, config.context, config.tokens_per_update, updates, str(folder / "stage.yaml"))
     data = LongContextDataModule(
@@ -72,15 +77,16 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         loss_memory=config.trainer.loss_memory,
         checkpointing=config.trainer.checkpointing,
         compiled=config.trainer.compile,
+        judge=Judge(config.trainer.bad_update, config.trainer.spike),
     )
-    checkpoints = folder / "checkpoints"
+    checkpoints, writer = folder / "checkpoints", Writer(writes_in_background(config.trainer))
     every = -(-updates // config.validation.times) if config.validation.times else 0
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
-        strategy=strategy(config.trainer),
+        strategy=strategy(config.trainer, writer),
         precision=config.trainer.precision,
-        plugins=[TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else None,
+        plugins=plugins(config.trainer, writer),
         max_steps=updates,
         val_check_interval=every or None,
         check_val_every_n_epoch=None,
@@ -89,7 +95,15 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         use_distributed_sampler=False,
         callbacks=[
             MetricsFile(folder / "metrics.jsonl", config.trainer.precision, report),
-            ResumePoint(checkpoints, config.trainer.checkpoint_every),
+            ResumePoint(
+                checkpoints,
+                config.trainer.checkpoint_every,
+                config.trainer.keep_checkpoints,
+                milestone_updates(config),
+                writer,
+                StopRequest(),
+            ),
+            Watchdog(folder, config.trainer.timeout_minutes),
         ],
         logger=False,
         enable_checkpointing=False,
@@ -101,10 +115,14 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     started = time.perf_counter()
     with use(config.trainer.attention):
         report(f"attention: {describe(trainer.strategy.root_device, computed_in(config), config.model.head_dim)}", 0.0)
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        except Stopped as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None
     if trainer.interrupted or trainer.global_step < updates:
         raise KeyboardInterrupt
-    if every and updates % every:
+    ended_before = checkpoint is not None and checkpoint.name == STEP.format(updates)  # killed after its last update: it ran none now
+    if every and (updates % every or ended_before):
         trainer.validate(module, data, verbose=False)
     seconds = time.perf_counter() - started
     if config.adapter.rank:
@@ -136,7 +154,7 @@ def computed_in(config: StageConfig) -> torch.dtype:
     return torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
 
 
-def strategy(trainer: TrainerConfig) -> str | Strategy:
+def strategy(trainer: TrainerConfig, writer: Writer) -> str | Strategy:
     """The Lightning strategy of ``trainer.strategy``."""
     if trainer.strategy == "single":
         if trainer.devices != 1:
@@ -145,11 +163,18 @@ def strategy(trainer: TrainerConfig) -> str | Strategy:
             )
         return "auto"
     if trainer.strategy == "fsdp":
-        # One ordinary checkpoint file, which resumes on any number of ranks, a single one included.
-        return ModelParallelStrategy(
-            data_parallel_size=trainer.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+        found = ShardedStrategy(
+            data_parallel_size=trainer.devices, tensor_parallel_size=1, timeout=timedelta(minutes=(trainer.timeout_minutes or 30) + 5)
         )
+        found.writer = writer
+        return found
     raise UserError(f"trainer.strategy must be single or fsdp, not {trainer.strategy!r}")
+
+
+def plugins(trainer: TrainerConfig, writer: Writer) -> list[Any]:
+    """Who started the ranks, and who writes checkpoints on one device."""
+    started = [TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else []
+    return started + ([OneFile(writer)] if trainer.strategy == "single" else [])
 
 
 def summary(
@@ -173,6 +198,7 @@ def summary(
         "mfu_causal": steps[-1].get("perf/mfu_causal"),
         "peak_memory_gib": steps[-1].get("perf/peak_memory_gib"),
         "seconds": seconds,
+        "skipped_updates": module.judge.skipped,
         "precision": config.trainer.precision,
         "machine": machine(module.device),
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
