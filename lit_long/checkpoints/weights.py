@@ -24,7 +24,7 @@ def save_weights(model: nn.Module, file: Path, is_writer: bool = True) -> None:
 
     They are gathered one tensor at a time, and written at once: no rank ever holds more of the others' than that.
     """
-    state = model.state_dict()
+    state = dict(sorted(model.state_dict().items(), key=lambda entry: -entry[1].element_size()))  # so that all are aligned
     whole = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in state.values())
     if not is_writer:
         for _ in whole:  # gathering takes all ranks
@@ -43,7 +43,7 @@ def header(state: dict[str, torch.Tensor]) -> bytes:
         begin, end = end, end + tensor.numel() * tensor.element_size()
         entries[name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -30,7 +30,9 @@ def main(argv: list[str]) -> int:
     except ChildFailedError as error:
         print(error, file=sys.stderr, flush=True)
         return told(folder, error.failures)
-    except SignalException:
+    except SignalException as error:
+        if not (folder / "error.txt").exists():  # they had not begun to train
+            write_atomically(folder / "error.txt", f"interrupted by {error.sigval.name}\n")
         return INTERRUPTED
     return 0
 

@@ -15,10 +15,12 @@ import errno
 import functools
 import io
 import os
+import pickle
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +97,10 @@ class OneFile(TorchCheckpointIO):
         self.writer.run(functools.partial(write_file, checkpoint, Path(path)))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        if Path(path).is_dir():
-            return assembled(Path(path))
-        return super().load_checkpoint(path, map_location or "cpu", weights_only)
+        with reading(path):
+            if Path(path).is_dir():
+                return assembled(Path(path))
+            return super().load_checkpoint(path, map_location or "cpu", weights_only)
 
 
 class ShardedPoints:
@@ -120,6 +123,22 @@ class ShardedPoints:
         torch.save(checkpoint, meta)
         path = Path(self.broadcast(str(filepath)))
         self.writer.run(functools.partial(write_folder, tensors, meta.getvalue(), path, self._files))
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        with reading(checkpoint_path):
+            return super().load_checkpoint(checkpoint_path, weights_only)
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Errors of a checkpoint that cannot be read, in words for people."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, dcp.CheckpointException) as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise UserError(
+            f"{path}: this checkpoint cannot be read: {type(error).__name__}: {reason}. Remove it to go on from one before it, or from the start"
+        ) from error
 
 
 def staged(state: dict[str, Any]) -> dict[str, Any]:
