@@ -27,7 +27,9 @@ def check_checkpoints(config: StageConfig, where: str) -> None:
         if getattr(trainer, key) < 1:
             raise UserError(f"{where}: trainer.{key}={getattr(trainer, key)}: must be at least 1")
     if trainer.spike and trainer.spike <= 1:
-        raise UserError(f"{where}: trainer.spike={trainer.spike:g}: must be above 1, a multiple of the median loss, or 0 for no limit")
+        raise UserError(
+            f"{where}: trainer.spike={trainer.spike:g}: must be above 1, a multiple of the median loss, or 0 for no limit"
+        )
     if trainer.timeout_minutes < 0:
         raise UserError(f"{where}: trainer.timeout_minutes={trainer.timeout_minutes:g}: must not be negative; 0 = no limit")
     milestone_updates(config, where)

@@ -171,7 +171,9 @@ class TrainerConfig:
     devices: int = field(default=1, metadata=NOT_IDENTITY)  # of each machine
     nodes: int = field(default=1, metadata=NOT_IDENTITY)  # machines
     # The mesh of strategy=fsdp: nodes · devices = replicate · shard · context_parallel · tensor_parallel; shard is what is left
-    replicate: int = field(default=1, metadata=NOT_IDENTITY)  # copies of the sharded model, between which gradients alone travel (HSDP)
+    replicate: int = field(
+        default=1, metadata=NOT_IDENTITY
+    )  # copies of the sharded model, between which gradients alone travel (HSDP)
     context_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share the tokens of each sequence
     tensor_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share each matrix
     threads: int = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
@@ -189,8 +191,12 @@ class TrainerConfig:
     milestones: list[float] = field(
         default_factory=list, metadata=NOT_IDENTITY
     )  # checkpoints that stay, too: up to 1 shares of the run, above it tokens, such as [0.5, 20M]
-    checkpoint_async: str = field(default="auto", metadata=NOT_IDENTITY)  # written beside training: auto (on a GPU) · always · never
-    timeout_minutes: float = field(default=30.0, metadata=NOT_IDENTITY)  # several ranks: end when nothing moves for so long; 0 = never
+    checkpoint_async: str = field(
+        default="auto", metadata=NOT_IDENTITY
+    )  # written beside training: auto (on a GPU) · always · never
+    timeout_minutes: float = field(
+        default=30.0, metadata=NOT_IDENTITY
+    )  # several ranks: end when nothing moves for so long; 0 = never
     # A loss or gradient that is not finite, or a loss above ``spike`` times the median of the last ones (0 = no limit). With stop they change
     # no result, only whether there is one; skip enters the identity in stages/plan.py.
     bad_update: str = field(default="stop", metadata=NOT_IDENTITY)  # stop · skip

@@ -53,14 +53,18 @@ def told(folder: Path, failures: dict[int, Any]) -> int:
     codes = {failure.exitcode for failure in begun.values() if failure.exitcode > 0}
     file = folder / "error.txt"
     if others:
-        write_atomically(file, f"{killing(others)}; torchrun ended the others. The same command goes on from the last checkpoint\n")
+        write_atomically(
+            file, f"{killing(others)}; torchrun ended the others. The same command goes on from the last checkpoint\n"
+        )
         return FAILED
     if not codes:
         write_atomically(file, f"{killing(killed)}\n")
         return INTERRUPTED
     if not file.exists():
         rank, failure = next((rank, failure) for rank, failure in begun.items() if failure.exitcode > 0)
-        write_atomically(file, f"rank {rank} on {socket.gethostname()} ended with exit code {failure.exitcode} and said nothing\n")
+        write_atomically(
+            file, f"rank {rank} on {socket.gethostname()} ended with exit code {failure.exitcode} and said nothing\n"
+        )
     return min(codes) if len(codes) == 1 else FAILED
 
 

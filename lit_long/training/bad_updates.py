@@ -58,7 +58,9 @@ class Judge:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"the loss is {loss:g} and the norm of the gradient {norm:g}"
         if self.spike and len(self.losses) >= ENOUGH and loss > self.spike * (usual := median(self.losses)):
-            return f"the loss is {loss:.4g}, more than {self.spike:g} times the median of the last {len(self.losses)}, {usual:.4g}"
+            return (
+                f"the loss is {loss:.4g}, more than {self.spike:g} times the median of the last {len(self.losses)}, {usual:.4g}"
+            )
         return ""
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_long.config import UserError
 from lit_long.data.accounting import consumed
 from lit_long.model.batch import Batch
-from lit_long.training.faults import StopRequest, Stopped
+from lit_long.training.faults import Stopped, StopRequest
 from lit_long.training.resume import DELETING, STEP, WRITING, Writer, discard
 from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
 

@@ -28,8 +28,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import nn
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
 
 from lit_long.checkpoints.own import read_entry
 from lit_long.config import UserError
@@ -106,7 +109,8 @@ class OneFile(TorchCheckpointIO):
 class ShardedPoints:
     """For a ModelParallelStrategy (put before it in the list of bases): a resume point is a folder to which every rank writes its part.
 
-    Loading is Lightning's own: each rank reads what it holds, out of a folder of any other layout, or its part of an ordinary file.
+    Each rank reads what it holds, out of a folder of any other layout, or of an ordinary file. Lightning, which does the former, takes the
+    numbers of an optimizer's parameters in a file for those of the module: they are not, where there are groups.
     """
 
     writer = Writer()
@@ -126,7 +130,14 @@ class ShardedPoints:
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         with reading(checkpoint_path):
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            if Path(checkpoint_path).is_dir():
+                return super().load_checkpoint(checkpoint_path, weights_only)
+            checkpoint = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+            whole = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=whole)
+            for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
+                set_optimizer_state_dict(self.model, optimizer, named(state, self.model, optimizer), options=whole)
+            return checkpoint
 
 
 @contextmanager
@@ -228,6 +239,15 @@ def assembled(folder: Path) -> dict[str, Any]:
     return meta | found | {"optimizer_states": optimizers}
 
 
+def named(state: dict[str, Any], module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state by the parameters' names, from one by their numbers: as torch does it, by their places in the groups."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    given = dict(zip((number for group in state["param_groups"] for number in group["params"]), own, strict=True))
+    groups = [group | {"params": [given[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {given[number]: values for number, values in state["state"].items()}, "param_groups": groups}
+
+
 def numbered(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state by the parameters' numbers, as torch's own on one device, and not by their names."""
     groups, numbers = [], {}
@@ -235,4 +255,3 @@ def numbered(state: dict[str, Any]) -> dict[str, Any]:
         numbers |= {name: number for number, name in enumerate(group["params"], len(numbers))}
         groups.append(group | {"params": [numbers[name] for name in group["params"]]})
     return {"state": {numbers[name]: values for name, values in state.get("state", {}).items()}, "param_groups": groups}
-

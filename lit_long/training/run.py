@@ -121,7 +121,9 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
             raise KeyboardInterrupt(str(stopped)) from None
     if trainer.interrupted or trainer.global_step < updates:
         raise KeyboardInterrupt
-    ended_before = checkpoint is not None and checkpoint.name == STEP.format(updates)  # killed after its last update: it ran none now
+    ended_before = checkpoint is not None and checkpoint.name == STEP.format(
+        updates
+    )  # killed after its last update: it ran none now
     if every and (updates % every or ended_before):
         trainer.validate(module, data, verbose=False)
     seconds = time.perf_counter() - started
@@ -164,7 +166,9 @@ def strategy(trainer: TrainerConfig, writer: Writer) -> str | Strategy:
         return "auto"
     if trainer.strategy == "fsdp":
         found = ShardedStrategy(
-            data_parallel_size=trainer.devices, tensor_parallel_size=1, timeout=timedelta(minutes=(trainer.timeout_minutes or 30) + 5)
+            data_parallel_size=trainer.devices,
+            tensor_parallel_size=1,
+            timeout=timedelta(minutes=(trainer.timeout_minutes or 30) + 5),
         )
         found.writer = writer
         return found

@@ -15,7 +15,9 @@ from lit_long.stages.plan import Stage, identity_settings
 
 
 def stage(**trainer) -> StageConfig:
-    return StageConfig(context=64, tokens=10_000, tokens_per_update=1_000, position={"scheme": "rope"}, trainer=TrainerConfig(**trainer))
+    return StageConfig(
+        context=64, tokens=10_000, tokens_per_update=1_000, position={"scheme": "rope"}, trainer=TrainerConfig(**trainer)
+    )
 
 
 def test_milestones_are_shares_or_tokens():
@@ -65,7 +67,11 @@ def test_room_for_all_checkpoints_that_stay_and_one_that_is_written():
 
 def test_what_may_change_the_result_identifies_it():
     same = identity_settings(stage())
-    for trainer in ({"spike": 3.0}, {"keep_checkpoints": 2, "milestones": [0.5], "checkpoint_async": "always"}, {"timeout_minutes": 1.0}):
+    for trainer in (
+        {"spike": 3.0},
+        {"keep_checkpoints": 2, "milestones": [0.5], "checkpoint_async": "always"},
+        {"timeout_minutes": 1.0},
+    ):
         assert identity_settings(stage(**trainer)) == same
     skips = [identity_settings(stage(bad_update="skip", spike=spike)) for spike in (0.0, 2.0, 3.0)]
     assert same not in skips and skips[0] != skips[1] != skips[2]

@@ -87,7 +87,9 @@ def test_every_fault_tells_its_reason_and_the_stage_goes_on(stages, straight):
     rank(process, 1).kill()
     code, reason = ended(process, folder)
     assert code == 1 and not is_done(folder)
-    assert re.match(r"rank 1 by SIGKILL \(was the memory used up\?\): ended on .*goes on from the last checkpoint", reason), reason
+    assert re.match(r"rank 1 by SIGKILL \(was the memory used up\?\): ended on .*goes on from the last checkpoint", reason), (
+        reason
+    )
 
     process = begin(folder, stage(timeout_minutes=0.1), 6)
     hanging = rank(process, 1)
@@ -148,7 +150,9 @@ def check_killed(stages: Path, straight: Path, times: int, seed: int) -> None:
     kills = 0
     while kills < times:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True) if kills % 8 == 7 else None
-        kill_while_saving(folder, replace(config, trainer=replace(config.trainer, checkpoint_async=chance.choice(["always", "never"]))), chance)
+        kill_while_saving(
+            folder, replace(config, trainer=replace(config.trainer, checkpoint_async=chance.choice(["always", "never"]))), chance
+        )
         kills += 1
     end(start(folder, config), folder)
     assert counts(folder) == counts(straight)
@@ -187,13 +191,19 @@ def test_a_full_disk(stages, straight, tmp_path):
     unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*unshare, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*unshare, "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as shell:
         out, errors = shell.stdout.read(), shell.stderr.read()
     if shell.returncode == 99 or "unshare" in errors:
         pytest.skip(f"no disk of one's own can be mounted here: {errors}")
     assert "stopped 2" in out and "ended 0" in out, out + errors
-    assert re.search(r"stopped 2\nstep-00000002.ckpt\n.*step-00000004.ckpt: no space left .*step-00000002.ckpt, is whole", out), out
+    assert re.search(r"stopped 2\nstep-00000002.ckpt\n.*step-00000004.ckpt: no space left .*step-00000002.ckpt, is whole", out), (
+        out
+    )
     ours, theirs = (load_file(place / "weights.safetensors") for place in (tmp_path, straight))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
-

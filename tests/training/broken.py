@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -18,4 +18,4 @@ class Broken(RoPE):
         global at
         at -= 1
         found = super().rotation(positions, length)
-        return found if at else replace(found, cos_q=found.cos_q * float("nan"))
+        return found if at else found._replace(cos_q=found.cos_q * float("nan"))

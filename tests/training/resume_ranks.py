@@ -87,7 +87,10 @@ def fill(update: int) -> None:
 
 
 def saved(out: Path) -> list[str]:
-    return sorted(path.name for path in (out / "checkpoints").iterdir())
+    """The checkpoints there are. All ranks look before any of them goes on."""
+    found = sorted(path.name for path in (out / "checkpoints").iterdir())
+    dist.barrier()
+    return found
 
 
 def expect(found: object, expected: object) -> None:

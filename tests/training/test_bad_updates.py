@@ -63,7 +63,9 @@ def test_a_spike_is_told_from_the_rest():
     assert module.judge.skipped == 1 and max(module.judge.losses) < 5 and len(module.judge.losses) == ENOUGH + 9
     module, _ = fit(given, len(given), policy="skip")
     assert module.judge.skipped == 0, "without a limit it is no spike"
-    with pytest.raises(UserError, match=rf"update {ENOUGH + 9}: the loss is .*more than 3 times the median of the last {ENOUGH + 8}"):
+    with pytest.raises(
+        UserError, match=rf"update {ENOUGH + 9}: the loss is .*more than 3 times the median of the last {ENOUGH + 8}"
+    ):
         fit(given, len(given), policy="stop", spike=3.0)
 
 

@@ -98,7 +98,9 @@ def test_the_folder_of_two_ranks_goes_on_on_one_device(place, tmp_path, name):
     assert run(folder, place / "store", 1)[0] == ""
     assert_close(folder, place / "straight")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["perf/seconds"] > 0 for row in rows if row["step"] == STOP] == [True], "the update before the stop is measured once"
+    assert [row["perf/seconds"] > 0 for row in rows if row["step"] == STOP] == [True], (
+        "the update before the stop is measured once"
+    )
 
 
 def test_a_folder_holds_what_a_file_would(place):
