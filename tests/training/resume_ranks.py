@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from lit_long.config import CurriculumConfig, DataConfig, ModelConfig, OptimConfig, StageConfig, TrainerConfig, UserError
 from lit_long.config.schema import PhaseConfig, ValidationConfig
+from lit_long.training import resume
 from lit_long.training.run import train
 from tests.training import broken
 
@@ -89,13 +91,14 @@ def fill(update: int) -> None:
 def saved(out: Path) -> list[str]:
     """The checkpoints there are. All ranks look before any of them goes on."""
     found = sorted(path.name for path in (out / "checkpoints").iterdir())
-    dist.barrier()
+    if dist.is_initialized():
+        dist.barrier()
     return found
 
 
 def expect(found: object, expected: object) -> None:
     if found != expected:
-        sys.exit(f"rank {dist.get_rank()}: {found!r}, not {expected!r}")
+        sys.exit(f"rank {os.environ['RANK']}: {found!r}, not {expected!r}")
 
 
 def straight(out: Path, store: Path, ranks: int) -> None:
@@ -119,6 +122,19 @@ def stopped(out: Path, store: Path, ranks: int, way: str) -> None:
         (out / "weights.safetensors").unlink()  # as if killed after the last update
     dist.barrier()
     expect(run(out, store, ranks, **keys)[0], "")
+
+
+def background(out: Path, store: Path, ranks: int) -> None:
+    """The disk is slow: while a checkpoint is written, training goes on by several updates."""
+    write = resume.write_folder
+
+    def slow(*arguments: object) -> None:
+        time.sleep(0.5)
+        write(*arguments)
+
+    resume.write_folder = slow
+    stopped(out, store, ranks, "always")
+    resume.write_folder = write
 
 
 def full(out: Path, store: Path, ranks: int) -> None:
@@ -155,7 +171,7 @@ def goes_on(out: Path, store: Path, ranks: int) -> None:
 PARTS = {
     "straight": straight,
     "sync": lambda *arguments: stopped(*arguments, "never"),
-    "background": lambda *arguments: stopped(*arguments, "always"),
+    "background": background,
     "full": full,
     "nan": not_finite,
 }

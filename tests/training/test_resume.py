@@ -121,6 +121,15 @@ def test_a_folder_holds_what_a_file_would(place):
         assert tensor.equal(two["state_dict"][f"model.{name}"])
 
 
+def test_what_is_written_beside_training_is_of_one_moment(place):
+    """Of update 4: written while the updates after it were computed, and written while nothing moved."""
+    ours, theirs = (assembled(place / f"{name} copy" / "checkpoints" / "step-00000004.ckpt") for name in ("background", "sync"))
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys() and ours["global_step"] == theirs["global_step"] == 4
+    assert all(ours["state_dict"][name].equal(theirs["state_dict"][name]) for name in theirs["state_dict"])
+    (mine,), (other,) = ours["optimizer_states"], theirs["optimizer_states"]
+    assert all(mine["state"][number][name].equal(moments[name]) for number, moments in other["state"].items() for name in moments)
+
+
 @pytest.mark.slow
 def test_four_ranks_go_on_where_one_and_where_two_left(place):
     shutil.copytree(place / "sync copy", place / "from two to four")
