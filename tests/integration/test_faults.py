@@ -151,6 +151,7 @@ def kill_while_saving(folder: Path, config: StageConfig, chance: random.Random) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_killed_twenty_times_while_saving_is_uninterrupted(stages, straight):
     """Whatever was complete can be read, and the run ends as the uninterrupted one did, to the last bit."""
     folder, chance = stages / "killed", random.Random(1)
@@ -166,6 +167,7 @@ def test_killed_twenty_times_while_saving_is_uninterrupted(stages, straight):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_full_disk(stages, straight, tmp_path):
     """A small disk of its own: its checkpoint does not fit, then it does."""
     folder, config = tmp_path / "disk" / "stage", stage()
