@@ -1,7 +1,8 @@
 """`python -m lit_long.stage FOLDER`: run the one stage that FOLDER/stage.yaml describes, alone.
 
 The sweep starts these processes, under torchrun too. Started by hand it does the same and prints its progress. Exit codes: 0 done,
-1 failed, 2 bad input. With ``watch_parent=true`` it ends when its standard input closes, that is, when the sweep that started it is gone.
+1 failed, 2 bad input, 130 interrupted: SIGTERM or Ctrl-C, heeded when an update is done. With ``watch_parent=true`` it ends when its standard
+input closes, that is, when the sweep that started it is gone.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def main(argv: list[str]) -> int:
         else:
             read_stage(folder)
             with locked(folder, lambda: print("waiting for the other process that runs this stage", flush=True)):
+                (folder / "error.txt").unlink(missing_ok=True)
                 run_stage(folder, lambda message, done: print(f"{done:6.1%}  {message}", flush=True))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        return fail(folder, str(stopped) or "interrupted", INTERRUPTED)
     except UserError as error:
         return fail(folder, str(error), BAD_INPUT)
     except OSError as error:
@@ -54,10 +56,12 @@ def main(argv: list[str]) -> int:
 
 
 def fail(folder: Path, message: str, code: int) -> int:
-    """Say why, on standard error and in the folder."""
+    """Say why, on standard error and in the folder. Of several ranks the first one knows: it is what ended the others."""
+    if code == FAILED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        message = f"rank {os.environ['RANK']}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     try:
-        if folder.is_dir():
+        if folder.is_dir() and not (folder / "error.txt").exists():
             write_atomically(folder / "error.txt", message + "\n")
     except OSError:
         pass  # a full disk may refuse this too; log.txt has it

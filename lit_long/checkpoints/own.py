@@ -2,18 +2,21 @@
 
 weights.safetensors          what a finished stage hands on
 step-*.ckpt (a file)         a resume point
-step-*.ckpt/ (a folder)      a resume point that Lightning saved sharded (torch.distributed.checkpoint)
+step-*.ckpt/ (a folder)      a resume point of several ranks (torch.distributed.checkpoint)
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
 from lit_long.config import UserError
 
@@ -43,14 +46,23 @@ def own_tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 def sharded_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors out of a sharded folder, on one process, reading each from wherever its shards lie."""
     reader = dcp.FileSystemReader(folder)
-    entries = reader.read_metadata().state_dict_metadata
-    names = [name for name in entries if name.startswith(PREFIXES[0])]
+    metadata = reader.read_metadata()
+    reader.read_metadata = lambda *_, **__: metadata  # once, and not for every tensor
+    names = [name for name in metadata.state_dict_metadata if name.startswith(PREFIXES[0])]
     if not names:
         raise UserError(f"{folder}: holds no model weights (no state_dict)")
     for name in names:
-        tensor = torch.empty(entries[name].size, dtype=entries[name].properties.dtype)
-        dcp.load({name: tensor}, storage_reader=reader, no_dist=True)
-        yield bare(name), tensor
+        yield bare(name), read_entry(reader, name, metadata.state_dict_metadata[name])
+
+
+def read_entry(reader: dcp.FileSystemReader, name: str, entry: TensorStorageMetadata | BytesStorageMetadata) -> Any:
+    """One entry of a sharded folder, on one process: a whole tensor, or whatever else was saved."""
+    is_tensor = isinstance(entry, TensorStorageMetadata)
+    found = {name: torch.empty(entry.size, dtype=entry.properties.dtype) if is_tensor else None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        dcp.load(found, storage_reader=reader, no_dist=True)
+    return found[name]
 
 
 def bare(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,18 +10,41 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from lit_long.config import UserError
 from lit_long.files import replacing
 
 WEIGHTS = "weights.safetensors"  # its name in a training stage's folder
+SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
 def save_weights(model: nn.Module, file: Path, is_writer: bool = True) -> None:
-    """Write the full fp32 weights of ``model`` to ``file``, atomically. Sharded models: every rank calls, the writer writes."""
-    state = whole_state(model)
-    if is_writer:
-        write_state(state, file)
+    """Write the full weights of ``model`` to ``file``, atomically. Sharded models: every rank calls, the writer writes.
+
+    They are gathered one tensor at a time, and written at once: no rank ever holds more of the others' than that.
+    """
+    state = dict(sorted(model.state_dict().items(), key=lambda entry: -entry[1].element_size()))  # so that all are aligned
+    whole = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in state.values())
+    if not is_writer:
+        for _ in whole:  # gathering takes all ranks
+            pass
+        return
+    with replacing(file) as writing, writing.open("wb") as out:
+        out.write(header(state))
+        for tensor in whole:
+            out.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def header(state: dict[str, torch.Tensor]) -> bytes:
+    """What a safetensors file begins with: names, shapes and places of the tensors that follow, in this order."""
+    entries, end = {}, 0
+    for name, tensor in state.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -188,6 +188,20 @@ class TrainerConfig:
     )  # none · selective · full: activations computed again in backward
     compile: bool = field(default=False, metadata=NOT_IDENTITY)  # torch.compile, block by block
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)  # updates
+    keep_checkpoints: int = field(default=1, metadata=NOT_IDENTITY)  # the newest so many stay
+    milestones: list[float] = field(
+        default_factory=list, metadata=NOT_IDENTITY
+    )  # checkpoints that stay, too: up to 1 shares of the run, above it tokens, such as [0.5, 20M]
+    checkpoint_async: str = field(
+        default="auto", metadata=NOT_IDENTITY
+    )  # written beside training: auto (on a GPU) · always · never
+    timeout_minutes: float = field(
+        default=30.0, metadata=NOT_IDENTITY
+    )  # several ranks: end when nothing moves for so long; 0 = never
+    # A loss or gradient that is not finite, or a loss above ``spike`` times the median of the last ones (0 = no limit). With stop they change
+    # no result, only whether there is one; skip enters the identity in stages/plan.py.
+    bad_update: str = field(default="stop", metadata=NOT_IDENTITY)  # stop · skip
+    spike: float = field(default=0.0, metadata=NOT_IDENTITY)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lit_long.config import StageConfig
 
-STOP_SECONDS = 10
+STOP_SECONDS = 45  # an update and a checkpoint are ended in good order; torchrun itself kills its ranks after 30
 # glibc gives large blocks back to the kernel at every free, and takes each page anew at the next: a quarter of the time of
 # CPU training and more (docs/lab-book.md). Kept, and in huge pages, they are reused. Only speed depends on it; other C libraries ignore it.
 KEEP_MEMORY = {
@@ -62,7 +62,7 @@ def command(folder: Path, config: StageConfig) -> list[str]:
     stage = ["-m", "lit_long.stage", str(folder), "watch_parent=true"]
     if processes(config) == 1:
         return [sys.executable, *stage]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes(config)}"]
+    torchrun = ["-m", "lit_long.launch.ranks", "--standalone", f"--nproc_per_node={processes(config)}"]
     return [sys.executable, *torchrun, *stage]
 
 

@@ -26,7 +26,8 @@ from lit_long.stages.plan import Plan, Stage
 POLL_SECONDS = 0.2
 SYNC_SECONDS = 2.0
 CORPUS_BYTES = 400 * 2**20
-BYTES_PER_PARAMETER = 4 + 2 * 12  # the weights, and two checkpoints with AdamW's moments while one replaces the other
+WEIGHTS_BYTES, CHECKPOINT_BYTES = 4, 12  # of a parameter: fp32, and with AdamW's two moments
+INTERRUPTED = 130  # a stage's exit code
 
 
 @dataclass
@@ -67,7 +68,11 @@ def bytes_of(stage: Stage) -> int:
     data = stage.config.data
     if stage.config.kind == "data":
         return CORPUS_BYTES * uses_builtin(data) + disk_room(data.corpus, data.sources, stage.folder)[1]
-    return parameters(stage.config.model) * BYTES_PER_PARAMETER if stage.config.kind == "train" else 2**20
+    if stage.config.kind != "train":
+        return 2**20
+    trainer = stage.config.trainer
+    checkpoints = trainer.keep_checkpoints + len(trainer.milestones) + 1  # one is written before another goes
+    return parameters(stage.config.model) * (WEIGHTS_BYTES + checkpoints * CHECKPOINT_BYTES)
 
 
 def run_plan(plan: Plan, record: Record, display: Display) -> Outcome:
@@ -113,7 +118,7 @@ def run_one(stage: Stage, label: str, record: Record, display: Display, outcome:
             raise
         seconds = time.monotonic() - started
         succeeded = code == 0 and stage.done
-        record.end(stage, run, mirror, "FINISHED" if succeeded else "FAILED")
+        record.end(stage, run, mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED")
     if succeeded:
         outcome.done.append(label)
         display.end(f"{label}: done in {duration(seconds)}{summary(stage)}", seconds)

@@ -255,6 +255,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         | {"data": mixture_identity(config.data), "optim": plain(config.optim), "trainer": identity_fields(config.trainer)}
         | ({"curriculum": plain(config.curriculum)} if config.curriculum.phases else {})
         | ({"adapter": plain(config.adapter)} if config.adapter.rank else {})
+        # It leaves out updates only where stop would have no result at all; what it leaves out depends on the limit.
+        | ({"bad_update": {"skip": config.trainer.spike}} if config.trainer.bad_update == "skip" else {})
     )
 
 

@@ -20,6 +20,7 @@ from lit_long.config import (
     UserError,
     nearest,
 )
+from lit_long.config.checkpoints import check_checkpoints
 from lit_long.config.mesh import check_mesh
 from lit_long.data.corpus import RETRIEVAL
 from lit_long.data.curriculum import make_phases
@@ -130,6 +131,7 @@ def check_training(config: StageConfig, where: str) -> None:
         )
     check_sampling(data, [name for name in known if name != RETRIEVAL], where)
     check_retrieval(mixed, config.context, f"{where}: data.weights")
+    check_checkpoints(config, where)
 
 
 def check_adapter(adapter: AdapterConfig, has_weights: bool, where: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_long.config import UserError
 from lit_long.data.accounting import consumed
 from lit_long.model.batch import Batch
+from lit_long.training.faults import Stopped, StopRequest
+from lit_long.training.resume import DELETING, STEP, WRITING, Writer, discard
 from lit_long.training.strategy import row_sharers, sum_of_rows
 from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
 
-STEP = "step-{:08d}"
 Report = Callable[[str, float], None]  # a line for people, and the share that is done
+QUICK_SECONDS = 15  # torchrun and SLURM kill 30 s after asking; the update has to end, too
 
 
 COUNTED = ("tokens", "documents", "cut", "cropped")  # of a domain, so far; see data/accounting.py
@@ -104,38 +107,71 @@ class MetricsFile(Callback):
 
 
 class ResumePoint(Callback):
-    """Saves everything that resuming needs every ``every`` updates; the newest one stays.
+    """Saves everything that resuming needs every ``every`` updates, and when the process is asked to end (faults.py).
 
-    A checkpoint gets its name only when it is complete, so a kill at any moment leaves a good one behind.
+    Args:
+        keep: of these the newest so many stay.
+        milestones: updates after which a checkpoint is saved, too, and stays.
+        writer: the one that the Trainer's strategy writes with (resume.py).
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int, keep: int, milestones: set[int], writer: Writer, stop: StopRequest) -> None:
+        self.folder, self.every, self.keep, self.milestones = folder, every, keep, milestones
+        self.writer, self.stop = writer, stop
+        self.saved = 0  # the update after which the newest checkpoint was taken
+        self.to_prune = False
+
+    def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        """Here because Lightning has put its own handlers of signals in place now: they would send to other ranks in the midst of anything."""
+        self.stop.listen()
+        self.saved = trainer.global_step
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in (path for path in self.folder.iterdir() if path.suffix in (WRITING, DELETING)):
+                discard(left)
+        trainer.strategy.barrier()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: lightning.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
-        if trainer.global_step % self.every or trainer.global_step == module.updates:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = STEP.format(trainer.global_step)
-        trainer.save_checkpoint(self.folder / f"{name}.writing")
-        if trainer.is_global_zero:
-            os.replace(self.folder / f"{name}.writing", self.folder / f"{name}.ckpt")
-            for old in self.folder.iterdir():
-                if old.stem != name:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
-        trainer.strategy.barrier()
+        step, last = trainer.global_step, trainer.global_step == module.updates
+        stopping = trainer.strategy.reduce_boolean_decision(self.stop.wanted, all=False) and not last
+        due = step in self.milestones or (step % self.every == 0 and not last)
+        self.settle(trainer, wait=due or stopping)
+        if due or (stopping and trainer.strategy.reduce_boolean_decision(self.is_quick())):
+            trainer.save_checkpoint(self.folder / STEP.format(step))
+            self.saved, self.to_prune = step, True
+            self.settle(trainer, wait=stopping)
+        if stopping:
+            trainer.strategy.barrier()  # a rank that has ended makes torchrun end the others
+            went_on = f"the same command goes on from update {self.saved}" if self.saved else "the same command begins again"
+            raise Stopped(f"interrupted after update {step} of {module.updates}; {went_on}")
+
+    def is_quick(self) -> bool:
+        """Whether one more checkpoint can be expected to be ready before whoever asks us to end uses force."""
+        return self.writer.seconds is None or self.writer.seconds < QUICK_SECONDS
+
+    def settle(self, trainer: Trainer, wait: bool) -> None:
+        """Hear how writing goes, and when it has ended remove what is neither new nor a milestone."""
+        if self.writer.settle(wait) and self.to_prune and trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                if int(old.stem.partition("-")[2]) not in self.milestones:
+                    discard(old)
+            self.to_prune = False
+
+    def on_train_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        self.settle(trainer, wait=True)
+
+    def on_exception(self, trainer: Trainer, module: lightning.LightningModule, exception: BaseException) -> None:
+        """What is being written may still become complete, if all ranks stop for the same reason."""
+        if isinstance(exception, UserError):
+            with suppress(BaseException):
+                self.writer.settle(wait=True)
 
 
 def domain_counts(row: dict[str, float], name: str) -> dict[str, int]:
     """What a line of ``metrics.jsonl`` says was consumed of a domain so far. Lines from before it was counted say nothing."""
     return {what: int(row.get(DOMAIN.format(name, what), 0)) for what in COUNTED}
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from, if there is one."""
-    return max(folder.glob("step-*.ckpt"), default=None)
 
 
 def machine(device: torch.device) -> str:

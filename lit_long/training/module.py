@@ -32,6 +32,7 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
 from lit_long.training.adapter import add_adapter
+from lit_long.training.bad_updates import Judge
 from lit_long.training.context import ContextShare
 from lit_long.training.parallel import clip_gradients, eager, parallelize, size_of
 from lit_long.training.strategy import MeshStrategy, sum_of_tokens, token_group, token_ranks
@@ -47,6 +48,7 @@ class LongContextModule(lightning.LightningModule):
         switches: (update, positional settings) pairs: from that update on the encoder, and the transform, are others (data/curriculum.py).
         init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
             if not given.
+        judge: of updates that would do harm (bad_updates.py).
         adapter: what to train beside frozen weights instead of the weights themselves (adapter.py).
         micro_batch_tokens: tokens per forward and backward of a device; at least one sequence, or its share of one.
         loss_memory: bytes that logits, and what is made of them, may take at once.
@@ -70,6 +72,7 @@ class LongContextModule(lightning.LightningModule):
         loss: str = AUTO,
         checkpointing: str = "none",
         compiled: bool = False,
+        judge: Judge | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -79,6 +82,7 @@ class LongContextModule(lightning.LightningModule):
         self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled, self.loss = checkpointing, compiled, loss
+        self.judge = judge or Judge()
         self.model: Llama | None = None
         self.share: ContextShare | None = None
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
@@ -138,7 +142,7 @@ class LongContextModule(lightning.LightningModule):
         return encoder, transform
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        """One update: all micro-batches, clip, step. Validation in between goes on with the encoder of the update before."""
+        """One update: all micro-batches, clip, step; or none, when it would do harm. Validation in between goes on with its encoder."""
         self.model.encoder, _ = self.turning(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         batch = self.own_tokens(batch)
@@ -152,11 +156,22 @@ class LongContextModule(lightning.LightningModule):
                 self.manual_backward(micro_nats * scale)
             nats += micro_nats.detach()
         norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
-        lr = optimizer.param_groups[0]["lr"]
+        loss, lr = self.total(nats) / tokens, optimizer.param_groups[0]["lr"]
+        if left_out := self.judge.leaves_out(float(loss), float(norm), self.trainer.global_step):
+            optimizer.zero_grad()  # a step without gradients moves nothing, and yet it is counted
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
-        self.log_dict({"train/loss": self.total(nats) / tokens, "train/grad_norm": norm, "train/lr": lr})
+        if not left_out:
+            schedule.step()
+        skipped = {"train/skipped": float(self.judge.skipped)} if self.judge.policy == "skip" else {}
+        self.log_dict({"train/loss": loss, "train/grad_norm": norm, "train/lr": lr} | skipped)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["judge"] = self.judge.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "judge" in checkpoint:  # not in those from before there was one
+            self.judge.load_state_dict(checkpoint["judge"])
 
     def own_tokens(self, batch: Batch) -> Batch:
         """The tokens that this rank computes: all of its rows', unless ranks share sequences. Callbacks see whole rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,21 @@ from lightning.pytorch.strategies import Strategy
 
 from lit_long.checkpoints.external import External, open_external
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
-from lit_long.config import StageConfig, UserError
+from lit_long.config import StageConfig, TrainerConfig, UserError
+from lit_long.config.checkpoints import check_checkpoints, milestone_updates, number_of_updates, writes_in_background
 from lit_long.config.mesh import check_mesh
 from lit_long.data import accounting
 from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
 from lit_long.model.attention import describe, use
 from lit_long.training.adapter import save_adapted, trained_part
-from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
+from lit_long.training.bad_updates import Judge
+from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine
 from lit_long.training.context import check_compiled
+from lit_long.training.faults import Stopped, StopRequest, Watchdog
 from lit_long.training.module import LongContextModule, computed_in
+from lit_long.training.resume import STEP, OneFile, Writer, newest_checkpoint
 from lit_long.training.strategy import MeshStrategy
-
-
-def number_of_updates(config: StageConfig) -> int:
-    """Optimizer updates of a stage: its tokens in whole updates, at least one."""
-    return max(1, round(config.tokens / config.tokens_per_update))
 
 
 def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         parent: folder of the stage whose weights this one starts from.
         report: hears of every update.
     """
+    check_checkpoints(config, str(folder / "stage.yaml"))
     updates = number_of_updates(config)
     phases = make_phases(config.curriculum, config.context, config.tokens_per_update, updates, str(folder / "stage.yaml"))
     data = LongContextDataModule(
@@ -76,16 +77,17 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         loss=config.trainer.loss,
         checkpointing=config.trainer.checkpointing,
         compiled=config.trainer.compile,
+        judge=Judge(config.trainer.bad_update, config.trainer.spike),
     )
-    checkpoints = folder / "checkpoints"
+    checkpoints, writer = folder / "checkpoints", Writer(writes_in_background(config.trainer))
     every = -(-updates // config.validation.times) if config.validation.times else 0
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
-        strategy=strategy(config),
+        strategy=strategy(config, writer),
         precision=config.trainer.precision,
-        plugins=[TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else None,
+        plugins=plugins(config.trainer, writer),
         max_steps=updates,
         val_check_interval=every or None,
         check_val_every_n_epoch=None,
@@ -94,7 +96,15 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         use_distributed_sampler=False,
         callbacks=[
             MetricsFile(folder / "metrics.jsonl", config.trainer.precision, report),
-            ResumePoint(checkpoints, config.trainer.checkpoint_every),
+            ResumePoint(
+                checkpoints,
+                config.trainer.checkpoint_every,
+                config.trainer.keep_checkpoints,
+                milestone_updates(config),
+                writer,
+                StopRequest(),
+            ),
+            Watchdog(folder, config.trainer.timeout_minutes),
         ],
         logger=False,
         enable_checkpointing=False,
@@ -109,10 +119,16 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         if config.trainer.compile and config.trainer.context_parallel > 1:
             check_compiled(*kernels)
         report(f"attention: {describe(*kernels)}", 0.0)
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        except Stopped as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None
     if trainer.interrupted or trainer.global_step < updates:
         raise KeyboardInterrupt
-    if every and updates % every:
+    ended_before = checkpoint is not None and checkpoint.name == STEP.format(
+        updates
+    )  # killed after its last update: it ran none now
+    if every and (updates % every or ended_before):
         trainer.validate(module, data, verbose=False)
     seconds = time.perf_counter() - started
     if config.adapter.rank:
@@ -139,7 +155,7 @@ def starting_weights(config: StageConfig, parent: Path | None) -> Path | Externa
     return open_external(config.model.init) if config.model.init else None
 
 
-def strategy(config: StageConfig) -> str | Strategy:
+def strategy(config: StageConfig, writer: Writer) -> str | Strategy:
     """The Lightning strategy of ``trainer.*``.
 
     Raises:
@@ -152,7 +168,14 @@ def strategy(config: StageConfig) -> str | Strategy:
             f"trainer.nodes={config.trainer.nodes} · trainer.devices={config.trainer.devices} needs {mesh.ranks} processes, and "
             f"{started} were started; several machines need a launcher that starts them (launcher=…)"
         )
-    return "auto" if config.trainer.strategy == "single" else MeshStrategy(mesh)
+    patience = timedelta(minutes=(config.trainer.timeout_minutes or 30) + 5)
+    return "auto" if config.trainer.strategy == "single" else MeshStrategy(mesh, writer, patience)
+
+
+def plugins(trainer: TrainerConfig, writer: Writer) -> list[Any]:
+    """Who started the ranks, and who writes checkpoints on one device."""
+    started = [TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else []
+    return started + ([OneFile(writer)] if trainer.strategy == "single" else [])
 
 
 def summary(
@@ -176,6 +199,7 @@ def summary(
         "mfu_causal": steps[-1].get("perf/mfu_causal"),
         "peak_memory_gib": steps[-1].get("perf/peak_memory_gib"),
         "seconds": seconds,
+        "skipped_updates": module.judge.skipped,
         "precision": config.trainer.precision,
         "machine": machine(module.device),
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},

@@ -7,28 +7,32 @@ the tensor ranks of a group all hold the same tokens and compute the same losses
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_long.config.mesh import Mesh
 from lit_long.training.parallel import make_mesh
+from lit_long.training.resume import ShardedPoints, Writer
 
 
-class MeshStrategy(ModelParallelStrategy):
+class MeshStrategy(ShardedPoints, ModelParallelStrategy):
     """FSDP2, HSDP, context and tensor parallelism, as the module's `parallelize` makes them of the mesh.
 
     Args:
         sizes: of the mesh; their product is the number of ranks.
-        save_distributed_checkpoint: a folder to which every rank writes its part, or one ordinary file.
+        writer: of checkpoints.
+        patience: how long a rank waits for another in a collective.
     """
 
-    def __init__(self, sizes: Mesh, save_distributed_checkpoint: bool = False) -> None:
-        super().__init__(sizes.data_ranks, sizes.tensor, save_distributed_checkpoint)
-        self.sizes = sizes
+    def __init__(self, sizes: Mesh, writer: Writer | None = None, patience: timedelta | None = None) -> None:
+        super().__init__(sizes.data_ranks, sizes.tensor, timeout=patience or default_pg_timeout)
+        self.sizes, self.writer = sizes, writer or Writer()
         self._data: DeviceMesh | None = None
         self._tokens: DeviceMesh | None = None
 

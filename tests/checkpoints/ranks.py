@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.stream import load_external
+from lit_long.checkpoints.weights import save_weights
 from lit_long.config.mesh import Mesh
 from lit_long.model.llama import Llama
 from lit_long.positions import build
@@ -40,6 +43,30 @@ def check(rank: int, meeting: Path, source: str, device: str, mesh: Mesh) -> Non
             sys.exit(f"rank {rank}, {device}: keeps {local.untyped_storage().nbytes()} bytes of {name}")
     if expected:
         sys.exit(f"rank {rank}, {device}: {list(expected)} are missing")
+    check_saving(model, rank, meeting / f"{device}.safetensors", dict(external.tensors()))
+
+
+def check_saving(model: Llama, rank: int, file: Path, expected: dict[str, torch.Tensor]) -> None:
+    """The file is whole, and no rank gathers a tensor before it has let go of the one before the last."""
+    gathered: list[weakref.ref[torch.Tensor]] = []
+    gather = DTensor.full_tensor
+
+    def watched(tensor: DTensor) -> torch.Tensor:
+        if sum(one() is not None for one in gathered) > 1:
+            sys.exit(f"rank {rank}: holds the others' parts of several tensors")
+        whole = gather(tensor)
+        gathered.append(weakref.ref(whole))
+        return whole
+
+    DTensor.full_tensor = watched
+    save_weights(model, file, rank == 0)
+    DTensor.full_tensor = gather
+    if len(gathered) != len(expected):
+        sys.exit(f"rank {rank}: gathered {len(gathered)} tensors")
+    dist.barrier()
+    found = load_file(file)
+    if found.keys() != expected.keys() or not all(found[name].equal(expected[name].float()) for name in expected):
+        sys.exit(f"rank {rank}: {file} is wrong")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy=MeshStrategy(Mesh(shard=2), save_distributed_checkpoint=True),
+        strategy=MeshStrategy(Mesh(shard=2)),
         plugins=[TorchElasticEnvironment()],
         max_steps=1,
         limit_val_batches=0,

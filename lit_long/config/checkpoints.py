@@ -1,0 +1,58 @@
+"""What the trainer's keys about checkpoints and faults mean. Planning checks them here, without torch."""
+
+from __future__ import annotations
+
+from lit_long.config.schema import StageConfig, TrainerConfig
+from lit_long.config.typed import UserError, nearest
+
+BACKGROUND = ("auto", "always", "never")
+BAD_UPDATE = ("stop", "skip")
+
+
+def number_of_updates(config: StageConfig) -> int:
+    """Optimizer updates of a stage: its tokens in whole updates, at least one."""
+    return max(1, round(config.tokens / config.tokens_per_update))
+
+
+def check_checkpoints(config: StageConfig, where: str) -> None:
+    """Raise the UserError of values that make no sense; ``where``: file and stage, for the message."""
+    trainer = config.trainer
+    for key, value, known in (
+        ("checkpoint_async", trainer.checkpoint_async, BACKGROUND),
+        ("bad_update", trainer.bad_update, BAD_UPDATE),
+    ):
+        if value not in known:
+            raise UserError(f"{where}: trainer.{key}={value}: no such way{nearest(value, known)}")
+    for key in ("checkpoint_every", "keep_checkpoints"):
+        if getattr(trainer, key) < 1:
+            raise UserError(f"{where}: trainer.{key}={getattr(trainer, key)}: must be at least 1")
+    if trainer.spike and trainer.spike <= 1:
+        raise UserError(
+            f"{where}: trainer.spike={trainer.spike:g}: must be above 1, a multiple of the median loss, or 0 for no limit"
+        )
+    if trainer.timeout_minutes < 0:
+        raise UserError(f"{where}: trainer.timeout_minutes={trainer.timeout_minutes:g}: must not be negative; 0 = no limit")
+    milestone_updates(config, where)
+
+
+def milestone_updates(config: StageConfig, where: str = "stage.yaml") -> set[int]:
+    """The updates after which ``trainer.milestones`` are reached: up to 1 they are shares of the run, above it tokens.
+
+    Raises:
+        UserError: one that is not reached.
+    """
+    updates, found = number_of_updates(config), set()
+    for number, milestone in enumerate(config.trainer.milestones):
+        update = round(milestone * updates) if milestone <= 1 else -(-int(milestone) // config.tokens_per_update)
+        if milestone <= 0 or update > updates:
+            raise UserError(
+                f"{where}: trainer.milestones[{number}]={milestone:g}: must be a share of the run, above 0 and up to 1, or a number of tokens "
+                f"up to the stage's {updates * config.tokens_per_update:,}"
+            )
+        found.add(max(1, update))
+    return found
+
+
+def writes_in_background(trainer: TrainerConfig) -> bool:
+    """Whether checkpoints are written beside training."""
+    return trainer.accelerator != "cpu" if trainer.checkpoint_async == "auto" else trainer.checkpoint_async == "always"

@@ -1,0 +1,77 @@
+"""The trainer's keys about checkpoints and faults: what they mean, what is refused, what they need of the disk, what they identify."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lit_long.config import ModelConfig, StageConfig, TrainerConfig, UserError
+from lit_long.config.checkpoints import check_checkpoints, milestone_updates, writes_in_background
+from lit_long.launch.runner import bytes_of
+from lit_long.planning.flops import parameters
+from lit_long.stages.plan import Stage, identity_settings
+
+
+def stage(**trainer) -> StageConfig:
+    return StageConfig(
+        context=64, tokens=10_000, tokens_per_update=1_000, position={"scheme": "rope"}, trainer=TrainerConfig(**trainer)
+    )
+
+
+def test_milestones_are_shares_or_tokens():
+    assert milestone_updates(stage(milestones=[0.5, 1.0, 0.01, 2_001, 3_000, 10_000])) == {5, 10, 1, 3}
+    assert milestone_updates(stage()) == set()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"milestones": [0.5, 10_001]}, r"base: trainer.milestones\[1\]=10001: .* up to the stage's 10,000"),
+        ({"milestones": [0.0]}, r"trainer.milestones\[0\]=0: must be a share of the run"),
+        ({"checkpoint_async": "allways"}, "trainer.checkpoint_async=allways: .*did you mean 'always'"),
+        ({"bad_update": "skp"}, "trainer.bad_update=skp: .*did you mean 'skip'"),
+        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints=0: must be at least 1"),
+        ({"checkpoint_every": 0}, "trainer.checkpoint_every=0: must be at least 1"),
+        ({"spike": 0.9}, "trainer.spike=0.9: must be above 1"),
+        ({"timeout_minutes": -1.0}, "trainer.timeout_minutes=-1: must not be negative"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(trainer, message):
+    with pytest.raises(UserError, match=message):
+        check_checkpoints(stage(**trainer), "base")
+
+
+def test_beside_training_on_a_gpu():
+    ways = {(way, place): writes_in_background(TrainerConfig(checkpoint_async=way, accelerator=place))
+            for way in ("auto", "always", "never") for place in ("cpu", "gpu")}  # fmt: skip
+    assert ways == {
+        ("auto", "cpu"): False,
+        ("auto", "gpu"): True,
+        ("always", "cpu"): True,
+        ("always", "gpu"): True,
+        ("never", "cpu"): False,
+        ("never", "gpu"): False,
+    }
+
+
+def test_room_for_all_checkpoints_that_stay_and_one_that_is_written():
+    def room(**trainer):
+        config = replace(stage(**trainer), model=ModelConfig())
+        return bytes_of(Stage("base", config, "1", Path("train-1"))) / parameters(config.model)
+
+    assert room() == 4 + 2 * 12
+    assert room(keep_checkpoints=3, milestones=[0.5, 1.0]) == 4 + 6 * 12
+
+
+def test_what_may_change_the_result_identifies_it():
+    same = identity_settings(stage())
+    for trainer in (
+        {"spike": 3.0},
+        {"keep_checkpoints": 2, "milestones": [0.5], "checkpoint_async": "always"},
+        {"timeout_minutes": 1.0},
+    ):
+        assert identity_settings(stage(**trainer)) == same
+    skips = [identity_settings(stage(bad_update="skip", spike=spike)) for spike in (0.0, 2.0, 3.0)]
+    assert same not in skips and skips[0] != skips[1] != skips[2]

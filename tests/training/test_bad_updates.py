@@ -1,0 +1,79 @@
+"""Updates that would do harm are left out as if their batch had never been, or end the run before they are applied."""
+
+from __future__ import annotations
+
+import lightning
+import pytest
+import torch
+
+from lit_long.config import OptimConfig, UserError
+from lit_long.training.bad_updates import ENOUGH, Judge
+from lit_long.training.module import LongContextModule
+from tests.model.test_llama import SMALL, batch_of
+from tests.training import broken
+from tests.training.test_module import Loader, batches
+
+
+class Given(Loader):
+    def __init__(self, given):
+        self.batches = given
+
+
+def fit(given, updates, **judge):
+    """The module after one update on each of the batches; ``updates`` is what the schedule is for."""
+    position = {"scheme": "tests.training.broken:Broken"}
+    module = LongContextModule(SMALL, position, OptimConfig(lr=1e-2), updates=updates, judge=Judge(**judge))
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=len(given), logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, Given(given))
+    assert trainer.global_step == len(given)
+    return module, trainer
+
+
+def test_left_out_is_as_if_it_had_never_been():
+    """Weights, moments and schedule to the last bit."""
+    given = list(batches(5))
+    broken.at = 3
+    skipped, trainer = fit(given, 5, policy="skip")
+    broken.at = 0
+    never, other = fit(given[:2] + given[3:], 5)
+    assert skipped.judge.skipped == 1 and never.judge.skipped == 0
+    for ours, theirs in zip(skipped.model.parameters(), never.model.parameters(), strict=True):
+        assert ours.equal(theirs)
+    ours, theirs = (one.optimizers[0].state_dict()["state"] for one in (trainer, other))
+    assert all(ours[number][name].equal(theirs[number][name]) for number in theirs for name in theirs[number])
+    schedules = [one.lr_scheduler_configs[0].scheduler.state_dict()["last_epoch"] for one in (trainer, other)]
+    assert schedules == [4, 4]
+
+
+def test_stops_before_it_is_applied():
+    broken.at = 3
+    with pytest.raises(UserError, match=r"update 3: the loss is nan .* trainer.bad_update=skip"):
+        fit(list(batches(5)), 5)
+
+
+def test_a_spike_is_told_from_the_rest():
+    """One text again and again, and once another one that the model cannot know."""
+    known = batch_of(torch.arange(64).reshape(2, 32) % 7)
+    other = batch_of(torch.randint(97, (2, 32), generator=torch.Generator().manual_seed(5)))
+    broken.at = 0
+    given = [known] * (ENOUGH + 8) + [other, known]
+    module, _ = fit(given, len(given), policy="skip", spike=3.0)
+    assert module.judge.skipped == 1 and max(module.judge.losses) < 5 and len(module.judge.losses) == ENOUGH + 9
+    module, _ = fit(given, len(given), policy="skip")
+    assert module.judge.skipped == 0, "without a limit it is no spike"
+    with pytest.raises(
+        UserError, match=rf"update {ENOUGH + 9}: the loss is .*more than 3 times the median of the last {ENOUGH + 8}"
+    ):
+        fit(given, len(given), policy="stop", spike=3.0)
+
+
+def test_what_was_seen_is_kept():
+    judge, resumed = Judge("skip", 2.0), Judge("skip", 2.0)
+    assert not any(judge.leaves_out(1.0, 1.0, update) for update in range(ENOUGH))
+    assert judge.leaves_out(float("inf"), 1.0, ENOUGH)
+    resumed.load_state_dict(judge.state_dict())
+    assert resumed.skipped == 1 and resumed.leaves_out(2.1, 1.0, ENOUGH + 1) and not resumed.leaves_out(1.9, 1.0, ENOUGH + 2)
+    assert not Judge("skip", 2.0).leaves_out(2.1, 1.0, 0), "nothing to compare with yet"
+    assert Judge("skip").leaves_out(1.0, float("nan"), 0), "the gradient counts, too"

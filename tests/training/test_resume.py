@@ -1,0 +1,178 @@
+"""Resume points on two ranks, four and one; in the background; when the disk is full. The oracle is the run that nothing interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_long.checkpoints.own import own_tensors
+from lit_long.config import CorpusConfig, SourceConfig, UserError
+from lit_long.data.store import prepare
+from lit_long.training.resume import OneFile, Writer, assembled, newest_checkpoint
+from tests.data.own import TEXTS, write_text
+from tests.integration.mini import REPOSITORY
+from tests.training.resume_ranks import STOP, UPDATES, run, stop
+
+HERE = Path(__file__).parent
+
+
+def torchrun(ranks: int, store: Path, out: Path, *names: str) -> None:
+    """The parts of resume_ranks.py, on so many ranks."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    words = [*torchrun, HERE / "resume_ranks.py", store, out, *names]
+    finished = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, timeout=250)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, UPDATES + 1))
+    return [row["train/loss"] for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_equal(ours: Path, theirs: Path) -> None:
+    """To the last bit."""
+    assert losses(ours) == losses(theirs)
+    found, expected = weights(ours), weights(theirs)
+    assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+
+
+def assert_close(ours: Path, theirs: Path) -> None:
+    """But for the order of sums, which depends on the number of ranks."""
+    assert losses(ours) == pytest.approx(losses(theirs), abs=2e-5)
+    found, expected = weights(ours), weights(theirs)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """``store``; ``one``, a run on one device; ``from one``, which one device left after five updates; and all that two ranks did."""
+    folder = tmp_path_factory.mktemp("resume")
+    texts = {"long": [text for text in TEXTS if len(text) > 500][:6], "short": [text for text in TEXTS if len(text) < 500][:12]}
+    sources = {name: SourceConfig(path=str(write_text(folder / name, texts[name])), validation_share=0.1) for name in texts}
+    prepare(CorpusConfig(vocab_size=300), folder / "store", sources=sources, builtin=False, processes=1)
+    assert run(folder / "one", folder / "store", 1)[0] == ""
+    assert "after update 5 of 8" in run(folder / "from one", folder / "store", 1, stop, checkpoint_async="always")[0]
+    assert newest_checkpoint(folder / "from one" / "checkpoints").is_file()
+    shutil.copytree(folder / "from one", folder / "from one to four")
+    torchrun(2, folder / "store", folder, "straight", "sync", "background", "full", "nan", "from one")
+    return folder
+
+
+def test_two_ranks_compute_what_one_does(place):
+    assert_close(place / "straight", place / "one")
+    assert losses(place / "straight") != losses(place / "one"), "was it one rank?"
+
+
+@pytest.mark.parametrize("name", ["sync", "background", "full"])
+def test_interrupted_is_uninterrupted(place, name):
+    """Asked to end, written beside training, and stopped by a full disk: to the last bit. What stays is checked by the ranks themselves."""
+    assert_equal(place / name, place / "straight")
+
+
+def test_the_file_of_one_device_goes_on_on_two_ranks(place):
+    assert_close(place / "from one", place / "straight")
+
+
+@pytest.mark.parametrize("name", ["sync", "background"])
+def test_the_folder_of_two_ranks_goes_on_on_one_device(place, tmp_path, name):
+    folder = shutil.copytree(place / f"{name} copy", tmp_path / name)
+    assert newest_checkpoint(folder / "checkpoints").is_dir()
+    assert run(folder, place / "store", 1)[0] == ""
+    assert_close(folder, place / "straight")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["perf/seconds"] > 0 for row in rows if row["step"] == STOP] == [True], (
+        "the update before the stop is measured once"
+    )
+
+
+def test_a_folder_holds_what_a_file_would(place):
+    """The state of one device after five updates, as torch saved it, beside what two ranks left in pieces."""
+    (file,) = (place / "from one to four" / "checkpoints").iterdir()
+    one = torch.load(file, weights_only=False)
+    two = assembled(newest_checkpoint(place / "sync copy" / "checkpoints"))
+    assert two["global_step"] == one["global_step"] == STOP and two["loops"].keys() == one["loops"].keys()
+    assert two["state_dict"].keys() == one["state_dict"].keys()
+    (ours,), (theirs,) = two["optimizer_states"], one["optimizer_states"]
+    assert [group["params"] for group in ours["param_groups"]] == [group["params"] for group in theirs["param_groups"]]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, state in theirs["state"].items():
+        assert float(ours["state"][number]["step"]) == float(state["step"]) == STOP
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(ours["state"][number][name], state[name], atol=1e-4, rtol=1e-3)
+    for name, tensor in own_tensors(newest_checkpoint(place / "sync copy" / "checkpoints")):
+        assert tensor.equal(two["state_dict"][f"model.{name}"])
+
+
+def test_what_is_written_beside_training_is_of_one_moment(place):
+    """Of update 4: written while the updates after it were computed, and written while nothing moved."""
+    ours, theirs = (assembled(place / f"{name} copy" / "checkpoints" / "step-00000004.ckpt") for name in ("background", "sync"))
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys() and ours["global_step"] == theirs["global_step"] == 4
+    assert all(ours["state_dict"][name].equal(theirs["state_dict"][name]) for name in theirs["state_dict"])
+    (mine,), (other,) = ours["optimizer_states"], theirs["optimizer_states"]
+    assert all(mine["state"][number][name].equal(moments[name]) for number, moments in other["state"].items() for name in moments)
+
+
+@pytest.mark.slow
+def test_four_ranks_go_on_where_one_and_where_two_left(place):
+    shutil.copytree(place / "sync copy", place / "from two to four")
+    for old in ("step-00000002.ckpt", "step-00000004.ckpt"):
+        shutil.rmtree(place / "from two to four" / "checkpoints" / old)
+    torchrun(4, place / "store", place, "from one to four", "from two to four")
+    for name in ("from one to four", "from two to four"):
+        assert_close(place / name, place / "straight")
+
+
+def test_one_rank_whose_loss_is_not_finite(place):
+    """All leave the update out, and still know of it after they were asked to end and went on."""
+    assert json.loads((place / "nan skip" / "result.json").read_text())["skipped_updates"] == 1
+    rows = [json.loads(line) for line in (place / "nan skip" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/skipped"] for row in rows if "train/loss" in row] == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert all(tensor.isfinite().all() for tensor in weights(place / "nan skip").values())
+
+
+def test_one_write_at_a_time_and_its_error_is_heard():
+    writer, gate, order = Writer(background=True), threading.Event(), []
+
+    def slow():
+        gate.wait(10)
+        order.append("slow")
+        raise UserError("the disk is gone")
+
+    writer.run(slow)
+    assert writer.settle() is False and writer.seconds is None
+    gate.set()
+    with pytest.raises(UserError, match="gone"):
+        writer.run(lambda: order.append("never"))
+    writer.run(lambda: order.append("next"))
+    assert writer.settle(wait=True) is True and order == ["slow", "next"] and writer.seconds is not None
+
+
+def test_what_is_written_beside_training_does_not_change(tmp_path):
+    """The weights move while they are written."""
+    writer, gate = Writer(background=True), threading.Event()
+    weight = torch.zeros(4)
+    writer.run(gate.wait)
+    threading.Timer(0.2, gate.set).start()
+    OneFile(writer).save_checkpoint({"state_dict": {"weight": weight}}, tmp_path / "step-00000001.ckpt")
+    weight += 1
+    writer.settle(wait=True)
+    assert torch.load(tmp_path / "step-00000001.ckpt")["state_dict"]["weight"].equal(torch.zeros(4))
+    assert [file.name for file in tmp_path.iterdir()] == ["step-00000001.ckpt"]
