@@ -1,7 +1,7 @@
 """Run an experiment: all its variants, tracked in MLflow, with the paper's table at the end.
 
     python -m lit_long.sweep                                     the default, experiment=position_tiny
-    python -m lit_long.sweep model.n_layers=6 trainer=fsdp       change settings, pick option files of configs/
+    python -m lit_long.sweep model.n_layers=6 optim.lr=1e-3      change settings, pick option files of configs/
     python -m lit_long.sweep grid.position=[rope,abf] grid.seed=[0,1,2]   choose variants; several seeds: mean and deviation
     python -m lit_long.sweep dry_run=true                        which stages would run, and which are done
     python -m lit_long.sweep show=config                         every setting, resolved

@@ -79,9 +79,16 @@ def check_mesh(config: StageConfig, where: str = "") -> Mesh:
         where: file and stage, for messages.
 
     Raises:
-        UserError: as `mesh_of`, or for a model that tensor_parallel ranks cannot share equally.
+        UserError: as `mesh_of`, or for a model that tensor_parallel ranks, or an update that data ranks, cannot share equally.
     """
     mesh, prefix = mesh_of(config.trainer), f"{where}: " if where else ""
+    sequences = config.tokens_per_update // config.context
+    if sequences % mesh.data_ranks:
+        raise UserError(
+            f"{prefix}an update of tokens_per_update={config.tokens_per_update} has {sequences} sequences of context={config.context}, which "
+            f"{mesh.data_ranks} ranks (replicate · shard) cannot share equally; take fewer ranks, larger updates, or "
+            f"trainer.context_parallel, whose ranks share sequences"
+        )
     for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
         size = getattr(config.model, name)
         if size % mesh.tensor:

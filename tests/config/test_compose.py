@@ -89,7 +89,7 @@ def identities(*words):
 @pytest.mark.parametrize(
     ("word", "changed"),
     [
-        ("trainer=fsdp", set()),
+        ("trainer=fsdp trainer.context_parallel=2", set()),
         ("trainer.micro_batch_tokens=8k", set()),
         ("trainer.checkpoint_every=7", set()),
         ("validation.times=9", set()),
@@ -104,7 +104,7 @@ def identities(*words):
     ],
 )
 def test_identity_is_what_a_stage_is_made_of(word, changed):
-    before, after = identities("trainer.precision=32-true"), identities("trainer.precision=32-true", word)
+    before, after = identities("trainer.precision=32-true"), identities("trainer.precision=32-true", *word.split())
     assert {name for name in before if before[name] != after[name]} == changed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -67,3 +68,11 @@ def test_adapters_are_not_shared():
     config.adapter = AdapterConfig(rank=4)
     with pytest.raises(UserError, match="adapter=none with trainer.tensor_parallel=2"):
         check_mesh(config)
+
+
+def test_updates_that_cannot_be_shared_equally():
+    stage = StageConfig(context=64, tokens_per_update=192, trainer=TrainerConfig(strategy="fsdp", devices=2))
+    with pytest.raises(UserError, match=r"192 has 3 sequences of context=64, which 2 ranks .* trainer.context_parallel"):
+        check_mesh(stage)
+    shared = replace(stage, trainer=replace(stage.trainer, context_parallel=2))
+    assert check_mesh(shared).data_ranks == 1
