@@ -13,6 +13,7 @@ from lit_long.config.compose import (
     project_root,
     read_layers,
 )
+from lit_long.config.report import MeasuredConfig, PublishedConfig, ReportConfig
 from lit_long.config.schema import (
     AdapterConfig,
     CorpusConfig,
@@ -21,11 +22,8 @@ from lit_long.config.schema import (
     EvaluationConfig,
     InstructConfig,
     LauncherConfig,
-    MeasuredConfig,
     ModelConfig,
     OptimConfig,
-    PublishedConfig,
-    ReportConfig,
     SamplingConfig,
     SourceConfig,
     StageConfig,

@@ -77,7 +77,7 @@ def test_many_variants_domains_and_diverged_values(tmp_path, make):
 
 @pytest.mark.parametrize("metric", ["retrieval_accuracy", "loss_by_position"])
 def test_a_single_length_can_be_drawn(tmp_path, make, metric):
-    assert len(write_report(make.sweep(tmp_path, {("abf", 0): [(metric, "docs", 256, 0.5)]})).figures) == 1
+    assert len(write_report(make.sweep(tmp_path, {("abf", 0): [(metric, "docs", 256, 0.5)]})).figures) == 2  # png and svg
 
 
 def test_settings_of_matplotlib_are_left_alone(tmp_path, make):

@@ -93,7 +93,7 @@ import sys
 import lit_long.report
 early = [name for name in "matplotlib rich numpy {heavy}".split() if name in sys.modules]
 from pathlib import Path
-assert len(lit_long.report.write_report(Path({str(folder)!r})).figures) == 2
+assert len(lit_long.report.write_report(Path({str(folder)!r})).figures) == 4
 print(early, [name for name in {heavy!r}.split() if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -203,7 +203,7 @@ def test_same_results_give_the_same_bytes(tmp_path, make):
     for _ in range(2):
         report = write_report(folder)
         written.append([path.read_bytes() for path in (report.report_md, report.table_csv, *report.figures)])
-    assert written[0] == written[1] and len(written[0]) == 4
+    assert written[0] == written[1] and len(written[0]) == 6
 
 
 def test_the_size_of_a_model_that_was_only_measured(tmp_path, make):

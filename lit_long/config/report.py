@@ -1,0 +1,40 @@
+"""What a report shows: which stage's results, and the papers' numbers to stand beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class MeasuredConfig:
+    """One of our measurements, to stand beside a published column."""
+
+    metric: str = ""
+    domain: str = ""
+    length: int = 0  # 0 = the longest that was measured
+    scale: float = 1.0  # 100 where the paper prints %
+
+
+@dataclass
+class PublishedConfig:
+    """A table, or the points of a curve, of a paper: its numbers as printed, and which of our measurements are of the same kind."""
+
+    title: str = ""
+    source: str = ""
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → column → number
+    measured: dict[str, MeasuredConfig] = field(default_factory=dict)  # column → ours; other columns show the paper alone
+
+
+@dataclass
+class ReportConfig:
+    """Which stage's results fill the table's rows, which stage is the reference row, and the paper's own numbers."""
+
+    title: str = ""
+    rows: str = "evaluate"
+    reference: str | None = None
+    paper_table: str = ""  # such as "5, 6": the tag paper.table of all runs
+    paper_source: str = ""
+    paper_length: int = 0
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → domain → perplexity
+    published: list[PublishedConfig] = field(default_factory=list)  # further tables
+    notes: list[str] = field(default_factory=list)
