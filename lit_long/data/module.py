@@ -87,8 +87,8 @@ class HeldOutLoader:
 class LongContextDataModule(LightningDataModule):
     """Training updates and validation sequences from a prepared store.
 
-    A training batch is one whole optimizer update, or this rank's rows of it: [tokens_per_update / context / world,
-    context]. Ranks are the attached trainer's.
+    A training batch is one whole optimizer update, or this rank's rows of it: [tokens_per_update / context / ranks,
+    context]. Ranks are those that the attached trainer's strategy deals rows to.
 
     Args:
         weights: relative shares of tokens by domain; ``repeats``: passes over the domains, from which the shares follow instead.
@@ -178,7 +178,9 @@ class LongContextDataModule(LightningDataModule):
         return loaders
 
     def _rank_and_world(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        """This rank's number among those with rows of their own, and how many there are: as the strategy says it to samplers."""
+        ranks = self.trainer and self.trainer.distributed_sampler_kwargs  # None on one device
+        return (ranks["rank"], ranks["num_replicas"]) if ranks else (0, 1)
 
 
 def _with_idle_rows(batch: Batch, count: int) -> Batch:

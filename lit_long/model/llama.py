@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lit_long.config import ModelConfig, UserError
 from lit_long.model.attention import PLAIN, Past, Sight, attention, sight
 from lit_long.model.batch import Batch
-from lit_long.model.loss import computing, summed_nats, token_nats
+from lit_long.model.loss import Vocabulary, computing, summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation, rotate
 
 INIT_STD = 0.02
@@ -96,6 +96,8 @@ class Llama(nn.Module):
     Args:
         encoder: the positional encoder; it holds no parameters.
         loss_chunk: tokens whose logits may exist at once.
+
+    ``vocabulary``, if set, has dealt the words of embedding and head to several ranks (training/tensor.py).
     """
 
     def __init__(self, config: ModelConfig, encoder: PositionalEncoder, loss_chunk: int = 2048) -> None:
@@ -103,6 +105,7 @@ class Llama(nn.Module):
         if config.n_heads % config.n_kv_heads:
             raise UserError(f"model.n_heads={config.n_heads} must be a multiple of model.n_kv_heads={config.n_kv_heads}")
         self.config, self.encoder, self.loss_chunk = config, encoder, loss_chunk
+        self.vocabulary: Vocabulary | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
@@ -127,10 +130,12 @@ class Llama(nn.Module):
         Head and loss run in here, so that no caller materialises the logits by mistake and sharded or tied weights are
         gathered once.
         """
+        if per_token and self.vocabulary:
+            raise UserError("losses by token need all words in one place: trainer.tensor_parallel=1")
         hidden_BTD = self.hidden_states(batch)
         if per_token:
             return token_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk)
-        return summed_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, batch.weights)
+        return summed_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, batch.weights, self.vocabulary)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Normalised outputs of the last layer [B, T, D]."""

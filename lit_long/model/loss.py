@@ -6,7 +6,7 @@ together with its loss, while its logits are there: backward only scales them, a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,13 +18,35 @@ BYTES_A_LOGIT = 10  # that live at once: logits and probabilities in fp32, and a
 FEWEST = 16
 
 
+class Vocabulary(Protocol):
+    """Words that are dealt to several ranks, and the head's rows with them; every rank has the same hidden states. Which ranks these are,
+    and how they talk, is not known here.
+    """
+
+    first: int  # number of the first word that is here
+
+    def rows(self, head_VD: Tensor) -> Tensor:
+        """The head's rows that are here."""
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest of all ranks, element by element, in place."""
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, element by element, in place."""
+
+
 def chunk_tokens(vocabulary: int, memory: int) -> int:
     """Tokens whose logits may exist at once when they, with all that is made of them, may take ``memory`` bytes."""
     return max(FEWEST, memory // (BYTES_A_LOGIT * vocabulary))
 
 
 def summed_nats(
-    hidden_BTD: Tensor, targets_BT: Tensor, head_VD: Tensor, chunk: int, weights_BT: Tensor | None = None
+    hidden_BTD: Tensor,
+    targets_BT: Tensor,
+    head_VD: Tensor,
+    chunk: int,
+    weights_BT: Tensor | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss as (sum of nats fp32 [], number of tokens []); means are taken by the caller, once, over everything.
 
@@ -32,10 +54,12 @@ def summed_nats(
         head_VD: the head's weights; logits are hidden states times them.
         chunk: tokens whose logits may exist at once.
         weights_BT: what each token counts, fp32; the number of tokens is then their sum, without those that have no target.
+        vocabulary: what has dealt the words to several ranks, if anything; each gets the whole loss, and its own rows' gradients.
     """
     targets_N = targets_BT.flatten()
     weights_N = None if weights_BT is None else weights_BT.flatten() * (targets_N != NO_LOSS)
-    nats = ChunkedLoss.apply(hidden_BTD.flatten(0, 1), head_VD, targets_N, weights_N, chunk)
+    head_VD = vocabulary.rows(head_VD) if vocabulary else head_VD
+    nats = ChunkedLoss.apply(hidden_BTD.flatten(0, 1), head_VD, targets_N, weights_N, chunk, vocabulary)
     return nats, counted(targets_BT, weights_BT)
 
 
@@ -64,7 +88,13 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None, chunk: int
+        context: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor | None,
+        chunk: int,
+        vocabulary: Vocabulary | None,
     ) -> Tensor:
         wants_hidden, wants_head = context.needs_input_grad[:2]
         dtype = computing(hidden_ND)
@@ -77,22 +107,28 @@ class ChunkedLoss(torch.autograd.Function):
                 part = slice(start, start + chunk)
                 hidden = hidden_ND[part].to(dtype)
                 weights = None if weights_N is None else weights_N[part]
-                found, slope_NV = nats_and_slope(hidden @ weight_VD.t(), targets_N[part], weights, wants_hidden or wants_head)
+                logits_NV, wanted = hidden @ weight_VD.t(), wants_hidden or wants_head
+                if vocabulary is None:
+                    found, slope_NV = nats_and_slope(logits_NV, targets_N[part], weights, wanted)
+                else:
+                    found, slope_NV = shared_nats_and_slope(logits_NV, targets_N[part], weights, wanted, vocabulary)
                 nats += found
                 if wants_hidden:
                     hidden_slope[part] = slope_NV @ weight_VD
                 if wants_head:
                     head_slope += slope_NV.t() @ hidden
+        if vocabulary is not None and wants_hidden:
+            vocabulary.total(hidden_slope)
         context.slopes = (hidden_slope, head_slope if head_slope is None else head_slope.to(head_VD.dtype))
         return nats
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(context: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if context.slopes is None:
             raise RuntimeError("the chunked loss can be differentiated once: its gradients are scaled where they are")
         slopes, context.slopes = context.slopes, None
-        return *(slope if slope is None else slope.mul_(scale) for slope in slopes), None, None, None
+        return *(slope if slope is None else slope.mul_(scale) for slope in slopes), None, None, None, None
 
 
 def nats_and_slope(
@@ -112,3 +148,23 @@ def nats_and_slope(
     if weights_N is not None or bool(none.any()):
         slope_NV.mul_(counts_N[:, None])
     return nats, slope_NV.to(dtype)
+
+
+def shared_nats_and_slope(
+    logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None, wants_slope: bool, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor | None]:
+    """The same from some words' logits only. Three numbers a token go between the ranks: largest logit, Σ exp and the target's logit."""
+    own_N = targets_N - vocabulary.first
+    elsewhere_N = (own_N < 0) | (own_N >= logits_NV.shape[1])
+    at_N1 = own_N.masked_fill(elsewhere_N, 0)[:, None]
+    counts_N = (targets_N != NO_LOSS).float() if weights_N is None else weights_N
+    wide_NV = logits_NV.float()
+    largest_N = vocabulary.largest(wide_NV.amax(-1))
+    below_N = (wide_NV.gather(1, at_N1)[:, 0] - largest_N).masked_fill(elsewhere_N, 0.0)
+    slope_NV = (wide_NV - largest_N[:, None]).exp_()
+    sums_N, below_N = vocabulary.total(torch.stack((slope_NV.sum(-1), below_N)))
+    nats = ((sums_N.log() - below_N) * counts_N).sum()
+    if not wants_slope:
+        return nats, None
+    slope_NV.div_(sums_N[:, None]).scatter_add_(1, at_N1, elsewhere_N.float()[:, None] - 1.0)
+    return nats, slope_NV.mul_(counts_N[:, None]).to(logits_NV.dtype)

@@ -20,6 +20,7 @@ from lit_long.config import (
     UserError,
     nearest,
 )
+from lit_long.config.mesh import check_mesh
 from lit_long.data.corpus import RETRIEVAL
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
@@ -90,6 +91,7 @@ def check_training(config: StageConfig, where: str) -> None:
         raise UserError(
             f"{where}: tokens_per_update={config.tokens_per_update} must be a multiple of context={config.context}, whole sequences"
         )
+    check_mesh(config, where)
     model = config.model
     if model.n_kv_heads < 1 or model.n_heads % model.n_kv_heads:
         raise UserError(f"{where}: model.n_heads={model.n_heads} must be a multiple of model.n_kv_heads={model.n_kv_heads}")

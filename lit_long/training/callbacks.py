@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lit_long.data.accounting import consumed
 from lit_long.model.batch import Batch
+from lit_long.training.strategy import row_sharers, sum_of_rows
 from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
 
 STEP = "step-{:08d}"
@@ -69,9 +70,11 @@ class MetricsFile(Callback):
             self.report(message, trainer.global_step / module.updates)
 
     def rates(self, batch: Batch, seconds: float, module: lightning.LightningModule) -> dict[str, float]:
-        """Tokens/s of this rank's device, the two MFUs and the most memory so far (see throughput.py)."""
-        full, causal = update_flops(module.model_config, batch)
-        rates = {"perf/tokens_per_second_per_device": batch.tokens.numel() / seconds, "perf/seconds": seconds}
+        """Tokens/s of this rank's device, the two MFUs and the most memory so far (see throughput.py). ``batch`` holds whole rows."""
+        devices = row_sharers(module.trainer.strategy)
+        full, causal = (flops / devices for flops in update_flops(module.model_config, batch))
+        tokens = batch.tokens.numel() / devices
+        rates = {"perf/tokens_per_second_per_device": tokens / seconds, "perf/seconds": seconds}
         if memory := peak_memory_gib(module.device):
             rates["perf/peak_memory_gib"] = memory
         if self.peak:
@@ -82,7 +85,7 @@ class MetricsFile(Callback):
         """What all ranks have consumed so far, by domain."""
         domains = trainer.datamodule.mixed
         counts = consumed(batch.account, len(domains)).to(trainer.strategy.root_device)
-        self.consumed += trainer.strategy.reduce(counts, reduce_op="sum").cpu()
+        self.consumed += sum_of_rows(trainer.strategy, counts).cpu()
         return {
             DOMAIN.format(name, what): int(value)
             for name, row in zip(domains, self.consumed, strict=True)

@@ -3,7 +3,7 @@
 A batch is cut into micro-batches of a fixed number of tokens. Every micro-batch's loss is a sum of nats, divided once by the
 number of tokens of the whole update over all ranks. So the mean is right whatever the ranks, the micro-batches and their numbers
 of targets are, and no checkpoint can fall inside an update. The module runs under any Trainer: one device, DDP or FSDP2
-(`ModelParallelStrategy`).
+(`MeshStrategy`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,7 +31,8 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
 from lit_long.training.adapter import add_adapter
-from lit_long.training.parallel import eager, parallelize
+from lit_long.training.parallel import clip_gradients, eager, parallelize
+from lit_long.training.strategy import MeshStrategy, sum_of_tokens, token_group, token_ranks
 
 
 class LongContextModule(lightning.LightningModule):
@@ -97,7 +97,7 @@ class LongContextModule(lightning.LightningModule):
                 load_external(model.to_empty(device="cpu"), self.init_from)
                 external = False
             add_adapter(model, self.adapter, self.seed)
-        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        sharded = isinstance(self.trainer.strategy, MeshStrategy)
         parallelize(model, self.device_mesh if sharded else None, self.checkpointing, self.compiled)
         if external:
             load_external(model.to_empty(device=self.device), self.init_from)
@@ -134,7 +134,7 @@ class LongContextModule(lightning.LightningModule):
         self.model.encoder, _ = self.turning(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         tokens = self.total(batch.loss_tokens())
-        scale = self.trainer.world_size / tokens  # data-parallel strategies average gradients over ranks
+        scale = token_ranks(self.trainer.strategy) / tokens  # strategies average gradients over these ranks
         nats = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches(batch)
         for index, micro_batch in enumerate(micro_batches):
@@ -142,8 +142,7 @@ class LongContextModule(lightning.LightningModule):
                 micro_nats, _ = self.model(micro_batch)
                 self.manual_backward(micro_nats * scale)
             nats += micro_nats.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         optimizer.zero_grad()
@@ -171,8 +170,8 @@ class LongContextModule(lightning.LightningModule):
         yield
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over ranks."""
-        return self.trainer.strategy.reduce(value, reduce_op="sum")
+        """Sum over all ranks with tokens of their own."""
+        return sum_of_tokens(self.trainer.strategy, value)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -182,7 +181,8 @@ class LongContextModule(lightning.LightningModule):
         _, transform = self.turning(self.trainer.global_step)
         if transform is None or not self.trainer.training:
             return batch
-        first_row = self.trainer.global_rank * len(batch.tokens)  # ranks hold equal shares, in order
+        ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0}  # on one device there are none
+        first_row = ranks["rank"] * len(batch.tokens)  # ranks hold equal shares, in order
         return transform(batch, self.seed, self.trainer.global_step, first_row)
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
@@ -190,7 +190,8 @@ class LongContextModule(lightning.LightningModule):
         names = getattr(self.trainer.datamodule, "domains", None)
         name = names[dataloader_idx] if names else str(dataloader_idx)
         if name not in self.validation_sums:
-            self.validation_sums[name] = (SumMetric().to(self.device), SumMetric().to(self.device))
+            group = token_group(self.trainer.strategy)
+            self.validation_sums[name] = tuple(SumMetric(process_group=group).to(self.device) for _ in range(2))
         for micro_batch in self.micro_batches(batch):
             with eager(self.compiled):
                 nats_and_tokens = self.model(micro_batch)

@@ -1,5 +1,5 @@
-"""What training does to the model, from outside, in one visible order: activation checkpointing → compile → FSDP2. (An adapter
-comes before all of it: adapter.py.)
+"""What training does to the model, from outside, in one visible order: tensor parallelism → activation checkpointing → compile →
+FSDP2. (An adapter comes before all of it: adapter.py.)
 
 Names of parameters stay as they are: only the blocks' ``forward`` is replaced.
 """
@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from lit_long.config import UserError, nearest
+from lit_long.config.mesh import Mesh
 from lit_long.model.attention import Sight
 from lit_long.model.llama import Llama
 from lit_long.positions import Rotation
+from lit_long.training.tensor import share_matrices
 
 CHECKPOINTING = ("none", "selective", "full")
 ATTENTION = ("scaled_dot_product", "attend_documents", "flash_attn", "flash_attention", "varlen_attn")  # in names of operations
@@ -32,13 +36,15 @@ def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str
     """Make ``model`` ready for training.
 
     Args:
-        mesh: with a dimension data_parallel, to shard over; None on one device.
+        mesh: of all ranks, as `make_mesh` makes it; None on one device.
         checkpointing: activations that are computed again in backward: none, all of a block (full: one tensor a block is kept), or all but
             attention's outputs and every second matrix product (selective), as torchtitan's.
         compiled: torch.compile for each block, for exactly the shapes that come.
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"trainer.checkpointing={checkpointing}: no such way{nearest(checkpointing, CHECKPOINTING)}")
+    if mesh is not None and size_of(mesh, "tensor") > 1:
+        share_matrices(model, mesh["tensor"])
     for block in model.layers:
         if checkpointing != "none":
             how = {"context_fn": selective} if checkpointing == "selective" else {}
@@ -46,8 +52,29 @@ def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str
         if compiled:
             block.forward = compile_block(block.forward)
     if mesh is not None:
-        shard(model, mesh["data_parallel"])
+        shard(model, sharding(mesh))
     return model
+
+
+def make_mesh(device_type: str, sizes: Mesh) -> DeviceMesh:
+    """The mesh of all ranks, with the dimensions replicate, shard, context and tensor. Every rank calls."""
+    return init_device_mesh(device_type, tuple(sizes), mesh_dim_names=Mesh._fields)
+
+
+def size_of(mesh: DeviceMesh, dimension: str) -> int:
+    return mesh.size(mesh.mesh_dim_names.index(dimension))
+
+
+def sharding(mesh: DeviceMesh) -> DeviceMesh:
+    """The part of the mesh that FSDP2 works on: shard × context as one dimension, and before it replicate when there are copies.
+
+    Context ranks differ in their tokens as data ranks do, so that FSDP2 may shard weights, and must average gradients, over them too.
+    """
+    copies = size_of(mesh, "replicate") > 1
+    if size_of(mesh, "context") == 1:
+        return mesh["replicate", "shard"] if copies else mesh["shard"]
+    shards = mesh["shard", "context"]._flatten("shard_context")
+    return DeviceMesh._concatenate([mesh["replicate"], shards]) if copies else shards
 
 
 def shard(model: Llama, mesh: DeviceMesh) -> None:
@@ -92,3 +119,26 @@ def selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
         return CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], most: float) -> Tensor:
+    """Scale gradients so that their norm, over everything, is at most ``most``; the norm before that, fp32 [], the same on all ranks.
+
+    torch's own clipping takes tensors of one mesh. Under tensor parallelism matrices lie on (shard, tensor) and norms on (shard): each
+    kind's norm is taken by itself.
+    """
+    kinds: dict[DeviceMesh | None, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
+    norms = [whole(get_total_norm([parameter.grad for parameter in kind])) for kind in kinds.values()]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds.values():
+        clip_grads_with_norm_(kind, most, norm)
+    return norm
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, of all ranks if it is dealt to them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

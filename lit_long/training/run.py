@@ -10,11 +10,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
 from lit_long.checkpoints.external import External, open_external
 from lit_long.checkpoints.weights import WEIGHTS, save_weights
-from lit_long.config import StageConfig, TrainerConfig, UserError
+from lit_long.config import StageConfig, UserError
+from lit_long.config.mesh import check_mesh
 from lit_long.data import accounting
 from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
@@ -22,6 +23,7 @@ from lit_long.model.attention import describe, use
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine, newest_checkpoint
 from lit_long.training.module import LongContextModule
+from lit_long.training.strategy import MeshStrategy
 
 
 def number_of_updates(config: StageConfig) -> int:
@@ -78,7 +80,8 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
-        strategy=strategy(config.trainer),
+        num_nodes=config.trainer.nodes,
+        strategy=strategy(config),
         precision=config.trainer.precision,
         plugins=[TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else None,
         max_steps=updates,
@@ -136,20 +139,20 @@ def computed_in(config: StageConfig) -> torch.dtype:
     return torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
 
 
-def strategy(trainer: TrainerConfig) -> str | Strategy:
-    """The Lightning strategy of ``trainer.strategy``."""
-    if trainer.strategy == "single":
-        if trainer.devices != 1:
-            raise UserError(
-                f"trainer.strategy=single runs on one device, not trainer.devices={trainer.devices}; use trainer=fsdp"
-            )
-        return "auto"
-    if trainer.strategy == "fsdp":
-        # One ordinary checkpoint file, which resumes on any number of ranks, a single one included.
-        return ModelParallelStrategy(
-            data_parallel_size=trainer.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+def strategy(config: StageConfig) -> str | Strategy:
+    """The Lightning strategy of ``trainer.*``.
+
+    Raises:
+        UserError: the model cannot be dealt to that mesh, or there are not as many processes as it has ranks.
+    """
+    mesh, elastic = check_mesh(config), TorchElasticEnvironment.detect()
+    started = TorchElasticEnvironment().world_size() if elastic else 1
+    if started != mesh.ranks and (elastic or config.trainer.nodes > 1):
+        raise UserError(
+            f"trainer.nodes={config.trainer.nodes} · trainer.devices={config.trainer.devices} needs {mesh.ranks} processes, and "
+            f"{started} were started; several machines need a launcher that starts them (launcher=…)"
         )
-    raise UserError(f"trainer.strategy must be single or fsdp, not {trainer.strategy!r}")
+    return "auto" if config.trainer.strategy == "single" else MeshStrategy(mesh)
 
 
 def summary(
@@ -169,7 +172,7 @@ def summary(
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "train_loss": steps[-1]["train/loss"],
         "validation": {key.split("/")[1]: value for key, value in last.items() if key.startswith("val/")},
-        "tokens_per_second": speeds[len(speeds) // 2] * config.trainer.devices,
+        "tokens_per_second": speeds[len(speeds) // 2] * trainer.world_size,
         "mfu_causal": steps[-1].get("perf/mfu_causal"),
         "peak_memory_gib": steps[-1].get("perf/peak_memory_gib"),
         "seconds": seconds,

@@ -150,7 +150,7 @@ def test_a_checkpoint_from_a_longer_run(store):
 
 def on_rank(store, rank, world, **changes):
     module = data(store, **changes)
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    module.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": world})
     return module
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import lightning
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.weights import save_weights
 from lit_long.config import OptimConfig
+from lit_long.config.mesh import Mesh
 from lit_long.data.module import LongContextDataModule
 from lit_long.training.module import LongContextModule
+from lit_long.training.strategy import MeshStrategy
 
 if __name__ == "__main__":
     store, llama, out = sys.argv[1:]
@@ -26,7 +27,7 @@ if __name__ == "__main__":
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=True),
+        strategy=MeshStrategy(Mesh(shard=2), save_distributed_checkpoint=True),
         plugins=[TorchElasticEnvironment()],
         max_steps=1,
         limit_val_batches=0,

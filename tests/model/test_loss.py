@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,3 +123,61 @@ def test_per_token():
 def test_no_target_no_loss():
     nats, tokens = summed_nats(torch.randn(1, 4, 8), torch.full((1, 4), NO_LOSS), torch.randn(5, 8), 2)
     assert float(nats) == 0 and int(tokens) == 0
+
+
+# ------------------------------------------------------------------------------------------------- shared vocabularies
+
+
+class Part:
+    """One of several ranks that share the words: a thread that meets the others at a barrier."""
+
+    def __init__(self, rank, words, given, barrier):
+        self.rank, self.words, self.given, self.barrier = rank, words, given, barrier
+        self.first = rank * words
+
+    def rows(self, head):
+        return head[self.first : self.first + self.words].detach().requires_grad_(head.requires_grad)
+
+    def exchange(self, x, how):
+        self.given[self.rank] = x.clone()
+        self.barrier.wait(30)
+        found = how(torch.stack(self.given))
+        self.barrier.wait(30)
+        return x.copy_(found)
+
+    def largest(self, x):
+        return self.exchange(x, lambda all: all.amax(0))
+
+    def total(self, x):
+        return self.exchange(x, lambda all: all.sum(0))
+
+
+def on_ranks(ranks, hidden, weight, targets, chunk, weights=None):
+    """What each rank finds: nats, and the gradients of its hidden states and of its own rows of the head."""
+    given, barrier, words = [None] * ranks, threading.Barrier(ranks), len(weight) // ranks
+
+    def one(rank):
+        part, own = Part(rank, words, given, barrier), hidden.detach().requires_grad_()
+        rows = part.rows(weight)
+        part.rows = lambda _: rows
+        nats, _ = summed_nats(own, targets, weight, chunk, weights, part)
+        return nats.detach(), *torch.autograd.grad(nats * 0.3, (own, rows))
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(one, range(ranks)))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("ranks", "chunk", "scale"), [(2, 7, 1.0), (2, 1000, 1.0), (5, 30, 1.0), (5, 30, 100.0)])
+def test_words_on_several_ranks_are_torchs(ranks, chunk, scale, weighted):
+    """Value and gradients; with logits of hundreds, too, where exponentials without the largest of all ranks would be infinite."""
+    hidden, weight, targets = inputs()
+    hidden = (hidden.detach() * scale).requires_grad_()
+    weights = torch.rand(3, 20) if weighted else None
+    expected = (plain(hidden, weight, targets, "none") * (weights.flatten() if weighted else 1.0)).sum()
+    hidden_slope, weight_slope = torch.autograd.grad(expected * 0.3, (hidden, weight))
+    found = on_ranks(ranks, hidden, weight, targets, chunk, weights)
+    for nats, slope, _ in found:
+        torch.testing.assert_close(nats, expected.detach())
+        torch.testing.assert_close(slope, hidden_slope, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([rows for _, _, rows in found]), weight_slope, atol=1e-5 * scale, rtol=1e-5)

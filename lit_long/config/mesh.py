@@ -1,0 +1,97 @@
+"""The ranks that a stage trains on as a mesh of four dimensions, from its keys alone, so that a sweep can check it before anything
+starts. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from lit_long.config.schema import StageConfig, TrainerConfig
+from lit_long.config.typed import UserError, nearest
+
+STRATEGIES = ("single", "fsdp")
+SIZES = ("nodes", "devices", "replicate", "context_parallel", "tensor_parallel")
+
+
+class Mesh(NamedTuple):
+    """Sizes of the dimensions, outermost first: neighbouring ranks, which share a machine, differ in the last ones.
+
+    replicate  copies of the sharded model, between which gradients alone travel (HSDP)
+    shard      ranks among which weights, gradients and optimizer are dealt (FSDP2)
+    context    ranks that share the tokens of each sequence; FSDP2 deals weights among them, too
+    tensor     ranks that share each matrix product
+    """
+
+    replicate: int = 1
+    shard: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """All of them."""
+        return math.prod(self)
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks with rows of their own. The context × tensor ranks of a group read the same ones."""
+        return self.replicate * self.shard
+
+    @property
+    def token_ranks(self) -> int:
+        """Ranks with tokens of their own. Those of a tensor group compute the same losses."""
+        return self.data_ranks * self.context
+
+
+def mesh_of(trainer: TrainerConfig) -> Mesh:
+    """The mesh of ``trainer.*``: shard is what the other dimensions leave of nodes · devices.
+
+    Raises:
+        UserError: names the key and what would be right.
+    """
+    if trainer.strategy not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy must be single or fsdp, not {trainer.strategy!r}{nearest(trainer.strategy, STRATEGIES)}"
+        )
+    for name in SIZES:
+        if getattr(trainer, name) < 1:
+            raise UserError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")
+    if trainer.strategy == "single":
+        if several := [f"trainer.{name}={getattr(trainer, name)}" for name in SIZES if getattr(trainer, name) != 1]:
+            raise UserError(f"trainer.strategy=single runs on one device, not {' and '.join(several)}; use trainer=fsdp")
+        return Mesh()
+    ranks = trainer.nodes * trainer.devices
+    others = trainer.replicate * trainer.context_parallel * trainer.tensor_parallel
+    if ranks % others:
+        raise UserError(
+            f"trainer.nodes={trainer.nodes} · trainer.devices={trainer.devices} is {ranks} ranks, which is no multiple of "
+            f"replicate={trainer.replicate} · context_parallel={trainer.context_parallel} · "
+            f"tensor_parallel={trainer.tensor_parallel}, that is {others}; what is left would be sharded over"
+        )
+    return Mesh(trainer.replicate, ranks // others, trainer.context_parallel, trainer.tensor_parallel)
+
+
+def check_mesh(config: StageConfig, where: str = "") -> Mesh:
+    """The mesh of a training stage, if its model can be dealt to it.
+
+    Args:
+        where: file and stage, for messages.
+
+    Raises:
+        UserError: as `mesh_of`, or for a model that tensor_parallel ranks cannot share equally.
+    """
+    mesh, prefix = mesh_of(config.trainer), f"{where}: " if where else ""
+    for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
+        size = getattr(config.model, name)
+        if size % mesh.tensor:
+            raise UserError(
+                f"{prefix}model.{name}={size} cannot be shared equally by trainer.tensor_parallel={mesh.tensor} ranks; "
+                "choose a divisor of it"
+            )
+    if mesh.tensor > 1 and config.adapter.rank:
+        raise UserError(
+            f"{prefix}adapters are trained on whole matrices: use adapter=none with trainer.tensor_parallel={mesh.tensor}, "
+            "or trainer.tensor_parallel=1, which shards them all the same"
+        )
+    return mesh

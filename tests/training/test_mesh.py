@@ -1,0 +1,210 @@
+"""What a stage computes does not depend on the mesh it runs on. The oracle is the same stage on one process: losses, norms of gradients
+and validation of every update, counts of data, and weights at the end. Clipping bites in every update.
+
+The stages have grouped-query attention, documents that are masked, several micro-batches, and ranks with different numbers of targets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_long.config import CorpusConfig, DataConfig, ModelConfig, OptimConfig, SourceConfig, StageConfig, TrainerConfig, plain
+from lit_long.config.mesh import mesh_of
+from lit_long.config.schema import ValidationConfig
+from lit_long.data.module import LongContextDataModule
+from lit_long.data.store import prepare
+from lit_long.stages.folder import is_done, read_result, write_stage
+from lit_long.stages.run import run_stage
+from tests.data.own import TEXTS, write_text
+from tests.integration.mini import REPOSITORY
+
+UPDATES, PER_UPDATE, CONTEXT = 8, 1024, 64
+DOMAINS = ("long", "short")
+TWO = {
+    "fsdp": {"tied": False},
+    "fsdp-tied": {"checkpointing": "full"},
+    "tensor": {"tied": False, "tensor_parallel": 2},
+    "tensor-tied": {"tensor_parallel": 2, "checkpointing": "full"},
+    "replicate": {"tied": False, "replicate": 2},
+    "tensor-bf16": {"tensor_parallel": 2, "precision": "bf16-true"},
+    "fsdp-bf16": {"precision": "bf16-true"},
+}
+FOUR = {
+    "shard-tensor": {"tied": False, "tensor_parallel": 2},
+    "shard-tensor-tied": {"tensor_parallel": 2, "checkpointing": "selective"},
+    "replicate-shard": {"replicate": 2},
+    "replicate-tensor": {"tied": False, "replicate": 2, "tensor_parallel": 2},
+    "tensor-4": {"tensor_parallel": 4},
+    "fsdp-compiled": {"compile": True, "checkpointing": "full"},
+    "tensor-compiled": {"tensor_parallel": 2, "compile": True},
+}
+
+
+def stage(tied: bool = True, **trainer) -> StageConfig:
+    kv = 4 if trainer.get("tensor_parallel") == 4 else 2
+    return StageConfig(
+        context=CONTEXT,
+        tokens=UPDATES * PER_UPDATE,
+        tokens_per_update=PER_UPDATE,
+        model=ModelConfig(
+            vocab_size=300,
+            d_model=32,
+            n_layers=2,
+            n_heads=8,
+            n_kv_heads=kv,
+            head_dim=8,
+            d_ffn=96,
+            tie_embeddings=tied,
+            context=CONTEXT,
+        ),
+        position={"scheme": "rope", "base": 10_000.0},
+        data=DataConfig(weights={"long": 0.5, "short": 0.5}, packing="best_fit"),
+        optim=OptimConfig(lr=3e-3, grad_clip=0.05),
+        validation=ValidationConfig(times=2, sequences=3),
+        trainer=TrainerConfig(**{"precision": "32-true", "micro_batch_tokens": 256, "loss_memory": 300 * 10 * 48} | trainer),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the prepared store ``store``."""
+    place = tmp_path_factory.mktemp("mesh")
+    texts = {"long": [text for text in TEXTS if len(text) > 500][:6], "short": [text for text in TEXTS if len(text) < 500][:12]}
+    sources = {name: SourceConfig(path=str(write_text(place / name, texts[name])), validation_share=0.1) for name in DOMAINS}
+    prepare(CorpusConfig(vocab_size=300), place / "store", sources=sources, builtin=False, processes=1)
+    return place
+
+
+def write(folder: Path, name: str, config: StageConfig) -> Path:
+    (folder / name).mkdir()
+    write_stage(folder / name, name, plain(config), folder / "store", None)
+    return folder / name
+
+
+def run_ranks(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, tuple[Path, StageConfig]]:
+    """The cases' stages on so many ranks, one after the other: folder and settings of each."""
+    configs = {name: stage(**keys, strategy="fsdp", devices=ranks) for name, keys in cases.items()}
+    stages = {name: (write(folder, f"{ranks}-{name}", config), config) for name, config in configs.items()}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    words = [sys.executable, *torchrun, str(Path(__file__).with_name("mesh_ranks.py")), *(str(place) for place, _ in stages.values())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=280)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == 0 and all(is_done(place) for place, _ in stages.values()), output
+    return stages
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    return run_ranks(folder, 2, TWO)
+
+
+@pytest.fixture(scope="module")
+def four(folder):
+    return run_ranks(folder, 4, FOUR)
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    """The folder of the same stage on one process; each is run once."""
+    done: dict[str, Path] = {}
+
+    def run(config: StageConfig, **trainer) -> Path:
+        own = TrainerConfig(precision=config.trainer.precision, micro_batch_tokens=config.trainer.micro_batch_tokens)
+        config = replace(config, trainer=replace(own, **trainer))
+        key = f"one-{len(done)}" if (text := json.dumps(plain(config))) not in done else ""
+        if key:
+            done[text] = write(folder, key, config)
+            run_stage(done[text], lambda message, share: None)
+        return done[text]
+
+    return run
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def values(folder: Path, name: str) -> list[float]:
+    return [row[name] for row in rows(folder) if name in row]
+
+
+def assert_equal(place: Path, oracle: Path, config: StageConfig) -> None:
+    for name, tolerance in (
+        ("train/loss", 1e-5),
+        ("train/grad_norm", 2e-5),
+        ("train/lr", 0.0),
+        *((f"val/{domain}/loss", 1e-5) for domain in DOMAINS),
+        *((f"data/{domain}/{what}", 0) for domain in DOMAINS for what in ("tokens", "documents", "cut", "cropped")),
+    ):
+        ours, theirs = values(place, name), values(oracle, name)
+        assert len(theirs) == (2 if name.startswith("val/") else UPDATES)
+        assert ours == pytest.approx(theirs, abs=tolerance), name
+    assert min(values(place, "train/grad_norm")) > 2 * config.optim.grad_clip
+    weights, expected = (load_file(at / "weights.safetensors") for at in (place, oracle))
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    # What a device is said to have done: its part of the update, whoever shares rows with it.
+    done = [row["perf/tokens_per_second_per_device"] * row["perf/seconds"] for row in rows(place) if "train/loss" in row]
+    assert done == pytest.approx([PER_UPDATE / mesh_of(config.trainer).ranks] * UPDATES)
+    assert read_result(place)["parameters"] == read_result(oracle)["parameters"]
+
+
+@pytest.mark.parametrize("case", [case for case in TWO if "bf16" not in case])
+def test_two_ranks_compute_what_one_process_does(two, straight, case):
+    place, config = two[case]
+    assert_equal(place, straight(config), config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FOUR)
+def test_four_ranks_compute_what_one_process_does(four, straight, case):
+    place, config = four[case]
+    assert_equal(place, straight(config), config)
+
+
+@pytest.mark.parametrize("case", [case for case in TWO if "bf16" in case])
+def test_half_precision_differs_by_no_more_than_its_rounding(two, straight, case):
+    """What rounding makes is measured on one process, whose micro-batches are of another size: sums in another order."""
+    place, config = two[case]
+    oracle = values(straight(config), "train/loss")
+    noise = max(abs(a - b) for a, b in zip(values(straight(config, micro_batch_tokens=64), "train/loss"), oracle, strict=True))
+    found = max(abs(a - b) for a, b in zip(values(place, "train/loss"), oracle, strict=True))
+    assert 0 < noise < 0.02 and found < 3 * noise
+
+
+def test_ranks_have_different_numbers_of_targets(folder):
+    """Without which a mean of ranks' means would pass the tests above."""
+    config = stage()
+    numbers = []
+    for rank in range(2):
+        data = LongContextDataModule(
+            folder / "store",
+            weights=config.data.weights,
+            context=CONTEXT,
+            tokens_per_update=PER_UPDATE,
+            updates=UPDATES,
+            packing=config.data.packing,
+        )
+        data.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": 2})
+        numbers.append([int(batch.loss_tokens()) for batch in data.train_dataloader()])
+    assert sum(a != b for a, b in zip(*numbers, strict=True)) >= UPDATES - 1
