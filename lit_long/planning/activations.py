@@ -24,14 +24,14 @@ def norm(job: Job) -> float:
 
 def pieces(job: Job) -> dict[str, float]:
     """What a block keeps when nothing is computed again."""
-    model, width, tensor = job.model, job.widths.computed, job.layout.tensor
+    model, width, tensor = job.model, job.widths.computed, job.mesh.tensor
     queries, keys = model.n_heads * model.head_dim / tensor, model.n_kv_heads * model.head_dim / tensor
     copies = 2 if job.widths.stream == width else 5
     return {
         "norms": 2 * norm(job),
         "normalised": copies * width * model.d_model,
         "queries": width * queries,
-        "keys and values": 2 * width * keys * job.layout.context,
+        "keys and values": 2 * width * keys * job.mesh.context,
         "attention": width * queries + 4 * model.n_heads / tensor,
         "feed-forward": 4 * width * model.d_ffn / tensor,  # gate, up, silu(gate), and the product of the last two
     }
@@ -54,7 +54,7 @@ def selected(job: Job) -> tuple[float, float]:
 
     It keeps what attention gives, and every second product in their order: q (not yet turned), v, gate and down.
     """
-    model, width, tensor = job.model, job.widths.computed, job.layout.tensor
+    model, width, tensor = job.model, job.widths.computed, job.mesh.tensor
     queries = model.n_heads * model.head_dim / tensor
     only_here = width * (queries + model.d_model)
     anyway = width * (queries + (model.n_kv_heads * model.head_dim + model.d_ffn) / tensor) + 4 * model.n_heads / tensor
@@ -74,7 +74,7 @@ def computed_again(job: Job) -> float:
 def slopes(job: Job) -> float:
     """Gradients at the widest point of a block's backward pass: of the stream, and in the feed-forward part of the product, of silu(gate) and of
     up, less the product, which is gone by then."""
-    return job.widths.stream * job.model.d_model + 2 * job.widths.computed * job.model.d_ffn / job.layout.tensor
+    return job.widths.stream * job.model.d_model + 2 * job.widths.computed * job.model.d_ffn / job.mesh.tensor
 
 
 def tables(job: Job) -> float:

@@ -20,10 +20,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU. FLOP/s dense in bf16, bytes of memory, bytes/s to GPUs of the same machine and of others."""
+    """One kind of GPU. FLOP/s in bf16 (dense) and in fp32, bytes of memory, bytes/s to GPUs of the same machine and of others."""
 
     name: str
     peak: float
+    peak_fp32: float
     memory: float
     in_machine: float
     between_machines: float
@@ -34,11 +35,11 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", 312e12, 79 * GIB, 300e9, 25e9, 0.5, "NVIDIA A100 80GB SXM data sheet; DGX A100: 8 × 200 Gb/s"),
-        Gpu("H100", 989e12, 79 * GIB, 450e9, 50e9, 0.4, "NVIDIA H100 SXM data sheet; DGX H100: 8 × 400 Gb/s"),
-        Gpu("H200", 989e12, 139 * GIB, 450e9, 50e9, 0.4, "NVIDIA H200 SXM data sheet; DGX H200: 8 × 400 Gb/s"),
-        Gpu("B200", 2250e12, 178 * GIB, 900e9, 50e9, 0.4, "NVIDIA DGX B200 data sheet: 8 × 400 Gb/s"),
-        Gpu("L40S", 362e12, 44 * GIB, 32e9, 25e9, 0.4, "NVIDIA L40S data sheet: PCIe Gen4 x16; one 200 Gb/s adapter assumed"),
+        Gpu("A100", 312e12, 19.5e12, 79 * GIB, 300e9, 25e9, 0.5, "NVIDIA A100 80GB SXM data sheet; DGX A100: 8 × 200 Gb/s"),
+        Gpu("H100", 989e12, 67e12, 79 * GIB, 450e9, 50e9, 0.4, "NVIDIA H100 SXM data sheet; DGX H100: 8 × 400 Gb/s"),
+        Gpu("H200", 989e12, 67e12, 139 * GIB, 450e9, 50e9, 0.4, "NVIDIA H200 SXM data sheet; DGX H200: 8 × 400 Gb/s"),
+        Gpu("B200", 2250e12, 75e12, 178 * GIB, 900e9, 50e9, 0.4, "NVIDIA DGX B200 data sheet: 8 × 400 Gb/s"),
+        Gpu("L40S", 362e12, 91.6e12, 44 * GIB, 32e9, 25e9, 0.4, "NVIDIA L40S data sheet: PCIe Gen4 x16; one 200 Gb/s adapter assumed"),
     )
 }
 FIXED = 2 * GIB  # CUDA's context and libraries, NCCL's channels: an assumption

@@ -1,10 +1,11 @@
-"""What is to be planned: a training run as far as its cost depends on it, and the layout of its ranks."""
+"""What is to be planned: a training run as far as its cost depends on it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from lit_long.config import ModelConfig, UserError, nearest
+from lit_long.config.mesh import ACCUMULATE, Mesh
 
 
 @dataclass(frozen=True)
@@ -20,32 +21,9 @@ PRECISIONS = {"32-true": Widths(4, 4, 4), "bf16-mixed": Widths(4, 4, 2), "bf16-t
 CHECKPOINTING = ("none", "selective", "full")  # from the fastest to the most frugal
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The device mesh: copies of the model, ranks that a copy is sharded over, that share a sequence, that share each matrix."""
-
-    replicate: int = 1
-    shard: int = 1
-    context: int = 1
-    tensor: int = 1
-
-    @property
-    def ranks(self) -> int:
-        return self.replicate * self.shard * self.context * self.tensor
-
-    @property
-    def data(self) -> int:
-        """Ranks, or groups of them, that train on sequences of their own."""
-        return self.replicate * self.shard
-
-    @property
-    def sharded(self) -> int:
-        """Ranks that FSDP2 spreads each parameter over."""
-        return self.shard * self.context
-
-    def __str__(self) -> str:
-        named = {"replicate": self.replicate, "shard": self.shard, "context": self.context, "tensor": self.tensor}
-        return " × ".join(f"{name} {size}" for name, size in named.items() if size > 1) or "one GPU"
+def describe(mesh: Mesh) -> str:
+    """``shard 8 × tensor 2``: the dimensions with more than one rank."""
+    return " × ".join(f"{name} {size}" for name, size in mesh._asdict().items() if size > 1) or "one GPU"
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,7 @@ class Job:
     context: int
     tokens_per_update: int
     tokens: int
-    layout: Layout = Layout()
+    mesh: Mesh = Mesh()
     rows: int = 1
     precision: str = "bf16-mixed"
     checkpointing: str = "full"
@@ -78,12 +56,12 @@ class Job:
 
     @property
     def fsdp(self) -> bool:
-        return self.layout.ranks > 1
+        return self.mesh.ranks > 1
 
     @property
     def rank_rows(self) -> int:
         """Sequences of an update that each data rank trains on."""
-        return max(1, self.tokens_per_update // self.context // self.layout.data)
+        return max(1, self.tokens_per_update // self.context // self.mesh.data_ranks)
 
     @property
     def micro_batches(self) -> int:
@@ -91,40 +69,44 @@ class Job:
 
     @property
     def local_tokens(self) -> int:
-        """Tokens of a micro-batch on one GPU."""
-        return min(self.rows, self.rank_rows) * self.context // self.layout.context
+        """Tokens of the largest micro-batch on one GPU. Micro-batches are as equal as they can be."""
+        return -(-self.rank_rows // self.micro_batches) * self.context // self.mesh.context
 
-    def with_layout(self, **sizes: int) -> Job:
-        return replace(self, layout=replace(self.layout, **sizes))
+    @property
+    def sharded(self) -> int:
+        """Ranks that FSDP2 spreads each parameter over."""
+        return self.mesh.shard * self.mesh.context
+
+    def on(self, **sizes: int) -> Job:
+        """The same job on a mesh with these sizes changed."""
+        return replace(self, mesh=self.mesh._replace(**sizes))
 
 
 def why_not(job: Job) -> str:
     """Empty when the job can run at all; else the reason that it cannot, with the keys to change."""
-    model, layout = job.model, job.layout
+    model, mesh = job.model, job.mesh
     sequences = job.tokens_per_update // job.context
     if job.tokens_per_update % job.context:
         return f"tokens_per_update={job.tokens_per_update} is no multiple of context={job.context}"
-    if sequences % layout.data:
+    if sequences % mesh.data_ranks:
         return (
-            f"an update has {sequences} sequences, which {layout.data} data ranks (replicate · shard) cannot share equally: change "
+            f"an update has {sequences} sequences, which {mesh.data_ranks} data ranks (replicate · shard) cannot share equally: change "
             f"tokens_per_update, or let context_parallel or tensor_parallel take more of the GPUs"
         )
-    if job.context % (2 * layout.context) and layout.context > 1:
-        return f"context={job.context} must be divisible by 2 · context_parallel={layout.context}"
+    if job.context % (2 * mesh.context) and mesh.context > 1:
+        return f"context={job.context} must be divisible by 2 · context_parallel={mesh.context}"
     for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
-        if getattr(model, name) % layout.tensor:
-            return f"model.{name}={getattr(model, name)} is no multiple of tensor_parallel={layout.tensor}"
+        if getattr(model, name) % mesh.tensor:
+            return f"model.{name}={getattr(model, name)} is no multiple of tensor_parallel={mesh.tensor}"
     return ""
 
 
-def check(job: Job) -> None:
-    """Raise a UserError for settings that make no job."""
+def check_words(job: Job) -> None:
+    """Raise a UserError for a word that is none of those known."""
     for key, value, known in (
         ("precision", job.precision, PRECISIONS),
         ("checkpointing", job.checkpointing, CHECKPOINTING),
-        ("accumulate", job.accumulate, ("whole", "sharded")),
+        ("accumulate", job.accumulate, ACCUMULATE),
     ):
         if value not in known:
-            raise UserError(f"{key}={value}: no such way{nearest(value, known)}")
-    if reason := why_not(job):
-        raise UserError(f"this cannot run: {reason}")
+            raise UserError(f"command line: {key}={value}: no such way{nearest(value, known)}")

@@ -63,7 +63,7 @@ class Weights:
 
 
 def weights(job: Job) -> Weights:
-    model, tensor = job.model, job.layout.tensor
+    model, tensor = job.model, job.mesh.tensor
     products = block_weights(model) / tensor
     head = model.vocab_size * model.d_model / tensor
     return Weights(
@@ -90,7 +90,7 @@ def moments(job: Job) -> list[Moment]:
 
 def states(job: Job) -> dict[str, float]:
     """Parameters and AdamW's two moments: they are always there."""
-    own = weights(job).all * job.widths.parameter / job.layout.sharded
+    own = weights(job).all * job.widths.parameter / job.sharded
     return {"parameters": own, "optimizer": 2 * own}
 
 
@@ -106,13 +106,13 @@ def waiting(job: Job, done: int = 0) -> float:
     if job.micro_batches > 1 and not (job.fsdp and job.accumulate == "sharded"):
         return size.all * width  # the same room, micro-batch after micro-batch
     if job.micro_batches > 1:
-        return size.all * width / job.layout.sharded + (size.head * width if done else 0.0)
-    return (size.head + done * size.block / job.layout.sharded) * width if done else 0.0
+        return size.all * width / job.sharded + (size.head * width if done else 0.0)
+    return (size.head + done * size.block / job.sharded) * width if done else 0.0
 
 
 def reduced_at_once(job: Job) -> bool:
     """Whether a block's gradients are reduced as soon as they exist, in the micro-batch with the most memory."""
-    return job.fsdp and job.layout.sharded > 1 and (job.micro_batches == 1 or job.accumulate == "sharded")
+    return job.fsdp and job.sharded > 1 and (job.micro_batches == 1 or job.accumulate == "sharded")
 
 
 def at_loss(job: Job) -> Moment:
@@ -122,7 +122,7 @@ def at_loss(job: Job) -> Moment:
     held = tokens * (job.model.n_layers * activations.kept(job) + activations.norm(job)) + 2 * stream + batch(job)
     gathered = 0.0
     if job.fsdp:
-        gathered = size.root * width.parameter + (size.block * width.parameter if job.layout.sharded > 1 else 0.0)
+        gathered = size.root * width.parameter + (size.block * width.parameter if job.sharded > 1 else 0.0)
     if job.checkpointing == "none":
         gathered += size.layers * copies_of_weights(job)
     before = waiting(job) if job.micro_batches > 1 else 0.0
@@ -131,7 +131,7 @@ def at_loss(job: Job) -> Moment:
 
 def logits(job: Job) -> float:
     """What the chunked loss has at its most (model/loss.py). A chunk's slope is still there while the next chunk's logits are made."""
-    vocabulary, head = job.model.vocab_size / job.layout.tensor, weights(job).head
+    vocabulary, head = job.model.vocab_size / job.mesh.tensor, weights(job).head
     chunk = min(max(FEWEST, job.loss_memory // (BYTES_A_LOGIT * job.model.vocab_size)), job.local_tokens)
     logit = job.widths.computed
     slope = chunk * vocabulary * logit
@@ -170,7 +170,7 @@ def gathered(job: Job, last: bool) -> float:
     if not job.fsdp:
         return 0.0
     size, width = weights(job), job.widths.parameter
-    ahead = size.block if job.layout.sharded > 1 and not last else 0.0
+    ahead = size.block if job.sharded > 1 and not last else 0.0
     return (size.root + size.block + ahead) * width
 
 
@@ -181,9 +181,9 @@ def sent(job: Job, done: int) -> float:
 
 def exchanged(job: Job) -> float:
     """Keys and values as they arrive from the context ranks, and the stream as tensor ranks sum it."""
-    model, layout, width = job.model, job.layout, job.widths.computed
-    keys = 2 * model.n_kv_heads * model.head_dim / layout.tensor * layout.context if layout.context > 1 else 0.0
-    stream = model.d_model if layout.tensor > 1 else 0.0
+    model, mesh, width = job.model, job.mesh, job.widths.computed
+    keys = 2 * model.n_kv_heads * model.head_dim / mesh.tensor * mesh.context if mesh.context > 1 else 0.0
+    stream = model.d_model if mesh.tensor > 1 else 0.0
     return job.local_tokens * width * (keys + stream)
 
 
@@ -213,7 +213,7 @@ def at_root(job: Job) -> Moment:
     whole = size.root * width
     if job.micro_batches > 1 and job.accumulate == "whole":
         whole = size.all * width
-    done = size.layers * size.block * width / job.layout.sharded
+    done = size.layers * size.block * width / job.sharded
     return Moment(
         "root", **states(job), gradients=whole + done, activations=held, gathered=size.root * width, communication=sent(job, 1)
     )

@@ -49,6 +49,8 @@ class LongContextModule(lightning.LightningModule):
         micro_batch_tokens: tokens per forward and backward; at least one sequence.
         loss_memory: bytes that logits, and what is made of them, may take at once.
         checkpointing, compiled: see training/parallel.py.
+        accumulate: under FSDP2, whether micro-batches add up ``whole`` gradients, which every rank then has room for, or ``sharded`` ones,
+            reduced each time.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class LongContextModule(lightning.LightningModule):
         loss_memory: int = 2**29,
         checkpointing: str = "none",
         compiled: bool = False,
+        accumulate: str = "whole",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -75,6 +78,7 @@ class LongContextModule(lightning.LightningModule):
         self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled = checkpointing, compiled
+        self.accumulate = accumulate
         self.model: Llama | None = None
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
 
@@ -159,14 +163,16 @@ class LongContextModule(lightning.LightningModule):
 
     @contextmanager
     def gradient_sync(self, last: bool) -> Iterator[None]:
-        """Reduce gradients over ranks in the last micro-batch's backward only."""
+        """Reduce gradients over ranks in the last micro-batch's backward only; with ``accumulate="sharded"`` over the ranks of a shard each
+        time, which saves room for those of all weights."""
         wrapper = self.trainer.strategy.model
         if isinstance(wrapper, DistributedDataParallel) and not last:
             with wrapper.no_sync():
                 yield
             return
         if hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2
-            self.model.set_requires_gradient_sync(last)
+            self.model.set_requires_gradient_sync(last or self.accumulate == "sharded")
+            self.model.set_requires_all_reduce(last)  # between copies (HSDP)
         yield
 
     def total(self, value: Tensor) -> Tensor:

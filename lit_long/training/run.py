@@ -74,6 +74,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         loss_memory=config.trainer.loss_memory,
         checkpointing=config.trainer.checkpointing,
         compiled=config.trainer.compile,
+        accumulate=config.trainer.accumulate,
     )
     checkpoints = folder / "checkpoints"
     every = -(-updates // config.validation.times) if config.validation.times else 0
