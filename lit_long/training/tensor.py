@@ -4,51 +4,58 @@
     rows      o, down: each rank's part of the sum; one all-reduce makes it whole, after attention and after the feed-forward
     words     embedding and head: each rank has some of the words (loss.py never needs the logits of the others)
 
-The residual stream and the norms are the same on all ranks. Weights are DTensors, whole to whoever asks for their shape; FSDP2 shards
-what is here further.
+The residual stream and the norms are the same on all ranks. Weights are DTensors, which show their whole shape to whoever saves or loads
+them; FSDP2 shards further what is here.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, PrepareModuleInput, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import parallel as styles
 
 from lit_long.model.llama import Llama
 
 
 def share_matrices(model: Llama, mesh: DeviceMesh) -> None:
-    """Cut the matrices of ``model``, in place, among the ranks of a 1-D mesh. Every rank holds the same weights, or none yet (meta)."""
+    """Cut the matrices of ``model``, in place, among the ranks of a 1-D mesh. They all have its weights, or none yet (meta device)."""
     for block in model.layers:
-        parallelize_module(block, mesh, block_plan(), src_data_rank=None)
-    words: dict[str, ParallelStyle] = {"embed_tokens": RowwiseParallel(input_layouts=Replicate())}
-    if not model.config.tie_embeddings:
-        words["lm_head"] = ColwiseParallel()
-    parallelize_module(model, mesh, words, src_data_rank=None)
-    model.vocabulary = SplitVocabulary(mesh, model.config.vocab_size)
-    model.loss_chunk *= mesh.size()  # of each token, this rank makes that much fewer logits
+        styles.parallelize_module(block, mesh, block_plan(), src_data_rank=None)
+    model.vocabulary = SharedVocabulary(mesh, model.config.vocab_size)
+    for module in [model.embed_tokens] if model.config.tie_embeddings else [model.embed_tokens, model.lm_head]:
+        rows = distribute_tensor(module.weight, mesh, [Shard(0)], src_data_rank=None)
+        module.weight = nn.Parameter(rows, requires_grad=module.weight.requires_grad)
+    model.embed_tokens.forward = functools.partial(embed, model.embed_tokens, mesh, model.vocabulary)
+    model.loss_chunk *= mesh.size()  # a token has that much fewer logits here
 
 
-def block_plan() -> dict[str, ParallelStyle]:
-    """How each matrix of a block is cut. Inputs are declared for attention and feed-forward as wholes, so that the gradients of q, k and
-    v (gate and up) are added here before they go between the ranks: one all-reduce, not three."""
-    here = (Replicate(), None, None, None)  # x, and what goes with it: rotation, sight, past
+def block_plan() -> dict[str, styles.ParallelStyle]:
+    """How each matrix of a block is cut.
+
+    The input of attention, and of the feed-forward, is declared once for all its matrices: their gradients with respect to it are then
+    added here before they go between the ranks, in one all-reduce instead of three.
+    """
+    columns, rows, x = styles.ColwiseParallel(), styles.RowwiseParallel(), (Replicate(),)
+    beside = (None, None, None)  # rotation, sight and past are as they are
     return {
-        "self_attn": PrepareModuleInput(input_layouts=here, desired_input_layouts=here),
-        "self_attn.q_proj": ColwiseParallel(),
-        "self_attn.k_proj": ColwiseParallel(),
-        "self_attn.v_proj": ColwiseParallel(),
-        "self_attn.o_proj": RowwiseParallel(),
-        "mlp": PrepareModuleInput(input_layouts=here[:1], desired_input_layouts=here[:1]),
-        "mlp.gate_proj": ColwiseParallel(),
-        "mlp.up_proj": ColwiseParallel(),
-        "mlp.down_proj": RowwiseParallel(),
+        "self_attn": styles.PrepareModuleInput(input_layouts=x + beside, desired_input_layouts=x + beside),
+        "self_attn.q_proj": columns,
+        "self_attn.k_proj": columns,
+        "self_attn.v_proj": columns,
+        "self_attn.o_proj": rows,
+        "mlp": styles.PrepareModuleInput(input_layouts=x, desired_input_layouts=x),
+        "mlp.gate_proj": columns,
+        "mlp.up_proj": columns,
+        "mlp.down_proj": rows,
     }
 
 
-class SplitVocabulary:
+class SharedVocabulary:
     """The words dealt to the ranks of a mesh in equal parts, in order (`lit_long.model.loss.Vocabulary`)."""
 
     def __init__(self, mesh: DeviceMesh, words: int) -> None:
@@ -65,3 +72,14 @@ class SplitVocabulary:
     def total(self, x: Tensor) -> Tensor:
         dist.all_reduce(x, dist.ReduceOp.SUM, self.group)
         return x
+
+
+def embed(embedding: nn.Embedding, mesh: DeviceMesh, vocabulary: SharedVocabulary, tokens_BT: Tensor) -> Tensor:
+    """Embeddings [B, T, D]: the rows of words that are here and zeros for the others, summed over the ranks.
+
+    torch's own RowwiseParallel makes the gradient of all words on every rank.
+    """
+    rows_VD, own_BT = vocabulary.rows(embedding.weight), tokens_BT - vocabulary.first
+    elsewhere_BT = (own_BT < 0) | (own_BT >= len(rows_VD))
+    part_BTD = F.embedding(own_BT.masked_fill(elsewhere_BT, 0), rows_VD).masked_fill(elsewhere_BT[..., None], 0.0)
+    return DTensor.from_local(part_BTD, mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()]).to_local()

@@ -54,7 +54,7 @@ def test_peak_memory(tmp_path):
     assert all(0.95 < multiple <= 1.2 for multiple in found.values()), found
 
 
-.mark.parametrize(("dimension", "shape"), [("shard", {"vocab": 161, "kv": 1}), ("tensor", {})])
+@pytest.mark.parametrize(("dimension", "shape"), [("shard", {"vocab": 161, "kv": 1}), ("tensor", {})])
 def test_sharded_model(tmp_path, dimension, shape):
     """Two ranks (FSDP2, or tensor parallelism, gloo), one after the other: each fills its slices alone. 161 rows do not divide by two."""
     folder = save(random_llama(**shape).bfloat16(), tmp_path / "llama")
