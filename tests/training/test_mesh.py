@@ -33,7 +33,7 @@ UPDATES, PER_UPDATE, CONTEXT = 8, 1024, 64
 DOMAINS = ("long", "short")
 TWO = {
     "fsdp": {"tied": False},
-    "fsdp-tied": {"checkpointing": "full"},
+    "fsdp-tied": {"checkpointing": "full", "accumulate": "sharded"},
     "tensor": {"tied": False, "tensor_parallel": 2},
     "tensor-tied": {"tensor_parallel": 2, "checkpointing": "full"},
     "replicate": {"tied": False, "replicate": 2},
@@ -43,7 +43,7 @@ TWO = {
 FOUR = {
     "shard-tensor": {"tied": False, "tensor_parallel": 2},
     "shard-tensor-tied": {"tensor_parallel": 2, "checkpointing": "selective"},
-    "replicate-shard": {"replicate": 2},
+    "replicate-shard": {"replicate": 2, "accumulate": "sharded"},
     "replicate-tensor": {"tied": False, "replicate": 2, "tensor_parallel": 2},
     "tensor-4": {"tensor_parallel": 4},
     "fsdp-compiled": {"compile": True, "checkpointing": "full"},
