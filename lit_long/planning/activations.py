@@ -72,9 +72,23 @@ def computed_again(job: Job) -> float:
 
 
 def slopes(job: Job) -> float:
-    """Gradients at the widest point of a block's backward pass: of the stream, and in the feed-forward part of the product, of silu(gate) and of
-    up, less the product, which is gone by then."""
-    return job.widths.stream * job.model.d_model + 2 * job.widths.computed * job.model.d_ffn / job.mesh.tensor
+    """Gradients at the widest point of a block's backward pass, beyond what is kept and computed again.
+
+    That is in the feed-forward part, where those of the stream, of the product, of silu(gate) and of up exist and the product itself is gone; or,
+    where matrices are narrow, in the norm before it, after the feed-forward part and its inputs are gone.
+    """
+    model, width = job.model, job.widths.computed
+    hidden = width * model.d_ffn / job.mesh.tensor
+    inputs = (1 if job.widths.stream == width else 2) * width * model.d_model
+    return max(job.widths.stream * model.d_model + 2 * hidden, norm_slopes(job) - inputs - 4 * hidden)
+
+
+def norm_slopes(job: Job) -> float:
+    """Gradients in a norm's backward pass: what comes in, what goes out, and the stream's; a CPU's simple operations make several more (counted in
+    runs of models that are nearly nothing but norms)."""
+    if job.kernels == "cuda":
+        return 3 * job.widths.stream * job.model.d_model
+    return (16 if job.widths.stream == 4 else 18) * job.model.d_model
 
 
 def tables(job: Job) -> float:

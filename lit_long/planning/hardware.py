@@ -39,7 +39,16 @@ GPUS = {
         Gpu("H100", 989e12, 67e12, 79 * GIB, 450e9, 50e9, 0.4, "NVIDIA H100 SXM data sheet; DGX H100: 8 × 400 Gb/s"),
         Gpu("H200", 989e12, 67e12, 139 * GIB, 450e9, 50e9, 0.4, "NVIDIA H200 SXM data sheet; DGX H200: 8 × 400 Gb/s"),
         Gpu("B200", 2250e12, 75e12, 178 * GIB, 900e9, 50e9, 0.4, "NVIDIA DGX B200 data sheet: 8 × 400 Gb/s"),
-        Gpu("L40S", 362e12, 91.6e12, 44 * GIB, 32e9, 25e9, 0.4, "NVIDIA L40S data sheet: PCIe Gen4 x16; one 200 Gb/s adapter assumed"),
+        Gpu(
+            "L40S",
+            362e12,
+            91.6e12,
+            44 * GIB,
+            32e9,
+            25e9,
+            0.4,
+            "NVIDIA L40S data sheet: PCIe Gen4 x16; one 200 Gb/s adapter assumed",
+        ),
     )
 }
 FIXED = 2 * GIB  # CUDA's context and libraries, NCCL's channels: an assumption

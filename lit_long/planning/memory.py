@@ -1,6 +1,7 @@
 """Memory of one GPU: the bytes of all tensors at the moments of an update where they can be at their most.
 
     loss            the forward pass has ended, and a chunk's logits and all that is made of them exist
+    last norm       its backward pass, the first of all
     block           a block's backward pass at its widest, in the feed-forward part: of the last block, of the one before, and of the first
     block's end     all gradients of a block exist, and its parameters are still gathered
     root            gradients of embedding and head, whole, on their way to being reduced
@@ -85,7 +86,7 @@ def moments(job: Job) -> list[Moment]:
     """All of them, in their order."""
     layers = job.model.n_layers
     blocks = [block(job, done) for done in sorted({0, min(1, layers - 1), layers - 1})]
-    return [at_loss(job), *blocks, block_end(job), at_root(job), step(job)]
+    return [at_loss(job), last_norm(job), *blocks, block_end(job), at_root(job), step(job)]
 
 
 def states(job: Job) -> dict[str, float]:
@@ -112,7 +113,7 @@ def waiting(job: Job, done: int = 0) -> float:
 
 def reduced_at_once(job: Job) -> bool:
     """Whether a block's gradients are reduced as soon as they exist, in the micro-batch with the most memory."""
-    return job.fsdp and job.sharded > 1 and (job.micro_batches == 1 or job.accumulate == "sharded")
+    return job.fsdp and (job.micro_batches == 1 or job.accumulate == "sharded")
 
 
 def at_loss(job: Job) -> Moment:
@@ -129,18 +130,42 @@ def at_loss(job: Job) -> Moment:
     return Moment("loss", **states(job), gradients=before, activations=held, logits=logits(job), gathered=gathered)
 
 
+def last_norm(job: Job) -> Moment:
+    """The norm before the head in its backward pass: all blocks still have what they kept."""
+    tokens, size, width = job.local_tokens, weights(job), job.widths
+    slopes = (2 * width.stream if job.kernels == "cuda" else 16) * job.model.d_model
+    held = tokens * (size.layers * activations.kept(job) + activations.norm(job) + slopes) + batch(job)
+    coming = size.block if job.sharded > 1 else 0.0
+    copies = size.layers * copies_of_weights(job) if job.checkpointing == "none" else 0.0
+    return Moment(
+        "last norm",
+        **states(job),
+        gradients=(waiting(job) if job.micro_batches > 1 else 0.0) + size.head * width.parameter,
+        activations=held,
+        gathered=((size.root + coming) * width.parameter if job.fsdp else 0.0) + copies,
+    )
+
+
 def logits(job: Job) -> float:
     """What the chunked loss has at its most (model/loss.py). A chunk's slope is still there while the next chunk's logits are made."""
-    vocabulary, head = job.model.vocab_size / job.mesh.tensor, weights(job).head
-    chunk = min(max(FEWEST, job.loss_memory // (BYTES_A_LOGIT * job.model.vocab_size)), job.local_tokens)
-    logit = job.widths.computed
-    slope = chunk * vocabulary * logit
-    rounded = slope if logit != 4 else 0.0
-    making = (slope if job.local_tokens > chunk else 0.0) + slope + 4 * chunk * vocabulary + rounded
-    multiplying = slope + head * logit + rounded * 0
-    ending = slope + (head * job.widths.parameter if job.widths.parameter != 4 else 0.0)
-    copy = head * logit if job.widths.parameter != logit else 0.0
-    return 4 * head + copy + max(making, multiplying, ending)
+    tensor, head = job.mesh.tensor, weights(job).head
+    chunk = min(tensor * max(FEWEST, job.loss_memory // (BYTES_A_LOGIT * job.model.vocab_size)), job.local_tokens)
+    numbers, logit = chunk * job.model.vocab_size / tensor, job.widths.computed
+    slope = before = numbers * logit
+    if job.local_tokens <= chunk:
+        before = 0.0
+    wide = copy = 4 * numbers
+    if logit == 4:
+        copy = 0.0
+    elif tensor > 1:
+        copy += slope  # the logits in fp32 stay beside their exponentials, until these are rounded
+    elif job.kernels == "cuda":
+        copy = slope  # the softmax of a GPU reads logits in bf16; a CPU's wants a copy in fp32
+    making = before + slope + wide + copy
+    multiplying = 2 * slope + head * logit
+    ending = 2 * slope + (head * job.widths.parameter if job.widths.parameter != 4 else 0.0)
+    rounded_head = head * logit if job.widths.parameter != logit else 0.0
+    return 4 * head + rounded_head + max(making, multiplying, ending)
 
 
 def copies_of_weights(job: Job) -> float:

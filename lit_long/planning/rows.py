@@ -8,7 +8,19 @@ from lit_long.planning.job import describe
 from lit_long.planning.memory import PARTS
 from lit_long.planning.search import Machines, Planned, describe_way, remedy
 
-RUN_HEADER = ["run", "FLOPs", "GPUs", "mesh", "check-\npointing", "micro-batches\n× sequences", "GiB a\nGPU", "fits", "tokens/s\na GPU", "GPU\nhours", "days"]
+RUN_HEADER = [
+    "run",
+    "FLOPs",
+    "GPUs",
+    "mesh",
+    "check-\npointing",
+    "micro-batches\n× sequences",
+    "GiB a\nGPU",
+    "fits",
+    "tokens/s\na GPU",
+    "GPU\nhours",
+    "days",
+]
 
 FLOPS_HEADER = ["run", "FLOPs, printed\nin Table 10", "by the\npaper's formula", "causal,\nas mfu_causal counts"]
 
@@ -59,7 +71,9 @@ def sentences(planned: Planned, machines: Machines) -> list[str]:
         lines.append(f"fits: {own}, {planned.room / GIB:.1f} GiB are left at its fullest moment ({planned.memory.name})")
     else:
         helps = remedy(planned, machines)
-        cure = f"; the cheapest remedy: {helps}" if helps else "; nothing that a plan knows helps: fewer parameters, or larger GPUs"
+        cure = (
+            f"; the cheapest remedy: {helps}" if helps else "; nothing that a plan knows helps: fewer parameters, or larger GPUs"
+        )
         lines.append(f"does not fit: {own}, {-planned.room / GIB:.1f} GiB are missing ({planned.memory.name}){cure}")
     assumed = machines.efficiency or gpu.efficiency
     lines.append(

@@ -43,7 +43,9 @@ class Planned:
 
 def plan(job: Job, machines: Machines) -> Planned:
     memory = peak(job)
-    return Planned(job, memory, speed(job, machines.gpu, machines.in_machine, machines.efficiency), usable(machines.gpu) - memory.total)
+    return Planned(
+        job, memory, speed(job, machines.gpu, machines.in_machine, machines.efficiency), usable(machines.gpu) - memory.total
+    )
 
 
 def search(job: Job, machines: Machines, said: frozenset[str]) -> Planned | None:
@@ -74,7 +76,9 @@ def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[J
         placed = replace(job, mesh=Mesh(copies, shard, context, tensor))
         for rows, way in itertools.product(sizes("rows", min(8, placed.rank_rows)), ways):
             each = replace(placed, rows=rows, checkpointing=way)
-            sums = ("whole", "sharded") if each.fsdp and each.micro_batches > 1 and "accumulate" not in said else (job.accumulate,)
+            sums = (
+                ("whole", "sharded") if each.fsdp and each.micro_batches > 1 and "accumulate" not in said else (job.accumulate,)
+            )
             yield from (replace(each, accumulate=way) for way in sums)
 
 
@@ -116,7 +120,12 @@ def changes(job: Job) -> list[tuple[str, Callable[[Job], Job]]]:
             size = getattr(job.mesh, name) * factor
             if size <= 8 and job.mesh.shard % factor == 0:
                 found.append(
-                    (f"{key}={size}", lambda job, name=name, size=size, factor=factor: job.on(**{name: size, "shard": job.mesh.shard // factor}))
+                    (
+                        f"{key}={size}",
+                        lambda job, name=name, size=size, factor=factor: job.on(
+                            **{name: size, "shard": job.mesh.shard // factor}
+                        ),
+                    )
                 )
     for factor in (2, 4, 8, 16):
         text = f"gpus={job.mesh.ranks * factor}"

@@ -9,13 +9,12 @@ which is in no tensor, is not seen, nor is the allocator's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -44,15 +43,15 @@ class Traced:
 
 
 def trace(job: Job) -> Traced:
-    """The second update of ``job`` on its first rank, without data.
+    """An update of ``job``, not the first, on its first rank, without data.
 
     Raises:
         UserError: this process is one of several already, or the job shares sequences among ranks, which cannot be traced.
     """
     if job.mesh.context > 1:
         raise UserError("trace=true cannot run context parallelism: leave trace out, or set context_parallel=1")
-    with fake_ranks(job) as mesh, FakeTensorMode(allow_non_fake_inputs=True), NoData():
-        return tracked(job, mesh)
+    with fake_ranks(job) as mesh:
+        return tracked(job, mesh, FakeTensorMode(allow_non_fake_inputs=True), NoData())
 
 
 def compare(job: Job) -> tuple[float, int, dict[str, int]]:
@@ -62,27 +61,46 @@ def compare(job: Job) -> tuple[float, int, dict[str, int]]:
     return peak(job).total, found.total, found.kinds
 
 
-def tracked(job: Job, mesh: DeviceMesh | None = None) -> Traced:
-    """The second update of ``job``: AdamW has its moments by then."""
+def tracked(job: Job, mesh: DeviceMesh | None = None, *modes: TorchDispatchMode) -> Traced:
+    """An update of ``job`` that is not the first: AdamW has its moments. All tensors are made under ``modes``."""
+    with entered(modes):
+        model = build_model(job)
+    parallelize(model, mesh, job.checkpointing)  # under no mode: meshes are made of tensors, too, whose data are needed
+    with entered(modes):
+        optimizer, batch = AdamW(model.parameters(), lr=1e-5, fused=True), batch_of(job)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        tracker = FSDPMemTracker(model, optimizer) if mesh is not None else MemTracker()
+        if isinstance(tracker, FSDPMemTracker):
+            tracker.track_inputs(tuple(batch[:4]))
+        else:
+            tracker.track_external(model, optimizer, *batch[:4])
+        with tracker:
+            update(model, optimizer, batch, job, tracker)
+    (found,) = tracker.get_tracker_snapshot("peak").values()
+    return Traced(found.pop("Total"), {str(kind.value): size for kind, size in found.items() if size})
+
+
+@contextmanager
+def entered(modes: tuple[TorchDispatchMode, ...]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        yield
+
+
+def build_model(job: Job) -> Llama:
+    """In the precision of its parameters; weights are whatever they are."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES.get(job.precision, torch.float32))
     try:
-        model = Llama(job.model, build({"scheme": "rope"}, job.model.head_dim), chunk_tokens(job.model.vocab_size, job.loss_memory))
+        return Llama(
+            job.model, build({"scheme": "rope"}, job.model.head_dim), chunk_tokens(job.model.vocab_size, job.loss_memory)
+        )
     finally:
         torch.set_default_dtype(before)
-    parallelize(model, mesh, job.checkpointing)
-    optimizer = AdamW(model.parameters(), lr=1e-5, fused=True)
-    batch = batch_of(job)
-    update(model, optimizer, batch, job)
-    tracker = FSDPMemTracker(model, optimizer) if mesh is not None else MemTracker()
-    if mesh is not None:
-        tracker.track_inputs(tuple(batch[:4]))
-    else:
-        tracker.track_external(model, optimizer, *batch[:4])
-    with tracker:
-        update(model, optimizer, batch, job, tracker)
-    (found,) = tracker.get_tracker_snapshot("peak").values()
-    return Traced(found.pop("Total"), {str(kind.value): size for kind, size in found.items() if size})
 
 
 def update(model: Llama, optimizer: Optimizer, batch: Batch, job: Job, tracker: MemTracker | None = None) -> None:
@@ -133,9 +151,12 @@ def fake_ranks(job: Job) -> Iterator[DeviceMesh | None]:
 
 
 class NoData(TorchDispatchMode):
-    """Answers questions for a tensor's value, which a tensor without data cannot: no, zero. Here they are about targets without a loss."""
+    """Answers questions for a tensor's values, which a tensor without data cannot. Is there a target without a loss? No. Which words of the
+    batch are on other tensor ranks? As many as can be."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default:
             return False
+        if function is torch.ops.aten.nonzero.default:
+            return torch.empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
         return function(*args, **(kwargs or {}))

@@ -29,7 +29,12 @@ def test_a_run_is_planned(capsys):
 
 def test_the_parts_are_the_total(capsys):
     _, text = said(capsys, "model=llama2-7b", "gpus=8")
-    sizes = [float(found) for found in re.findall(r"^ *(?:parameters|gradients|optimizer|activations|logits|gathered|communication) +([\d.]+)", text, re.M)]
+    sizes = [
+        float(found)
+        for found in re.findall(
+            r"^ *(?:parameters|gradients|optimizer|activations|logits|gathered|communication) +([\d.]+)", text, re.M
+        )
+    ]
     total = float(re.search(r"total +([\d.]+)", text)[1])
     assert len(sizes) == 7 and sum(sizes) == pytest.approx(total, abs=0.05)
 

@@ -30,7 +30,12 @@ def test_options_are_the_published_models(name):
 
 def test_table_10_as_printed():
     """LLaMA 2 Long, Table 10, to the last digit."""
-    printed = {"32k from scratch": "3.783e+22", "4k → 32k at 20 %": "3.405e+22", "4k → 32k at 40 %": "3.026e+22", "4k → 32k at 80 %": "2.270e+22"}
+    printed = {
+        "32k from scratch": "3.783e+22",
+        "4k → 32k at 20 %": "3.405e+22",
+        "4k → 32k at 40 %": "3.026e+22",
+        "4k → 32k at 80 %": "2.270e+22",
+    }
     runs = {run.name: run for run in paper_runs() if run.flops}
     assert {name: f"{run.flops_as_printed(option(run.model)):.3e}" for name, run in runs.items()} == printed
     assert {name: f"{run.flops:.3e}" for name, run in runs.items()} == printed
@@ -48,7 +53,8 @@ def test_a_curriculum_costs_its_phases():
     phased = job(LLAMA_7B, context=32_768, phases=((0.8, 4096), (0.2, 32_768)))
     tokens = plain.tokens
     assert run_flops(phased) == pytest.approx(
-        training_flops(LLAMA_7B, 0.8 * tokens, 0.8 * tokens * 2048) + training_flops(LLAMA_7B, 0.2 * tokens, 0.2 * tokens * 16_384)
+        training_flops(LLAMA_7B, 0.8 * tokens, 0.8 * tokens * 2048)
+        + training_flops(LLAMA_7B, 0.2 * tokens, 0.2 * tokens * 16_384)
     )
     assert run_flops(phased) < 0.7 * run_flops(plain)
 

@@ -27,7 +27,9 @@ def off(each, found) -> float:
 def test_real_updates_of_a_small_model(way, precision):
     """Every byte of tensors in a second update, activations the larger part: within 5 %."""
     for rows, sequences in ((4, 4), (8, 8), (2, 6)):
-        each = job(SMALL, checkpointing=way, precision=precision, rows=rows, sequences=sequences, loss_memory=2**21, kernels="cpu")
+        each = job(
+            SMALL, checkpointing=way, precision=precision, rows=rows, sequences=sequences, loss_memory=2**21, kernels="cpu"
+        )
         assert abs(off(each, tracked(each))) < 0.05, (rows, sequences)
 
 

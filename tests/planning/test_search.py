@@ -27,7 +27,9 @@ def test_found_is_the_fastest_that_fits():
     assert found.fits and found.job.mesh.ranks == 64
     rivals = [
         plan(replace(each, mesh=Mesh(1, 64 // (c * t), c, t), checkpointing=way, rows=rows, accumulate=sums), H100)
-        for c, t, way, rows, sums in itertools.product((1, 2, 4), (1, 2, 4, 8), ("none", "selective", "full"), (1, 2), ("whole", "sharded"))
+        for c, t, way, rows, sums in itertools.product(
+            (1, 2, 4), (1, 2, 4, 8), ("none", "selective", "full"), (1, 2), ("whole", "sharded")
+        )
     ]
     fitting = [rival for rival in rivals if rival.fits and not why_not(rival.job)]
     assert fitting and found.speed.update <= min(rival.speed.update for rival in fitting) + 1e-3
@@ -57,4 +59,6 @@ def test_remedies_add_up():
 
 def test_no_layout_is_told_with_the_reason():
     with pytest.raises(UserError, match="an update has 4 sequences, which 64 data ranks"):
-        planned(job(LLAMA_7B, context=4096, sequences=4), Machines(GPUS["H100"], 64), frozenset({"context", "tensor", "replicate"}))
+        planned(
+            job(LLAMA_7B, context=4096, sequences=4), Machines(GPUS["H100"], 64), frozenset({"context", "tensor", "replicate"})
+        )

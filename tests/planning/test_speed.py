@@ -84,7 +84,9 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("gpu, model, gpus, context, rows, way, published, tolerance", PUBLISHED)
 def test_published_speeds(gpu, model, gpus, context, rows, way, published, tolerance):
-    each = job(model, mesh=Mesh(shard=gpus), context=context, rows=rows, sequences=rows * gpus, checkpointing=way, precision="bf16-true")
+    each = job(
+        model, mesh=Mesh(shard=gpus), context=context, rows=rows, sequences=rows * gpus, checkpointing=way, precision="bf16-true"
+    )
     assert speed(each, GPUS[gpu], 8).tokens_per_second == pytest.approx(published, rel=tolerance)
 
 

@@ -97,10 +97,21 @@ def run_ranks(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, tup
     configs = {name: stage(**keys, strategy="fsdp", devices=ranks) for name, keys in cases.items()}
     stages = {name: (write(folder, f"{ranks}-{name}", config), config) for name, config in configs.items()}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    words = [sys.executable, *torchrun, str(Path(__file__).with_name("mesh_ranks.py")), *(str(place) for place, _ in stages.values())]
+    words = [
+        sys.executable,
+        *torchrun,
+        str(Path(__file__).with_name("mesh_ranks.py")),
+        *(str(place) for place, _ in stages.values()),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
-        words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        words,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=280)
