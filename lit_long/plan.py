@@ -23,7 +23,6 @@ from rich.console import Console
 from lit_long.config import UserError, parse_words, read_layers, typed
 from lit_long.config.one_model import parse_model_words
 from lit_long.planning import rows
-from lit_long.planning.search import Planned
 from lit_long.planning.settings import SETTLED, MachinesConfig, PlanConfig, job_of, machines_of
 from lit_long.report.tables import Table
 from lit_long.stages.costs import model_and_context, paper_rows, planned, stage_rows
@@ -57,15 +56,10 @@ def plan_one(config: PlanConfig, said: frozenset[str]) -> int:
         show(Table("What a GPU sends in an update", ["", "GiB", "seconds", "while computing"], transfers))
     say(*rows.sentences(found, machines))
     if config.trace:
-        say(traced(found))
+        from lit_long.training.traced import compare
+
+        say(rows.trace_sentence(*compare(found.job)))
     return 0 if found.fits else 1
-
-
-def traced(found: Planned) -> str:
-    """The formula and what torch counts, of a CPU's operations."""
-    from lit_long.training.traced import compare
-
-    return rows.trace_sentence(*compare(found.job))
 
 
 def plan_experiment(argv: list[str]) -> int:
@@ -75,7 +69,7 @@ def plan_experiment(argv: list[str]) -> int:
     machines = machines_of(typed(MachinesConfig, parse_words(mine), COMMAND_LINE))
     as_configured = not any(word.startswith("gpus=") for word in mine)
     stages, fit = stage_rows(make_plan(read_layers([word for word in argv if word not in mine])), machines, as_configured)
-    show(Table(f"Stages on {machines.gpu.name}s", rows.RUN_HEADER, stages))
+    show(Table(f"Stages on {machines.gpu.name}s", rows.in_groups(rows.RUN_HEADER), [rows.in_groups(row) for row in stages]))
     return 0 if fit else 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lit_long.config import ModelConfig, UserError, nearest
 from lit_long.config.mesh import ACCUMULATE, Mesh
@@ -41,7 +41,7 @@ class Job:
     context: int
     tokens_per_update: int
     tokens: int
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default_factory=Mesh)
     rows: int = 1
     precision: str = "bf16-mixed"
     checkpointing: str = "full"
@@ -85,19 +85,18 @@ class Job:
 def why_not(job: Job) -> str:
     """Empty when the job can run at all; else the reason that it cannot, with the keys to change."""
     model, mesh = job.model, job.mesh
-    sequences = job.tokens_per_update // job.context
+    for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
+        if getattr(model, name) % mesh.tensor:
+            return f"model.{name}={getattr(model, name)} is no multiple of tensor_parallel={mesh.tensor}"
+    if job.context % (2 * mesh.context) and mesh.context > 1:
+        return f"context={job.context} must be divisible by 2 · context_parallel={mesh.context}"
     if job.tokens_per_update % job.context:
         return f"tokens_per_update={job.tokens_per_update} is no multiple of context={job.context}"
-    if sequences % mesh.data_ranks:
+    if (sequences := job.tokens_per_update // job.context) % mesh.data_ranks:
         return (
             f"an update has {sequences} sequences, which {mesh.data_ranks} data ranks (replicate · shard) cannot share equally: change "
             f"tokens_per_update, or let context_parallel or tensor_parallel take more of the GPUs"
         )
-    if job.context % (2 * mesh.context) and mesh.context > 1:
-        return f"context={job.context} must be divisible by 2 · context_parallel={mesh.context}"
-    for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
-        if getattr(model, name) % mesh.tensor:
-            return f"model.{name}={getattr(model, name)} is no multiple of tensor_parallel={mesh.tensor}"
     return ""
 
 

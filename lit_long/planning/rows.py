@@ -9,19 +9,10 @@ from lit_long.planning.memory import PARTS
 from lit_long.planning.search import Machines, Planned, describe_way, remedy
 
 RUN_HEADER = [
-    "run",
-    "FLOPs",
-    "GPUs",
-    "mesh",
-    "check-\npointing",
-    "micro-batches\n× sequences",
-    "GiB a\nGPU",
-    "fits",
-    "tokens/s\na GPU",
-    "GPU\nhours",
-    "days",
+    *("run", "FLOPs", "GPUs", "GiB a\nGPU", "fits", "tokens/s\na GPU", "GPU\nhours", "days"),
+    *("mesh", "check-\npointing", "micro-batches\n× sequences"),
 ]
-
+FIRST_GROUP = 8  # columns, in a terminal
 FLOPS_HEADER = ["run", "FLOPs, printed\nin Table 10", "by the\npaper's formula", "causal,\nas mfu_causal counts"]
 
 
@@ -49,17 +40,22 @@ def run_row(name: str, planned: Planned) -> list[str]:
     sums = f", {job.accumulate}" if job.fsdp and job.micro_batches > 1 else ""
     return [
         name,
-        f"{speed.flops:.3g}",
+        f"{speed.flops:.2e}",
         f"{job.mesh.ranks:,}",
-        describe(job.mesh),
-        job.checkpointing,
-        f"{job.micro_batches} × {-(-job.rank_rows // job.micro_batches)}{sums}",
         f"{planned.memory.total / GIB:.1f}",
         "yes" if planned.fits else "no",
         f"{speed.tokens_per_second:,.0f}",
         f"{speed.gpu_hours:,.0f}",
         f"{speed.hours / 24:,.1f}",
+        describe(job.mesh),
+        job.checkpointing,
+        f"{job.micro_batches} × {-(-job.rank_rows // job.micro_batches)}{sums}",
     ]
+
+
+def in_groups(row: list[str]) -> list[str]:
+    """A row, or the header, in two groups of columns, for a terminal."""
+    return [*row[:FIRST_GROUP], "", *row[FIRST_GROUP:]]
 
 
 def sentences(planned: Planned, machines: Machines) -> list[str]:

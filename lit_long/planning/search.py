@@ -16,6 +16,8 @@ from lit_long.planning.job import CHECKPOINTING, Job, describe, why_not
 from lit_long.planning.memory import Moment, peak
 from lit_long.planning.speed import Speed, speed
 
+NEAR = 1.05  # a plan's times are no better than this: of those so near the fastest, the mesh with least context and tensor ranks is taken
+
 
 @dataclass(frozen=True)
 class Machines:
@@ -49,19 +51,24 @@ def plan(job: Job, machines: Machines) -> Planned:
 
 
 def search(job: Job, machines: Machines, said: frozenset[str]) -> Planned | None:
-    """The fastest plan that fits, else the one with the least memory; None when no layout can run at all.
+    """The fastest plan that fits, or a simpler one that is nearly as fast, else the one with the least memory; None when no layout can run at all.
 
     Args:
         said: what the user has settled: replicate, context, tensor, rows, checkpointing, accumulate.
     """
-    plans = [plan(each, machines) for each in candidates(job, machines, said) if not why_not(each)]
-    if fitting := [each for each in plans if each.fits]:
-        # Of equally fast ones, the one that needs less machinery, then less memory.
-        return min(fitting, key=lambda p: (round(p.speed.update, 3), p.job.mesh.context * p.job.mesh.tensor, p.memory.total))
-    return max(plans, key=lambda p: p.room, default=None)
+    found = [(each, peak(each)) for each in candidates(job, machines, said)]
+    fitting = [plan(each, machines) for each, memory in found if memory.total <= usable(machines.gpu)]
+    if fitting:
+        near = NEAR * min(each.speed.update for each in fitting)
+        return min(
+            (p for p in fitting if p.speed.update <= near), key=lambda p: (p.job.mesh.context * p.job.mesh.tensor, p.speed.update)
+        )
+    return plan(min(found, key=lambda pair: pair[1].total)[0], machines) if found else None
 
 
 def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[Job]:
+    """All that can run."""
+
     def sizes(name: str, most: int) -> list[int]:
         own = job.rows if name == "rows" else getattr(job.mesh, name, 1)
         return [own] if name in said else [2**i for i in range(most.bit_length()) if 2**i <= most]
@@ -74,6 +81,8 @@ def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[J
         if rest or not shard or (copies > 1 and shard * context * tensor < machines.in_machine):
             continue  # copies are for more than one machine each
         placed = replace(job, mesh=Mesh(copies, shard, context, tensor))
+        if why_not(placed):
+            continue
         for rows, way in itertools.product(sizes("rows", min(8, placed.rank_rows)), ways):
             each = replace(placed, rows=rows, checkpointing=way)
             sums = (
@@ -84,55 +93,78 @@ def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[J
 
 def remedy(planned: Planned, machines: Machines) -> str:
     """The cheapest single change that makes the job fit, or, where none does, the first few that do together; "" when nothing helps."""
-    job, together = planned.job, []
-    for name, change in changes(planned.job):
-        if (changed := fitting(change(planned.job), machines)) is not None:
-            return f"{name} ({changed / GIB:.1f} GiB)"
-    for name, change in changes(planned.job):
-        if not why_not(change(job)) and peak(change(job)).total < peak(job).total:
-            job, together = change(job), [*together, name]
-            if (changed := fitting(job, machines)) is not None:
-                return f"{' and '.join(together)} ({changed / GIB:.1f} GiB)"
+    for alone in (True, False):
+        job, made = planned.job, {}
+        for step in STEPS:
+            if alone:
+                job, made = planned.job, {}
+            for _ in range(DOUBLINGS):
+                taken = step(job)
+                if taken is None or why_not(taken[1]) or (needed := peak(taken[1]).total) >= peak(job).total:
+                    break
+                made[step], job = taken
+                if needed <= usable(machines.gpu):
+                    return f"{' and '.join(made.values())} ({needed / GIB:.1f} GiB)"
     return ""
 
 
-def fitting(job: Job, machines: Machines) -> float | None:
-    """Bytes of the job, if it runs and fits."""
-    if why_not(job):
+Step = Callable[[Job], tuple[str, Job] | None]
+DOUBLINGS = 6
+
+
+def checkpoint_more(job: Job) -> tuple[str, Job] | None:
+    if job.checkpointing == CHECKPOINTING[-1]:
         return None
-    needed = peak(job).total
-    return needed if needed <= usable(machines.gpu) else None
+    way = CHECKPOINTING[CHECKPOINTING.index(job.checkpointing) + 1]
+    return f"checkpointing={way}", replace(job, checkpointing=way)
 
 
-def changes(job: Job) -> list[tuple[str, Callable[[Job], Job]]]:
-    """From the cheapest to the dearest."""
-    found: list[tuple[str, Callable[[Job], Job]]] = []
-    for way in CHECKPOINTING[CHECKPOINTING.index(job.checkpointing) + 1 :]:
-        found.append((f"checkpointing={way}", lambda job, way=way: replace(job, checkpointing=way)))
-    if job.rows > 1:
-        found.append((f"micro_batch_tokens={job.context}", lambda job: replace(job, rows=1)))
-    if job.fsdp and job.accumulate == "whole":
-        found.append(("accumulate=sharded", lambda job: replace(job, accumulate="sharded")))
-    if job.mesh.replicate > 1:
-        found.append(("replicate=1", lambda job: job.on(replicate=1, shard=job.mesh.shard * job.mesh.replicate)))
-    for name, key in (("context", "context_parallel"), ("tensor", "tensor_parallel")):
-        for factor in (2, 4, 8):
-            size = getattr(job.mesh, name) * factor
-            if size <= 8 and job.mesh.shard % factor == 0:
-                found.append(
-                    (
-                        f"{key}={size}",
-                        lambda job, name=name, size=size, factor=factor: job.on(
-                            **{name: size, "shard": job.mesh.shard // factor}
-                        ),
-                    )
-                )
-    for factor in (2, 4, 8, 16):
-        text = f"gpus={job.mesh.ranks * factor}"
-        found.append((text, lambda job, factor=factor: job.on(shard=job.mesh.shard * factor)))
-    if job.precision != "bf16-true":
-        found.append(("precision=bf16-true, which changes results", lambda job: replace(job, precision="bf16-true")))
-    return found
+def one_sequence(job: Job) -> tuple[str, Job] | None:
+    return (f"micro_batch_tokens={job.context}", replace(job, rows=1)) if job.rows > 1 else None
+
+
+def shard_sums(job: Job) -> tuple[str, Job] | None:
+    return ("accumulate=sharded", replace(job, accumulate="sharded")) if job.fsdp else None
+
+
+def one_copy(job: Job) -> tuple[str, Job] | None:
+    return ("replicate=1", job.on(replicate=1, shard=job.mesh.shard * job.mesh.replicate)) if job.mesh.replicate > 1 else None
+
+
+def share_tokens(job: Job) -> tuple[str, Job] | None:
+    if job.mesh.shard % 2:
+        return None
+    return f"context_parallel={2 * job.mesh.context}", job.on(context=2 * job.mesh.context, shard=job.mesh.shard // 2)
+
+
+def share_matrices(job: Job) -> tuple[str, Job] | None:
+    if job.mesh.shard % 2 or job.mesh.tensor >= 8:
+        return None
+    return f"tensor_parallel={2 * job.mesh.tensor}", job.on(tensor=2 * job.mesh.tensor, shard=job.mesh.shard // 2)
+
+
+def more_gpus(job: Job) -> tuple[str, Job] | None:
+    return f"gpus={2 * job.mesh.ranks}", job.on(shard=2 * job.mesh.shard)
+
+
+def pure_bf16(job: Job) -> tuple[str, Job] | None:
+    return (
+        ("precision=bf16-true, which changes results", replace(job, precision="bf16-true"))
+        if job.precision != "bf16-true"
+        else None
+    )
+
+
+STEPS: tuple[Step, ...] = (  # from the cheapest to the dearest
+    checkpoint_more,
+    one_sequence,
+    shard_sums,
+    one_copy,
+    share_tokens,
+    share_matrices,
+    more_gpus,
+    pure_bf16,
+)
 
 
 def describe_way(job: Job) -> str:

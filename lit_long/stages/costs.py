@@ -79,7 +79,7 @@ def stage_rows(experiment: Plan, machines: Machines, as_configured: bool) -> tup
             fit &= found.fits
             rows.append(run_row(name, found))
         elif config.kind == "evaluate":
-            rows.append([name, f"{stage_flops(config):.3g}", *[NOTHING] * (len(RUN_HEADER) - 2)])
+            rows.append([name, f"{stage_flops(config):.2e}", *[NOTHING] * (len(RUN_HEADER) - 2)])
     return rows, fit
 
 

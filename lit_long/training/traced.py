@@ -63,15 +63,8 @@ def compare(job: Job) -> tuple[float, int, dict[str, int]]:
 
 def tracked(job: Job, mesh: DeviceMesh | None = None, *modes: TorchDispatchMode) -> Traced:
     """An update of ``job`` that is not the first: AdamW has its moments. All tensors are made under ``modes``."""
+    model, optimizer, batch = made_ready(job, mesh, *modes)
     with entered(modes):
-        model = build_model(job)
-    parallelize(model, mesh, job.checkpointing)  # under no mode: meshes are made of tensors, too, whose data are needed
-    with entered(modes):
-        optimizer, batch = AdamW(model.parameters(), lr=1e-5, fused=True), batch_of(job)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad()
         tracker = FSDPMemTracker(model, optimizer) if mesh is not None else MemTracker()
         if isinstance(tracker, FSDPMemTracker):
             tracker.track_inputs(tuple(batch[:4]))
@@ -81,6 +74,20 @@ def tracked(job: Job, mesh: DeviceMesh | None = None, *modes: TorchDispatchMode)
             update(model, optimizer, batch, job, tracker)
     (found,) = tracker.get_tracker_snapshot("peak").values()
     return Traced(found.pop("Total"), {str(kind.value): size for kind, size in found.items() if size})
+
+
+def made_ready(job: Job, mesh: DeviceMesh | None, *modes: TorchDispatchMode) -> tuple[Llama, Optimizer, Batch]:
+    """The model as it is trained, its optimizer after a step, and the rank's sequences of an update."""
+    with entered(modes):
+        model = build_model(job)
+    parallelize(model, mesh, job.checkpointing)  # under no mode: meshes are made of tensors, too, whose data are needed
+    with entered(modes):
+        optimizer, batch = AdamW(model.parameters(), lr=1e-5, fused=True), batch_of(job)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer, batch
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_a_curriculum_costs_its_phases():
         training_flops(LLAMA_7B, 0.8 * tokens, 0.8 * tokens * 2048)
         + training_flops(LLAMA_7B, 0.2 * tokens, 0.2 * tokens * 16_384)
     )
-    assert run_flops(phased) < 0.7 * run_flops(plain)
+    assert run_flops(phased) < 0.75 * run_flops(plain)  # 40 % are saved where causality is ignored
 
 
 def test_what_is_computed_again_is_what_torch_computes_again():

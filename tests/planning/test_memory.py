@@ -47,21 +47,37 @@ def test_tensors_without_data_weigh_the_same(way):
 
 
 SHALLOW = replace(LLAMA_7B, n_layers=3)
+MESHES = {
+    "fsdp": (Mesh(shard=8), 8, {"precision": "bf16-true"}),
+    "mixed": (Mesh(shard=64), 64, {"precision": "bf16-mixed"}),
+    "copies": (Mesh(replicate=2, shard=4), 8, {"precision": "bf16-true"}),
+    "whole-sums": (Mesh(shard=8), 24, {"precision": "bf16-true", "accumulate": "whole"}),
+    "sharded-sums": (Mesh(shard=8), 24, {"precision": "bf16-true", "accumulate": "sharded"}),
+    "tensor": (Mesh(shard=2, tensor=4), 2, {"precision": "bf16-true"}),
+    "tensor-alone": (Mesh(tensor=2), 1, {"precision": "bf16-true"}),
+    "tensor-mixed": (Mesh(shard=4, tensor=2), 4, {"precision": "bf16-mixed"}),
+}
+QUICK = [
+    ("fsdp", "none"),
+    ("mixed", "full"),
+    ("copies", "selective"),
+    ("sharded-sums", "full"),
+    ("tensor", "full"),
+    ("tensor-alone", "none"),
+]
+CASES = [(name, way, 4096) for name, way in QUICK] + [
+    pytest.param(name, way, context, marks=pytest.mark.slow)
+    for context in (4096, 32_768)
+    for name in MESHES
+    for way in WAYS
+    if (name, way, context) not in [(*quick, 4096) for quick in QUICK]
+]
 
 
-@pytest.mark.parametrize("context", [4096, 32_768])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "mesh, sequences, settings",
-    [
-        (Mesh(shard=8), 8, {"precision": "bf16-true"}),
-        (Mesh(shard=64), 64, {"precision": "bf16-mixed"}),
-        (Mesh(shard=8), 24, {"precision": "bf16-true", "accumulate": "whole"}),
-        (Mesh(shard=8), 24, {"precision": "bf16-true", "accumulate": "sharded"}),
-    ],
-)
-def test_sharded_updates_of_7b_blocks(mesh, sequences, settings, way, context):
-    """Blocks of Llama 2 7B, three of them, under FSDP2: gathered parameters, reduce-scatter, whole and sharded sums."""
+@pytest.mark.parametrize("name, way, context", CASES)
+def test_updates_on_ranks_that_need_not_exist(name, way, context):
+    """Blocks of Llama 2 7B, three of them: what FSDP2 gathers and reduces, copies, whole and sharded sums, shared matrices."""
+    mesh, sequences, settings = MESHES[name]
     each = job(SHALLOW, mesh=mesh, sequences=sequences, context=context, checkpointing=way, kernels="cpu", **settings)
     assert abs(off(each, trace(each))) < 0.05
 

@@ -13,7 +13,7 @@ from lit_long.config.mesh import Mesh
 from lit_long.planning.hardware import GPUS, usable
 from lit_long.planning.job import why_not
 from lit_long.planning.memory import peak
-from lit_long.planning.search import Machines, plan, remedy, search
+from lit_long.planning.search import NEAR, Machines, plan, remedy, search
 from lit_long.stages.costs import planned
 from tests.planning.jobs import LLAMA_7B, LLAMA_70B, job
 
@@ -32,7 +32,8 @@ def test_found_is_the_fastest_that_fits():
         )
     ]
     fitting = [rival for rival in rivals if rival.fits and not why_not(rival.job)]
-    assert fitting and found.speed.update <= min(rival.speed.update for rival in fitting) + 1e-3
+    assert fitting and found.speed.update <= NEAR * min(rival.speed.update for rival in fitting)
+    assert all(rival.speed.update >= found.speed.update / NEAR for rival in fitting)
 
 
 def test_what_is_said_stays():
@@ -52,7 +53,9 @@ def test_a_remedy_helps():
 
 def test_remedies_add_up():
     """70B on 8 H100 in mixed precision: 138 GB of states a GPU; checkpointing alone cannot help."""
-    each = plan(job(LLAMA_70B, mesh=Mesh(shard=8), context=16_384, checkpointing="none"), Machines(GPUS["H100"], 8))
+    each = plan(
+        job(LLAMA_70B, mesh=Mesh(shard=8), context=16_384, sequences=256, checkpointing="none"), Machines(GPUS["H100"], 8)
+    )
     text = remedy(each, Machines(GPUS["H100"], 8))
     assert "gpus=" in text and "checkpointing=" in text
 

@@ -21,14 +21,10 @@ def sent(each) -> dict[str, float]:
 @pytest.mark.parametrize("accumulate", ["whole", "sharded"])
 def test_fsdp_moves_what_it_moves(accumulate):
     """Bytes of the collectives that FSDP2 calls in an update of three micro-batches, on a rank of eight."""
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from lit_long.model.llama import Llama
-    from lit_long.positions import build
-    from lit_long.training.parallel import parallelize
-    from lit_long.training.traced import NoData, batch_of, fake_ranks, update
+    from lit_long.training.traced import NoData, entered, fake_ranks, made_ready, update
 
     moved = {"gather": 0, "scatter": 0}
 
@@ -40,10 +36,11 @@ def test_fsdp_moves_what_it_moves(accumulate):
             return function(*args, **(kwargs or {}))
 
     each = job(SMALL, mesh=Mesh(shard=8), sequences=24, precision="32-true", accumulate=accumulate, checkpointing="none")
-    with fake_ranks(each) as mesh, FakeTensorMode(allow_non_fake_inputs=True), NoData():
-        model = parallelize(Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim)), mesh)
-        with Watch():
-            update(model, torch.optim.SGD(model.parameters()), batch_of(each), each)
+    modes = FakeTensorMode(allow_non_fake_inputs=True), NoData()
+    with fake_ranks(each) as mesh:
+        model, optimizer, batch = made_ready(each, mesh, *modes)
+        with entered((*modes, Watch())):
+            update(model, optimizer, batch, each)
     found = sent(each)
     assert found["all-gather of parameters"] == moved["gather"] * 7 / 8
     assert found["reduce-scatter of gradients"] == moved["scatter"] * 7 / 8
