@@ -137,9 +137,9 @@ class LongContextModule(lightning.LightningModule):
         """One update: all micro-batches, clip, step. Validation in between goes on with the encoder of the update before."""
         self.model.encoder, _ = self.turning(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        tokens = self.total(batch.loss_tokens())
+        tokens = self.total(batch.loss_tokens()).float()  # in bf16-true the default is bf16, which counts to 256
         scale = token_ranks(self.trainer.strategy) / tokens  # strategies average gradients over these ranks
-        nats = torch.zeros((), device=self.device)
+        nats = torch.zeros((), dtype=torch.float32, device=self.device)
         micro_batches = self.micro_batches(batch)
         for index, micro_batch in enumerate(micro_batches):
             with self.gradient_sync(index == len(micro_batches) - 1):
@@ -197,7 +197,8 @@ class LongContextModule(lightning.LightningModule):
         name = names[dataloader_idx] if names else str(dataloader_idx)
         if name not in self.validation_sums:
             group = token_group(self.trainer.strategy)
-            self.validation_sums[name] = tuple(SumMetric(process_group=group).to(self.device) for _ in range(2))
+            sums = (SumMetric(process_group=group).to(self.device) for _ in range(2))
+            self.validation_sums[name] = tuple(metric.set_dtype(torch.float32) for metric in sums)  # not the default of bf16-true
         for micro_batch in self.micro_batches(batch):
             with eager(self.compiled):
                 nats_and_tokens = self.model(micro_batch)

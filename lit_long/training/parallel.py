@@ -25,7 +25,7 @@ from lit_long.config.mesh import Mesh
 from lit_long.model.attention import Sight
 from lit_long.model.llama import Llama
 from lit_long.positions import Rotation
-from lit_long.training.tensor import share_matrices
+from lit_long.training.tensor import share_block, share_words
 
 CHECKPOINTING = ("none", "selective", "full")
 ATTENTION = ("scaled_dot_product", "attend_documents", "flash_attn", "flash_attention", "varlen_attn")  # in names of operations
@@ -43,16 +43,23 @@ def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"trainer.checkpointing={checkpointing}: no such way{nearest(checkpointing, CHECKPOINTING)}")
-    if mesh is not None and size_of(mesh, "tensor") > 1:
-        share_matrices(model, mesh["tensor"])
-    for block in model.layers:
+    shards = None if mesh is None else sharding(mesh)
+    matrices = mesh["tensor"] if mesh is not None and size_of(mesh, "tensor") > 1 else None
+    for block in model.layers:  # one after the other, so that a GPU never holds more than one whole block
+        if matrices is not None:
+            share_block(block, matrices)
         if checkpointing != "none":
             how = {"context_fn": selective} if checkpointing == "selective" else {}
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **how)
         if compiled:
             block.forward = compile_block(block.forward)
-    if mesh is not None:
-        shard(model, sharding(mesh))
+        if shards is not None:
+            fully_shard(block, mesh=shards)
+    if matrices is not None:
+        share_words(model, matrices)
+    if shards is not None:  # the rest: embedding, final norm, head
+        # These weights serve the head right after the last block and its backward begins there: keep them gathered.
+        fully_shard(model, mesh=shards, reshard_after_forward=False)
     return model
 
 
@@ -75,14 +82,6 @@ def sharding(mesh: DeviceMesh) -> DeviceMesh:
         return mesh["replicate", "shard"] if copies else mesh["shard"]
     shards = mesh["shard", "context"]._flatten("shard_context")
     return DeviceMesh._concatenate([mesh["replicate"], shards]) if copies else shards
-
-
-def shard(model: Llama, mesh: DeviceMesh) -> None:
-    """Shard every block, then the rest (embedding, final norm, head) as the root."""
-    for block in model.layers:
-        fully_shard(block, mesh=mesh)
-    # The root's weights serve the head right after the last block and its backward begins there: keep them gathered.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def compile_block(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

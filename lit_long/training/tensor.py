@@ -19,13 +19,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import parallel as styles
 
-from lit_long.model.llama import Llama
+from lit_long.model.llama import Block, Llama
 
 
-def share_matrices(model: Llama, mesh: DeviceMesh) -> None:
-    """Cut the matrices of ``model``, in place, among the ranks of a 1-D mesh. They all have its weights, or none yet (meta device)."""
-    for block in model.layers:
-        styles.parallelize_module(block, mesh, block_plan(), src_data_rank=None)
+def share_block(block: Block, mesh: DeviceMesh) -> None:
+    """Cut the matrices of ``block``, in place, among the ranks of a 1-D mesh. They all have its weights, or none yet (meta device)."""
+    styles.parallelize_module(block, mesh, block_plan(), src_data_rank=None)
+
+
+def share_words(model: Llama, mesh: DeviceMesh) -> None:
+    """Deal the words of embedding, head and loss to the ranks, in place."""
     model.vocabulary = SharedVocabulary(mesh, model.config.vocab_size)
     for module in [model.embed_tokens] if model.config.tie_embeddings else [model.embed_tokens, model.lm_head]:
         rows = distribute_tensor(module.weight, mesh, [Shard(0)], src_data_rank=None)

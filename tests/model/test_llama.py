@@ -153,3 +153,10 @@ def test_documents_match_dense_attention_under_the_full_mask():
     weights = torch.randn_like(expected)
     for ours, theirs in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_losses_by_token_need_all_words():
+    model = small()
+    model.vocabulary = object()  # whatever has dealt the words to other ranks
+    with pytest.raises(UserError, match="trainer.tensor_parallel=1"):
+        model(batch_of(torch.zeros(1, 8, dtype=torch.int64)), per_token=True)

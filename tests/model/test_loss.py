@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_long.model.batch import NO_LOSS
 from lit_long.model.loss import chunk_tokens, summed_nats, token_nats
@@ -88,24 +89,24 @@ def test_a_second_backward_is_refused():
         nats.backward()
 
 
-def test_only_one_chunk_of_logits_exists_at_once(monkeypatch):
-    """The largest tensor that any operation makes is a chunk's logits, or the head's gradient."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Watch(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
 
     largest = 0
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            out = function(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                largest = max(largest, out.numel())
-            return out
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.largest = max(self.largest, out.numel())
+        return out
 
+
+def test_only_one_chunk_of_logits_exists_at_once():
+    """The largest tensor is a chunk's logits, or the head's gradient."""
     hidden, weight, targets = inputs(1, 512, 8, 4096)
-    with Watch():
+    with Watch() as watch:
         summed_nats(hidden, targets.clamp(min=0), weight, 64)[0].backward()
-    assert largest == max(64 * 4096, 8 * 4096)
+    assert watch.largest == max(64 * 4096, 8 * 4096)
 
 
 def test_a_chunk_follows_from_memory():
@@ -153,15 +154,17 @@ class Part:
 
 
 def on_ranks(ranks, hidden, weight, targets, chunk, weights=None):
-    """What each rank finds: nats, and the gradients of its hidden states and of its own rows of the head."""
+    """What each rank finds: nats, the gradients of its hidden states and of its own rows of the head, and the largest tensor it made."""
     given, barrier, words = [None] * ranks, threading.Barrier(ranks), len(weight) // ranks
 
     def one(rank):
         part, own = Part(rank, words, given, barrier), hidden.detach().requires_grad_()
         rows = part.rows(weight)
         part.rows = lambda _: rows
-        nats, _ = summed_nats(own, targets, weight, chunk, weights, part)
-        return nats.detach(), *torch.autograd.grad(nats * 0.3, (own, rows))
+        with Watch() as watch:
+            nats, _ = summed_nats(own, targets, weight, chunk, weights, part)
+            slopes = torch.autograd.grad(nats * 0.3, (own, rows))
+        return nats.detach(), *slopes, watch.largest
 
     with ThreadPoolExecutor(ranks) as pool:
         return list(pool.map(one, range(ranks)))
@@ -177,7 +180,13 @@ def test_words_on_several_ranks_are_torchs(ranks, chunk, scale, weighted):
     expected = (plain(hidden, weight, targets, "none") * (weights.flatten() if weighted else 1.0)).sum()
     hidden_slope, weight_slope = torch.autograd.grad(expected * 0.3, (hidden, weight))
     found = on_ranks(ranks, hidden, weight, targets, chunk, weights)
-    for nats, slope, _ in found:
+    for nats, slope, _, _ in found:
         torch.testing.assert_close(nats, expected.detach())
-        torch.testing.assert_close(slope, hidden_slope, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.cat([rows for _, _, rows in found]), weight_slope, atol=1e-5 * scale, rtol=1e-5)
+        torch.testing.assert_close(slope, hidden_slope, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([rows for _, _, rows, _ in found]), weight_slope, atol=1e-5 * scale, rtol=1e-5)
+
+
+def test_no_rank_makes_the_logits_of_all_words():
+    hidden, weight, targets = inputs(1, 512, 8, 4096)
+    for *_, largest in on_ranks(4, hidden, weight, targets, 64):
+        assert largest == 64 * 4096 // 4

@@ -58,7 +58,7 @@ MESHES = {
     "mixed": (Mesh(shard=64), 64, {"precision": "bf16-mixed"}),
     "copies": (Mesh(replicate=2, shard=4), 8, {"precision": "bf16-true"}),
     "whole-sums": (Mesh(shard=8), 24, {"precision": "bf16-true", "accumulate": "whole"}),
-    "sharded-sums": (Mesh(shard=8), 24, {"precision": "bf16-true", "accumulate": "sharded"}),
+    "sharded-sums": (Mesh(shard=8), 16, {"precision": "bf16-true", "accumulate": "sharded"}),
     "tensor": (Mesh(shard=2, tensor=4), 2, {"precision": "bf16-true"}),
     "tensor-alone": (Mesh(tensor=2), 1, {"precision": "bf16-true"}),
     "tensor-mixed": (Mesh(shard=4, tensor=2), 4, {"precision": "bf16-mixed"}),
