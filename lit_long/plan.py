@@ -51,9 +51,9 @@ def plan_one(config: PlanConfig, said: frozenset[str]) -> int:
     machines = machines_of(config)
     model, context = model_and_context({"model": config.model} | ({"context": config.context} if config.context else {}))
     found = planned(job_of(config, model, context), machines, said)
-    show(Table("Memory of a GPU", ["", "GiB"], rows.memory_rows(found)))
+    show(Table("Memory of a GPU", ["kind", "GiB"], rows.memory_rows(found)))
     if transfers := rows.transfer_rows(found):
-        show(Table("What a GPU sends in an update", ["", "GiB", "seconds", "while computing"], transfers))
+        show(Table("What a GPU sends in an update", ["collective", "GiB", "seconds", "computing"], transfers))
     say(*rows.sentences(found, machines))
     if config.trace:
         from lit_long.training.traced import compare

@@ -29,7 +29,7 @@ def memory_rows(planned: Planned) -> list[list[str]]:
 def transfer_rows(planned: Planned) -> list[list[str]]:
     """What each GPU sends in an update."""
     return [
-        [each.name, gib(each.bytes), f"{each.seconds:.2f}", "beside it" if each.hidden else "after it"]
+        [each.name, gib(each.bytes), f"{each.seconds:.2f}", "meanwhile" if each.hidden else "waits"]
         for each in planned.speed.transfers
     ]
 
@@ -61,7 +61,7 @@ def in_groups(row: list[str]) -> list[str]:
 def sentences(planned: Planned, machines: Machines) -> list[str]:
     """What the tables do not say."""
     job, speed, gpu = planned.job, planned.speed, machines.gpu
-    own = f"{usable(gpu) / GIB:.1f} GiB of a {gpu.name} are for tensors"
+    own = f"{usable(gpu) / GIB:.1f} GiB of one {gpu.name} are for tensors"
     lines = [f"{parameters(job.model):,} parameters, {job.precision}; {describe_way(job)}"]
     if planned.fits:
         lines.append(f"fits: {own}, {planned.room / GIB:.1f} GiB are left at its fullest moment ({planned.memory.name})")
