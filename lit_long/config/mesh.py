@@ -11,6 +11,7 @@ from lit_long.config.schema import StageConfig, TrainerConfig
 from lit_long.config.typed import UserError, nearest
 
 STRATEGIES = ("single", "fsdp")
+ACCUMULATE = ("whole", "sharded")
 SIZES = ("nodes", "devices", "replicate", "context_parallel", "tensor_parallel")
 
 
@@ -54,6 +55,8 @@ def mesh_of(trainer: TrainerConfig) -> Mesh:
         raise UserError(
             f"trainer.strategy must be single or fsdp, not {trainer.strategy!r}{nearest(trainer.strategy, STRATEGIES)}"
         )
+    if trainer.accumulate not in ACCUMULATE:
+        raise UserError(f"trainer.accumulate={trainer.accumulate}: no such way{nearest(trainer.accumulate, ACCUMULATE)}")
     for name in SIZES:
         if getattr(trainer, name) < 1:
             raise UserError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")

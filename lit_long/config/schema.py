@@ -189,6 +189,8 @@ class TrainerConfig:
         default="none", metadata=NOT_IDENTITY
     )  # none · selective · full: activations computed again in backward
     compile: bool = field(default=False, metadata=NOT_IDENTITY)  # torch.compile, block by block
+    # strategy=fsdp, several micro-batches: add up whole gradients and reduce them once, or reduce each time and add up what is kept of them
+    accumulate: str = field(default="whole", metadata=NOT_IDENTITY)  # whole · sharded
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)  # updates
     keep_checkpoints: int = field(default=1, metadata=NOT_IDENTITY)  # the newest so many stay
     milestones: list[float] = field(

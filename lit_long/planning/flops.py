@@ -12,10 +12,14 @@ from __future__ import annotations
 from lit_long.config import ModelConfig, StageConfig
 
 
+def block_weights(config: ModelConfig) -> int:
+    """Weights of one block's matrix products."""
+    return config.d_model * (config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads) + 3 * config.d_ffn)
+
+
 def matmul_weights(config: ModelConfig) -> int:
     """N: weights of all matrix products."""
-    attention = config.d_model * config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads)
-    return config.n_layers * (attention + 3 * config.d_model * config.d_ffn) + config.vocab_size * config.d_model
+    return config.n_layers * block_weights(config) + config.vocab_size * config.d_model
 
 
 def parameters(config: ModelConfig) -> int:
@@ -27,6 +31,15 @@ def parameters(config: ModelConfig) -> int:
 def training_flops(config: ModelConfig, tokens: int, attended: float) -> float:
     """Forward and backward over ``tokens`` tokens. ``attended``: sum of length² over sequences, causality ignored."""
     return 6 * matmul_weights(config) * tokens + 12 * config.n_layers * config.n_heads * config.head_dim * attended
+
+
+def paper_flops(config: ModelConfig, tokens: float, context: int) -> float:
+    """FLOPs as LLaMA 2 Long's Table 10 has them: 72·L·d²·(1 + T/6d) a token (Narayanan et al. 2021, without recomputation).
+
+    Causality is ignored, the feed-forward part is counted as GPT's (8·d² weights), and the vocabulary is left out.
+    """
+    width = config.d_model
+    return 72 * config.n_layers * width**2 * (1 + context / (6 * width)) * tokens
 
 
 def stage_flops(config: StageConfig) -> float:

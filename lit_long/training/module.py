@@ -54,6 +54,8 @@ class LongContextModule(lightning.LightningModule):
         loss_memory: bytes that logits, and what is made of them, may take at once.
         loss: auto, chunked, liger or cut (model/fused_loss.py).
         checkpointing, compiled: see training/parallel.py.
+        accumulate: under FSDP2, whether micro-batches add up ``whole`` gradients, which every rank then has room for, or ``sharded`` ones,
+            reduced each time.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class LongContextModule(lightning.LightningModule):
         loss: str = AUTO,
         checkpointing: str = "none",
         compiled: bool = False,
+        accumulate: str = "whole",
         judge: Judge | None = None,
     ) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class LongContextModule(lightning.LightningModule):
         self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled, self.loss = checkpointing, compiled, loss
-        self.judge = judge or Judge()
+        self.accumulate, self.judge = accumulate, judge or Judge()
         self.model: Llama | None = None
         self.share: ContextShare | None = None
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
@@ -187,14 +190,16 @@ class LongContextModule(lightning.LightningModule):
 
     @contextmanager
     def gradient_sync(self, last: bool) -> Iterator[None]:
-        """Reduce gradients over ranks in the last micro-batch's backward only."""
+        """Reduce gradients over ranks in the last micro-batch's backward only; with ``accumulate="sharded"`` over the ranks of a shard each
+        time, which saves room for those of all weights."""
         wrapper = self.trainer.strategy.model
         if isinstance(wrapper, DistributedDataParallel) and not last:
             with wrapper.no_sync():
                 yield
             return
         if hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2
-            self.model.set_requires_gradient_sync(last)
+            self.model.set_requires_gradient_sync(last or self.accumulate == "sharded")
+            self.model.set_requires_all_reduce(last)  # between copies (HSDP)
         yield
 
     def total(self, value: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         loss=config.trainer.loss,
         checkpointing=config.trainer.checkpointing,
         compiled=config.trainer.compile,
+        accumulate=config.trainer.accumulate,
         judge=Judge(config.trainer.bad_update, config.trainer.spike),
     )
     checkpoints, writer = folder / "checkpoints", Writer(writes_in_background(config.trainer))

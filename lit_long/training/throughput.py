@@ -14,8 +14,7 @@ import torch
 from lit_long.config import ModelConfig
 from lit_long.model.batch import Batch
 from lit_long.planning.flops import training_flops
-
-DENSE_BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+from lit_long.planning.hardware import GPUS
 
 
 def update_flops(config: ModelConfig, batch: Batch) -> tuple[float, float]:
@@ -39,7 +38,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of ``device`` at ``precision``, or None for a GPU that is not in the table."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
+        return next((gpu.peak for key, gpu in GPUS.items() if key in name), None)
     return measured_peak(torch.bfloat16 if precision.startswith("bf16") else torch.float32)
 
 

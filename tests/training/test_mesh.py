@@ -48,7 +48,7 @@ DOMAINS = ("long", "short")
 RANDOM = {"training": {"transform": "randomised", "length": CONTEXT}}  # drawn by the row's number in the whole update
 TWO = {
     "fsdp": {"tied": False},
-    "fsdp-tied": {"checkpointing": "full"},
+    "fsdp-tied": {"checkpointing": "full", "accumulate": "sharded"},
     "tensor-external": {"tied": False, "tensor_parallel": 2},
     "tensor-tied": {"tensor_parallel": 2, "checkpointing": "full"},
     "replicate": {"tied": False, "replicate": 2},
@@ -58,7 +58,7 @@ TWO = {
 FOUR = {
     "shard-tensor-external": {"tied": False, "tensor_parallel": 2},
     "shard-tensor-tied": {"tensor_parallel": 2, "checkpointing": "selective"},
-    "replicate-shard": {"replicate": 2},
+    "replicate-shard": {"replicate": 2, "accumulate": "sharded"},
     "replicate-tensor": {"tied": False, "replicate": 2, "tensor_parallel": 2},
     "tensor-4": {"tensor_parallel": 4},
     "fsdp-compiled": {"compile": True, "checkpointing": "full"},

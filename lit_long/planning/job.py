@@ -1,0 +1,111 @@
+"""What is to be planned: a training run as far as its cost depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from lit_long.config import ModelConfig, UserError, nearest
+from lit_long.config.mesh import ACCUMULATE, Mesh
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bytes an element: of parameters, gradients and optimizer state; of the residual stream; of what matrix products take."""
+
+    parameter: int
+    stream: int
+    computed: int
+
+
+PRECISIONS = {"32-true": Widths(4, 4, 4), "bf16-mixed": Widths(4, 4, 2), "bf16-true": Widths(2, 2, 2)}
+CHECKPOINTING = ("none", "selective", "full")  # from the fastest to the most frugal
+
+
+def describe(mesh: Mesh) -> str:
+    """``shard 8 × tensor 2``: the dimensions with more than one rank."""
+    return " × ".join(f"{name} {size}" for name, size in mesh._asdict().items() if size > 1) or "one GPU"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run.
+
+    tokens             of the whole run
+    rows               sequences of a micro-batch, of each data rank
+    phases             (share of the tokens, context) of a curriculum; empty: all at ``context``
+    accumulate         what micro-batches add up under FSDP: ``whole`` gradients, reduced once an update, or their ``sharded`` parts
+    kernels            cuda · cpu: whose attention and norms, which keep different tensors for backward
+    """
+
+    model: ModelConfig
+    context: int
+    tokens_per_update: int
+    tokens: int
+    mesh: Mesh = field(default_factory=Mesh)
+    rows: int = 1
+    precision: str = "bf16-mixed"
+    checkpointing: str = "full"
+    accumulate: str = "whole"
+    loss_memory: int = 2**29
+    phases: tuple[tuple[float, int], ...] = ()
+    kernels: str = "cuda"
+
+    @property
+    def widths(self) -> Widths:
+        return PRECISIONS[self.precision]
+
+    @property
+    def fsdp(self) -> bool:
+        return self.mesh.ranks > 1
+
+    @property
+    def rank_rows(self) -> int:
+        """Sequences of an update that each data rank trains on."""
+        return max(1, self.tokens_per_update // self.context // self.mesh.data_ranks)
+
+    @property
+    def micro_batches(self) -> int:
+        return -(-self.rank_rows // self.rows)
+
+    @property
+    def local_tokens(self) -> int:
+        """Tokens of the largest micro-batch on one GPU. Micro-batches are as equal as they can be."""
+        return -(-self.rank_rows // self.micro_batches) * self.context // self.mesh.context
+
+    @property
+    def sharded(self) -> int:
+        """Ranks that FSDP2 spreads each parameter over."""
+        return self.mesh.shard * self.mesh.context
+
+    def on(self, **sizes: int) -> Job:
+        """The same job on a mesh with these sizes changed."""
+        return replace(self, mesh=self.mesh._replace(**sizes))
+
+
+def why_not(job: Job) -> str:
+    """Empty when the job can run at all; else the reason that it cannot, with the keys to change."""
+    model, mesh = job.model, job.mesh
+    for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
+        if getattr(model, name) % mesh.tensor:
+            return f"model.{name}={getattr(model, name)} is no multiple of tensor_parallel={mesh.tensor}"
+    if job.context % (2 * mesh.context) and mesh.context > 1:
+        return f"context={job.context} must be divisible by 2 · context_parallel={mesh.context}"
+    if job.tokens_per_update % job.context:
+        return f"tokens_per_update={job.tokens_per_update} is no multiple of context={job.context}"
+    if (sequences := job.tokens_per_update // job.context) % mesh.data_ranks:
+        return (
+            f"an update has {sequences} sequences, which {mesh.data_ranks} data ranks (replicate · shard) cannot share equally: change "
+            f"tokens_per_update, or let context_parallel or tensor_parallel take more of the GPUs"
+        )
+    return ""
+
+
+def check_words(job: Job) -> None:
+    """Raise a UserError for a word that is none of those known."""
+    for key, value, known in (
+        ("precision", job.precision, PRECISIONS),
+        ("checkpointing", job.checkpointing, CHECKPOINTING),
+        ("accumulate", job.accumulate, ACCUMULATE),
+    ):
+        if value not in known:
+            raise UserError(f"command line: {key}={value}: no such way{nearest(value, known)}")

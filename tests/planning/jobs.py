@@ -1,0 +1,25 @@
+"""Jobs that several tests plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lit_long.config import ModelConfig
+from lit_long.config.mesh import Mesh
+from lit_long.planning.job import Job
+
+LLAMA_7B = ModelConfig(context=4096)
+LLAMA3_8B = ModelConfig(128_256, 4096, 32, 32, 8, 128, 14_336, 1e-5, False, 8192, 500_000.0)
+LLAMA_70B = ModelConfig(32_000, 8192, 80, 64, 8, 128, 28_672, 1e-5, False, 4096, 10_000.0)
+SMALL = ModelConfig(1024, 128, 4, 4, 2, 32, 344, 1e-5, True, 256, 10_000.0)
+FIFTEEN = ModelConfig(8192, 384, 8, 6, 3, 64, 1024, 1e-5, True, 512, 10_000.0)  # 16,128,384 parameters
+
+
+def job(model: ModelConfig, **settings: Any) -> Job:
+    """One update of one sequence of the model's context for each data rank, unless ``settings`` say otherwise."""
+    context = settings.pop("context", model.context)
+    mesh = settings.pop("mesh", Mesh())
+    sequences = settings.pop("sequences", mesh.data_ranks)
+    each = Job(model, context, context * sequences, context * sequences * 100, mesh)
+    return replace(each, **settings)

@@ -1,0 +1,85 @@
+"""`python -m lit_long.plan`: what it prints, what it refuses, and the page that it wrote."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lit_long.plan import main
+from tests.integration.mini import REPOSITORY
+
+
+def said(capsys, *words: str) -> tuple[int, str]:
+    code = main(list(words))
+    found = capsys.readouterr()
+    return code, found.out + found.err
+
+
+def test_a_run_is_planned(capsys):
+    code, text = said(capsys, "model=llama2-70b", "context=16k", "gpus=256", "tokens_per_update=4M")
+    assert code == 0
+    for part in ("parameters", "gradients", "optimizer", "activations", "logits", "gathered", "communication", "total"):
+        assert re.search(rf"{part} +[\d.]+", text), part
+    assert "68,976,648,192 parameters, bf16-mixed" in text and "fits: " in text and "GPU-hours" in text
+    assert "all-gather of parameters (FSDP)" in text
+
+
+def test_the_parts_are_the_total(capsys):
+    _, text = said(capsys, "model=llama2-7b", "gpus=8")
+    sizes = [
+        float(found)
+        for found in re.findall(
+            r"^ *(?:parameters|gradients|optimizer|activations|logits|gathered|communication) +([\d.]+)", text, re.M
+        )
+    ]
+    total = float(re.search(r"total +([\d.]+)", text)[1])
+    assert len(sizes) == 7 and sum(sizes) == pytest.approx(total, abs=0.05)
+
+
+def test_what_does_not_fit_gets_a_remedy(capsys):
+    code, text = said(capsys, "model=llama2-70b", "context=16k", "gpus=8", "tokens_per_update=1M")
+    assert code == 1 and "does not fit" in text and "the cheapest remedy: " in text and "gpus=" in text
+
+
+def test_a_plan_is_run_without_data(capsys):
+    code, text = said(
+        capsys, "model.n_layers=2", "model.d_model=64", "model.head_dim=16", "model.n_heads=4", "model.n_kv_heads=4", "model.d_ffn=128",
+        "model.vocab_size=512", "context=256", "gpus=4", "tokens_per_update=4k", "tokens=1M", "trace=true",
+    )  # fmt: skip
+    formula, traced = re.search(r"([\d.]+) GiB by formula, ([\d.]+) GiB by running", text).groups()
+    assert code == 0 and float(formula) == pytest.approx(float(traced), abs=0.011)
+
+
+def test_an_experiments_stages(capsys):
+    code, text = said(capsys, "experiment=position_tiny")
+    assert code == 0 and "Stages on H100s" in text
+    for name in ("base", "extend rope", "extend abf", "evaluate abf"):
+        assert name in text
+
+
+def test_bad_words_are_told(capsys):
+    for words, message in (
+        (["gpu=h10"], "did you mean 'H100'"),
+        (["checkpointing=selectiv"], "did you mean 'selective'"),
+        (["tensor_paralel=2"], "did you mean 'tensor_parallel'"),
+        (["model=llama2-7"], "did you mean 'llama2-7b'"),
+        (["efficiency=40"], "efficiency must lie between 0 and 1"),
+        (["gpus=0"], "gpus must be at least 1"),
+        (["model=llama2-7b", "tensor_parallel=3", "gpus=9"], "no multiple of tensor_parallel=3"),
+        (["gpus"], "not of the form key=value"),
+    ):
+        code, text = said(capsys, *words)
+        assert code == 2 and message in text, text
+
+
+def test_the_page_has_what_the_command_prints():
+    """docs/planning.md; and the command needs no torch."""
+    code = "import sys; from lit_long.plan import main; code = main(['paper=true']); assert 'torch' not in sys.modules; sys.exit(code)"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    page = (REPOSITORY / "docs" / "planning.md").read_text()
+    for table in finished.stdout.strip().split("\n\n"):
+        assert table in page
