@@ -38,6 +38,7 @@ from lit_long.data.module import LongContextDataModule
 from lit_long.data.store import prepare
 from lit_long.stages.folder import is_done, read_result, write_stage
 from lit_long.stages.run import run_stage
+from lit_long.training.resume import Writer
 from lit_long.training.run import strategy
 from tests.checkpoints.llamas import random_llama, save
 from tests.data.own import TEXTS, write_text
@@ -254,10 +255,10 @@ def test_ranks_have_different_numbers_of_targets(folder):
 def test_a_mesh_needs_its_processes(monkeypatch):
     two_machines = stage(strategy="fsdp", devices=2, nodes=2)
     with pytest.raises(UserError, match="needs 4 processes, and 1 were started; several machines need a launcher"):
-        strategy(two_machines)
+        strategy(two_machines, Writer())
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="needs 4 processes, and 3 were started"):
-        strategy(two_machines)
+        strategy(two_machines, Writer())
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert strategy(two_machines).sizes == (1, 4, 1, 1)
+    assert strategy(two_machines, Writer()).sizes == (1, 4, 1, 1)
