@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lit_long.config import UserError
 from lit_long.files import write_atomically
-from lit_long.launch.local import LocalProcess, Node, command, environment, nodes
+from lit_long.launch.local import LocalProcess, Node, command, environment, nodes, processes
 from lit_long.stages.folder import JOB_LOCK, is_done, read_stage, take_lock
 
 JOB = "job.json"
@@ -58,6 +58,7 @@ class StageNode:
             while (lock := take_lock(folder, name=JOB_LOCK)) is None:
                 time.sleep(1.0)
             self.lock = lock
+            (folder / "error.txt").unlink(missing_ok=True)  # of the time before the job was queued again
         if is_done(folder):
             return
         config, _, _ = read_stage(folder)
@@ -65,6 +66,7 @@ class StageNode:
             raise UserError(f"{folder}: trainer.nodes={count}, and the job has {node.count}; was the stage changed while it waited?")
         # A cluster's signals reach all processes; USR1 and USR2 are for whoever watches over them, and would end these.
         deaf = ["/bin/sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh"]
+        self.several = processes(config) > 1
         log = NODE_LOG.format(node.rank) if node.rank else "log.txt"
         words = [*deaf, *command(folder, config, node)]
         self.process = LocalProcess(words, folder, environment(threads), self.lock and self.lock.fileno(), log)
@@ -76,7 +78,7 @@ class StageNode:
     def interrupt(self, seconds: float) -> None:
         """End it at the next update, within ``seconds``."""
         if self.process:
-            self.process.interrupt(seconds)
+            self.process.interrupt(seconds, self.several)
 
     def close(self) -> None:
         """Let the stage go."""

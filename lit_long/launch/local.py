@@ -79,8 +79,8 @@ class LocalProcess:
         self.process.stdin.close()
         return ""
 
-    def interrupt(self, seconds: float) -> int | None:
-        """Ask the ranks to end, give them ``seconds``, then make them. Returns the exit code.
+    def interrupt(self, seconds: float, several: bool) -> int | None:
+        """Ask the stage to end, give it ``seconds``, then make it. Returns the exit code. ``several``: it has ranks, below torchrun.
 
         torchrun would give them 30 seconds when asked itself, too little for the checkpoint of a large model; so it is passed over.
         """
@@ -88,7 +88,7 @@ class LocalProcess:
 
         try:
             process = psutil.Process(self.process.pid)
-            for one in process.children() or [process]:
+            for one in process.children() if several else [process]:
                 one.terminate()
         except psutil.NoSuchProcess:
             pass

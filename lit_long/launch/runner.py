@@ -32,6 +32,7 @@ POLL_SECONDS = 0.2
 SYNC_SECONDS = 2.0
 CORPUS_BYTES = 400 * 2**20
 BYTES_PER_PARAMETER = 4 + 2 * 12  # the weights, and two checkpoints with AdamW's moments while one replaces the other
+INTERRUPTED = 130  # a stage's exit code
 
 
 @dataclass
@@ -201,7 +202,7 @@ class Runner:
         """A stage is over: its record, its place in the outcome, its line."""
         stage, label, seconds = active.stage, active.task.label, time.monotonic() - active.started
         succeeded = code == 0 and stage.done
-        self.record.end(stage, active.run, active.mirror, "FINISHED" if succeeded else "FAILED")
+        self.record.end(stage, active.run, active.mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED")
         del self.active[stage.identity]
         active.lock.close()
         if succeeded:

@@ -43,16 +43,18 @@ class SlurmTask:
         self.folder, self.threads, self.grace = folder, threads, grace
         self.terminated = False
 
-    def __call__(self) -> int:
-        """The stage's exit code."""
+    def __call__(self) -> int | str:
+        """The stage's exit code, or what the user must put right."""
         job = import_submitit().JobEnvironment()
         signal.signal(signal.SIGTERM, self.terminate)
         port = 20_000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 30_000
-        self.node = StageNode(self.folder, Node(job.global_rank, job.num_nodes, f"{job.hostnames[0]}:{port}"), self.threads)
+        try:
+            self.node = StageNode(self.folder, Node(job.global_rank, job.num_nodes, f"{job.hostnames[0]}:{port}"), self.threads)
+        except UserError as error:
+            return str(error)
         while (code := self.node.exit_code()) is None:
-            if self.terminated:
+            if self.terminated and job.cluster != "slurm":  # SLURM tells all processes; a second time would end them at once
                 self.node.interrupt(self.grace)
-                continue
             time.sleep(0.2)
         self.node.close()
         if self.terminated:
@@ -158,7 +160,7 @@ class SlurmJob:
 
     def __init__(self, folder: Path, job: Any, launcher: SlurmLauncher) -> None:
         self.folder, self.job, self.config, self.queue = folder, job, launcher.config, launcher.queue
-        self.is_slurm = launcher.submitit.SlurmJob is type(job)
+        self.is_slurm, self.utils = launcher.submitit.SlurmJob is type(job), launcher.submitit.core.utils
         self.code: int | None = None
         self.reason = ""
         self.since: float | None = None  # when it was first seen to be over
@@ -193,10 +195,9 @@ class SlurmJob:
             self.reason = f"job {self.job.job_id} ended as {state or 'lost from the queue'}{where}"
             return 1
         self.since = self.since or time.monotonic()
-        try:
-            result = self.job.task(0).result()
-        except Exception as error:  # whatever broke in the job itself
-            self.reason = str(error).strip(" -\n").rpartition("\n")[2]
+        outcome, result = self.utils.pickle_load(self.job.paths.result_pickle)
+        if outcome == "error":  # the traceback of what broke in the job itself
+            self.reason = result.strip().rpartition("\n")[2]
             return 1
         if isinstance(result, str):
             self.reason = result

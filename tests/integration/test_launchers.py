@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import ssh_server
 from tests.integration.mini import REPOSITORY
 from tests.integration.side import CHILDREN, UPDATES, facts, finished, folders, rows, sweep, wait_for, with_corpus, workplace
 
@@ -177,6 +178,45 @@ def test_the_other_node_by_hand(reference, expected, tmp_path):
     (train,) = folders(work, "train")
     losses = [row["train/loss"] for row in rows(train) if "train/loss" in row]
     assert losses == pytest.approx(expected["losses"][train.name], abs=2e-5)
+
+
+@pytest.mark.slow
+def test_the_other_node_through_ssh(reference, expected, tmp_path):
+    """A real sshd: the second node is another session, with an environment of its own; it ends with the sweep."""
+    if problem := ssh_server.install():
+        pytest.skip(problem)
+    work = with_corpus(reference, tmp_path)
+    with ssh_server.server(tmp_path / "ssh") as reach:
+        hosts = ["launcher=torchrun", f"launcher.hosts=[localhost,{ssh_server.HOST}]", f"launcher.ssh={reach}"]
+        words = [*hosts, "launcher.rdzv_endpoint=127.0.0.1", "launcher.setup=['export ASKED=by-the-sweep']", "position=rope"]
+        words += ["trainer.strategy=fsdp", "trainer.nodes=2", "trainer.devices=1"]
+        finished(work, *words)
+        (train,) = folders(work, "train")
+        losses = [row["train/loss"] for row in rows(train) if "train/loss" in row]
+        assert losses == pytest.approx(expected["losses"][train.name], abs=2e-5) and (train / "log-node1.txt").is_file()
+
+        process = sweep(work, *words, "stages.train.tokens=4M")
+        wait_for(lambda: any(len(rows(folder)) > 1 for folder in folders(work, "train") if folder != train))
+        far = [pid for pid in every_process() if "--node_rank=1" in words_of(pid)]
+        process.kill()
+        process.wait()
+        assert far
+        wait_for(lambda: not alive(far), 30)
+
+
+def every_process() -> list[int]:
+    import psutil
+
+    return psutil.pids()
+
+
+def words_of(pid: int) -> list[str]:
+    import psutil
+
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
 
 
 @pytest.fixture(scope="module")
