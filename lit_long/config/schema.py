@@ -171,7 +171,9 @@ class TrainerConfig:
     devices: int = field(default=1, metadata=NOT_IDENTITY)  # of each machine
     nodes: int = field(default=1, metadata=NOT_IDENTITY)  # machines
     # The mesh of strategy=fsdp: nodes · devices = replicate · shard · context_parallel · tensor_parallel; shard is what is left
-    replicate: int = field(default=1, metadata=NOT_IDENTITY)  # copies of the sharded model, between which gradients alone travel (HSDP)
+    replicate: int = field(
+        default=1, metadata=NOT_IDENTITY
+    )  # copies of the sharded model, between which gradients alone travel (HSDP)
     context_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share the tokens of each sequence
     tensor_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share each matrix
     threads: int = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
@@ -271,7 +273,9 @@ class LauncherConfig:
     setup: list[str] = field(default_factory=list)  # shell lines before the stage: module load cuda (torchrun: on each host, too)
     poll_seconds: float = 15.0  # between two looks at the queue, one for all jobs
     # ray: a stage is an actor
-    address: str = "auto"  # auto: the cluster that this machine belongs to · local: one on this machine, for this sweep · HOST:PORT
+    address: str = (
+        "auto"  # auto: the cluster that this machine belongs to · local: one on this machine, for this sweep · HOST:PORT
+    )
 
 
 @dataclass

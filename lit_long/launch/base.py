@@ -16,16 +16,13 @@ from typing import Protocol
 from lit_long.config import LauncherConfig, StageConfig, UserError, nearest
 
 # Where each launcher lives, and the keys that mean something to it besides name and parallel.
+JOB_KEYS = ("cpus", "cancel_on_exit")
+SBATCH_KEYS = ("hours", "grace_seconds", "requeues", "partition", "account", "qos", "memory", "extra", "setup")
 LAUNCHERS = {
     "local": ("lit_long.launch.local", "LocalLauncher", ()),
     "torchrun": ("lit_long.launch.torchrun", "TorchrunLauncher", ("hosts", "rdzv_endpoint", "ssh", "setup")),
-    "slurm": (
-        "lit_long.launch.slurm",
-        "SlurmLauncher",
-        ("cpus", "cancel_on_exit", "cluster", "hours", "grace_seconds", "requeues", "partition", "account", "qos", "memory", "extra")
-        + ("setup", "poll_seconds"),
-    ),
-    "ray": ("lit_long.launch.ray", "RayLauncher", ("cpus", "cancel_on_exit", "address")),
+    "slurm": ("lit_long.launch.slurm", "SlurmLauncher", (*JOB_KEYS, *SBATCH_KEYS, "cluster", "poll_seconds")),
+    "ray": ("lit_long.launch.ray", "RayLauncher", (*JOB_KEYS, "address")),
 }
 
 
@@ -96,7 +93,9 @@ def make_launcher(config: LauncherConfig, root: Path) -> Launcher:
     for field in fields(config):
         if getattr(config, field.name) != getattr(LauncherConfig(), field.name) and field.name not in ("name", "parallel", *keys):
             users = [launcher for launcher, (_, _, theirs) in LAUNCHERS.items() if field.name in theirs]
-            raise UserError(f"launcher.{field.name} says nothing to launcher={config.name}; it is for launcher={' or '.join(users)}")
+            raise UserError(
+                f"launcher.{field.name} says nothing to launcher={config.name}; it is for launcher={' or '.join(users)}"
+            )
     return getattr(import_module(module), name)(config, root)
 
 

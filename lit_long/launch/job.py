@@ -63,7 +63,9 @@ class StageNode:
             return
         config, _, _ = read_stage(folder)
         if (count := nodes(config)) != node.count:
-            raise UserError(f"{folder}: trainer.nodes={count}, and the job has {node.count}; was the stage changed while it waited?")
+            raise UserError(
+                f"{folder}: trainer.nodes={count}, and the job has {node.count}; was the stage changed while it waited?"
+            )
         # A cluster's signals reach all processes; USR1 and USR2 are for whoever watches over them, and would end these.
         deaf = ["/bin/sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh"]
         self.several = processes(config) > 1

@@ -43,7 +43,9 @@ class LocalProcess:
         log: where they print to.
     """
 
-    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], lock: int | None, log: str = "log.txt") -> None:
+    def __init__(
+        self, words: list[str], folder: Path, environment: dict[str, str], lock: int | None, log: str = "log.txt"
+    ) -> None:
         with (folder / log).open("ab") as file:
             self.process = subprocess.Popen(
                 words,
@@ -114,7 +116,9 @@ class LocalLauncher:
         refuse_nodes(configs, self.name)
         most = max((gpus_of(config) for config in configs), default=0)
         if self.gpus is not None and most > len(self.gpus):
-            raise UserError(f"trainer.devices={most}: this machine shows {len(self.gpus)} GPUs; CUDA_VISIBLE_DEVICES names those to use")
+            raise UserError(
+                f"trainer.devices={most}: this machine shows {len(self.gpus)} GPUs; CUDA_VISIBLE_DEVICES names those to use"
+            )
 
     def room(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
         if not running:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -125,7 +124,9 @@ class RayLauncher:
         self.check_share(share, count)
         places: list[dict[str, Any]] = [{}]
         if count > 1:
-            group = self.ray.util.placement_group([share] * count, strategy="STRICT_SPREAD", name=task.folder.name, lifetime="detached")
+            group = self.ray.util.placement_group(
+                [share] * count, strategy="STRICT_SPREAD", name=task.folder.name, lifetime="detached"
+            )
             strategy = self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
             places = [{"scheduling_strategy": strategy(group, placement_group_bundle_index=rank)} for rank in range(count)]
         actors = [

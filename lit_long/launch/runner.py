@@ -150,7 +150,9 @@ class Runner:
             else:
                 self.active[active.stage.identity] = active
         if fresh:
-            for active, running in zip(fresh, self.launcher.start([active.task for active in fresh], self.display.line), strict=True):
+            for active, running in zip(
+                fresh, self.launcher.start([active.task for active in fresh], self.display.line), strict=True
+            ):
                 active.running, self.active[active.stage.identity] = running, active
         for active in entered:
             active.run, active.mirror = self.record.begin(active.stage)
@@ -202,7 +204,9 @@ class Runner:
         """A stage is over: its record, its place in the outcome, its line."""
         stage, label, seconds = active.stage, active.task.label, time.monotonic() - active.started
         succeeded = code == 0 and stage.done
-        self.record.end(stage, active.run, active.mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED")
+        self.record.end(
+            stage, active.run, active.mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED"
+        )
         del self.active[stage.identity]
         active.lock.close()
         if succeeded:

@@ -25,7 +25,18 @@ from lit_long.launch.local import Node, gpus_of, nodes, processes
 CLUSTERS = ("slurm", "local")
 STOP_SECONDS = 60.0
 INTERRUPTED = 143  # as a shell says it of SIGTERM
-OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
+OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
 
 
 def import_submitit() -> ModuleType:
@@ -114,7 +125,9 @@ class SlurmLauncher:
 
     def submit(self, tasks: list[Task], parameters: dict[str, Any], name: str) -> list[Running]:
         """Jobs with the same parameters."""
-        executor = self.submitit.AutoExecutor(self.bookkeeping, cluster=self.config.cluster, slurm_max_num_timeout=self.config.requeues)
+        executor = self.submitit.AutoExecutor(
+            self.bookkeeping, cluster=self.config.cluster, slurm_max_num_timeout=self.config.requeues
+        )
         callables = [SlurmTask(task.folder, self.config.cpus, self.config.grace_seconds - 20) for task in tasks]
         try:
             executor.update_parameters(name=f"lit-long {name}", **parameters)

@@ -18,7 +18,17 @@ from lit_long.launch.job import NODE_LOG
 from lit_long.launch.local import LocalLauncher, LocalProcess, Node, command, environment, nodes, threads
 
 PORT = 29_500
-PASSED_ON = ("MALLOC_", "GLIBC_", "OMP_", "PYTHON", "NCCL_", "GLOO_", "TORCH_", "CUDA_", "HF_")  # variables that a remote node gets, too
+PASSED_ON = (
+    "MALLOC_",
+    "GLIBC_",
+    "OMP_",
+    "PYTHON",
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "CUDA_",
+    "HF_",
+)  # variables that a remote node gets, too
 
 
 class TorchrunLauncher(LocalLauncher):
@@ -92,7 +102,9 @@ class SeveralNodes:
         if bad := [rank for rank, code in enumerate(codes) if code]:
             rank = bad[0]
             log = NODE_LOG.format(rank) if rank else "log.txt"
-            self.failed = self.failed or f"node {rank} ({self.processes[rank][0]}) failed first; its log in the stage's folder is {log}"
+            self.failed = (
+                self.failed or f"node {rank} ({self.processes[rank][0]}) failed first; its log in the stage's folder is {log}"
+            )
             self.stop()
             return codes[rank]
         return None if None in codes else 0

@@ -97,7 +97,9 @@ def facts(work: Path) -> dict[str, Any]:
         "key": latest.name,
         "table": (latest / "table.csv").read_bytes(),
         "stages": {folder.name for kind in ("train", "evaluate") for folder in folders(work, kind)},
-        "losses": {folder.name: [row["train/loss"] for row in rows(folder) if "train/loss" in row] for folder in folders(work, "train")},
+        "losses": {
+            folder.name: [row["train/loss"] for row in rows(folder) if "train/loss" in row] for folder in folders(work, "train")
+        },
         "status": {name: run.info.status for name, run in children.items()} | {"": parent.info.status},
         "params": {name: run.data.params for name, run in children.items()},
         "metrics": {

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"]
@@ -133,7 +133,5 @@ if __name__ == "__main__":
         sys.exit(problem)
     with cluster(Path(sys.argv[1]).resolve(), int((sys.argv[2:] or ["1"])[0])) as found:
         print(f"export SLURM_CONF={found['SLURM_CONF']}   # Ctrl-C ends it", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             time.sleep(1e9)
-        except KeyboardInterrupt:
-            pass

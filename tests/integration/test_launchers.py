@@ -171,7 +171,9 @@ def test_the_other_node_by_hand(reference, expected, tmp_path):
             break
     assert "type on node 1" in lines[-2]
     with (work / "other.txt").open("w") as log:
-        other = subprocess.Popen(["/bin/sh", "-c", lines[-1]], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
+        other = subprocess.Popen(
+            ["/bin/sh", "-c", lines[-1]], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]}
+        )
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert other.wait(30) == 0, (work / "other.txt").read_text()

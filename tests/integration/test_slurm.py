@@ -63,7 +63,7 @@ def test_one_array_and_a_requeue_in_mid_training(slurm, reference, expected, tmp
     wait_for(lambda: training(work, 6))
     jobs = jobs_of(work)
     assert {job.partition("_")[2] for job in jobs.values()} == {"0", "1"}, "the two trials are one array"
-    folder, job = next(iter(jobs.items()))
+    job = next(iter(jobs.values()))
     say(slurm, "scontrol", "requeue", job)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -99,7 +99,9 @@ def test_jobs_outlive_the_sweep_and_are_joined(slurm, reference, expected, tmp_p
     assert joined.returncode == 0, output
     assert facts(work) == expected
     submitted = {file.name.partition("_")[0] for file in (work / "runs" / "submitit").glob("*_submitted.pkl")}
-    assert {job.partition("_")[0] for job in before.values()} < submitted and len(submitted) == 2  # the other one: the evaluations
+    assert {job.partition("_")[0] for job in before.values()} < submitted and len(
+        submitted
+    ) == 2  # the other one: the evaluations
 
 
 def test_ctrl_c_cancels_and_scancel_is_told(slurm, reference, tmp_path):

@@ -25,7 +25,11 @@ def stage(**trainer):
         (LauncherConfig("slrum"), [], "launcher.name=slrum: there is no such launcher; did you mean 'slurm'"),
         (LauncherConfig(parallel=0), [], "launcher.parallel must be at least 1"),
         (LauncherConfig(partition="gpu"), [], "launcher.partition says nothing to launcher=local; it is for launcher=slurm"),
-        (LauncherConfig("ray", setup=["true"]), [], "launcher.setup says nothing to launcher=ray; it is for launcher=torchrun or slurm"),
+        (
+            LauncherConfig("ray", setup=["true"]),
+            [],
+            "launcher.setup says nothing to launcher=ray; it is for launcher=torchrun or slurm",
+        ),
         (LauncherConfig("slurm", cluster="locl"), [], "launcher.cluster=locl: must be slurm or local; did you mean 'local'"),
         (LauncherConfig(), [stage(nodes=2)], "trainer.nodes=2: launcher=local runs stages on one machine"),
         (LauncherConfig("slurm", cluster="local"), [stage(nodes=2)], "runs stages on one machine"),
