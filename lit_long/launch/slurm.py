@@ -128,14 +128,11 @@ class SlurmLauncher:
         executor = self.submitit.AutoExecutor(
             self.bookkeeping, cluster=self.config.cluster, slurm_max_num_timeout=self.config.requeues
         )
-        callables = [SlurmTask(task.folder, self.config.cpus, self.config.grace_seconds - 20) for task in tasks]
+        callables = [SlurmTask(task.folder, self.config.cpus, max(5, self.config.grace_seconds - 20)) for task in tasks]
         try:
             executor.update_parameters(name=f"lit-long {name}", **parameters)
-            if len(tasks) == 1:
-                jobs = [executor.submit(callables[0])]
-            else:
-                with executor.batch():
-                    jobs = [executor.submit(one) for one in callables]
+            with self.submitit.helpers.clean_env(), executor.batch():  # a batch of one is no array
+                jobs = [executor.submit(one) for one in callables]
         except (self.submitit.core.utils.FailedJobError, OSError, ValueError, subprocess.SubprocessError) as error:
             raise UserError(f"launcher=slurm: the job was not taken: {error}") from None
         for task, job in zip(tasks, jobs, strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -131,6 +132,8 @@ def end(daemon: subprocess.Popen) -> None:
 if __name__ == "__main__":
     if problem := install():
         sys.exit(problem)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also in the background, where a shell has Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     with cluster(Path(sys.argv[1]).resolve(), int((sys.argv[2:] or ["1"])[0])) as found:
         print(f"export SLURM_CONF={found['SLURM_CONF']}   # Ctrl-C ends it", flush=True)
         with suppress(KeyboardInterrupt):

@@ -32,7 +32,7 @@ def reference(tmp_path_factory):
     return work
 
 
-LONG = "stages.train.tokens=32k"  # 64 updates, a checkpoint every 2
+LONG = "stages.train.tokens=96k"  # 192 updates, a checkpoint every 2
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,20 @@ def jobs_of(work) -> dict[str, str]:
 
 
 def training(work, updates: int) -> bool:
+    """Whether both trials train."""
     return [len(rows(folder)) >= updates for folder in folders(work, "train")] == [True, True]
+
+
+def met(work) -> str:
+    """The job of a trial that has trained for some updates, and goes on."""
+    found = []
+
+    def look() -> bool:
+        found[:] = [one for one in folders(work, "train") if len(rows(one)) >= 6 and not (one / "DONE").exists()]
+        return bool(found)
+
+    wait_for(look)
+    return jobs_of(work)[found[0].name]
 
 
 def say(environment, *words: str) -> str:
@@ -60,10 +73,9 @@ def test_one_array_and_a_requeue_in_mid_training(slurm, reference, expected, tmp
     """scontrol requeue: the stage ends, the job queues again and resumes; nothing in the results tells of it."""
     work = with_corpus(reference, tmp_path)
     process = sweep(work, *SLURM, LONG, environment=slurm)
-    wait_for(lambda: training(work, 6))
-    jobs = jobs_of(work)
-    assert {job.partition("_")[2] for job in jobs.values()} == {"0", "1"}, "the two trials are one array"
-    job = next(iter(jobs.values()))
+    wait_for(lambda: len(jobs_of(work)) == 2)
+    assert {job.partition("_")[2] for job in jobs_of(work).values()} == {"0", "1"}, "the two trials are one array"
+    job = met(work)
     say(slurm, "scontrol", "requeue", job)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -76,8 +88,7 @@ def test_time_up_is_a_checkpoint_and_a_place_in_the_queue(slurm, reference, expe
     """The signal that sbatch --signal sends before the end: submitit asks the stage to end at its update, then requeues the job."""
     work = with_corpus(reference, tmp_path)
     process = sweep(work, *SLURM, LONG, environment=slurm)
-    wait_for(lambda: training(work, 6))
-    job = next(iter(jobs_of(work).values()))
+    job = met(work)
     say(slurm, "scancel", "--signal=USR2", job)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -88,20 +99,15 @@ def test_time_up_is_a_checkpoint_and_a_place_in_the_queue(slurm, reference, expe
 def test_jobs_outlive_the_sweep_and_are_joined(slurm, reference, expected, tmp_path):
     work = with_corpus(reference, tmp_path)
     process = sweep(work, *SLURM, LONG, environment=slurm)
-    wait_for(lambda: training(work, 2))
+    wait_for(lambda: len(jobs_of(work)) == 2)
     before = jobs_of(work)
     process.kill()
     process.wait()
     assert len(before) == 2 and not any((folder / "DONE").exists() for folder in folders(work, "train"))
-    joined = sweep(work, *SLURM, LONG, environment=slurm)
-    wait_for(lambda: any((folder / "DONE").exists() for folder in folders(work, "train")))
-    output, _ = joined.communicate(timeout=300)
-    assert joined.returncode == 0, output
+    finished(work, *SLURM, LONG, environment=slurm)
     assert facts(work) == expected
-    submitted = {file.name.partition("_")[0] for file in (work / "runs" / "submitit").glob("*_submitted.pkl")}
-    assert {job.partition("_")[0] for job in before.values()} < submitted and len(
-        submitted
-    ) == 2  # the other one: the evaluations
+    submitted = {file.name.removesuffix("_submitted.pkl") for file in (work / "runs" / "submitit").glob("*_submitted.pkl")}
+    assert set(before.values()) < submitted and len(submitted) == 4, "each stage was submitted once"
 
 
 def test_ctrl_c_cancels_and_scancel_is_told(slurm, reference, tmp_path):
