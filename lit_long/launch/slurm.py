@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -21,22 +22,13 @@ from lit_long.config import LauncherConfig, StageConfig, UserError, nearest
 from lit_long.launch.base import Running, Task, missing, refuse_nodes
 from lit_long.launch.job import SECONDS_TO_SEE, StageNode, forget_job, note_job, settled
 from lit_long.launch.local import Node, gpus_of, nodes, processes
+from lit_long.launch.queue import OVER, Queue, local_state, states
 
 CLUSTERS = ("slurm", "local")
 STOP_SECONDS = 60.0
 INTERRUPTED = 143  # as a shell says it of SIGTERM
-OVER = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-)
+OF_A_JOB = ("SLURM_", "SUBMITIT_")  # variables
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 
 
 def import_submitit() -> ModuleType:
@@ -131,7 +123,7 @@ class SlurmLauncher:
         callables = [SlurmTask(task.folder, self.config.cpus, max(5, self.config.grace_seconds - 20)) for task in tasks]
         try:
             executor.update_parameters(name=f"lit-long {name}", **parameters)
-            with self.submitit.helpers.clean_env(), executor.batch():  # a batch of one is no array
+            with outside_of_jobs(), executor.batch():  # a batch of one is no array
                 jobs = [executor.submit(one) for one in callables]
         except (self.submitit.core.utils.FailedJobError, OSError, ValueError, subprocess.SubprocessError) as error:
             raise UserError(f"launcher=slurm: the job was not taken: {error}") from None
@@ -232,53 +224,14 @@ class SlurmJob:
         return ""
 
 
-class Queue:
-    """What squeue says of our jobs: all are asked about at once, and not more often than every ``seconds``.
-
-    Not sacct, which many clusters do not have: a job that ended stays in squeue for some minutes, and leaves a result.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.due = seconds, 0.0
-        self.jobs: set[str] = set()
-        self.found: dict[str, str] = {}
-
-    def watch(self, job: str) -> None:
-        self.jobs.add(job)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Look again at the next question."""
-        self.due = 0.0
-
-    def state(self, job: str) -> str:
-        if time.monotonic() >= self.due:
-            self.due = time.monotonic() + self.seconds
-            if (found := states(sorted(self.jobs))) is not None:
-                self.found = found
-                self.jobs = {one for one in self.jobs if found.get(one, "") not in ("", *OVER)} | {job}
-        return self.found.get(job, "")
-
-
-def states(jobs: Sequence[str]) -> dict[str, str] | None:
-    """SLURM's state of each job that the queue knows; None when it does not answer, as it does not for a while when it is restarted."""
-    words = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T", f"--jobs={','.join(jobs)}"]
-    asked = subprocess.run(words, capture_output=True, text=True)
-    if asked.returncode:
-        return {} if "Invalid job id" in asked.stderr else None
-    return dict(line.split() for line in asked.stdout.splitlines() if line.strip())
-
-
-def local_state(pid: int) -> str:
-    """The same words for submitit's process on this machine."""
-    import psutil
-
+@contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Submit as from a login node: a job would pass on what it was given itself. (submitit's clean_env takes SLURM_CONF away, too.)"""
+    own = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(OF_A_JOB) and key not in OF_THE_CLUSTER}
     try:
-        process = psutil.Process(pid)
-        ours = process.status() != psutil.STATUS_ZOMBIE and any("submitit" in word for word in process.cmdline())
-        return "RUNNING" if ours else "COMPLETED"
-    except psutil.NoSuchProcess:
-        return "COMPLETED"
+        yield
+    finally:
+        os.environ.update(own)
 
 
 def cancel(job: Any, is_slurm: bool) -> None:
