@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -127,7 +128,7 @@ class RayLauncher:
             group = self.ray.util.placement_group(
                 [share] * count, strategy="STRICT_SPREAD", name=task.folder.name, lifetime="detached"
             )
-            strategy = self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+            strategy = import_module("ray.util.scheduling_strategies").PlacementGroupSchedulingStrategy
             places = [{"scheduling_strategy": strategy(group, placement_group_bundle_index=rank)} for rank in range(count)]
         actors = [
             self.ray.remote(StageActor)

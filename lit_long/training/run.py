@@ -78,6 +78,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
         strategy=strategy(config.trainer),
         precision=config.trainer.precision,
         plugins=[TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else None,
@@ -147,7 +148,7 @@ def strategy(trainer: TrainerConfig) -> str | Strategy:
     if trainer.strategy == "fsdp":
         # One ordinary checkpoint file, which resumes on any number of ranks, a single one included.
         return ModelParallelStrategy(
-            data_parallel_size=trainer.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+            data_parallel_size=trainer.nodes * trainer.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     raise UserError(f"trainer.strategy must be single or fsdp, not {trainer.strategy!r}")
 
@@ -169,7 +170,7 @@ def summary(
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "train_loss": steps[-1]["train/loss"],
         "validation": {key.split("/")[1]: value for key, value in last.items() if key.startswith("val/")},
-        "tokens_per_second": speeds[len(speeds) // 2] * config.trainer.devices,
+        "tokens_per_second": speeds[len(speeds) // 2] * config.trainer.nodes * config.trainer.devices,
         "mfu_causal": steps[-1].get("perf/mfu_causal"),
         "peak_memory_gib": steps[-1].get("perf/peak_memory_gib"),
         "seconds": seconds,

@@ -44,7 +44,7 @@ def sweep(work: Path, *words: str, environment: dict[str, str] | None = None) ->
     return subprocess.Popen(words, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finished(work: Path, *words: str, code: int = 0, environment: dict[str, str] | None = None, seconds: float = 250) -> str:
+def finished(work: Path, *words: str, code: int = 0, environment: dict[str, str] | None = None, seconds: float = 280) -> str:
     """Run it to its end; what it printed."""
     process = sweep(work, *words, environment=environment)
     try:
