@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 def configuration(folder: Path, nodes: int) -> str:
-    """slurm.conf. A requeued job may start again after cred_expire seconds; two minutes are the default."""
+    """slurm.conf. A requeued job starts again after two minutes, when its old credentials have expired."""
     host = socket.gethostname()
     names = [f"node{number}" for number in range(nodes)] if nodes > 1 else [host]
     lines = [
@@ -57,7 +57,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={free_port()}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
