@@ -21,11 +21,22 @@ SUBMITIT = ["launcher=slurm", "launcher.cluster=local", "launcher.cpus=1"]
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """Workplace of a finished sweep: the trials one after the other on this machine."""
-    work = workplace(tmp_path_factory.mktemp("reference"))
-    finished(work)
-    return work
+def side_by_side(tmp_path_factory):
+    """Workplace of a finished sweep on this machine, two stages at a time; and how many processes ran at once at most."""
+    work, most = workplace(tmp_path_factory.mktemp("reference")), 0
+    process = sweep(work, "launcher.parallel=2")
+    while process.poll() is None:
+        stages = [words_of(pid) for pid in children_of(process.pid)]
+        most = max(most, len({words[3] for words in stages if "lit_long.stage" in words}))
+        time.sleep(0.1)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return work, most
+
+
+@pytest.fixture(scope="module")
+def reference(side_by_side):
+    return side_by_side[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +66,14 @@ def training(work: Path, updates: int = 1) -> bool:
     return [len(rows(folder)) >= updates for folder in folders(work, "train")] == [True, True]
 
 
-def test_side_by_side(reference, expected, tmp_path):
+def test_side_by_side(side_by_side, expected):
+    assert side_by_side[1] == 2
+
+
+@pytest.mark.slow
+def test_one_after_the_other(reference, expected, tmp_path):
     work = with_corpus(reference, tmp_path)
-    process, most = sweep(work, "launcher.parallel=2"), 0
-    while process.poll() is None:
-        most = max(most, len(children_of(process.pid)))
-        time.sleep(0.1)
-    output, _ = process.communicate()
-    assert process.returncode == 0 and most == 2, output
+    finished(work)
     assert facts(work) == expected
 
 
@@ -104,6 +115,7 @@ def test_jobs_outlive_the_sweep_and_are_joined(reference, expected, tmp_path):
     assert not list((work / "runs" / "stages").glob("*/job.json"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_jobs_or_leaves_them(reference, tmp_path):
     """launcher.cancel_on_exit: they end with the sweep, or go on, and a sweep with another launcher joins them."""
     work = with_corpus(reference, tmp_path)
@@ -118,6 +130,7 @@ def test_ctrl_c_cancels_jobs_or_leaves_them(reference, tmp_path):
         assert output.count("goes on; the same command finds it again") == (0 if cancel == "true" else 2)
 
 
+@pytest.mark.slow
 def test_a_job_that_breaks_is_told(reference, tmp_path):
     """What a stage says of its failure comes through the job; the other trial goes on."""
     work = with_corpus(reference, tmp_path)
