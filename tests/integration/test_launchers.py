@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_long.stages.folder import take_lock
 from tests.integration import ssh_server
 from tests.integration.mini import REPOSITORY
 from tests.integration.side import CHILDREN, UPDATES, facts, finished, folders, rows, sweep, wait_for, with_corpus, workplace
@@ -116,20 +117,27 @@ def test_jobs_outlive_the_sweep_and_are_joined(reference, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_cancels_jobs_or_leaves_them(reference, tmp_path):
-    """launcher.cancel_on_exit: they end with the sweep, or go on, and a sweep with another launcher joins them."""
+def test_ctrl_c_leaves_jobs_or_cancels_them(reference, tmp_path):
+    """launcher.cancel_on_exit=false: they go on. A sweep with another launcher joins them; with its Ctrl-C they end."""
     work = with_corpus(reference, tmp_path)
-    for cancel in ("false", "true"):
-        process = sweep(work, *SUBMITIT, "stages.train.tokens=4M", f"launcher.cancel_on_exit={cancel}")
-        wait_for(lambda: training(work))
+    for launcher, left in (([*SUBMITIT, "launcher.cancel_on_exit=false"], 2), (["launcher.parallel=2"], 0)):
+        process = sweep(work, *launcher, "stages.train.tokens=4M")
+        wait_for(lambda: training(work) and all(held(folder) for folder in folders(work, "train")))
         jobs = [int(json.loads((folder / "job.json").read_text())["id"]) for folder in folders(work, "train")]
         process.send_signal(signal.SIGINT)
         process.wait(90)
         os.set_blocking(process.stdout.fileno(), False)  # jobs that go on hold the pipe open
         output = process.stdout.read()
         assert process.returncode == 130, output
-        assert len(alive(jobs)) == (0 if cancel == "true" else 2), output
-        assert output.count("goes on; the same command finds it again") == (0 if cancel == "true" else 2)
+        assert len(alive(jobs)) == left == output.count("goes on; the same command finds it again"), output
+
+
+def held(folder: Path) -> bool:
+    """Whether a sweep watches the stage."""
+    lock = take_lock(folder)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 @pytest.mark.slow
