@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ class SlurmTask:
         signal.signal(signal.SIGTERM, self.terminate)
         port = 20_000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 30_000
         try:
-            self.node = StageNode(self.folder, Node(job.global_rank, job.num_nodes, f"{job.hostnames[0]}:{port}"), self.threads)
+            self.node = StageNode(self.folder, Node(job.global_rank, job.num_nodes, f"{first_host(job)}:{port}"), self.threads)
         except UserError as error:
             return str(error)
         while (code := self.node.exit_code()) is None:
@@ -81,6 +82,15 @@ class SlurmTask:
             self.node.interrupt(self.grace)
             self.node.close()
         return import_submitit().helpers.DelayedSubmission(SlurmTask(self.folder, self.threads, self.grace))
+
+
+def first_host(job: Any) -> str:
+    """The first node's name; where no name server knows it, the address of the node that srun was started on, which is the first one."""
+    try:
+        socket.getaddrinfo(job.hostnames[0], None)
+        return job.hostnames[0]
+    except socket.gaierror:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", job.hostnames[0])
 
 
 class SlurmLauncher:
