@@ -35,6 +35,9 @@ class Queue:
         self.jobs.add(job)
         self.refresh()
 
+    def forget(self, job: str) -> None:
+        self.jobs.discard(job)
+
     def refresh(self) -> None:
         """Look again at the next question."""
         self.due = 0.0
@@ -44,7 +47,6 @@ class Queue:
             self.due = time.monotonic() + self.seconds
             if (found := states(sorted(self.jobs))) is not None:
                 self.found = found
-                self.jobs = {one for one in self.jobs if found.get(one, "") not in ("", *OVER)} | {job}
         return self.found.get(job, "")
 
 

@@ -190,6 +190,7 @@ class SlurmJob:
         if self.code is None:
             self.code = self.look()
             if self.code is not None:
+                self.queue.forget(self.job.job_id)
                 forget_job(self.folder)
         return self.code
 
@@ -204,7 +205,8 @@ class SlurmJob:
             if time.monotonic() - self.since < patience:
                 return None
             where = f"; its log: {self.job.paths.stderr}" if self.job.paths.stderr.is_file() else ""
-            self.reason = f"job {self.job.job_id} ended as {state or 'lost from the queue'}{where}"
+            end = f"ended as {state}" if state else "left the queue without a result"
+            self.reason = f"job {self.job.job_id} {end}{where}"
             return 1
         self.since = self.since or time.monotonic()
         outcome, result = self.utils.pickle_load(self.job.paths.result_pickle)
