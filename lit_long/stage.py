@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lit_long.config import UserError
 from lit_long.files import is_disk_full, write_atomically
-from lit_long.stages.folder import locked, progress_writer, read_stage
+from lit_long.stages.folder import JOB_LOCK, locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
 
 WATCH_PARENT = "watch_parent=true"
@@ -30,16 +30,19 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return DONE if "--help" in words else BAD_INPUT
     folder, started_by_sweep = Path(words[0]).resolve(), len(words) < len(argv)
+    rank = int(os.environ.get("RANK", 0))
     quieten()
     try:
         if started_by_sweep:  # which holds the lock
             threading.Thread(target=end_with_parent, daemon=True).start()
-            run_stage(folder, progress_writer(folder), int(os.environ.get("RANK", 0)))
+            run_stage(folder, progress_writer(folder), rank)
+        elif rank:  # a node's torchrun started by hand: the first rank's starter holds the locks
+            run_stage(folder, say, rank)
         else:
             read_stage(folder)
-            with locked(folder, lambda: print("waiting for the other process that runs this stage", flush=True)):
+            with locked(folder, waiting), locked(folder, waiting, name=JOB_LOCK):
                 (folder / "error.txt").unlink(missing_ok=True)
-                run_stage(folder, lambda message, done: print(f"{done:6.1%}  {message}", flush=True))
+                run_stage(folder, say)
     except KeyboardInterrupt as stopped:
         return fail(folder, str(stopped) or "interrupted", INTERRUPTED)
     except UserError as error:
@@ -53,6 +56,15 @@ def main(argv: list[str]) -> int:
         traceback.print_exc()
         return fail(folder, f"{type(error).__name__}: {error}", FAILED)
     return DONE
+
+
+def say(message: str, done: float) -> None:
+    """Progress, for who started the stage by hand."""
+    print(f"{done:6.1%}  {message}", flush=True)
+
+
+def waiting() -> None:
+    print("waiting for the other process that runs this stage", flush=True)
 
 
 def fail(folder: Path, message: str, code: int) -> int:

@@ -69,11 +69,14 @@ def print_plan(plan: Plan) -> None:
 
 def run(plan: Plan, console: Console) -> int:
     """Run what is not done, then report."""
+    from lit_long.launch.base import make_launcher
     from lit_long.launch.display import Display
     from lit_long.launch.record import Record, folder_name, open_tracker, tracking_uri
     from lit_long.launch.runner import check_disk, run_plan
     from lit_long.report import write_report
 
+    launcher = make_launcher(plan.sweep.launcher, plan.root)
+    launcher.check([stage.config for stage in plan.stages if not stage.done])
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
     check_disk(plan)
@@ -82,13 +85,15 @@ def run(plan: Plan, console: Console) -> int:
     record = Record(tracker, plan)
     try:
         with Display(console, plan.stages) as display:
-            outcome = run_plan(plan, record, display)
+            outcome = run_plan(plan, record, display, launcher)
         report = write_report(plan.folder)
         record.close("FAILED" if outcome.failed or outcome.skipped else "FINISHED", report)
     except BaseException as error:
         with suppress(UserError):  # what went wrong first is what the user must hear of
             record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    finally:
+        launcher.close()
     console.print(report.terminal)
     console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
     if plan.sweep.tracking.enabled:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_long.config.launcher import LauncherConfig
 from lit_long.config.report import ReportConfig
 
 NOT_IDENTITY = {"identity": False}
@@ -271,13 +272,6 @@ class TrackingConfig:
 
     enabled: bool = True
     uri: str = ""
-
-
-@dataclass
-class LauncherConfig:
-    """Where stages run. ``local`` starts one process, or torchrun when trainer.devices > 1."""
-
-    name: str = "local"
 
 
 @dataclass

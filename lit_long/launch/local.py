@@ -1,13 +1,17 @@
-"""Stages on this machine: one process, or torchrun with one process per device."""
+"""Stages on this machine: one process, or torchrun with one process per device; side by side where cores and GPUs suffice."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lit_long.config import StageConfig
+from lit_long.config import LauncherConfig, StageConfig, UserError
+from lit_long.launch.base import Running, Task, refuse_nodes
 
 STOP_SECONDS = 45  # an update and a checkpoint are ended in good order; torchrun itself kills its ranks after 30
 # glibc gives large blocks back to the kernel at every free, and takes each page anew at the next: a quarter of the time of
@@ -18,21 +22,39 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of the machines that a stage runs on. ``address``: HOST:PORT of the first one, where their ranks meet."""
+
+    rank: int = 0
+    count: int = 1
+    address: str = ""
 
 
 class LocalProcess:
-    """A stage that runs. Its standard input is a pipe that we hold: when we die, even by kill -9, it ends too."""
+    """A stage's processes on one machine. Their standard input is a pipe that we hold: when we die, even by kill -9, they end, too.
 
-    def __init__(self, folder: Path, config: StageConfig, lock: int) -> None:
-        with (folder / "log.txt").open("ab") as log:
+    Args:
+        words: the command.
+        lock: kept open by the processes, so that the stage stays locked until the last one is gone.
+        log: where they print to.
+    """
+
+    def __init__(
+        self, words: list[str], folder: Path, environment: dict[str, str], lock: int | None, log: str = "log.txt"
+    ) -> None:
+        with (folder / log).open("ab") as file:
             self.process = subprocess.Popen(
-                command(folder, config),
+                words,
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=file,
                 stderr=subprocess.STDOUT,
-                env=KEEP_MEMORY | os.environ | {"OMP_NUM_THREADS": str(threads(config)), "PYTHONUNBUFFERED": "1"},
+                env=environment,
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops the stage in good order
-                pass_fds=[lock],
+                pass_fds=[] if lock is None else [lock],
             )
 
     def exit_code(self) -> int | None:
@@ -42,7 +64,13 @@ class LocalProcess:
             self.process.stdin.close()
         return code
 
-    def stop(self) -> None:
+    def waits_for(self) -> str:
+        return ""
+
+    def why(self) -> str:
+        return ""
+
+    def stop(self) -> str:
         """Ask it to end, then make it."""
         self.process.terminate()
         try:
@@ -51,21 +79,120 @@ class LocalProcess:
             self.process.kill()
             self.process.wait()
         self.process.stdin.close()
+        return ""
+
+    def interrupt(self, seconds: float, several: bool) -> int | None:
+        """Ask the stage to end, give it ``seconds``, then make it. Returns the exit code. ``several``: it has ranks, below torchrun.
+
+        torchrun would give them 30 seconds when asked itself, too little for the checkpoint of a large model; so it is passed over.
+        """
+        import psutil
+
+        try:
+            process = psutil.Process(self.process.pid)
+            for one in process.children() if several else [process]:
+                one.terminate()
+        except psutil.NoSuchProcess:
+            pass
+        deadline = time.monotonic() + seconds
+        while self.exit_code() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self.exit_code() is None:
+            self.stop()
+        return self.exit_code()
+
+
+class LocalLauncher:
+    """``launcher=local``. Stages side by side share the cores, and each has GPUs of its own."""
+
+    name = "local"
+
+    def __init__(self, config: LauncherConfig, root: Path) -> None:
+        self.parallel = config.parallel
+        self.gpus = visible_gpus() if self.parallel > 1 else None
+        self.taken: list[tuple[LocalProcess, list[str]]] = []
+
+    def check(self, configs: Sequence[StageConfig]) -> None:
+        refuse_nodes(configs, self.name)
+        most = max((gpus_of(config) for config in configs), default=0)
+        if self.gpus is not None and most > len(self.gpus):
+            raise UserError(
+                f"trainer.devices={most}: this machine shows {len(self.gpus)} GPUs; CUDA_VISIBLE_DEVICES names those to use"
+            )
+
+    def room(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
+        if not running:
+            return True
+        wanted = [*running, config]
+        if self.gpus is not None and sum(map(gpus_of, wanted)) > len(self.gpus):
+            return False
+        return sum(processes(one) for one in wanted if not gpus_of(one)) <= (os.cpu_count() or 1)
+
+    def start(self, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Running]:
+        return [self.start_one(task) for task in tasks]
+
+    def start_one(self, task: Task) -> LocalProcess:
+        config, extra, own = task.config, {}, []
+        if self.gpus is not None:
+            self.taken = [(process, theirs) for process, theirs in self.taken if process.exit_code() is None]
+            taken = {gpu for _, theirs in self.taken for gpu in theirs}
+            own = [gpu for gpu in self.gpus if gpu not in taken][: gpus_of(config)]
+            extra = {GPUS: ",".join(own)} if own else {}
+        each = threads(config, self.parallel)
+        process = LocalProcess(command(task.folder, config), task.folder, environment(each) | extra, task.lock)
+        self.taken.append((process, own))
+        return process
+
+    def join(self, task: Task, job: dict[str, str]) -> Running | None:
+        return None  # they ended with the sweep that had started them
+
+    def close(self) -> None:
+        pass
 
 
 def processes(config: StageConfig) -> int:
-    """Training takes all devices; preparing data and evaluating take one process."""
-    return config.trainer.devices if config.kind == "train" else 1
+    """All ranks of a stage. Training takes all devices; preparing data and evaluating take one process."""
+    return config.trainer.nodes * config.trainer.devices if config.kind == "train" else 1
 
 
-def command(folder: Path, config: StageConfig) -> list[str]:
-    stage = ["-m", "lit_long.stage", str(folder), "watch_parent=true"]
+def nodes(config: StageConfig) -> int:
+    """The machines that a stage runs on."""
+    return config.trainer.nodes if config.kind == "train" else 1
+
+
+def gpus_of(config: StageConfig) -> int:
+    """GPUs of each of its machines."""
+    on_gpu = config.kind != "data" and config.trainer.accelerator in ("gpu", "cuda")
+    return (processes(config) // nodes(config)) if on_gpu else 0
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Asks the driver's files: the sweep imports no torch."""
+    if GPUS in os.environ:
+        return [name for name in os.environ[GPUS].split(",") if name.strip()]
+    return [str(number) for number, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
+
+
+def command(folder: Path, config: StageConfig, node: Node | None = None, watched: bool = True) -> list[str]:
+    """The command line that runs the stage, or a node's part of it. ``watched``: it ends when its standard input does."""
+    node = node or Node()
+    stage = ["-m", "lit_long.stage", str(folder), *(["watch_parent=true"] if watched else [])]
     if processes(config) == 1:
         return [sys.executable, *stage]
-    torchrun = ["-m", "lit_long.launch.ranks", "--standalone", f"--nproc_per_node={processes(config)}"]
-    return [sys.executable, *torchrun, *stage]
+    meeting = ["--standalone"]
+    if node.count > 1:
+        host, _, port = node.address.rpartition(":")
+        meeting = [f"--nnodes={node.count}", f"--node_rank={node.rank}", f"--master_addr={host}", f"--master_port={port}"]
+    return [sys.executable, "-m", "lit_long.launch.ranks", *meeting, f"--nproc_per_node={config.trainer.devices}", *stage]
 
 
-def threads(config: StageConfig) -> int:
-    """CPU threads per process: sharing cores between processes costs far more than it gives."""
-    return max(1, (config.trainer.threads or os.cpu_count() or 1) // processes(config))
+def environment(threads: int) -> dict[str, str]:
+    """What a stage's processes see: this process' variables, but for those of a SLURM job that it may be part of, whose tasks they are not."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SRUN_", "SUBMITIT_"))}
+    return KEEP_MEMORY | own | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+
+
+def threads(config: StageConfig, parallel: int = 1) -> int:
+    """CPU threads per process: sharing cores between processes costs far more than it gives. ``parallel``: stages at once."""
+    cores = config.trainer.threads or (os.cpu_count() or 1) // parallel
+    return max(1, cores // (processes(config) // nodes(config)))

@@ -1,4 +1,4 @@
-"""Going through a plan: each stage in a process of its own, its metrics mirrored, its progress shown.
+"""Going through a plan: each stage in processes of its own, its metrics mirrored, its progress shown; side by side where there is room.
 
 Finished stages are not run again, a failed one holds up only those that need it, and an interrupted one goes on from its last
 checkpoint at the next command.
@@ -10,18 +10,23 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
 
-from lit_long.config import UserError
+from lit_long.config import LauncherConfig, UserError
 from lit_long.data.room import disk_room
+from lit_long.launch.base import Launcher, Running, Task, make_launcher
 from lit_long.launch.display import Display, duration
-from lit_long.launch.local import LocalProcess
+from lit_long.launch.job import JOB, forget_job, read_job
 from lit_long.launch.record import Record
 from lit_long.planning.flops import parameters
-from lit_long.stages.folder import is_done, locked, read_progress, write_stage
+from lit_long.stages.folder import is_done, read_progress, take_lock, write_stage
 from lit_long.stages.mixture import uses_builtin
 from lit_long.stages.plan import Plan, Stage
+from lit_long.tracking import Mirror
 
 POLL_SECONDS = 0.2
 SYNC_SECONDS = 2.0
@@ -75,73 +80,164 @@ def bytes_of(stage: Stage) -> int:
     return parameters(stage.config.model) * (WEIGHTS_BYTES + checkpoints * CHECKPOINT_BYTES)
 
 
-def run_plan(plan: Plan, record: Record, display: Display) -> Outcome:
-    """Run all stages. KeyboardInterrupt stops the running one in good order and passes on."""
-    outcome = Outcome()
-    for stage in plan.stages:
-        label = plan.label(stage)
-        display.begin(stage.identity, label)
-        if stage.done:
-            record.cached(stage)
-            outcome.cached.append(label)
-            display.end(f"{label}: done before")
-        elif waiting_for := [folder.name for folder in stage.inputs if not is_done(folder)]:
-            outcome.skipped.append(label)
-            display.end(f"{label}: skipped, it needs {', '.join(waiting_for)}")
-        else:
-            run_one(stage, label, record, display, outcome)
-    return outcome
+@dataclass
+class Active:
+    """A stage that runs, or is about to: its lock, its process or job, and its record."""
+
+    stage: Stage
+    lock: IO[str]
+    task: Task
+    running: Running | None = None
+    started: float = field(default_factory=time.monotonic)
+    run: str = ""
+    mirror: Mirror | None = None
+    synced: float = 0.0
 
 
-def run_one(stage: Stage, label: str, record: Record, display: Display, outcome: Outcome) -> None:
-    """One stage, from lock to result."""
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    with locked(stage.folder, lambda: display.update("waiting for another sweep that runs this stage", 0.0)) as lock:
-        if stage.done:
-            record.cached(stage)
-            outcome.cached.append(label)
-            display.end(f"{label}: done by another sweep")
-            return
-        for leftover in ("error.txt", "progress.json"):
-            (stage.folder / leftover).unlink(missing_ok=True)
-        write_stage(stage.folder, stage.identity, stage.settings(), stage.store, stage.parent)
-        run, mirror = record.begin(stage)
-        process = LocalProcess(stage.folder, stage.config, lock)
-        try:
-            code = watch(process, stage, mirror, display)
-        except BaseException:
-            with signals_held():
-                process.stop()
-                with suppress(UserError):
-                    record.end(stage, run, mirror, "KILLED")
-            raise
-        seconds = time.monotonic() - started
+def run_plan(plan: Plan, record: Record, display: Display, launcher: Launcher) -> Outcome:
+    """Run all stages. KeyboardInterrupt stops those that run in good order and passes on."""
+    runner = Runner(plan, record, display, launcher)
+    try:
+        while runner.waiting or runner.active:
+            runner.pass_over()
+            runner.start_ready()
+            if not runner.poll():
+                time.sleep(POLL_SECONDS)
+    except BaseException:
+        with signals_held():
+            runner.stop()
+        raise
+    return runner.outcome
+
+
+class Runner:
+    """The stages of a plan that wait, in its order, and those that run."""
+
+    def __init__(self, plan: Plan, record: Record, display: Display, launcher: Launcher) -> None:
+        self.plan, self.record, self.display, self.launcher = plan, record, display, launcher
+        self.parallel = plan.sweep.launcher.parallel
+        self.labels = {stage.identity: plan.label(stage) for stage in plan.stages}
+        self.waiting, self.active, self.outcome = list(plan.stages), dict[str, Active](), Outcome()
+        self.held_up: set[Path] = set()  # folders of stages that failed or were skipped
+        self.elsewhere: set[str] = set()  # stages that another sweep was seen to run
+
+    def pass_over(self) -> None:
+        """Stages that are done, and those whose inputs will not come."""
+        for stage in list(self.waiting):
+            label = self.labels[stage.identity]
+            if stage.done:
+                self.waiting.remove(stage)
+                forget_job(stage.folder)  # one that outlived the sweep that watched it
+                self.record.cached(stage)
+                self.outcome.cached.append(label)
+                by = "by another sweep" if stage.identity in self.elsewhere else "before"
+                self.display.end(stage.identity, f"{label}: done {by}")
+            elif lacking := [folder.name for folder in stage.inputs if folder in self.held_up]:
+                self.waiting.remove(stage)
+                self.held_up.add(stage.folder)
+                self.outcome.skipped.append(label)
+                self.display.end(stage.identity, f"{label}: skipped, it needs {', '.join(lacking)}")
+
+    def start_ready(self) -> None:
+        """Start the stages that can run now; join those that a cluster runs already."""
+        entered, fresh = self.take_ready(), []
+        for active in entered:
+            folder = active.stage.folder
+            self.waiting.remove(active.stage)
+            if job := read_job(folder):
+                active.running = self.launcher_of(job).join(active.task, job)
+            if active.running is None:
+                for leftover in ("error.txt", "progress.json", JOB):
+                    (folder / leftover).unlink(missing_ok=True)
+                write_stage(folder, active.stage.identity, active.stage.settings(), active.stage.store, active.stage.parent)
+                fresh.append(active)
+            else:
+                self.active[active.stage.identity] = active
+        if fresh:
+            for active, running in zip(
+                fresh, self.launcher.start([active.task for active in fresh], self.display.line), strict=True
+            ):
+                active.running, self.active[active.stage.identity] = running, active
+        for active in entered:
+            active.run, active.mirror = self.record.begin(active.stage)
+
+    def take_ready(self) -> list[Active]:
+        """The first stages whose inputs are done, locked, as far as there is room."""
+        ready: list[Active] = []
+        for stage in self.waiting:
+            if not all(is_done(folder) for folder in stage.inputs):
+                continue
+            beside = [active.stage.config for active in [*self.active.values(), *ready]]
+            if len(beside) >= self.parallel or not self.launcher.room(stage.config, beside):
+                break  # what comes later in the plan does not overtake it
+            label = self.labels[stage.identity]
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            self.display.begin(stage.identity, label)
+            if (lock := take_lock(stage.folder)) is None:
+                self.elsewhere.add(stage.identity)
+                self.display.update(stage.identity, "waiting for another sweep that runs this stage", 0.0)
+            elif stage.done:
+                lock.close()  # another sweep has just finished it
+            else:
+                ready.append(Active(stage, lock, Task(stage.folder, label, stage.config, lock.fileno())))
+        return ready
+
+    def launcher_of(self, job: dict[str, str]) -> Launcher:
+        """Ours, or another one that a job of an earlier sweep was started with."""
+        if job["launcher"] == self.plan.sweep.launcher.name:
+            return self.launcher
+        keys = {key: job[key] for key in ("cluster", "address") if key in job}
+        return make_launcher(LauncherConfig(name=job["launcher"], **keys), self.plan.root)
+
+    def poll(self) -> bool:
+        """Look at every stage that runs. Returns whether one has ended."""
+        codes = {identity: active.running.exit_code() for identity, active in self.active.items()}
+        for identity, code in codes.items():
+            active = self.active[identity]
+            if code is not None:
+                self.ended(active, code)
+                continue
+            if time.monotonic() - active.synced >= SYNC_SECONDS:
+                active.mirror.sync()
+                active.synced = time.monotonic()
+            message, share = read_progress(active.stage.folder)
+            self.display.update(identity, active.running.waits_for() or message, share)
+        return any(code is not None for code in codes.values())
+
+    def ended(self, active: Active, code: int) -> None:
+        """A stage is over: its record, its place in the outcome, its line."""
+        stage, label, seconds = active.stage, active.task.label, time.monotonic() - active.started
         succeeded = code == 0 and stage.done
-        record.end(stage, run, mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED")
-    if succeeded:
-        outcome.done.append(label)
-        display.end(f"{label}: done in {duration(seconds)}{summary(stage)}", seconds)
-    else:
-        outcome.failed.append(label)
-        display.end(f"{label}: FAILED: {reason(stage, code)}\n    full log: {stage.folder / 'log.txt'}", seconds)
+        self.record.end(
+            stage, active.run, active.mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED"
+        )
+        del self.active[stage.identity]
+        active.lock.close()
+        if succeeded:
+            self.outcome.done.append(label)
+            line = f"{label}: done in {duration(seconds)}{summary(stage)}"
+        else:
+            self.held_up.add(stage.folder)
+            self.outcome.failed.append(label)
+            line = f"{label}: FAILED: {reason(stage, code, active.running.why())}\n    full log: {stage.folder / 'log.txt'}"
+        self.display.end(stage.identity, line, seconds)
 
-
-def watch(process: LocalProcess, stage: Stage, mirror: object, display: Display) -> int:
-    """Wait for the process, mirroring its metrics and showing its progress."""
-    synced = 0.0
-    while (code := process.exit_code()) is None:
-        if time.monotonic() - synced >= SYNC_SECONDS:
-            mirror.sync()
-            synced = time.monotonic()
-        display.update(*read_progress(stage.folder))
-        time.sleep(POLL_SECONDS)
-    return code
+    def stop(self) -> None:
+        """End all that run, at once, and close their records."""
+        running = list(self.active.values())
+        with ThreadPoolExecutor(max(1, len(running))) as pool:
+            notes = list(pool.map(lambda active: active.running.stop(), running))
+        for active, note in zip(running, notes, strict=True):
+            if note:
+                self.display.line(f"{active.task.label}: {note}")
+            if active.mirror is not None:
+                with suppress(UserError):
+                    self.record.end(active.stage, active.run, active.mirror, "KILLED")
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM do nothing while a stage is being stopped and its record closed."""
+    """Ctrl-C and SIGTERM do nothing while stages are being stopped and their records closed."""
     old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -156,10 +252,12 @@ def summary(stage: Stage) -> str:
     return f" · {message}" if message else ""
 
 
-def reason(stage: Stage, code: int) -> str:
-    """Why a stage failed: what it said itself, or how it was ended."""
+def reason(stage: Stage, code: int, known: str) -> str:
+    """Why a stage failed: what it said itself, what its launcher knows, or how it was ended."""
     with suppress(OSError):
         return (stage.folder / "error.txt").read_text(encoding="utf-8").strip()
+    if known:
+        return known
     if shutil.disk_usage(stage.folder).free < 2**20:  # then it could not even write why
         return f"no space left on the disk that holds {stage.folder}: free some, then run the same command again"
     if code < 0:

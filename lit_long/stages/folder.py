@@ -6,6 +6,7 @@ progress.json   a line for people, and the share done
 result.json     what it measured
 error.txt       why it failed, if it did
 log.txt         everything its processes printed
+job.json        the job of a cluster that runs it, while one does (launch/job.py)
 DONE            written last; a stage with it never runs again
 """
 
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -25,6 +26,7 @@ from lit_long.config import StageConfig, UserError, typed
 from lit_long.files import write_atomically
 
 PROGRESS_SECONDS = 0.25
+JOB_LOCK = "job.lock"  # held by a job that runs the stage far from the sweep, which holds "lock"
 
 
 def is_done(folder: Path) -> bool:
@@ -87,6 +89,27 @@ def read_progress(folder: Path) -> tuple[str, float]:
         return "", 0.0
 
 
+def take_lock(folder: Path, shared: bool = False, name: str = "lock") -> IO[str] | None:
+    """The stage's lock as an open file, to be closed again; None while another process holds it.
+
+    Raises:
+        UserError: on a file system without locks.
+    """
+    file = (folder / name).open("a+")  # to read and to write: over NFS a shared lock wants the one, any other the other
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{folder / name} cannot be locked: {error.strerror}. Mount the file system with locks (Lustre: -o flock), or write "
+            f"elsewhere with root=FOLDER."
+        ) from None
+
+
 @contextmanager
 def locked(folder: Path, waiting: Callable[[], None], shared: bool = False, name: str = "lock") -> Iterator[int]:
     """Hold the stage: two sweeps that share one run it once, the second waits (and calls ``waiting`` every half second).
@@ -97,18 +120,8 @@ def locked(folder: Path, waiting: Callable[[], None], shared: bool = False, name
     Raises:
         UserError: on a file system without locks.
     """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with (folder / name).open("a+") as file:  # to read and to write: over NFS a shared lock wants the one, any other the other
-        while True:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiting()
-                time.sleep(0.5)
-            except OSError as error:
-                raise UserError(
-                    f"{folder / name} cannot be locked: {error.strerror}. Mount the file system with locks (Lustre: -o flock), or write "
-                    f"elsewhere with root=FOLDER."
-                ) from None
+    while (file := take_lock(folder, shared, name)) is None:
+        waiting()
+        time.sleep(0.5)
+    with file:
         yield file.fileno()

@@ -1,0 +1,79 @@
+"""Which launcher, which keys, which stages: refused before anything is written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from lit_long.config import LauncherConfig, StageConfig, TrainerConfig, UserError
+from lit_long.launch.base import make_launcher
+from lit_long.launch.job import StageNode
+from lit_long.launch.local import LocalLauncher, Node, command
+
+TRAIN = StageConfig(kind="train", trainer=TrainerConfig(strategy="fsdp"))
+
+
+def stage(**trainer):
+    return replace(TRAIN, trainer=replace(TRAIN.trainer, **trainer))
+
+
+@pytest.mark.parametrize(
+    ("config", "configs", "message"),
+    [
+        (LauncherConfig("slrum"), [], "launcher.name=slrum: there is no such launcher; did you mean 'slurm'"),
+        (LauncherConfig(parallel=0), [], "launcher.parallel must be at least 1"),
+        (LauncherConfig(partition="gpu"), [], "launcher.partition says nothing to launcher=local; it is for launcher=slurm"),
+        (
+            LauncherConfig("ray", setup=["true"]),
+            [],
+            "launcher.setup says nothing to launcher=ray; it is for launcher=torchrun or slurm",
+        ),
+        (LauncherConfig("slurm", cluster="locl"), [], "launcher.cluster=locl: must be slurm or local; did you mean 'local'"),
+        (LauncherConfig(), [stage(nodes=2)], "trainer.nodes=2: launcher=local runs stages on one machine"),
+        (LauncherConfig("slurm", cluster="local"), [stage(nodes=2)], "runs stages on one machine"),
+        (LauncherConfig("torchrun"), [stage(nodes=2)], r"name the machines, launcher.hosts=\[a,b\]"),
+        (LauncherConfig("torchrun", hosts=["a"]), [stage(nodes=2)], "launcher.hosts names 1 machines, and trainer.nodes=2"),
+        (LauncherConfig("torchrun", hosts=["localhost", "b"]), [stage(nodes=2)], "cannot reach the first one as localhost"),
+    ],
+)
+def test_refused(config, configs, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        make_launcher(config, tmp_path).check(configs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_under_torchrun_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UserError, match="it would run once in every rank"):
+        make_launcher(LauncherConfig(), tmp_path)
+
+
+def test_gpus_are_shared_out(tmp_path, monkeypatch):
+    """Stages side by side run as long as there are GPUs, each on its own; CPU stages as long as there are cores."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,GPU-7")
+    launcher = LocalLauncher(LauncherConfig(parallel=4), tmp_path)
+    one, two, four = (stage(accelerator="gpu", devices=count) for count in (1, 2, 4))
+    assert launcher.room(two, []) and launcher.room(two, [one]) and not launcher.room(two, [two])
+    assert launcher.room(four, [])  # nothing else would make room for it: check refuses it
+    with pytest.raises(UserError, match="trainer.devices=4: this machine shows 3 GPUs"):
+        launcher.check([one, four])
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert launcher.room(stage(devices=2), [stage(devices=2)]) and not launcher.room(stage(devices=2), [stage(devices=3)])
+    assert launcher.room(stage(devices=8), [])
+
+
+def test_the_command_of_a_node(tmp_path):
+    alone, first, second = (
+        " ".join(command(tmp_path, stage(nodes=nodes, devices=4), node)[1:])
+        for nodes, node in ((1, Node()), (2, Node(0, 2, "host:1234")), (2, Node(1, 2, "host:1234")))
+    )
+    assert alone == f"-m torch.distributed.run --standalone --nproc_per_node=4 -m lit_long.stage {tmp_path} watch_parent=true"
+    assert first.replace("--node_rank=0", "--node_rank=1") == second
+    assert re.search("--nnodes=2 --node_rank=0 --master_addr=host --master_port=1234 --nproc_per_node=4", first)
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"does not see .*nowhere.* Put the sweep on storage that all nodes share: root=FOLDER"):
+        StageNode(tmp_path / "nowhere", Node(), threads=1, patience=0)
