@@ -22,7 +22,7 @@ from rich.console import Console
 from lit_long.config import UserError, read_layers
 from lit_long.files import is_disk_full
 from lit_long.stages.plan import Plan, make_plan
-from lit_long.stages.sweep_folder import resolved_yaml, write_sweep
+from lit_long.stages.sweep_folder import outline, resolved_yaml, write_sweep
 
 ALL_DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         if plan.sweep.show:
             print(resolved_yaml(plan), end="")
         elif plan.sweep.dry_run:
-            print_plan(plan)
+            print(outline(plan), end="")
         else:
             return run(plan, console)
         return ALL_DONE
@@ -56,15 +56,6 @@ def main(argv: list[str]) -> int:
             raise
         print(f"error: no space left on the disk of {plan.root}: free some, then run the same command again", file=sys.stderr)
         return SOME_FAILED
-
-
-def print_plan(plan: Plan) -> None:
-    """The stages in running order and whether each is done."""
-    print(f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages")
-    for stage in plan.stages:
-        state = "cached" if stage.done else "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
-        print(f"  {state:<10} {plan.label(stage):<28} {stage.folder}")
-    print("".join(f"not looked at, so identities will be others: {reason}\n" for reason in plan.unseen), end="")
 
 
 def run(plan: Plan, console: Console) -> int:

@@ -27,6 +27,16 @@ def resolved(plan: Plan) -> dict[str, Any]:
     return scale | {name: sweep[name] for name in shown} | {"root": str(plan.root), "stages": stages}
 
 
+def outline(plan: Plan) -> str:
+    """The stages in running order and whether each is done, for people."""
+    lines = [f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages"]
+    for stage in plan.stages:
+        state = "cached" if stage.done else "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
+        lines.append(f"  {state:<10} {plan.label(stage):<28} {stage.folder}")
+    lines += [f"not looked at, so identities will be others: {reason}" for reason in plan.unseen]
+    return "\n".join(lines) + "\n"
+
+
 def resolved_yaml(plan: Plan) -> str:
     return yaml.safe_dump(resolved(plan), sort_keys=False, allow_unicode=True, width=120)
 

@@ -24,6 +24,7 @@ from lit_long.files import write_atomically
 
 HANG = "hang"  # a folder of the stage's, with what each rank says of itself when nothing moves
 FAILED = 1
+SAME_SECONDS = 2.0  # within which a signal that comes again is the same one
 
 
 class Stopped(Exception):
@@ -31,10 +32,13 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """SIGTERM and Ctrl-C: noted, and heeded when the update is done. The second one ends the process at once."""
+    """SIGTERM and Ctrl-C: noted, and heeded when the update is done. The second one ends the process at once.
+
+    One that comes right after the first is the same one: SLURM signals all processes of a job, and torchrun among them its ranks again.
+    """
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.wanted, self.asked = False, 0.0
 
     def listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -42,8 +46,11 @@ class StopRequest:
                 signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = True
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if not self.wanted:
+            self.wanted, self.asked = True, time.monotonic()
+        elif time.monotonic() - self.asked > SAME_SECONDS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 class Watchdog(Callback):

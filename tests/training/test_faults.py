@@ -64,13 +64,15 @@ def test_what_ranks_say_themselves_stays(tmp_path):
 
 
 def test_asked_once_and_asked_twice():
-    """The first signal is noted, the second one ends the process."""
+    """The first signal is noted, again at once it is the same one, and later it ends the process."""
     script = (
-        "import os, signal, sys\n"
+        "import os, signal, time\n"
         "from lit_long.training.faults import StopRequest\n"
         "stop = StopRequest(); stop.listen()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
         "print(stop.wanted, flush=True)\n"
+        "time.sleep(2.2)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "print('still there', flush=True)\n"
     )
