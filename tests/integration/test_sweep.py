@@ -21,6 +21,7 @@ from lit_long.data.store import open_store
 from tests.integration.mini import MINI, losses, run, runs, stages, table
 
 VARIANTS = ["rope", "abf"]
+TASKS = ("evaluation.tasks=[passkey]", "evaluation.task_lengths=[256]", "evaluation.task_samples=2")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(root):
     """A sweep of two variants, which also asks its models for passkeys, as python -m lit_long.evaluate does."""
-    tasks = ("evaluation.tasks=[passkey]", "evaluation.task_lengths=[256]", "evaluation.task_samples=2")
-    return run("lit_long.sweep", *MINI, *tasks, "grid.position=[rope,abf]", f"root={root}")
+    return run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_pa
 def test_again_nothing_is_computed(finished, client, root):
     before = {path: path.stat().st_mtime_ns for path in (root / "runs" / "stages").rglob("weights.safetensors")}
     points = len(client.get_metric_history(runs(client, "attributes.run_name = 'base'")[0].info.run_id, "train/loss"))
-    again = run("lit_long.sweep", *MINI, "grid.position=[rope,abf]", f"root={root}")
+    again = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
     assert again.returncode == 0 and again.stdout.count("done before") == 7 and "Validation perplexity" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (root / "runs" / "stages").rglob("weights.safetensors")}
     assert len(runs(client)) == 8  # no second parent, no second children
@@ -177,7 +177,9 @@ def test_another_sweep_shares_stages_as_light_children(finished, client, root):
     base = children["base"]
     assert base.data.tags["cached"] == "true" and base.data.tags["lit_long.source_run"] != base.info.run_id
     assert not client.get_metric_history(base.info.run_id, "train/loss")
-    run("lit_long.sweep", *MINI, "grid.position=[rope,abf]", f"root={root}")  # `latest` back to the first, for other tests
+    run(
+        "lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}"
+    )  # `latest` back to the first, for other tests
 
 
 def test_the_report_is_made_again_without_torch(finished, root):
@@ -192,7 +194,7 @@ def test_the_report_is_made_again_without_torch(finished, root):
 def test_a_lost_record_is_written_again(finished, root, tmp_path):
     os.rename(root / "mlflow", tmp_path / "mlflow")
     try:
-        again = run("lit_long.sweep", *MINI, "grid.position=[rope,abf]", f"root={root}")
+        again = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
         # Another spelling of the URI: mlflow keeps its connection to the file that was moved away.
         fresh = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root}/./mlflow/mlflow.db")
         assert again.returncode == 0

@@ -69,7 +69,7 @@ def test_the_command_of_a_node(tmp_path):
         " ".join(command(tmp_path, stage(nodes=nodes, devices=4), node)[1:])
         for nodes, node in ((1, Node()), (2, Node(0, 2, "host:1234")), (2, Node(1, 2, "host:1234")))
     )
-    assert alone == f"-m torch.distributed.run --standalone --nproc_per_node=4 -m lit_long.stage {tmp_path} watch_parent=true"
+    assert alone == f"-m lit_long.launch.ranks --standalone --nproc_per_node=4 -m lit_long.stage {tmp_path} watch_parent=true"
     assert first.replace("--node_rank=0", "--node_rank=1") == second
     assert re.search("--nnodes=2 --node_rank=0 --master_addr=host --master_port=1234 --nproc_per_node=4", first)
 
