@@ -96,7 +96,7 @@ def test_another_encoder_for_a_longer_context(capsys, folder):
     [
         (["prompt=x"], "name a model that has weights: model=smollm2-135m, model.init=NAME or stage=FOLDER"),
         (["model=tiny", "prompt=x"], "name a model that has weights"),
-        (["model=smollm", "prompt=x"], "model=smollm: there is no configs/model/smollm.yaml; did you mean 'smollm2-135m'"),
+        (["model=smollm2", "prompt=x"], "model=smollm2: there is no configs/model/smollm2.yaml; did you mean 'smollm2-135m'"),
         (["model.init=/nowhere", "prompt=x"], "model.init=/nowhere: there is no such file or folder"),
         (["{model}"], "give one of prompt=TEXT (- for standard input), prompt_file=FILE, prompts=[…]; there is none of them"),
         (["{model}", "prompt=x", "prompts=[y]"], "there is prompt and prompts"),

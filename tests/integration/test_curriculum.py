@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 
-import lightning
 import numpy as np
 import pytest
 import torch
@@ -25,6 +24,7 @@ from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import open_store
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.training import resume
 from lit_long.training.run import train
 from tests.data.own import TEXTS, store_of, write_text
 from tests.integration.mini import losses
@@ -115,17 +115,18 @@ def test_killed_while_a_checkpoint_is_written(small_store, tmp_path, monkeypatch
     config = stage(*SWITCH)
     run(config, straight, small_store)
 
-    def half(trainer, path, whole=lightning.Trainer.save_checkpoint):
-        whole(trainer, path)
-        if trainer.global_step == 6:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    def half(writing, path, whole=resume.publish):
+        if path.name == resume.STEP.format(6):
+            writing.write_bytes(writing.read_bytes()[: writing.stat().st_size // 2])
             raise Interruption
+        whole(writing, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lightning.Trainer, "save_checkpoint", half)
+        patch.setattr(resume, "publish", half)
+        patch.setattr(resume, "discard", lambda path: None)  # as a kill leaves it
         with pytest.raises(Interruption):
             run(config, killed, small_store)
-    assert len(list((killed / "checkpoints").iterdir())) == 2
+    assert resume.STEP.format(6) + resume.WRITING in {path.name for path in (killed / "checkpoints").iterdir()}
     run(config, killed, small_store)
     assert losses(killed) == losses(straight)
 

@@ -170,7 +170,7 @@ def test_again_nothing_is_computed(finished, client, root):
 
 
 def test_another_sweep_shares_stages_as_light_children(finished, client, root):
-    other = run("lit_long.sweep", *MINI, "position=rope", f"root={root}")
+    other = run("lit_long.sweep", *MINI, *TASKS, "position=rope", f"root={root}")
     assert other.returncode == 0 and other.stdout.count("done before") == 5, other.stdout + other.stderr
     key = (root / "runs" / "position_tiny" / "latest").resolve().name
     _, children = parent_and_children(client, key)
