@@ -68,7 +68,10 @@ def plan_experiment(argv: list[str]) -> int:
     mine = [word for word in argv if word.partition("=")[0] in own]
     machines = machines_of(typed(MachinesConfig, parse_words(mine), COMMAND_LINE))
     as_configured = not any(word.startswith("gpus=") for word in mine)
-    stages, fit = stage_rows(make_plan(read_layers([word for word in argv if word not in mine])), machines, as_configured)
+    plan = make_plan(
+        read_layers([*(word for word in argv if word not in mine), "dry_run=true"])
+    )  # weights and data may lie elsewhere
+    stages, fit = stage_rows(plan, machines, as_configured)
     show(Table(f"Stages on {machines.gpu.name}s", rows.in_groups(rows.RUN_HEADER), [rows.in_groups(row) for row in stages]))
     return 0 if fit else 1
 

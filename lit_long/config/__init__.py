@@ -28,10 +28,10 @@ from lit_long.config.schema import (
     SourceConfig,
     StageConfig,
     SweepConfig,
-    TrackingConfig,
     TrainerConfig,
     ValidationConfig,
 )
+from lit_long.config.tracking import TrackingConfig
 from lit_long.config.typed import NOT_A_SETTING, UserError, check, identity_fields, nearest, plain, typed
 
 __all__ = [

@@ -10,6 +10,7 @@ from typing import Any
 
 from lit_long.config.launcher import LauncherConfig
 from lit_long.config.report import ReportConfig
+from lit_long.config.tracking import TrackingConfig
 
 NOT_IDENTITY = {"identity": False}
 
@@ -264,14 +265,6 @@ class StageConfig(SharedConfig):
     context: int = 4096
     tokens: int = 0
     tokens_per_update: int = 4_194_304
-
-
-@dataclass
-class TrackingConfig:
-    """Where the record goes. An empty ``uri`` is the SQLite file mlflow/mlflow.db below ``root``."""
-
-    enabled: bool = True
-    uri: str = ""
 
 
 @dataclass

@@ -31,7 +31,7 @@ from tests.integration.mini import REPOSITORY
 
 SHAPE = ModelConfig(49_152, 576, 30, 9, 3, 64, 1536, 1e-5, True, 8192, 100_000.0)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PROMPT, NEW, ROUNDS = 128, 64, 4
+PROMPT, NEW, ROUNDS = 128, 64, 2
 LONG = 8192
 DECODE_TARGET, READ_TARGET, MEMORY_TARGET = 1.3, 1.0, 1.0
 Row = dict[str, Any]

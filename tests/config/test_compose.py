@@ -131,12 +131,14 @@ def test_identity_is_what_a_stage_is_made_of(word, changed):
         ("model.rope_base=${modle.context}", "modle"),
         ("--dry-run", "'--dry-run' is not of the form key=value"),
         ("show=everything", "only show=config is known"),
+        ("tracking.uri=http://me:hunter2@host:5000", "tracking.uri has a password in it"),
     ],
 )
 def test_bad_words(word, message, tmp_path):
     finished = run("lit_long.sweep", word, f"root={tmp_path}")
     assert finished.returncode == 2
     assert message in finished.stderr and finished.stderr.startswith("error: ") and "Traceback" not in finished.stderr
+    assert "hunter2" not in finished.stderr + finished.stdout
     assert not list(tmp_path.iterdir())
 
 
