@@ -1,5 +1,5 @@
 """All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data] [full]`:
-more rounds and the grids in full, for more than an hour.
+more rounds and the grids in full, which takes much longer.
 
 Each writes its rows to tests/benchmarks/results/DATE-NAME.json. (Rotation only prints: pytest -s tests/benchmarks/bench_rotation.py; how long a
 command takes to start, bench_cli.py.)
