@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from lit_long.config import LauncherConfig, StageConfig, TrainerConfig, UserError
+from lit_long.config import LauncherConfig, StageConfig, TrainerConfig, UserError, plain
 from lit_long.launch.base import make_launcher
 from lit_long.launch.job import StageNode
-from lit_long.launch.local import LocalLauncher, Node, command
+from lit_long.launch.local import LocalLauncher, Node, command, threads
+from lit_long.stages.folder import write_stage
 
 TRAIN = StageConfig(kind="train", trainer=TrainerConfig(strategy="fsdp"))
 
@@ -77,3 +78,17 @@ def test_the_command_of_a_node(tmp_path):
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(UserError, match=r"does not see .*nowhere.* Put the sweep on storage that all nodes share: root=FOLDER"):
         StageNode(tmp_path / "nowhere", Node(), threads=1, patience=0)
+
+
+def test_cores_are_shared_by_ranks_and_by_stages(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert threads(stage(devices=1)) == 16 and threads(stage(devices=4)) == 4
+    assert threads(stage(devices=4), parallel=2) == 2 and threads(stage(nodes=2, devices=4)) == 4  # a node's own
+    assert threads(stage(devices=4, threads=8), parallel=2) == 2
+
+
+def test_a_job_of_other_nodes_than_the_stage_wants(tmp_path):
+    """It was submitted for one machine, and the stage has been changed to two since."""
+    write_stage(tmp_path, "identity", {"kind": "train", "trainer": plain(stage(nodes=2, devices=1).trainer)}, None, None)
+    with pytest.raises(UserError, match=r"trainer.nodes=2, and the job has 1; was the stage changed"):
+        StageNode(tmp_path, Node(), threads=1, patience=0)
