@@ -78,7 +78,10 @@ def server(database, tmp_path_factory):
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "BACKEND": database, "ADMIN_PASSWORD_FILE": str(folder / "password"), "PORT": str(port), "WORKERS": "1",
+        "BACKEND": database,
+        "ADMIN_PASSWORD_FILE": str(folder / "password"),
+        "PORT": str(port),
+        "WORKERS": "1",
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([str(folder / "serve.sh")], env=environment, stdout=log, stderr=log, start_new_session=True)
