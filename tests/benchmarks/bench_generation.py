@@ -1,7 +1,7 @@
 """Generation on the CPU: ours against transformers' `generate`, the same weights and precision in the same run.
 
 SmolLM2-135M's shape with random weights. Decoding: tokens/s after a prompt of 128 tokens. Reading a prompt of 8,192 tokens: time and peak
-memory, each in a process of its own.
+memory, each in a process of its own. In bf16 too where the processor computes it.
 
 make bench, or python -m tests.benchmarks.bench_generation FILE.json to have the rows in a file
 """
@@ -22,15 +22,17 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_long.config import ModelConfig
+from lit_long.config import ModelConfig, TrainerConfig
 from lit_long.generation import generate, pack
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.stages.settle import precision
 from lit_long.training.callbacks import machine
 from tests.integration.mini import REPOSITORY
 
 SHAPE = ModelConfig(49_152, 576, 30, 9, 3, 64, 1536, 1e-5, True, 8192, 100_000.0)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NATIVE = precision(TrainerConfig()) == "bf16-mixed"
+DTYPES = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if NATIVE else {})
 PROMPT, NEW, ROUNDS = 128, 64, 2
 LONG = 8192
 DECODE_TARGET, READ_TARGET, MEMORY_TARGET = 1.3, 1.0, 1.0

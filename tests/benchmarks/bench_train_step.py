@@ -1,9 +1,10 @@
 """A training step on the CPU: ours against transformers' LlamaForCausalLM (sdpa), the same work, precision and optimizer in the same run.
 
-Forward, backward and fused AdamW under bf16 autocast. Each contestant has a process of its own and they take turns, step by step, so that all
-meet the same machine. Ours runs as a stage of a sweep does, with the memory settings of launch/local.py and its blocks compiled; theirs as
-people run it, eager, and compiled. Beside them, for the reading: ours eager, and theirs eager under our memory settings. Further rows: peak memory
-of one step at 8,192 tokens, the loss alone against torch's, and how our memory grows with the context.
+Forward, backward and fused AdamW, under bf16 autocast where the processor computes bf16 (else in fp32; the rows say which). Each contestant
+has a process of its own and they take turns, step by step, so that all meet the same machine. Ours runs as a stage of a sweep does, with the
+memory settings of launch/local.py and its blocks compiled; theirs as people run it, eager, and compiled. Beside them, for the reading: ours
+eager, and theirs eager under our memory settings. Further rows: peak memory of one step at 8,192 tokens, the loss alone against torch's, and
+how our memory grows with the context.
 
 make bench, or python -m tests.benchmarks.bench_train_step FILE.json [full] to have the rows in a file; … profile SIZE ROWS LENGTH says where
 the time of our eager step goes, and how near matrix products and attention are to what the processor can do.
@@ -26,13 +27,14 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_long.config import ModelConfig
+from lit_long.config import ModelConfig, TrainerConfig
 from lit_long.launch.local import KEEP_MEMORY
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.planning.flops import matmul_weights
 from lit_long.positions import build
+from lit_long.stages.settle import precision
 from lit_long.training.callbacks import machine
 from lit_long.training.parallel import parallelize
 from lit_long.training.throughput import measured_peak
@@ -59,6 +61,9 @@ EAGER_TARGET, COMPILED_TARGET, LARGE_TARGET, MEMORY_TARGET = 1.3, 1.05, 1.15, 1 
 LOSS_MEMORY = 2**29
 # Within the half hour that all benchmarks have together; `full`: 5 and 3, and the rows of 8,192 tokens.
 ROUNDS, SLOW_ROUNDS = 3, 1
+ROUND_SECONDS = 60  # no further round after so long, unless `full`: a slow machine gets fewer
+NATIVE = precision(TrainerConfig()) == "bf16-mixed"  # as stages choose it
+DTYPE = "bf16" if NATIVE else "fp32"
 Row = dict[str, Any]
 
 
@@ -107,7 +112,7 @@ def stepper(who: str, shape: ModelConfig, rows: int, length: int) -> Callable[[]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=NATIVE):
             value = loss()
         value.backward()
         optimizer.step()
@@ -173,14 +178,16 @@ def speed_rows(size: str, rows: int, length: int, full: bool = False) -> list[Ro
         for one in contestants.values():
             for _ in range(2 if full or not slow else 1):
                 one.step()
-        times = [{who: one.step()[0] for who, one in contestants.items()} for _ in range(rounds)]
+        times, start = [], time.perf_counter()
+        while len(times) < rounds and (full or not times or time.perf_counter() - start < ROUND_SECONDS):
+            times.append({who: one.step()[0] for who, one in contestants.items()})
     finally:
         for one in contestants.values():
             one.__exit__()
     speed = {who: rows * length / statistics.median(round_[who] for round_ in times) for who in kinds}
-    name = f"step, {size}, {rows} × {length:,}, bf16"
+    name = f"step, {size}, {rows} × {length:,}, {DTYPE}"
     names = {"ours eager": "ours_eager", "theirs eager kept": "theirs_eager_with_our_memory_settings"}
-    also = {label: speed[who] for who, label in names.items() if who in kinds}
+    also = {"rounds": len(times)} | {label: speed[who] for who, label in names.items() if who in kinds}
     found = []
     for peer, target in (
         ("theirs eager", LARGE_TARGET if size == "135M" else EAGER_TARGET),
@@ -199,7 +206,7 @@ def memory_rows(full: bool = False, size: str = "135M", length: int = 8192) -> l
     for who in ("ours compiled", "theirs eager", *(("ours eager", "ours eager checkpointed") if full else ())):
         with Contestant(who, size, 1, length) as one:
             found[who] = one.step()
-    name = f"peak memory of a step, {size}, 1 × {length:,}, bf16"
+    name = f"peak memory of a step, {size}, 1 × {length:,}, {DTYPE}"
     peers = found["theirs eager"][1]
     return [
         row(label, "transformers eager", found[who][1], peers, peers / found[who][1], MEMORY_TARGET, "MiB", seconds=found[who][0])
@@ -228,12 +235,12 @@ def loss_rows(tokens: int = 4096, words: int = 49_152, width: int = 576) -> list
     for _ in range(4):
         for who, way in ways.items():
             start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=NATIVE):
                 value = way()
             value.backward()
             best[who] = min(best[who], time.perf_counter() - start)
             hidden.grad = head.grad = None
-    name = f"loss alone, {tokens:,} tokens, {words:,} words, width {width}, bf16"
+    name = f"loss alone, {tokens:,} tokens, {words:,} words, width {width}, {DTYPE}"
     return [row(name, "torch's cross_entropy", best["ours"], best["plain"], best["plain"] / best["ours"], None, "s")]
 
 
