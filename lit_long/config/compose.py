@@ -200,13 +200,16 @@ def check_stage(name: str, stage: Any, where: str, layers: Layers) -> None:
     check(StageConfig, settings | groups, where, f"stages.{name}.")
 
 
-def compose_stage(layers: Layers, shared: dict[str, Any], name: str, point: Point, pretrained: Pretrained) -> StageConfig:
+def compose_stage(
+    layers: Layers, shared: dict[str, Any], name: str, point: Point, pretrained: Pretrained, init: str = ""
+) -> StageConfig:
     """Complete settings of stage ``name`` at one point of the grid.
 
     Args:
         shared: what `compose_sweep` returned.
         point: one value per axis, ``{"position": "abf", "seed": 0}`` (grid.py).
         pretrained: reads what ``model.init`` names.
+        init: the weights that its parent stands for, if these are shipped.
     """
     raw = copy.deepcopy(shared)
     own = layers.experiment["stages"][name]
@@ -228,6 +231,8 @@ def compose_stage(layers: Layers, shared: dict[str, Any], name: str, point: Poin
         lay(raw, {k: v for k, v in layer.items() if k not in STAGE_KEYS}, source)
         merge(raw, stage_only)
     said = [layers.experiment, own, nested_point, layers.cli, own_cli]
+    if init:
+        raw["model"]["init"] = init
     adopt(raw, said, pretrained, where)
     return resolve(raw, where)
 

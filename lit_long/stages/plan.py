@@ -34,6 +34,7 @@ from lit_long.config.grid import points, variant_name
 from lit_long.stages.folder import is_done
 from lit_long.stages.mixture import DOCS, data_identity, settle_data
 from lit_long.stages.settle import settle
+from lit_long.stages.shipped import SHIPPED, check_base, shipped_folder, stand_in
 
 # Raised by hand when the meaning of a kind's result changes; results of older versions are then not taken for new ones.
 KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 2}
@@ -99,6 +100,7 @@ class Plan:
     stages: list[Stage]
     key: str
     unseen: list[str] = field(default_factory=list)  # why weights or data could not be looked at; then nothing can run
+    shipped: dict[str, str] = field(default_factory=dict)  # weights that came with lit-long, by the stages that they stand for
 
     @property
     def folder(self) -> Path:
@@ -153,6 +155,7 @@ def make_plan(layers: Layers) -> Plan:
         raise UserError(f"{layers.file}: the experiment has no 'stages'")
     root = Path(sweep.root).expanduser().resolve() if sweep.root else project_root()
     names = parents_first(sweep.stages, layers)
+    check_base(sweep.base, sweep.stages, layers.file)
     cli_stages = layers.cli.get("stages") or {}
     look = Look(only_shown=sweep.dry_run or bool(sweep.show))
 
@@ -163,15 +166,24 @@ def make_plan(layers: Layers) -> Plan:
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
     sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
+    shipped: dict[str, str] = {}
     for point in points(sweep.grid, sweep.exclude, str(layers.file)):
         trial = Trial(variant_name(point), 0, point)
+        given: dict[str, StageConfig] = {}  # stages that are not trained, since their weights were shipped
         for name in names:
-            config = compose_stage(layers, shared, name, point, pretrained)
+            where = f"{layers.file}: stages.{name}"
+            start = given.get(sweep.stages[name].get("parent"))
+            config = compose_stage(layers, shared, name, point, pretrained, start.model.init if start else "")
+            if config.shipped and sweep.base == SHIPPED:
+                folder = shipped_folder(config, where)
+                given[name] = stand_in(config, folder, look.at(open_external, folder).shape, where)
+                shipped[f"{name} s{config.seed}"] = folder
+                continue
+            config = replace(config, parent=None) if start else config
             parent = trial.stages[config.parent] if config.parent else None
             own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})
-            where = f"{layers.file}: stages.{name}"
             config = replace(config, data=settle_data(config.data, where, sources, look.at))
-            config = settle(config, parent.config if parent else None, own_position, where)
+            config = settle(config, parent.config if parent else start, own_position, where)
             trial.seed = config.seed
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
             if parent and parent.store != corpus.folder and not config.data.corpus.tokenizer:
@@ -189,7 +201,7 @@ def make_plan(layers: Layers) -> Plan:
         wanted = getattr(sweep.report, key)
         if wanted is not None and wanted not in names:
             raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
-    return Plan(sweep, root, trials, list(stages.values()), sweep_key(sweep, trials), list(look.unseen.values()))
+    return Plan(sweep, root, trials, list(stages.values()), sweep_key(sweep, trials), list(look.unseen.values()), shipped)
 
 
 def parents_first(stages: dict[str, Any], layers: Layers) -> list[str]:

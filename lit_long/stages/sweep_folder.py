@@ -31,6 +31,7 @@ def resolved(plan: Plan) -> dict[str, Any]:
 def outline(plan: Plan) -> str:
     """The stages in running order, whether each is done and what it costs, for people."""
     lines = [f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages"]
+    lines += [f"  {'shipped':<10} {name:<28} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
     for stage in plan.stages:
         state = "cached" if stage.done else "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
         flops = stage_flops(stage.config)
