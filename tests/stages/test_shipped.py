@@ -1,0 +1,90 @@
+"""Stages whose weights came with lit-long: what starts from them, and what they are known by."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lit_long.config import UserError, read_layers
+from lit_long.data.tokenizer import train_tokenizer
+from lit_long.stages.plan import make_plan
+from lit_long.stages.sweep_folder import outline
+from tests.checkpoints.llamas import random_llama, save
+
+EXPERIMENT = """
+model: {vocab_size: 300, d_model: 64, n_layers: 2, n_heads: 4, n_kv_heads: 2, head_dim: 16, d_ffn: 96, context: 128, rope_base: 7000, tie_embeddings: false}
+data: {corpus: {vocab_size: 300}}
+grid: {position: [rope, abf], seed: [0, 1]}
+stages:
+  base: {shipped: "mine-s${seed}", position: rope, context: 128, tokens: 1k, tokens_per_update: 256}
+  extend: {parent: base, context: 256, tokens: 1k, tokens_per_update: 256}
+  evaluate_base: {kind: evaluate, parent: base}
+report: {rows: evaluate_base}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """The plan of an experiment in a working directory that has shipped weights for two seeds."""
+    bases = tmp_path / "experiments" / "bases"
+    for seed in (0, 1):
+        folder = save(random_llama(seed, vocab=300, rope={"rope_theta": 7000.0}, context=128), bases / f"mine-s{seed}")
+        train_tokenizer(["some text, and some more text"], 280).save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
+    (tmp_path / "experiments" / "mine.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: make_plan(read_layers(["experiment=mine", *words]))
+
+
+def test_what_follows_starts_from_them(plan, tmp_path):
+    found = plan()
+    assert {stage.name for stage in found.stages} == {"corpus", "extend", "evaluate_base"}
+    for trial in found.trials:
+        folder = tmp_path / "experiments" / "bases" / f"mine-s{trial.seed}"
+        for stage in (trial.stages["extend"], trial.stages["evaluate_base"]):
+            assert (stage.config.model.init, stage.parent, stage.config.parent) == (str(folder), None, None)
+            assert stage.config.data.corpus.tokenizer == str(folder)  # the tokens it was trained on
+        assert trial.stages["extend"].config.position["scheme"] == trial.variant
+        # A base is measured under the encoder it was trained with, whatever the variant.
+        assert (trial.stages["evaluate_base"].config.position["scheme"], trial.stages["evaluate_base"].config.position["base"]) == (
+            "rope",
+            7000,
+        )
+    assert len({stage.identity for stage in found.stages if stage.name == "evaluate_base"}) == 2  # one a seed, for both variants
+    assert f"shipped    base s1                                      {tmp_path}/experiments/bases/mine-s1" in outline(found)
+
+
+def test_they_can_be_trained_anew(plan):
+    found = plan("base=train")
+    bases = {stage.identity: stage for stage in found.stages if stage.name == "base"}
+    assert len(bases) == 2 and not found.shipped
+    for trial in found.trials:
+        assert trial.stages["extend"].parent == trial.stages["evaluate_base"].parent == trial.stages["base"].folder
+        assert not trial.stages["extend"].config.model.init
+
+
+def test_they_are_known_by_their_content(plan, tmp_path):
+    before = {(t.variant, t.seed): t.stages["extend"].identity for t in plan().trials}
+    file = tmp_path / "experiments" / "bases" / "mine-s1" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+    after = {(t.variant, t.seed): t.stages["extend"].identity for t in plan().trials}
+    assert {key for key in before if before[key] != after[key]} == {("rope", 1), ("abf", 1)}
+
+
+def test_what_makes_no_sense_is_refused(plan, tmp_path):
+    with pytest.raises(UserError, match="base=new: must be shipped or train"):
+        plan("base=new")
+    with pytest.raises(UserError, match=r"stages.base.shipped: there is no experiments/bases/mine-s7 \(.*mine-s0, mine-s1.*base=train"):
+        plan("grid.seed=[7]")
+    with pytest.raises(UserError, match=r"stages.base: the weights in .*mine-s0 are of another shape than model says; base=train"):
+        plan("model.n_layers=3")
+    assert len({s.identity for s in plan("base=train", "model.n_layers=3").stages if s.name == "base"}) == 2
+    shutil.copy(tmp_path / "experiments" / "mine.yaml", tmp_path / "bare.yaml")
+    text = EXPERIMENT.replace('shipped: "mine-s${seed}", ', "")
+    (tmp_path / "bare.yaml").write_text(text)
+    with pytest.raises(UserError, match="base=train: no stage of .*bare.yaml has shipped weights"):
+        make_plan(read_layers(["experiment=bare.yaml", "base=train"]))
