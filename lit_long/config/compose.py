@@ -11,6 +11,7 @@ Later layers win:
 * A stage's own settings in the experiment come before the grid's and before ``key=value``; but a stage that names its own
   option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it. What a stage says of the
   experiment's data is left out where ``data=NAME`` names others.
+* A stage that several experiments share is written once: ``base: {recipe: mini}`` takes its settings from experiments/bases/mini.yaml.
 * ``model.init=…`` names weights made elsewhere. They bring the model's shape and the tokenizer, and their own encoder where no
   position is named (or it is ``position=pretrained``).
 * Interpolations such as ``${context}`` are resolved inside each stage, with `multiply` and `divide` to compute.
@@ -118,7 +119,18 @@ def read_layers(argv: list[str]) -> Layers:
     cli = parse_words([spell_out(word) for word in argv])
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
-    return Layers(file.stem, file, at_scale(read_yaml(file), cli.pop(SCALE, None), file), cli)
+    return Layers(file.stem, file, with_recipes(at_scale(read_yaml(file), cli.pop(SCALE, None), file), file), cli)
+
+
+def with_recipes(experiment: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The experiment with its stages' recipes written out: ``base: {recipe: NAME}`` stands for experiments/bases/NAME.yaml and what is said beside."""
+    stages = experiment.get("stages")
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict) and "recipe" in stage:
+            settings = read_yaml(find_file("experiments/bases", str(stage.pop("recipe")), f"{file}: stages.{name}.recipe"))
+            merge(settings, stage)
+            stages[name] = settings
+    return experiment
 
 
 def spell_out(word: str) -> str:

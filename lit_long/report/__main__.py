@@ -3,8 +3,11 @@
     python -m lit_long.report experiment=position_tiny            its latest sweep
     python -m lit_long.report experiment=position_tiny root=DIR   below another root
     python -m lit_long.report experiment=position_tiny uri=http://HOST:PORT out=DIR   from MLflow alone, into DIR; key=… for an older sweep
+    … keep=FILE.json        also writes what was measured to one small file, for findings
+    python -m lit_long.report findings=experiments/findings.yaml results=experiments/results out=docs/findings.md
 
-Writes report.md, report.html, tables.tex, table.csv and figures/ into the sweep's folder and prints the table. Exit codes: 0 written, 2 bad input.
+Writes report.md, report.html, tables.tex, table.csv and figures/ into the sweep's folder and prints the table; with findings=, the page that says
+which of the paper's findings the kept results show. Exit codes: 0 written, 2 bad input.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from rich.console import Console
 
 from lit_long.config import UserError, nearest, project_root
 from lit_long.report import find_sweep, write_report
+from lit_long.report.findings import write_findings
+from lit_long.report.keep import keep
 
-KEYS = ("experiment", "root", "uri", "out", "key")
+KEYS = ("experiment", "root", "uri", "out", "key", "keep", "findings", "results")
 
 
 def main(argv: list[str]) -> int:
@@ -28,13 +33,28 @@ def main(argv: list[str]) -> int:
         options = dict(word.partition("=")[::2] for word in argv)
         if unknown := set(options) - set(KEYS):
             raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), KEYS)}")
-        report = write_report(folder_of(options))
+        if "findings" in options:
+            return write_page(options)
+        folder = folder_of(options)
+        report = write_report(folder)
+        if "keep" in options:
+            keep(folder, Path(options["keep"]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = Console()
     console.print(report.terminal)
     console.print(f"report   {report.report_md}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def write_page(options: dict[str, str]) -> int:
+    """docs/findings.md, from the claims and the kept results."""
+    for key in ("results", "out"):
+        if not options.get(key):
+            raise UserError(f"command line: {key}=… is missing (see --help)")
+    write_findings(Path(options["findings"]), Path(options["results"]), Path(options["out"]))
+    print(f"written  {options['out']}")
     return 0
 
 

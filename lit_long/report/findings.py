@@ -1,0 +1,136 @@
+"""Which of the paper's findings the measurements show: a table of claims, made from kept results (keep.py), not by hand.
+
+A claim compares two variants of an experiment run for run: the same seed, and so the same base model and the same tokens. It is
+
+    shown            the mean difference has the claimed sign and size, and its 95 % interval (Student's t over the seeds) excludes 0
+    contradicted     the interval excludes 0 on the other side
+    not shown        neither
+    not run          no result is kept for it
+    not testable here    says the file, with its reason
+
+Each claim of the file:
+
+    - finding: ABF has a lower perplexity than RoPE
+      paper: what the paper reports, in its own numbers and with its table
+      experiment: position_ablation          results: every kept file of that experiment, by scale
+      metric: perplexity                     perplexities are compared by the difference of their logarithms, in nats
+      domains: [code, docs]                  the mean over these
+      length: 2k
+      first: abf
+      second: rope
+      claim: less                            or more: first − second
+      at_least: 0.2                          how large the difference must be (default: any)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_long.config import UserError, typed
+from lit_long.evaluation.paired import paired_difference
+
+LEAST_SEEDS = 3
+
+
+@dataclass
+class Claim:
+    """One finding of the paper, and what would show it. ``why_not``: the reason that it cannot be tested here."""
+
+    finding: str = ""
+    paper: str = ""
+    experiment: str = ""
+    metric: str = "perplexity"
+    domains: list[str] = field(default_factory=list)
+    length: int = 0
+    first: str = ""
+    second: str = ""
+    claim: str = "less"
+    at_least: float = 0.0
+    why_not: str = ""
+
+
+def findings(claims_file: Path, results: Path) -> str:
+    """The page as Markdown.
+
+    Raises:
+        UserError: a claim names what it should not, or a result file cannot be read.
+    """
+    content = yaml.safe_load(claims_file.read_text(encoding="utf-8"))
+    claims = [typed(Claim, claim, f"{claims_file}: claims[{number}]") for number, claim in enumerate(content["claims"])]
+    kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
+    lines = [f"# {content['title']}", "", content["introduction"].strip(), ""]
+    lines += ["| finding | in the paper | here: difference | 95 % interval | seeds | verdict | from |", "|---|---|---|---|---|---|---|"]
+    for claim in claims:
+        lines += [f"| {claim.finding} | {claim.paper} | {' | '.join(row)} |" for row in tested(claim, kept)]
+    lines += ["", "## The runs behind it", ""]
+    lines += ["| experiment | scale | date | machine | command | stages |", "|---|---|---|---|---|---|"]
+    for one in kept:
+        scale = f" scale={one['scale']}" if one["scale"] else ""
+        command = f"`python -m lit_long.sweep experiment={one['experiment']}{scale}`"
+        identities = ", ".join(f"`{run['identity']}`" for run in one["runs"])
+        lines.append(
+            f"| {one['experiment']} `{one['key']}` | {one['scale'] or '–'} | {one['date']} | {'; '.join(one['machine'])} | {command} | {identities} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def tested(claim: Claim, kept: list[dict[str, Any]]) -> list[list[str]]:
+    """Cells of the claim's rows: one for every scale at which it was run."""
+    if claim.why_not:
+        return [["–", "–", "–", "not testable here", claim.why_not]]
+    mine = [one for one in kept if one["experiment"] == claim.experiment]
+    rows = [row for row in (compared(claim, one) for one in mine) if row]
+    return rows or [["–", "–", "–", "not run", f"`experiment={claim.experiment}`"]]
+
+
+def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
+    """The claim's cells from one sweep; None where it has not measured both variants at the same seeds."""
+    first, second = (values(claim, kept, variant) for variant in (claim.first, claim.second))
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return None
+    difference = paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+    unit = "nats" if claim.metric == "perplexity" else ""
+    interval = "–" if difference.low is None else f"{difference.low:+.3f} … {difference.high:+.3f}"
+    where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "")
+    return [f"{difference.mean:+.3f} {unit}".strip(), interval, str(len(seeds)), verdict(claim, difference), where]
+
+
+def verdict(claim: Claim, difference: Any) -> str:
+    if difference.low is None or difference.n < LEAST_SEEDS:
+        return f"not shown (fewer than {LEAST_SEEDS} seeds)"
+    sign = {"less": -1, "more": 1}[claim.claim]
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    if low > 0:
+        return "**shown**" if sign * difference.mean >= claim.at_least else f"right sign, less than {claim.at_least:g}"
+    return "**contradicted**" if high < 0 else "not shown"
+
+
+def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]:
+    """seed → the claim's metric, the mean over its domains."""
+    found: dict[int, list[float]] = {}
+    for run in kept["runs"]:
+        # The reference (the base that was not extended) is the row of all variants, and called by its stage.
+        if variant not in run["variants"] and run["stage"].removeprefix("evaluate_") != variant:
+            continue
+        if run["stage"] != "evaluate" and run["stage"].removeprefix("evaluate_") != variant:
+            continue
+        for metric, domain, length, value in run["measurements"]:
+            if (metric, length) == (claim.metric, claim.length) and (not claim.domains or domain in claim.domains):
+                for seed in run["seeds"]:
+                    found.setdefault(seed, []).append(math.log(value) if metric == "perplexity" else value)
+    whole = max(1, len(claim.domains))
+    return {seed: sum(many) / len(many) for seed, many in found.items() if len(many) == whole or not claim.domains}
+
+
+def write_findings(claims_file: Path, results: Path, out: Path) -> None:
+    """Write the page to ``out``. Raises UserError if there is nothing to make it from."""
+    if not claims_file.is_file():
+        raise UserError(f"findings={claims_file}: there is no such file; the repository's is experiments/findings.yaml")
+    out.write_text(findings(claims_file, results), encoding="utf-8")

@@ -1,0 +1,105 @@
+"""Kept results, paired differences and verdicts, against scipy's paired t-test and sweeps made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+from scipy.stats import ttest_rel
+
+from lit_long.config import UserError
+from lit_long.evaluation.paired import paired_difference
+from lit_long.report.__main__ import main
+from lit_long.report.findings import findings
+from lit_long.report.keep import loss_by_parts
+
+CLAIMS = """
+title: Findings
+introduction: Made by a test.
+claims:
+  - {finding: lower, paper: "Table 5", experiment: e, domains: [code, docs], length: 2k, first: abf, second: rope}
+  - {finding: retrieves, paper: "Figure 5b", experiment: e, metric: retrieval_accuracy, domains: [docs], length: 2k, first: abf, second: rope,
+     claim: more, at_least: 0.2}
+  - {finding: better than base, paper: "–", experiment: e, domains: [code, docs], length: 2k, first: abf, second: base}
+  - {finding: elsewhere, paper: "–", experiment: other, length: 2k, first: abf, second: rope}
+  - {finding: never, paper: "Table 2", why_not: closed models}
+"""
+
+
+def run(stage, variants, seed, code, docs, accuracy):
+    rows = [["perplexity", "code", 2048, code], ["perplexity", "docs", 2048, docs], ["perplexity", "docs", 256, 1.0]]
+    rows += [["retrieval_accuracy", "docs", 2048, accuracy], ["retrieval_accuracy", "docs", 256, 0.9]]
+    return {"stage": stage, "identity": f"{stage}-{variants[0]}{seed}", "variants": variants, "seeds": [seed], "measurements": rows}
+
+
+def page(tmp_path, runs):
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    kept = {"experiment": "e", "scale": "laptop", "key": "k", "date": "2026-01-01", "machine": ["cpu"], "versions": {}, "runs": runs}
+    (tmp_path / "results").mkdir(exist_ok=True)
+    (tmp_path / "results" / "e.json").write_text(json.dumps(kept))
+    lines = findings(tmp_path / "claims.yaml", tmp_path / "results").splitlines()
+    return {cells[1].strip(): [cell.strip() for cell in cells[3:-1]] for cells in (line.split("|") for line in lines) if len(cells) == 9}
+
+
+def three_seeds(abf, rope, accuracy=((0.9, 0.1), (0.8, 0.2), (0.85, 0.1))):
+    runs = []
+    for seed in range(3):
+        runs.append(run("evaluate", ["abf"], seed, abf[seed], abf[seed], accuracy[seed][0]))
+        runs.append(run("evaluate", ["rope"], seed, rope[seed], rope[seed], accuracy[seed][1]))
+        runs.append(run("evaluate_base", ["abf", "rope"], seed, 30.0 + seed, 30.0 + 2 * seed, 0.0))
+    return runs
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_the_interval_is_the_paired_t_tests(n):
+    draw = random.Random(n)
+    first, second = ([draw.gauss(mean, 1) for _ in range(n)] for mean in (1, 0))
+    found, expected = paired_difference(first, second), ttest_rel(first, second).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert found.mean == pytest.approx(sum(first) / n - sum(second) / n)
+    assert found.excludes_zero == (ttest_rel(first, second).pvalue < 0.05)
+
+
+def test_of_one_pair_nothing_is_known():
+    assert paired_difference([2.0], [1.0]).low is None
+    assert paired_difference([2.0, math.inf], [1.0, 1.0]).low is None
+    with pytest.raises(ValueError):
+        paired_difference([], [])
+
+
+def test_claims_are_judged_by_paired_runs(tmp_path):
+    rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]))
+    expected = ttest_rel([math.log(x) for x in (10, 20, 40)], [math.log(x) for x in (11, 22.1, 44)]).confidence_interval()
+    # Seeds differ by a factor of four, the variants by a tenth: only pairs show it.
+    assert rows["lower"][:3] == ["-0.097 nats", f"{expected.low:+.3f} … {expected.high:+.3f}", "3"]
+    assert rows["lower"][3:] == ["**shown**", "e `k`, laptop"]
+    assert rows["retrieves"][0] == "+0.717" and rows["retrieves"][3] == "**shown**"
+    assert rows["better than base"][2:4] == ["3", "not shown"]  # the base of each seed is one run, shared by both variants
+    assert rows["elsewhere"][3:] == ["not run", "`experiment=other`"]
+    assert rows["never"][3:] == ["not testable here", "closed models"]
+
+
+def test_other_verdicts(tmp_path):
+    rows = page(tmp_path, three_seeds([11.0, 22.1, 44.0], [10.0, 20.0, 40.0], accuracy=((0.2, 0.1), (0.3, 0.2), (0.21, 0.1))))
+    assert rows["lower"][3] == "**contradicted**"
+    assert rows["retrieves"][3] == "right sign, less than 0.2"
+    rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 19.0, 44.0])[:6])
+    assert rows["lower"][2:4] == ["2", "not shown (fewer than 3 seeds)"]
+    rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["variants"] != ["rope"]])
+    assert rows["lower"][3] == "not run"
+
+
+def test_a_claim_that_makes_no_sense(tmp_path, capsys):
+    (tmp_path / "claims.yaml").write_text("title: x\nintroduction: y\nclaims: [{finding: x, metrics: perplexity}]")
+    words = [f"findings={tmp_path / 'claims.yaml'}", f"results={tmp_path}", f"out={tmp_path / 'page.md'}"]
+    assert main(words) == 2 and "claims[0]: unknown key 'metrics'" in capsys.readouterr().err
+    assert main([f"findings={tmp_path}/none.yaml", *words[1:]]) == 2 and "there is no such file" in capsys.readouterr().err
+    assert main(words[:2]) == 2 and "out=… is missing" in capsys.readouterr().err
+
+
+def test_loss_by_fifths(tmp_path):
+    rows = [{"step": step, "train/loss": float(step)} for step in range(1, 12)] + [{"step": 11, "val/code": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert loss_by_parts(tmp_path / "metrics.jsonl") == [1.5, 3.5, 6.0, 8.5, 10.5]
