@@ -127,3 +127,11 @@ def test_a_failed_stage_is_told_and_the_others_go_on(straight, tmp_path):
     assert "Traceback" not in sweep.stdout + sweep.stderr
     store = record(tmp_path)
     assert {r.info.run_name: r.info.status for r in runs(store)}["extend broken"] == "FAILED"
+
+    (work / "broken.py").write_text("from lit_long.positions.schemes import RoPE as Broken\n")
+    words = [*MINI, "grid.position=[broken,rope]", f"root={tmp_path}", "only_failed=true"]
+    again = run("lit_long.sweep", *words, cwd=work)
+    assert again.returncode == 0 and again.stdout.count("done in") == 2, again.stdout + again.stderr
+    assert {r.info.status for r in runs(store)} == {"FINISHED"}
+    nothing = run("lit_long.sweep", *words, cwd=work)
+    assert nothing.returncode == 0 and "has failed. 7 of 7 are done" in nothing.stdout and len(nothing.stdout.splitlines()) == 1
