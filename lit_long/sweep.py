@@ -79,7 +79,7 @@ def run(plan: Plan, console: Console) -> int:
     write_sweep(plan)
     record = Record(tracker, plan)
     try:
-        with Display(console, plan.chosen) as display:
+        with Display(console, plan) as display:
             outcome = run_plan(plan, record, display, launcher)
         report = write_report(plan.folder)
         record.close(outcome.status, report)
