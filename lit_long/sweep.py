@@ -4,11 +4,12 @@
     python -m lit_long.sweep model.n_layers=6 optim.lr=1e-3      change settings, pick option files of configs/
     python -m lit_long.sweep grid.position=[rope,abf] grid.seed=[0,1,2]   choose variants; several seeds: mean and deviation
     python -m lit_long.sweep dry_run=true                        which stages would run, and which are done
+    python -m lit_long.sweep only_failed=true                    again what failed (its folder holds error.txt), and what needs it
     python -m lit_long.sweep show=config                         every setting, resolved
     python -m lit_long.sweep experiment=curriculum scale=paper   another experiment, at one of its scales (docs/experiments.md)
 
 Counts may be written 32k (= 32,768), 4M, 1e9. Finished stages never run again and interrupted ones resume: run the same command
-again. Exit codes: 0 all stages done, 1 some failed, 2 bad input, 130 interrupted.
+again. Exit codes: 0 all stages done (of those that only_failed=true chose), 1 some failed, 2 bad input, 130 interrupted. docs/sweeps.md
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from lit_long.config import UserError, read_layers
 from lit_long.files import is_disk_full
+from lit_long.stages.failures import nothing_failed, only_failed
 from lit_long.stages.plan import Plan, make_plan
 from lit_long.stages.sweep_folder import outline, resolved_yaml, write_sweep
 
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> int:
         return ALL_DONE
     console = Console()
     try:
-        plan = make_plan(read_layers(argv))
+        plan = only_failed(make_plan(read_layers(argv)))
         if plan.sweep.show not in ("", "config"):
             raise UserError(f"command line: show={plan.sweep.show}: only show=config is known")
         if plan.sweep.show or plan.sweep.dry_run:
@@ -42,6 +44,8 @@ def main(argv: list[str]) -> int:
             print(resolved_yaml(plan), end="")
         elif plan.sweep.dry_run:
             print(outline(plan), end="")
+        elif nothing := nothing_failed(plan):
+            print(nothing)
         else:
             return run(plan, console)
         return ALL_DONE
@@ -67,7 +71,7 @@ def run(plan: Plan, console: Console) -> int:
     from lit_long.report import write_report
 
     launcher = make_launcher(plan.sweep.launcher, plan.root)
-    launcher.check([stage.config for stage in plan.stages if not stage.done])
+    launcher.check([stage.config for stage in plan.chosen if not stage.done])
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
     check_disk(plan)
@@ -75,10 +79,10 @@ def run(plan: Plan, console: Console) -> int:
     write_sweep(plan)
     record = Record(tracker, plan)
     try:
-        with Display(console, plan.stages) as display:
+        with Display(console, plan) as display:
             outcome = run_plan(plan, record, display, launcher)
         report = write_report(plan.folder)
-        record.close("FAILED" if outcome.failed or outcome.skipped else "FINISHED", report)
+        record.close(outcome.status, report)
     except BaseException as error:
         with suppress(UserError):  # what went wrong first is what the user must hear of
             record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -88,10 +92,8 @@ def run(plan: Plan, console: Console) -> int:
     console.print(report.terminal)
     console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
     if plan.sweep.tracking.enabled:
-        console.print(
-            f"runs     {tracking_uri(plan)}  (make ui, or: mlflow ui --backend-store-uri …)", highlight=False, soft_wrap=True
-        )
-    return SOME_FAILED if outcome.failed or outcome.skipped else ALL_DONE
+        console.print(f"runs     {tracking_uri(plan)}  (make ui, or mlflow ui)", highlight=False, soft_wrap=True)
+    return SOME_FAILED if outcome.status == "FAILED" else ALL_DONE
 
 
 if __name__ == "__main__":

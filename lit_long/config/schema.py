@@ -284,4 +284,5 @@ class SweepConfig(SharedConfig):
     report: ReportConfig = field(default_factory=ReportConfig)
     root: str = ""  # runs/ and mlflow/ live below it; empty = the checkout, or the working directory when installed
     dry_run: bool = False
+    only_failed: bool = False  # run again what failed, and nothing that was never tried (stages/failures.py)
     show: str = ""  # show=config prints the resolved YAML

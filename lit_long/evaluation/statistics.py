@@ -3,6 +3,7 @@
 * a mean: sample deviation / √n, and a percentile bootstrap of the samples;
 * a share of hits: the same standard error, and Wilson's interval, which stays wide when all of a few samples hit or miss, where the
   standard error is 0;
+* a difference of pairs, such as two variants under the same seeds: Student's t-interval of the mean difference;
 * a ratio Σnats / Σtokens over documents: documents are the samples, because tokens of one document are not independent.
 
 Of a single sample nothing is known, so stderr, low and high are None, never 0.
@@ -48,6 +49,23 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[st
     stderr = math.sqrt(n / (n - 1) * float((deviations**2).sum())) / float(below.sum()) if n > 1 else None
     interval = bootstrap(n, lambda rows: above[rows].sum(-1) / below[rows].sum(-1))
     return {"value": value, "stderr": stderr, **interval, "n": n}
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """value, stderr, low, high and n of the mean of ``ours − theirs``, pair by pair.
+
+    Raises ValueError of nothing, and of two numbers of values.
+    """
+    from scipy.special import stdtrit  # the quantile of Student's t; the report that makes a table alone needs no scipy
+
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} values cannot be paired with {len(theirs)}")
+    array = checked(ours) - checked(theirs)
+    n, value, stderr = len(array), float(array.mean()), spread(array)["stderr"]
+    if stderr is None:
+        return {"value": value, "stderr": None, "low": None, "high": None, "n": n}
+    room = float(stdtrit(n - 1, 0.975)) * stderr
+    return {"value": value, "stderr": stderr, "low": value - room, "high": value + room, "n": n}
 
 
 def geometric(samples: Sequence[Sequence[float]]) -> dict[str, Any]:

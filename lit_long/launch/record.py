@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lit_long.files import write_atomically
+from lit_long.launch.names import run_name, sweep_name
 from lit_long.report import Report
 from lit_long.stages.folder import read_result
 from lit_long.stages.lineage import MLFLOW_RUN
@@ -44,7 +45,7 @@ class Record:
         self.paper = {"paper.table": table} if table else {}
         tags = self.environment | self.paper
         tags |= {"lit_long.folder": str(plan.folder), "mlflow.note.content": plan.sweep.description}
-        self.parent = tracker.sweep(plan.key, f"{plan.title} {plan.key}", params=flatten(params), tags=tags)
+        self.parent = tracker.sweep(plan.key, sweep_name(plan), params=flatten(params), tags=tags)
         tracker.text(self.parent, (plan.folder / "sweep.yaml").read_text(encoding="utf-8"), "sweep.yaml")
 
     def begin(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
@@ -58,11 +59,10 @@ class Record:
             "lit_long.folder": str(stage.folder),
             "lit_long.seed": str(stage.config.seed),
         }
-        name = self.plan.label(stage)
         run = self.tracker.stage(
             self.parent,
             stage.identity,
-            name,
+            run_name(self.plan, stage),
             params=flatten(stage.settings() | {"identity": stage.identity}),
             tags=tags,
             cached=cached,

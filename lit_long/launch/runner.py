@@ -19,10 +19,12 @@ from typing import IO
 from lit_long.config import LauncherConfig, UserError
 from lit_long.data.room import disk_room
 from lit_long.launch.base import Launcher, Running, Task, make_launcher
-from lit_long.launch.display import Display, duration
+from lit_long.launch.display import Display
 from lit_long.launch.job import JOB, forget_job, read_job
+from lit_long.launch.pace import duration
 from lit_long.launch.record import Record
 from lit_long.planning.flops import parameters
+from lit_long.stages.failures import ERROR, note_failure, why_failed
 from lit_long.stages.folder import is_done, read_progress, take_lock, write_stage
 from lit_long.stages.mixture import uses_builtin
 from lit_long.stages.plan import Plan, Stage
@@ -43,6 +45,12 @@ class Outcome:
     cached: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)  # what only_failed=true left alone
+
+    @property
+    def status(self) -> str:
+        """Of the sweep, as MLflow calls it; KILLED is one that is to go on."""
+        return "FAILED" if self.failed or self.skipped else "KILLED" if self.left else "FINISHED"
 
 
 def check_disk(plan: Plan) -> None:
@@ -52,7 +60,7 @@ def check_disk(plan: Plan) -> None:
         UserError: with the space needed and the space there is.
     """
     needed = 0
-    for stage in plan.stages:
+    for stage in plan.chosen:
         if not stage.done:
             needed += bytes_of(stage)
     try:
@@ -107,6 +115,8 @@ def run_plan(plan: Plan, record: Record, display: Display, launcher: Launcher) -
         with signals_held():
             runner.stop()
         raise
+    if plan.left:
+        display.line(f"left alone: {len(plan.left)} stages that were never tried; without only_failed=true they run")
     return runner.outcome
 
 
@@ -117,7 +127,8 @@ class Runner:
         self.plan, self.record, self.display, self.launcher = plan, record, display, launcher
         self.parallel = plan.sweep.launcher.parallel
         self.labels = {stage.identity: plan.label(stage) for stage in plan.stages}
-        self.waiting, self.active, self.outcome = list(plan.stages), dict[str, Active](), Outcome()
+        self.waiting, self.active, self.outcome = list(plan.chosen), dict[str, Active](), Outcome()
+        self.outcome.left = [plan.label(stage) for stage in plan.left]
         self.held_up: set[Path] = set()  # folders of stages that failed or were skipped
         self.elsewhere: set[str] = set()  # stages that another sweep was seen to run
 
@@ -147,7 +158,7 @@ class Runner:
             if job := read_job(folder):
                 active.running = self.launcher_of(job).join(active.task, job)
             if active.running is None:
-                for leftover in ("error.txt", "progress.json", JOB):
+                for leftover in (ERROR, "progress.json", JOB):
                     (folder / leftover).unlink(missing_ok=True)
                 write_stage(folder, active.stage.identity, active.stage.settings(), active.stage.store, active.stage.parent)
                 fresh.append(active)
@@ -219,7 +230,10 @@ class Runner:
         else:
             self.held_up.add(stage.folder)
             self.outcome.failed.append(label)
-            line = f"{label}: FAILED: {reason(stage, code, active.running.why())}\n    full log: {stage.folder / 'log.txt'}"
+            why = reason(stage, code, active.running.why())
+            with suppress(OSError):  # a full disk may refuse it
+                note_failure(stage.folder, why)
+            line = f"{label}: FAILED: {why}\n    full log: {stage.folder / 'log.txt'}"
         self.display.end(stage.identity, line, seconds)
 
     def stop(self) -> None:
@@ -254,8 +268,8 @@ def summary(stage: Stage) -> str:
 
 def reason(stage: Stage, code: int, known: str) -> str:
     """Why a stage failed: what it said itself, what its launcher knows, or how it was ended."""
-    with suppress(OSError):
-        return (stage.folder / "error.txt").read_text(encoding="utf-8").strip()
+    if said := why_failed(stage.folder):
+        return said
     if known:
         return known
     if shutil.disk_usage(stage.folder).free < 2**20:  # then it could not even write why

@@ -33,9 +33,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import UserError, typed
-from lit_long.evaluation.paired import paired_difference
-
-LEAST_SEEDS = 3
+from lit_long.report.differences import FEWEST
 
 
 @dataclass
@@ -65,7 +63,10 @@ def findings(claims_file: Path, results: Path) -> str:
     claims = [typed(Claim, claim, f"{claims_file}: claims[{number}]") for number, claim in enumerate(content["claims"])]
     kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
     lines = [f"# {content['title']}", "", content["introduction"].strip(), ""]
-    lines += ["| finding | in the paper | here: difference | 95 % interval | seeds | verdict | from |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| finding | in the paper | here: difference | 95 % interval | seeds | verdict | from |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for claim in claims:
         lines += [f"| {claim.finding} | {claim.paper} | {' | '.join(row)} |" for row in tested(claim, kept)]
     lines += ["", "## The runs behind it", ""]
@@ -95,20 +96,22 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
-    difference = paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+    from lit_long.evaluation.statistics import paired  # which imports numpy
+
+    difference = paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
     unit = "nats" if claim.metric == "perplexity" else ""
-    interval = "–" if difference.low is None else f"{difference.low:+.3f} … {difference.high:+.3f}"
+    interval = "–" if difference["low"] is None else f"{difference['low']:+.3f} … {difference['high']:+.3f}"
     where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "")
-    return [f"{difference.mean:+.3f} {unit}".strip(), interval, str(len(seeds)), verdict(claim, difference), where]
+    return [f"{difference['value']:+.3f} {unit}".strip(), interval, str(len(seeds)), verdict(claim, difference), where]
 
 
-def verdict(claim: Claim, difference: Any) -> str:
-    if difference.low is None or difference.n < LEAST_SEEDS:
-        return f"not shown (fewer than {LEAST_SEEDS} seeds)"
+def verdict(claim: Claim, difference: dict[str, Any]) -> str:
+    if difference["n"] < FEWEST:
+        return f"not shown (fewer than {FEWEST} seeds)"
     sign = {"less": -1, "more": 1}[claim.claim]
-    low, high = sorted((sign * difference.low, sign * difference.high))
+    low, high = sorted((sign * difference["low"], sign * difference["high"]))
     if low > 0:
-        return "**shown**" if sign * difference.mean >= claim.at_least else f"right sign, less than {claim.at_least:g}"
+        return "**shown**" if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
     return "**contradicted**" if high < 0 else "not shown"
 
 

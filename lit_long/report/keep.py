@@ -1,9 +1,9 @@
 """What a sweep measured, in one small file that can be kept when its runs are gone: what findings.md is made from.
 
-    experiment, scale, key          which sweep
-    date, machine, versions         when and where its training stages ran
-    runs                            per evaluate stage and seed: its measurements
-    training                        per training stage and seed: tokens, loss over fifths of the run, validation, seconds
+experiment, scale, key          which sweep
+date, machine, versions         when and where its training stages ran
+runs                            per evaluate stage and seed: its measurements
+training                        per training stage and seed: tokens, loss over fifths of the run, validation, seconds
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def keep(folder: Path, file: Path) -> None:
     """
     sweep = read_sweep(folder)
     if missing := [stage for stage in sweep.stages if stage.result is None]:
-        raise UserError(f"{folder}: {len(missing)} stages have not finished, the first is {missing[0].folder}; run the sweep again first")
+        raise UserError(
+            f"{folder}: {len(missing)} stages have not finished, the first is {missing[0].folder}; run the sweep again first"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(kept(sweep), indent=1, ensure_ascii=False) + "\n")
 
@@ -69,7 +71,11 @@ def evaluated(stage: Stage) -> dict[str, Any]:
 
 def training(stage: Stage) -> dict[str, Any]:
     keys = ("context", "tokens", "parameters", "train_loss", "validation", "seconds", "tokens_per_second", "machine", "precision")
-    return named(stage) | {key: stage.result[key] for key in keys} | {"loss_by_fifths": loss_by_parts(stage.folder / "metrics.jsonl")}
+    return (
+        named(stage)
+        | {key: stage.result[key] for key in keys}
+        | {"loss_by_fifths": loss_by_parts(stage.folder / "metrics.jsonl")}
+    )
 
 
 def loss_by_parts(metrics: Path, parts: int = PARTS) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lit_long.report.differences import difference_tables, explained
 from lit_long.report.published import published_tables
 from lit_long.report.results import ACCURACY, PASSKEY, PERPLEXITY, ROUGE, Results, display
 from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
@@ -44,6 +45,9 @@ def page(results: Results, figures: list[str]) -> str:
         parts += [part for each in tables for part in (f"**{each.title}**", each.markdown())]
     for each, published in zip(published_tables(results), sweep.report.published, strict=True):
         parts += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
+    if differences := difference_tables(results):
+        parts += ["## Differences", explained(results)]
+        parts += [part for each in differences for part in (f"### {each.title}", each.markdown())]
     if figures:
         parts.append("## Figures")
         parts += [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures]

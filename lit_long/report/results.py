@@ -66,6 +66,13 @@ class Results:
     reference: str | None
     cells: dict[Key, Cell]
     folders: dict[str, list[Stage]]  # the evaluate stages behind each row
+    by_seed: dict[str, dict[int, Stage]]  # the one stage of a row under a seed, where it is one
+
+    def value(self, row: str, seed: int, metric: str, domain: str, length: int) -> float | None:
+        """What one run measured."""
+        stage = self.by_seed.get(row, {}).get(seed)
+        found = _measurements(stage).get((metric, domain, length)) if stage else None
+        return found and found[0]
 
     @property
     def rows(self) -> list[str]:
@@ -117,21 +124,27 @@ def aggregate(sweep: Sweep) -> Results:
     """Groups the finished evaluate stages by row and aggregates every measurement over its runs."""
     report = sweep.report
     variants = sweep.variants
-    folders = {
-        variant: _distinct(t.stages.get(report.rows) for t in sweep.trials if t.variant == variant) for variant in variants
-    }
+    users = {variant: [t for t in sweep.trials if t.variant == variant] for variant in variants}
+    names = dict.fromkeys(variants, report.rows)
     reference = None
     if report.reference:
         reference = report.reference.removeprefix("evaluate_")
         # A grid may well have a variant called "base": two rows of one name would be averaged into one.
         reference = report.reference if reference in variants else reference
-        folders[reference] = _distinct(trial.stages.get(report.reference) for trial in sweep.trials)
+        users[reference], names[reference] = sweep.trials, report.reference
+    folders = {row: _distinct(trial.stages.get(names[row]) for trial in trials) for row, trials in users.items()}
+    by_seed: dict[str, dict[int, Stage]] = {}
+    for row, trials in users.items():
+        for seed in sweep.seeds:
+            stages = _distinct(trial.stages.get(names[row]) for trial in trials if trial.seed == seed)
+            if len(stages) == 1:  # a reference may be another one for each variant
+                by_seed.setdefault(row, {})[seed] = stages[0]
     runs: dict[Key, list[tuple[float, int]]] = {}
     for row, stages in folders.items():
         for stage in stages:
             for (metric, domain, length), measured in _measurements(stage).items():
                 runs.setdefault((row, metric, domain, length), []).append(measured)
-    return Results(sweep, variants, reference, {key: _cell(values) for key, values in runs.items()}, folders)
+    return Results(sweep, variants, reference, {key: _cell(values) for key, values in runs.items()}, folders, by_seed)
 
 
 def _measurements(stage: Stage) -> dict[tuple[str, str, int], tuple[float, int]]:

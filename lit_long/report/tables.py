@@ -36,6 +36,7 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     bold: set[tuple[int, int]] = field(default_factory=set)
+    at_once: int = 0  # columns that 80 columns of a terminal hold; 0: an empty header parts them
 
     def markdown(self) -> str:
         lines = [self._line(self.header), "|" + "|".join([":--"] + ["--:"] * (len(self.header) - 1)) + "|"]
@@ -68,14 +69,16 @@ class Table:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells) + " |"
 
     def terminal(self) -> list[Any]:
-        """Tables of `rich`, one for each group of columns (an empty header parts them): 80 columns hold one group."""
+        """Tables of `rich`, one for each group of columns: 80 columns of a terminal hold one group."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        gaps = [index for index, head in enumerate(self.header) if not head]
+        gaps = [(index, index) for index, head in enumerate(self.header) if not head]
+        gaps += [(k - 1, k) for k in range(1 + self.at_once, len(self.header), self.at_once)] if self.at_once else []
+        starts, ends = [0, *(start for start, _ in gaps)], [*(end for _, end in gaps), len(self.header)]
         tables = []
-        for start, end in zip([0, *gaps], [*gaps, len(self.header)], strict=True):
+        for start, end in zip(starts, ends, strict=True):
             columns = [0, *range(start + 1, end)]
             title = None if start else Text(self.title, style="bold")
             table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -102,7 +105,7 @@ def perplexity_table(results: Results) -> Table | None:
     All lengths are shown where they fit, that is, in one group of columns.
     """
     report = results.sweep.report
-    lengths, domains = results.lengths(PERPLEXITY), results.domains(PERPLEXITY)
+    lengths = results.lengths(PERPLEXITY)
     if not (lengths or report.paper):
         return None
     # Variants that only the paper has keep their row: the reader sees what was not run.
@@ -110,11 +113,9 @@ def perplexity_table(results: Results) -> Table | None:
     table = _frame("Validation perplexity (lower is better)", results, variants)
     if not lengths:
         _text_column(table, "measured", [MISSING] * len(table.rows))
-    every = len(lengths) * len(domains) <= COLUMNS_AT_ONCE
-    for length in lengths[::-1] if every else dict.fromkeys([lengths[-1], lengths[0]]):
-        for domain in domains:
-            cells = [results.get(row, PERPLEXITY, domain, length) for row in _order(results, variants)]
-            _measured_column(table, f"{domain}\n@ {length:,}", cells, len(variants), min)
+    for domain, length in perplexity_columns(results):
+        cells = [results.get(row, PERPLEXITY, domain, length) for row in _order(results, variants)]
+        _measured_column(table, f"{domain}\n@ {length:,}", cells, len(variants), min)
     if report.paper:
         _text_column(table, "", [""] * len(table.rows))
         for domain in dict.fromkeys(d for domains_ in report.paper.values() for d in domains_):
@@ -122,6 +123,14 @@ def perplexity_table(results: Results) -> Table | None:
             places = max(len(repr(v).partition(".")[2]) for v in values if v is not None)
             _text_column(table, f"paper:\n{domain}", [MISSING if v is None else f"{v:.{places}f}" for v in values])
     return table
+
+
+def perplexity_columns(results: Results) -> list[tuple[str, int]]:
+    """Domain and length of the table's measured columns."""
+    lengths, domains = results.lengths(PERPLEXITY), results.domains(PERPLEXITY)
+    every = len(lengths) * len(domains) <= COLUMNS_AT_ONCE
+    shown = lengths[::-1] if every else dict.fromkeys([*lengths[-1:], *lengths[:1]])
+    return [(domain, length) for length in shown for domain in domains]
 
 
 def retrieval_tables(results: Results) -> list[Table]:

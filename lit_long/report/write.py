@@ -1,4 +1,4 @@
-"""Writes a sweep's report: table.csv, report.md, report.html, tables.tex and figures/, each swapped in whole so that no reader sees half a file."""
+"""Writes a sweep's report: table.csv, differences.csv, report.md, report.html, tables.tex and figures/, each swapped in whole so that no reader sees half a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.files import write_atomically
+from lit_long.report.differences import difference_tables, differences_csv
 from lit_long.report.folder import Stage, read_sweep
 from lit_long.report.html import page_html
 from lit_long.report.page import page
@@ -15,6 +16,7 @@ from lit_long.report.published import published_tables
 from lit_long.report.results import Results, aggregate
 from lit_long.report.tables import Table, csv_text, perplexity_table, retrieval_tables
 
+DIFFERENCES = "differences.csv"
 FIGURES, KINDS = ("retrieval", "passkey", "loss_by_position"), ("png", "svg")
 
 
@@ -33,7 +35,8 @@ class Report:
     @property
     def files(self) -> list[Path]:
         """All but the figures."""
-        return [self.table_csv, self.report_md, self.folder / "report.html", self.folder / "tables.tex"]
+        more = [self.folder / DIFFERENCES] if (self.folder / DIFFERENCES).is_file() else []
+        return [self.table_csv, *more, self.report_md, self.folder / "report.html", self.folder / "tables.tex"]
 
 
 def write_report(folder: Path) -> Report:
@@ -45,10 +48,16 @@ def write_report(folder: Path) -> Report:
     results = aggregate(read_sweep(folder))
     figures = write_figures(results, folder)
     markdown = page(results, list(figures))
-    tables = [table for table in (perplexity_table(results), *retrieval_tables(results), *published_tables(results)) if table]
+    differences = difference_tables(results)
+    made = (perplexity_table(results), *retrieval_tables(results), *published_tables(results), *differences)
+    tables = [table for table in made if table]
     title = results.sweep.report.title or results.sweep.experiment
     pictures = {f"figures/{name}.png": content for name, content in figures.items()}
     write_atomically(folder / "table.csv", csv_text(results))
+    if differences:
+        write_atomically(folder / DIFFERENCES, differences_csv(results))
+    else:  # of an earlier report
+        (folder / DIFFERENCES).unlink(missing_ok=True)
     write_atomically(folder / "report.md", markdown)
     write_atomically(folder / "report.html", page_html(title, markdown, pictures))
     write_atomically(folder / "tables.tex", "\n\n".join(table.latex() for table in tables) + "\n")

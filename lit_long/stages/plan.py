@@ -100,12 +100,22 @@ class Plan:
     stages: list[Stage]
     key: str
     unseen: list[str] = field(default_factory=list)  # why weights or data could not be looked at; then nothing can run
+<<<<<<< HEAD
     shipped: dict[str, str] = field(default_factory=dict)  # weights that came with lit-long, by the stages that they stand for
+=======
+    left: list[Stage] = field(default_factory=list)  # not for this command to run (failures.py)
+>>>>>>> sweeps
 
     @property
     def folder(self) -> Path:
         """The sweep's own folder: every distinct configuration has one."""
         return self.root / "runs" / self.sweep.experiment / self.key
+
+    @property
+    def chosen(self) -> list[Stage]:
+        """The stages that this command goes through."""
+        left = {stage.identity for stage in self.left}
+        return [stage for stage in self.stages if stage.identity not in left]
 
     @property
     def title(self) -> str:

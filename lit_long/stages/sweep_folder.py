@@ -16,7 +16,8 @@ import yaml
 from lit_long.config import plain
 from lit_long.files import write_atomically
 from lit_long.planning.flops import stage_flops
-from lit_long.stages.plan import Plan
+from lit_long.stages.failures import has_failed, why_failed
+from lit_long.stages.plan import Plan, Stage
 
 
 def resolved(plan: Plan) -> dict[str, Any]:
@@ -33,16 +34,27 @@ def outline(plan: Plan) -> str:
     lines = [f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages"]
     lines += [f"  {'shipped':<10} {name:<28} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
     for stage in plan.stages:
-        state = "cached" if stage.done else "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
         flops = stage_flops(stage.config)
         cost = f"{flops:.1e} FLOPs" if flops else ""
-        lines.append(f"  {state:<10} {plan.label(stage):<28} {cost:<14}  {stage.folder}")
-    left = sum(stage_flops(stage.config) for stage in plan.stages if not stage.done)
+        lines.append(f"  {state(plan, stage):<10} {plan.label(stage):<28} {cost:<14}  {stage.folder}")
+        if has_failed(stage):
+            reason, _, _ = why_failed(stage.folder).partition("\n")
+            lines.append(f"             failed: {reason}")
+    left = sum(stage_flops(stage.config) for stage in plan.chosen if not stage.done)
     lines.append(
         f"to do: {left:.2e} FLOPs (causal); hours and memory on GPUs: python -m lit_long.plan experiment={plan.sweep.experiment}"
     )
     lines += [f"not looked at, so identities will be others: {reason}" for reason in plan.unseen]
     return "\n".join(lines) + "\n"
+
+
+def state(plan: Plan, stage: Stage) -> str:
+    """What this command would do with the stage."""
+    if stage.done:
+        return "cached"
+    if stage.identity in {one.identity for one in plan.left}:
+        return "left"
+    return "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
 
 
 def resolved_yaml(plan: Plan) -> str:

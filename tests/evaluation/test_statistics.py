@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lit_long.evaluation.statistics import exponential, mean, ratio, share
+from lit_long.evaluation.statistics import exponential, mean, paired, ratio, share
 
 
 def test_mean():
@@ -16,6 +16,22 @@ def test_mean():
     assert row["stderr"] == pytest.approx(math.sqrt((9 + 4 + 0 + 25) / 3) / 2)
     assert 1 <= row["low"] < 4 < row["high"] <= 9
     assert row == mean([1.0, 2.0, 4.0, 9.0])  # the bootstrap is always the same
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+def test_paired_differences_have_students_interval(n):
+    """scipy's own paired t-test is the oracle."""
+    from scipy.stats import ttest_rel
+
+    draw = np.random.default_rng(n)
+    theirs = draw.normal(20, 3, n)
+    ours = theirs - 0.4 + draw.normal(0, 0.2, n)
+    row, interval = paired(ours, theirs), ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert row["value"] == pytest.approx(ours.mean() - theirs.mean()) and row["n"] == n
+    assert paired([3.0], [1.0]) == {"value": 2.0, "stderr": None, "low": None, "high": None, "n": 1}
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired([1.0, 2.0], [1.0])
 
 
 def test_shares_have_wilsons_interval():

@@ -73,7 +73,7 @@ def test_killed_is_uninterrupted(straight, tmp_path, trainer):
         ours, theirs = (load_file(stages(r)[stage] / "weights.safetensors") for r in (killed, reference))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert {r.info.status for r in runs(store)} == {"FINISHED"}
-    (base,) = [r for r in runs(store) if r.info.run_name == "base"]
+    (base,) = [r for r in runs(store) if r.info.run_name == "rope | base 128 | seed 0"]
     steps = [point.step for point in store.get_metric_history(base.info.run_id, "train/loss")]
     assert steps == list(range(1, 13))  # resumed into the same run, no point twice
 
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_in_good_order(straight, tmp_path):
     output, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 130 and "the same command goes on" in output
     store = record(tmp_path)
-    assert {r.info.run_name: r.info.status for r in runs(store)}["base"] == "KILLED"
+    assert {r.info.run_name: r.info.status for r in runs(store)}["rope | base 128 | seed 0"] == "KILLED"
     plan = run("lit_long.sweep", *words, "dry_run=true")
     assert "to resume" in plan.stdout or "to run     base" in plan.stdout
 
@@ -126,4 +126,12 @@ def test_a_failed_stage_is_told_and_the_others_go_on(straight, tmp_path):
     assert [row for row in table(tmp_path) if row["variant"] == "rope" and row["metric"] == "perplexity"]
     assert "Traceback" not in sweep.stdout + sweep.stderr
     store = record(tmp_path)
-    assert {r.info.run_name: r.info.status for r in runs(store)}["extend broken"] == "FAILED"
+    assert {r.info.run_name: r.info.status for r in runs(store)}["broken | extend 256 | seed 0"] == "FAILED"
+
+    (work / "broken.py").write_text("from lit_long.positions.schemes import RoPE as Broken\n")
+    words = [*MINI, "grid.position=[broken,rope]", f"root={tmp_path}", "only_failed=true"]
+    again = run("lit_long.sweep", *words, cwd=work)
+    assert again.returncode == 0 and again.stdout.count("done in") == 2, again.stdout + again.stderr
+    assert {r.info.status for r in runs(store)} == {"FINISHED"}
+    nothing = run("lit_long.sweep", *words, cwd=work)
+    assert nothing.returncode == 0 and "has failed. 7 of 7 are done" in nothing.stdout and len(nothing.stdout.splitlines()) == 1

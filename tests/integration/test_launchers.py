@@ -95,7 +95,9 @@ def facts_of_runs(work: Path) -> dict[str, str]:
 
     client = MlflowClient(tracking_uri=f"sqlite:///{work}/mlflow/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("side").experiment_id])
-    return {run.info.run_name: run.info.status for run in runs}
+    tags = [run.data.tags for run in runs]
+    names = [f"{each.get('lit_long.stage')} {each.get('lit_long.variant')}" for each in tags]
+    return {name: run.info.status for name, run in zip(names, runs, strict=True)}
 
 
 def test_jobs_outlive_the_sweep_and_are_joined(reference, expected, tmp_path):

@@ -121,17 +121,19 @@ def test_perplexity_is_recomputed_independently(finished, root):
 def test_mlflow_has_the_tree(client, root):
     key = (root / "runs" / "position_tiny" / "latest").resolve().name
     parent, children = parent_and_children(client, key)
-    expected = {"corpus", "base", "evaluate_base", "extend rope", "extend abf", "evaluate rope", "evaluate abf"}
+    expected = {"corpus", "base 128 | seed 0", "evaluate_base 256 | seed 0"}
+    expected |= {f"{variant} | {stage} 256 | seed 0" for variant in VARIANTS for stage in ("extend", "evaluate")}
+    assert parent.info.run_name == "position_tiny | 2 variants, 1 seed"
     assert set(children) == expected
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
     artifacts = {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert {"table.csv", "report.md", "report.html", "tables.tex", "sweep.yaml", "figures"} <= artifacts
     assert {run.data.tags["paper.table"] for run in [parent, *children.values()]} == {"5"}
-    assert (children["base"].data.tags["lit_long.variant"], children["extend abf"].data.tags["lit_long.variant"]) == (
+    base = children["base 128 | seed 0"]
+    assert (base.data.tags["lit_long.variant"], children["abf | extend 256 | seed 0"].data.tags["lit_long.variant"]) == (
         "rope, abf",
         "abf",
     )
-    base = children["base"]
     history = client.get_metric_history(base.info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(1, 13))
     assert [point.value for point in history] == pytest.approx(losses(stages(root)["base rope"]))
@@ -140,7 +142,7 @@ def test_mlflow_has_the_tree(client, root):
     assert re.fullmatch(r"[0-9a-f]{40}|unknown", base.data.tags["git.commit"])
     for name in ("perf/tokens_per_second_per_device", "perf/mfu", "perf/mfu_causal", "val/code/loss", "train/grad_norm"):
         assert name in base.data.metrics
-    assert "eval/perplexity/code/256" in children["evaluate abf"].data.metrics
+    assert "eval/perplexity/code/256" in children["abf | evaluate 256 | seed 0"].data.metrics
 
 
 def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_path):
@@ -161,12 +163,17 @@ def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_pa
 
 def test_again_nothing_is_computed(finished, client, root):
     before = {path: path.stat().st_mtime_ns for path in (root / "runs" / "stages").rglob("weights.safetensors")}
-    points = len(client.get_metric_history(runs(client, "attributes.run_name = 'base'")[0].info.run_id, "train/loss"))
+    points = len(
+        client.get_metric_history(runs(client, "attributes.run_name = 'base 128 | seed 0'")[0].info.run_id, "train/loss")
+    )
     again = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
     assert again.returncode == 0 and again.stdout.count("done before") == 7 and "Validation perplexity" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (root / "runs" / "stages").rglob("weights.safetensors")}
     assert len(runs(client)) == 8  # no second parent, no second children
-    assert len(client.get_metric_history(runs(client, "attributes.run_name = 'base'")[0].info.run_id, "train/loss")) == points
+    assert (
+        len(client.get_metric_history(runs(client, "attributes.run_name = 'base 128 | seed 0'")[0].info.run_id, "train/loss"))
+        == points
+    )
 
 
 def test_another_sweep_shares_stages_as_light_children(finished, client, root):
@@ -174,7 +181,7 @@ def test_another_sweep_shares_stages_as_light_children(finished, client, root):
     assert other.returncode == 0 and other.stdout.count("done before") == 5, other.stdout + other.stderr
     key = (root / "runs" / "position_tiny" / "latest").resolve().name
     _, children = parent_and_children(client, key)
-    base = children["base"]
+    base = children["rope | base 128 | seed 0"]
     assert base.data.tags["cached"] == "true" and base.data.tags["lit_long.source_run"] != base.info.run_id
     assert not client.get_metric_history(base.info.run_id, "train/loss")
     run(
@@ -198,7 +205,7 @@ def test_a_lost_record_is_written_again(finished, root, tmp_path):
         # Another spelling of the URI: mlflow keeps its connection to the file that was moved away.
         fresh = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root}/./mlflow/mlflow.db")
         assert again.returncode == 0
-        history = fresh.get_metric_history(runs(fresh, "attributes.run_name = 'base'")[0].info.run_id, "train/loss")
+        history = fresh.get_metric_history(runs(fresh, "attributes.run_name = 'base 128 | seed 0'")[0].info.run_id, "train/loss")
         assert [point.value for point in history] == pytest.approx(losses(stages(root)["base rope"]))
     finally:
         subprocess.run(["rm", "-rf", str(root / "mlflow")], check=True)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import random
 
-import pytest
 from scipy.stats import ttest_rel
 
-from lit_long.config import UserError
-from lit_long.evaluation.paired import paired_difference
 from lit_long.report.__main__ import main
 from lit_long.report.findings import findings
 from lit_long.report.keep import loss_by_parts
@@ -31,16 +27,34 @@ claims:
 def run(stage, variants, seed, code, docs, accuracy):
     rows = [["perplexity", "code", 2048, code], ["perplexity", "docs", 2048, docs], ["perplexity", "docs", 256, 1.0]]
     rows += [["retrieval_accuracy", "docs", 2048, accuracy], ["retrieval_accuracy", "docs", 256, 0.9]]
-    return {"stage": stage, "identity": f"{stage}-{variants[0]}{seed}", "variants": variants, "seeds": [seed], "measurements": rows}
+    return {
+        "stage": stage,
+        "identity": f"{stage}-{variants[0]}{seed}",
+        "variants": variants,
+        "seeds": [seed],
+        "measurements": rows,
+    }
 
 
 def page(tmp_path, runs):
     (tmp_path / "claims.yaml").write_text(CLAIMS)
-    kept = {"experiment": "e", "scale": "laptop", "key": "k", "date": "2026-01-01", "machine": ["cpu"], "versions": {}, "runs": runs}
+    kept = {
+        "experiment": "e",
+        "scale": "laptop",
+        "key": "k",
+        "date": "2026-01-01",
+        "machine": ["cpu"],
+        "versions": {},
+        "runs": runs,
+    }
     (tmp_path / "results").mkdir(exist_ok=True)
     (tmp_path / "results" / "e.json").write_text(json.dumps(kept))
     lines = findings(tmp_path / "claims.yaml", tmp_path / "results").splitlines()
-    return {cells[1].strip(): [cell.strip() for cell in cells[3:-1]] for cells in (line.split("|") for line in lines) if len(cells) == 9}
+    return {
+        cells[1].strip(): [cell.strip() for cell in cells[3:-1]]
+        for cells in (line.split("|") for line in lines)
+        if len(cells) == 9
+    }
 
 
 def three_seeds(abf, rope, accuracy=((0.9, 0.1), (0.8, 0.2), (0.85, 0.1))):
@@ -50,23 +64,6 @@ def three_seeds(abf, rope, accuracy=((0.9, 0.1), (0.8, 0.2), (0.85, 0.1))):
         runs.append(run("evaluate", ["rope"], seed, rope[seed], rope[seed], accuracy[seed][1]))
         runs.append(run("evaluate_base", ["abf", "rope"], seed, 30.0 + seed, 30.0 + 2 * seed, 0.0))
     return runs
-
-
-@pytest.mark.parametrize("n", [2, 3, 8])
-def test_the_interval_is_the_paired_t_tests(n):
-    draw = random.Random(n)
-    first, second = ([draw.gauss(mean, 1) for _ in range(n)] for mean in (1, 0))
-    found, expected = paired_difference(first, second), ttest_rel(first, second).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
-    assert found.mean == pytest.approx(sum(first) / n - sum(second) / n)
-    assert found.excludes_zero == (ttest_rel(first, second).pvalue < 0.05)
-
-
-def test_of_one_pair_nothing_is_known():
-    assert paired_difference([2.0], [1.0]).low is None
-    assert paired_difference([2.0, math.inf], [1.0, 1.0]).low is None
-    with pytest.raises(ValueError):
-        paired_difference([], [])
 
 
 def test_claims_are_judged_by_paired_runs(tmp_path):

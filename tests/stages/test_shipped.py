@@ -48,7 +48,10 @@ def test_what_follows_starts_from_them(plan, tmp_path):
             assert stage.config.data.corpus.tokenizer == str(folder)  # the tokens it was trained on
         assert trial.stages["extend"].config.position["scheme"] == trial.variant
         # A base is measured under the encoder it was trained with, whatever the variant.
-        assert (trial.stages["evaluate_base"].config.position["scheme"], trial.stages["evaluate_base"].config.position["base"]) == (
+        assert (
+            trial.stages["evaluate_base"].config.position["scheme"],
+            trial.stages["evaluate_base"].config.position["base"],
+        ) == (
             "rope",
             7000,
         )
@@ -78,9 +81,13 @@ def test_they_are_known_by_their_content(plan, tmp_path):
 def test_what_makes_no_sense_is_refused(plan, tmp_path):
     with pytest.raises(UserError, match="base=new: must be shipped or train"):
         plan("base=new")
-    with pytest.raises(UserError, match=r"stages.base.shipped: there is no experiments/bases/mine-s7 \(.*mine-s0, mine-s1.*base=train"):
+    with pytest.raises(
+        UserError, match=r"stages.base.shipped: there is no experiments/bases/mine-s7 \(.*mine-s0, mine-s1.*base=train"
+    ):
         plan("grid.seed=[7]")
-    with pytest.raises(UserError, match=r"stages.base: the weights in .*mine-s0 are of another shape than model says; base=train"):
+    with pytest.raises(
+        UserError, match=r"stages.base: the weights in .*mine-s0 are of another shape than model says; base=train"
+    ):
         plan("model.n_layers=3")
     assert len({s.identity for s in plan("base=train", "model.n_layers=3").stages if s.name == "base"}) == 2
     shutil.copy(tmp_path / "experiments" / "mine.yaml", tmp_path / "bare.yaml")
