@@ -9,6 +9,7 @@ training                        per training stage and seed: tokens, loss over f
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -83,4 +84,4 @@ def loss_by_parts(metrics: Path, parts: int = PARTS) -> list[float]:
     rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     edges = [round(part * len(losses) / parts) for part in range(parts + 1)]
-    return [statistics.fmean(losses[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [statistics.fmean(losses[a:b]) for a, b in itertools.pairwise(edges) if b > a]

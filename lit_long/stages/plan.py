@@ -16,7 +16,6 @@ from typing import Any
 
 from lit_long.checkpoints.external import External, open_external
 from lit_long.config import (
-    DataConfig,
     Layers,
     ModelConfig,
     SourceConfig,
@@ -25,14 +24,14 @@ from lit_long.config import (
     UserError,
     compose_stage,
     compose_sweep,
-    identity_fields,
     nearest,
     plain,
     project_root,
 )
 from lit_long.config.grid import points, variant_name
 from lit_long.stages.folder import is_done
-from lit_long.stages.mixture import DOCS, data_identity, settle_data
+from lit_long.stages.identity import identity_settings
+from lit_long.stages.mixture import settle_data
 from lit_long.stages.settle import settle
 from lit_long.stages.shipped import SHIPPED, check_base, shipped_folder, stand_in
 
@@ -100,11 +99,8 @@ class Plan:
     stages: list[Stage]
     key: str
     unseen: list[str] = field(default_factory=list)  # why weights or data could not be looked at; then nothing can run
-<<<<<<< HEAD
     shipped: dict[str, str] = field(default_factory=dict)  # weights that came with lit-long, by the stages that they stand for
-=======
     left: list[Stage] = field(default_factory=list)  # not for this command to run (failures.py)
->>>>>>> sweeps
 
     @property
     def folder(self) -> Path:
@@ -256,47 +252,6 @@ def place(
     identity = digest(content, 12)
     folder = root / "runs" / "stages" / f"{config.kind}-{identity}"
     return Stage(name, config, identity, folder, corpus.folder if corpus else None, parent.folder if parent else None)
-
-
-def identity_settings(config: StageConfig) -> dict[str, Any]:
-    """The settings that a stage of this kind computes with; its inputs' identities cover the rest."""
-    if config.kind == "data":
-        return data_identity(config.data)
-    settings = {name: identity_fields(getattr(config, name)) for name in ("model", "position")}
-    if config.kind == "evaluate":
-        evaluation = identity_fields(config.evaluation)
-        if evaluation["retrieval_domain"] in ("", DOCS):  # as it was before it could be chosen: results of that time stay valid
-            del evaluation["retrieval_domain"]
-        if not evaluation["tasks"]:  # likewise
-            evaluation = {key: value for key, value in evaluation.items() if not key.startswith("task")}
-        return settings | {"evaluation": evaluation}
-    names = ("context", "tokens", "tokens_per_update", "seed")
-    return (
-        settings
-        | {name: getattr(config, name) for name in names}
-        | {"data": mixture_identity(config.data), "optim": plain(config.optim), "trainer": identity_fields(config.trainer)}
-        | ({"curriculum": plain(config.curriculum)} if config.curriculum.phases else {})
-        | ({"adapter": plain(config.adapter)} if config.adapter.rank else {})
-        # It leaves out updates only where stop would have no result at all; what it leaves out depends on the limit.
-        | ({"bad_update": {"skip": config.trainer.spike}} if config.trainer.bad_update == "skip" else {})
-    )
-
-
-def mixture_identity(data: DataConfig) -> dict[str, Any]:
-    """How the stream of training sequences is made. What is at its default is left out, so that results from before it existed stay valid."""
-    default = DataConfig()
-    later = {name: plain(getattr(data, name)) for name in ("repeats", "sampling", "packing")}
-    mixed = {k: w for k, w in (data.repeats or data.weights).items() if w}
-    instruct = {k: plain(source.instruct) for k, source in data.sources.items() if source.instruct.schema and k in mixed}
-    loss = {k: {name: v[name] for name in ("packing", "prompt_weight", "answer_weight")} for k, v in instruct.items()}
-    return (
-        {
-            "weights": {k: w for k, w in data.weights.items() if w},
-            "mask_documents": data.mask_documents,
-        }
-        | {name: value for name, value in later.items() if value != plain(getattr(default, name))}
-        | ({"instruct": loss} if loss else {})
-    )
 
 
 def sweep_key(sweep: SweepConfig, trials: list[Trial]) -> str:
