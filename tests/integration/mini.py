@@ -23,7 +23,6 @@ CORPUS = [
 ]
 MINI = [
     *CORPUS,
-    "base=train",  # of other sizes than the shipped one
     *("model.d_model=48", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=24", "model.d_ffn=96"),
     *("model.context=128", "stages.base.context=128", "stages.base.tokens=12k", "stages.base.tokens_per_update=1k"),
     *("stages.extend.context=256", "stages.extend.tokens=2k", "stages.extend.tokens_per_update=512"),
