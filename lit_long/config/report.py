@@ -26,6 +26,23 @@ class PublishedConfig:
 
 
 @dataclass
+class CurveConfig:
+    """A paper's curve of retrieval by length, drawn thinly behind ours: its lengths as shares of its own model's context."""
+
+    source: str = ""
+    context: int = 0  # of the model before it was extended, in tokens
+    rows: dict[str, list[list[float]]] = field(default_factory=dict)  # variant → its corners: [tokens, %]
+
+
+@dataclass
+class LawConfig:
+    """The context-length scaling law (LLaMA 2 Long, section 1.5): given, it is fitted to our losses by length, beside the paper's constants."""
+
+    source: str = ""
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # the paper's model → alpha (tokens), beta, gamma (nats)
+
+
+@dataclass
 class ReportConfig:
     """Which stage's results fill the table's rows, which stage is the reference row, and the paper's own numbers."""
 
@@ -37,4 +54,6 @@ class ReportConfig:
     paper_length: int = 0
     paper: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → domain → perplexity
     published: list[PublishedConfig] = field(default_factory=list)  # further tables
+    curve: CurveConfig = field(default_factory=CurveConfig)
+    law: LawConfig = field(default_factory=LawConfig)
     notes: list[str] = field(default_factory=list)

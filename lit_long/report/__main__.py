@@ -4,7 +4,7 @@
     python -m lit_long.report experiment=position_tiny root=DIR   below another root
     python -m lit_long.report experiment=position_tiny uri=http://HOST:PORT out=DIR   from MLflow alone, into DIR; key=… for an older sweep
     … keep=FILE.json        also writes what was measured to one small file, for findings
-    python -m lit_long.report findings=experiments/findings.yaml results=experiments/results out=docs/findings.md
+    python -m lit_long.report findings=experiments/results/claims.yaml results=experiments/results out=docs/findings.md
 
 Writes report.md, report.html, tables.tex, table.csv and figures/ into the sweep's folder and prints the table; with findings=, the page that says
 which of the paper's findings the kept results show. Exit codes: 0 written, 2 bad input.

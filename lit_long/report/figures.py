@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
+from lit_long.report.laws import fitted_laws
 from lit_long.report.page import model_size, seed_words
 from lit_long.report.results import ACCURACY, BY_POSITION, PASSKEY, ROUGE, Results, display
 
@@ -61,6 +62,8 @@ def drawings(results: Results) -> dict[str, Callable[[BinaryIO, str], None]]:
         found["passkey"] = partial(_by_length, results, PASSKEY, "Passkey: found in the text", "found (%)")
     if results.domains(BY_POSITION):
         found["loss_by_position"] = partial(_loss_by_position, results)
+    if fitted_laws(results):
+        found["context_law"] = partial(_context_law, results)
     return found
 
 
@@ -77,6 +80,7 @@ def _by_length(results: Results, metric: str, title: str, label: str, file: Bina
                     if cell:
                         points.append(Point(length, 100 * cell.mean, 100 * cell.low, 100 * cell.high, cell.seeds))
                 _line(axes, results, row, points)
+            _papers_curve(axes, results, lengths)
             _log2_axis(axes, lengths, lengths, panels)
             _base_context(axes, results, lengths, at_top=False)  # good accuracies are at the top
             axes.set(ylim=(-2, 102), yticks=range(0, 101, 20), xlabel="task length (tokens)")
@@ -101,6 +105,55 @@ def _loss_by_position(results: Results, file: BinaryIO, kind: str) -> None:
             _base_context(axes, results, edges, at_top=True)
             _fit_variants(axes, results, domain, edges, shown)
             axes.set(xlabel="position (tokens)")
+        panels[0].set_ylabel("loss (nats per token)")
+
+
+def _papers_curve(axes: Any, results: Results, lengths: list[int]) -> None:
+    """The paper's retrieval by length, its model's context put where ours is, as far as our lengths go."""
+    curve, context = results.sweep.report.curve, results.base_context()
+    if not curve.rows or not curve.context or not context:
+        return
+    for row, points in curve.rows.items():
+        if row in results.variants:
+            x = [length * context / curve.context for length, _ in points]
+            axes.plot(
+                x,
+                [score for _, score in points],
+                color=_colour(results, row),
+                linewidth=3.5,
+                alpha=0.25,
+                zorder=0.5,
+                clip_on=True,
+            )
+    place = {"textcoords": "offset points", "xycoords": "axes fraction", "ha": "right", "va": "bottom"}
+    axes.annotate("broad and pale: the paper's", (1.0, 0.0), (-2, 3), fontsize=7.5, color=GREY, **place)
+
+
+def _context_law(results: Results, file: BinaryIO, kind: str) -> None:
+    """Points and fitted law of every variant, a panel a domain; the paper's curves in the last panel."""
+    laws, published = fitted_laws(results), results.sweep.report.law.rows
+    domains = list(dict.fromkeys(one.domain for one in laws))
+    with _panels(results, "Loss by context: (α/c)^β + γ", [*domains, "the paper's"], 2.5, file, kind) as panels:
+        for domain, axes in zip(domains, panels, strict=False):
+            mine = [one for one in laws if one.domain == domain]
+            for one in mine:
+                colour = _colour(results, one.row)
+                axes.plot(one.lengths, one.losses, "o", color=colour, markerfacecolor="white", label=_label(results, one.row))
+                fine = [
+                    2 ** (k / 8) for k in range(round(8 * math.log2(one.lengths[0])), round(8 * math.log2(one.lengths[-1])) + 1)
+                ]
+                axes.plot(fine, [one.law.loss(c) for c in fine], color=colour)
+            _log2_axis(axes, mine[0].lengths, mine[0].lengths, panels)
+        contexts = [2**k for k in range(5, 16)]
+        for index, (name, law) in enumerate(published.items()):
+            losses = [(law["alpha"] / c) ** law["beta"] + law["gamma"] for c in contexts]
+            panels[-1].plot(contexts, losses, color=GREY, linewidth=0.8 + 0.5 * index)
+            panels[-1].annotate(
+                name, (contexts[0], losses[0]), (-2, 0), textcoords="offset points", fontsize=7, color=GREY, ha="right"
+            )
+        _log2_axis(panels[-1], contexts, contexts, panels)
+        for axes in panels:
+            axes.set(xlabel="context (tokens)")
         panels[0].set_ylabel("loss (nats per token)")
 
 
@@ -168,6 +221,10 @@ def _subtitle(results: Results) -> str:
     return " · ".join(words)
 
 
+def _colour(results: Results, row: str) -> str:
+    return GREY if row == results.reference else COLOURS[results.variants.index(row) % len(COLOURS)]
+
+
 def _line(axes: Any, results: Results, row: str, points: list[Point]) -> None:
     points = [point for point in points if math.isfinite(point.mean)]
     if not points:
@@ -176,8 +233,8 @@ def _line(axes: Any, results: Results, row: str, points: list[Point]) -> None:
     if row == results.reference:
         axes.plot(x, y, color=GREY, linestyle="--", linewidth=1.4, label=_label(results, row), zorder=2)
         return
-    index = results.variants.index(row)
-    colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+    index, colour = results.variants.index(row), _colour(results, row)
+    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
     if any(point.seeds > 1 for point in points):
         low, high = [point.low for point in points], [point.high for point in points]
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, zorder=1)

@@ -135,5 +135,5 @@ def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]
 def write_findings(claims_file: Path, results: Path, out: Path) -> None:
     """Write the page to ``out``. Raises UserError if there is nothing to make it from."""
     if not claims_file.is_file():
-        raise UserError(f"findings={claims_file}: there is no such file; the repository's is experiments/findings.yaml")
+        raise UserError(f"findings={claims_file}: there is no such file; the repository's is experiments/results/claims.yaml")
     out.write_text(findings(claims_file, results), encoding="utf-8")

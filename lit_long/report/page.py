@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lit_long.report.differences import difference_tables, explained
+from lit_long.report.laws import law_table
 from lit_long.report.published import published_tables
 from lit_long.report.results import ACCURACY, PASSKEY, PERPLEXITY, ROUGE, Results, display
 from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
@@ -18,6 +19,7 @@ CAPTIONS = {
     "retrieval": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
     "passkey": "Passkey retrieval by task length (the paper's footnote 4).",
     "loss_by_position": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
+    "context_law": "Loss by context length with the fitted law (the form of the paper's Figure 1), and the paper's own curves.",
 }
 
 
@@ -28,6 +30,16 @@ DATA = (
 
 
 PUBLISHED = "Published numbers ({source}), and ours where we measure the same: other text, other models. Compare the order of the rows, not the levels."
+
+LAW = "Least squares on the losses, mean over seeds, c in tokens and L in nats; in brackets 95 % intervals of the fit. The paper's constants: {source}."
+
+
+def beside(results: Results, figure: str) -> str:
+    """What the caption says of the paper's own curve."""
+    curve = results.sweep.report.curve
+    if figure != "retrieval" or not curve.rows or not results.base_context():
+        return ""
+    return f" The broad and pale lines are the paper's, with its {curve.context:,} tokens put at {results.base_context():,}: {curve.source}."
 
 
 def page(results: Results, figures: list[str]) -> str:
@@ -45,12 +57,15 @@ def page(results: Results, figures: list[str]) -> str:
         parts += [part for each in tables for part in (f"**{each.title}**", each.markdown())]
     for each, published in zip(published_tables(results), sweep.report.published, strict=True):
         parts += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
+    if law := law_table(results):
+        source = sweep.report.law.source or "the paper"
+        parts += [f"## {law.title}", LAW.format(source=source), law.markdown()]
     if differences := difference_tables(results):
         parts += ["## Differences", explained(results)]
         parts += [part for each in differences for part in (f"### {each.title}", each.markdown())]
     if figures:
         parts.append("## Figures")
-        parts += [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures]
+        parts += [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}{beside(results, name)}*" for name in figures]
     if taken := data_table(results):
         parts += ["## Data", DATA, taken.markdown()]
     if sweep.report.notes:

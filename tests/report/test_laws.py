@@ -1,0 +1,78 @@
+"""The scaling law of a sweep's variants, and the paper's curves behind ours."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lit_long.report.folder import read_sweep
+from lit_long.report.laws import fitted_laws
+from lit_long.report.results import aggregate
+from lit_long.report.write import write_report
+from tests.report.conftest import sweep
+
+# LLaMA 2 Long, Figure 1
+CONSTANTS = {"7b": (25.4, 0.45, 1.56), "70b": (17.9, 0.51, 1.35)}
+PAPER = {name: dict(zip(("alpha", "beta", "gamma"), values, strict=True)) for name, values in CONSTANTS.items()}
+LENGTHS = [32, 128, 512, 2048, 8192, 32_768]
+
+
+def on_the_curve(name, noise=0.0):
+    alpha, beta, gamma = CONSTANTS[name]
+    return [("perplexity", "books", c, math.exp((alpha / c) ** beta + gamma + noise * (-1) ** i)) for i, c in enumerate(LENGTHS)]
+
+
+def test_the_papers_curves_give_the_papers_constants(tmp_path):
+    folder = sweep(
+        tmp_path, {(name, 0): on_the_curve(name) for name in CONSTANTS}, report={"law": {"source": "Figure 1", "rows": PAPER}}
+    )
+    for one in fitted_laws(aggregate(read_sweep(folder))):
+        assert (one.law.alpha, one.law.beta, one.law.gamma) == pytest.approx(CONSTANTS[one.row], rel=1e-4)
+    report = write_report(folder)
+    assert "## Loss by context: L(c) = (α/c)^β + γ" in report.markdown
+    rows = {line.split("|")[1].strip(): line for line in report.markdown.splitlines() if line.startswith("|")}
+    assert "| 25.4 |" in rows["7b (paper)"] and "| 0.732 |" in rows["7b (paper)"]  # 2^-0.45
+    assert "25.4 [" in rows["7b, books"] and "| 0.702 |" in rows["70b, books"] and "| 1.0000 |" in rows["70b, books"]
+    assert {path.name for path in report.figures if path.is_file()} >= {"context_law.png", "context_law.svg"}
+    assert (
+        ">70b<" in (folder / "figures" / "context_law.svg").read_text()
+        or (folder / "figures" / "context_law.svg").stat().st_size > 20_000
+    )
+
+
+def test_seeds_are_averaged_and_intervals_hold_the_truth(tmp_path):
+    measured = {("7b", seed): on_the_curve("7b", noise) for seed, noise in ((0, 0.004), (1, 0.002))}
+    folder = sweep(tmp_path, measured, report={"law": {"rows": PAPER}})
+    (one,) = fitted_laws(aggregate(read_sweep(folder)))
+    low, high = one.law.intervals["beta"]
+    assert low < 0.45 < high and high - low > 0.001
+
+
+def test_nothing_is_fitted_unasked_or_to_too_few_lengths(tmp_path):
+    asked = {"law": {"rows": PAPER}}
+    unasked = sweep(tmp_path / "a", {("7b", 0): on_the_curve("7b")})
+    few = sweep(tmp_path / "b", {("7b", 0): on_the_curve("7b")[:3]}, report=asked)
+    for folder in (unasked, few):
+        report = write_report(folder)
+        assert "L(c)" not in report.markdown and not (folder / "figures" / "context_law.png").exists()
+
+
+def test_the_papers_retrieval_is_drawn_behind_ours(tmp_path):
+    measured = {(row, 0): [("retrieval_accuracy", "docs", n, 0.5) for n in (256, 1024, 2048)] for row in ("rope", "abf")}
+    base = {0: [("retrieval_accuracy", "docs", 256, 0.9)]}
+    curve = {
+        "curve": {
+            "source": "Figure 5b",
+            "context": 4096,
+            "rows": {"rope": [[256, 100], [10_240, 0]], "abf": [[256, 100], [30_720, 100]]},
+        }
+    }
+    pictures = {}
+    for name, more in (("with", curve), ("without", {})):
+        report = write_report(sweep(tmp_path / name, measured, base, report=more))
+        pictures[name] = (report.folder / "figures" / "retrieval.svg").read_text()
+        assert ("Figure 5b" in report.markdown.split("## Figures")[1]) and (
+            name == "without" or "broad and pale" in report.markdown
+        )
+    assert pictures["with"].count("stroke-opacity: 0.25") == 2 and "stroke-opacity: 0.25" not in pictures["without"]
