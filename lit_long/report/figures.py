@@ -148,9 +148,8 @@ def _context_law(results: Results, file: BinaryIO, kind: str) -> None:
         for index, (name, law) in enumerate(published.items()):
             losses = [(law["alpha"] / c) ** law["beta"] + law["gamma"] for c in contexts]
             panels[-1].plot(contexts, losses, color=GREY, linewidth=0.8 + 0.5 * index)
-            panels[-1].annotate(
-                name, (contexts[0], losses[0]), (-2, 0), textcoords="offset points", fontsize=7, color=GREY, ha="right"
-            )
+            place = {"textcoords": "offset points", "ha": "right", "va": "bottom"}
+            panels[-1].annotate(name, (contexts[-1], losses[-1]), (0, 1), fontsize=7, color=GREY, **place)
         _log2_axis(panels[-1], contexts, contexts, panels)
         for axes in panels:
             axes.set(xlabel="context (tokens)")

@@ -35,10 +35,6 @@ def test_the_papers_curves_give_the_papers_constants(tmp_path):
     assert "| 25.4 |" in rows["7b (paper)"] and "| 0.732 |" in rows["7b (paper)"]  # 2^-0.45
     assert "25.4 [" in rows["7b, books"] and "| 0.702 |" in rows["70b, books"] and "| 1.0000 |" in rows["70b, books"]
     assert {path.name for path in report.figures if path.is_file()} >= {"context_law.png", "context_law.svg"}
-    assert (
-        ">70b<" in (folder / "figures" / "context_law.svg").read_text()
-        or (folder / "figures" / "context_law.svg").stat().st_size > 20_000
-    )
 
 
 def test_seeds_are_averaged_and_intervals_hold_the_truth(tmp_path):
