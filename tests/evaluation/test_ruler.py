@@ -24,7 +24,7 @@ def subject():
     external = open_external(SMOLLM2)
     model = read(external)
     pack(model, 2)
-    return Subject(model, external.tokenization(), 2048, 4096)
+    return Subject(model, external.tokenization(), 8192, 4096)
 
 
 @pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe"])
@@ -55,7 +55,8 @@ def test_documents_are_lm_evals_first_ones(subject, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [512, 1024])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("length", [512, 1024, 2048, 4096, 8192])
 def test_smollm2_finds_what_hflm_finds(length, subject, tmp_path):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -64,11 +65,12 @@ def test_smollm2_finds_what_hflm_finds(length, subject, tmp_path):
     external = open_external(SMOLLM2)
     where = {"gguf_file": external.path.name}
     model = AutoModelForCausalLM.from_pretrained(external.path.parent, **where, dtype=torch.float32).eval()
-    theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(external.path.parent, **where), max_length=2048)
-    ours = HarnessTask("niah_single_1", subject, [length], 2, 0, "")
+    theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(external.path.parent, **where), max_length=8192)
+    samples = 2 if length <= 1024 else 1
+    ours = HarnessTask("niah_single_1", subject, [length], samples, 0, "")
     (row,) = run_tasks(subject, [ours], {}, tmp_path, lambda *_: None)
     task = next(iter(ours.items.values())).task
-    found = lm_eval.evaluate(lm=theirs, task_dict={"niah_single_1": task}, bootstrap_iters=0, limit=2)
+    found = lm_eval.evaluate(lm=theirs, task_dict={"niah_single_1": task}, bootstrap_iters=0, limit=samples)
     peers = [sample["resps"][0][0] for sample in found["samples"]["niah_single_1"]]
     mine = [item.requests[0].resps[0] for item in ours.items.values()]
     # transformers may end a text otherwise; what it begins with is what is scored

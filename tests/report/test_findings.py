@@ -10,6 +10,7 @@ from scipy.stats import ttest_rel
 from lit_long.report.__main__ import main
 from lit_long.report.findings import findings
 from lit_long.report.keep import loss_by_parts
+from tests.integration.mini import REPOSITORY
 
 CLAIMS = """
 title: Findings
@@ -100,3 +101,9 @@ def test_loss_by_fifths(tmp_path):
     rows = [{"step": step, "train/loss": float(step)} for step in range(1, 12)] + [{"step": 11, "val/code": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert loss_by_parts(tmp_path / "metrics.jsonl") == [1.5, 3.5, 6.0, 8.5, 10.5]
+
+
+def test_the_page_in_docs_is_what_the_results_give():
+    """python -m lit_long.report findings=experiments/results/claims.yaml results=experiments/results out=docs/findings.md writes it."""
+    made = findings(REPOSITORY / "experiments" / "results" / "claims.yaml", REPOSITORY / "experiments" / "results")
+    assert (REPOSITORY / "docs" / "findings.md").read_text() == made
