@@ -1,0 +1,167 @@
+"""MLflow's pages on a real sweep, in a real browser: the parent with its table, the children under it, the variants' loss curves.
+
+python -m tests.integration.test_mlflow_views ROOT FOLDER    makes the pictures of the docs from the sweep below ROOT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests.integration.browser import PROGRAM, Browser
+from tests.integration.mini import MINI, REPOSITORY, command, losses, record, runs, stages
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
+]
+WIDTH, HEIGHT = 1280, 620
+
+
+@contextmanager
+def served(root: Path) -> Iterator[str]:
+    """Address of mlflow/serve.sh over the record below ``root``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shutil.copy(REPOSITORY / "mlflow" / "serve.sh", root / "mlflow" / "serve.sh")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port)}
+    with (root / "serve.log").open("wb") as log:
+        words = [str(root / "mlflow" / "serve.sh")]
+        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 400
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (root / "serve.log").read_text()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 15)
+            process.wait(60)
+
+
+class Pages:
+    """The three views of one sweep."""
+
+    def __init__(self, browser: Browser, uri: str, root: Path) -> None:
+        self.browser, self.uri = browser, uri
+        found = runs(record(root), f"tags.`lit_long.sweep` = '{(root / 'runs' / 'position_tiny' / 'latest').resolve().name}'")
+        (self.parent,) = found
+        self.experiment = self.parent.info.experiment_id
+        # As a reader leaves the page: with MLflow's assistant closed.
+        browser.open(f"{uri}/")
+        browser.wait_for("Experiments")
+        self.remember("mlflow.assistant.panelOpen_v1", False)
+        self.remember("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", True)
+
+    def remember(self, key: str, value: object) -> None:
+        self.browser.run(f"localStorage.setItem({json.dumps(key)}, {json.dumps(json.dumps(value))})")
+
+    def show(self, page: str, *words: str, seconds: float = 120.0) -> str:
+        """The page's text when ``words`` are in it and nothing moves any more."""
+        self.browser.open("about:blank")
+        self.browser.open(f"{self.uri}/#/experiments/{self.experiment}/runs{page}")
+        self.browser.wait_for(*words, seconds=seconds)
+        self.browser.settle()
+        return self.browser.text()
+
+    def table(self) -> str:
+        """The parent, with its table."""
+        return self.show(f"/{self.parent.info.run_id}/artifacts/table.csv", "table.csv", "variant", "perplexity")
+
+    def children(self) -> str:
+        """The runs under the parent, by name."""
+        return self.listed(f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'", "", "corpus", "matching runs")
+
+    def curves(self) -> str:
+        """The losses of the runs that extended the base, in one chart over the whole window: a line a variant."""
+        found = f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}' AND tags.`lit_long.stage` = 'extend'"
+        self.listed(found, "&compareRunsMode=CHART", "matching runs", "val/code", "train")
+        self.browser.type("input[placeholder='Search metric charts']", "train/loss")
+        self.browser.settle()
+        self.browser.run("document.querySelector('[data-component-id=fullscreen_button_chartcard]').click()")
+        self.browser.settle()
+        return self.browser.text()
+
+    def listed(self, condition: str, more: str, *words: str) -> str:
+        page = f"?searchFilter={quote(condition)}&orderByKey={quote('attributes.`run_name`')}&orderByAsc=true{more}"
+        return self.show(page, *words)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A finished sweep of two variants."""
+    root = tmp_path_factory.mktemp("views")
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    words = command("lit_long.sweep", *MINI, "grid.position=[rope,abf]", "launcher.parallel=2", f"root={root}")
+    finished = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=1200)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return root
+
+
+@pytest.fixture(scope="module")
+def pages(root):
+    with served(root) as uri, Browser(WIDTH, HEIGHT) as browser:
+        yield Pages(browser, uri, root)
+
+
+def test_the_parent_shows_its_table(pages):
+    text = pages.table()
+    assert "position_tiny | 2 variants, 1 seed" in text
+    for word in ("variant", "metric", "domain", "length", "mean", "rope", "code"):
+        assert word in text.split(), word
+    assert "report.html" in text and "figures" in text
+
+
+def test_the_children_read_well_in_order(pages):
+    text = pages.children()
+    assert "7 matching runs" in text
+    names = [line.strip() for line in text.splitlines()]
+    stages = ["abf | evaluate 256 | seed 0", "abf | extend 256 | seed 0", "base 128 | seed 0", "corpus"]
+    stages += ["evaluate_base 256 | seed 0", "rope | evaluate 256 | seed 0", "rope | extend 256 | seed 0"]
+    assert [name for name in names if name in stages] == stages
+
+
+def test_the_curves_of_variants_lie_in_one_chart(pages, root):
+    text = pages.curves()
+    assert "2 matching runs" in text
+    for variant in ("rope", "abf"):  # in the legend
+        assert f"{variant} | extend 256 | seed 0 (train/loss)" in text
+    charts = pages.browser.run(
+        "[...document.querySelectorAll('.js-plotly-plot')].map(one => one.data.map(line => [line.name, [...line.x], [...line.y]]))"
+    )
+    lines = {name: (steps, values) for name, steps, values in charts[-1] if steps}
+    for variant in ("rope", "abf"):
+        steps, values = lines[f"{variant} | extend 256 | seed 0"]
+        assert steps == [1, 2, 3, 4] and values == pytest.approx(losses(stages(root)[f"extend {variant}"]))
+
+
+def pictures(root: Path, folder: Path) -> None:
+    """The pictures of the docs."""
+    with served(root) as uri, Browser(WIDTH, HEIGHT) as browser:
+        made = Pages(browser, uri, root)
+        for name, view in (("parent", made.table), ("children", made.children), ("compare", made.curves)):
+            view()
+            (folder / f"mlflow_{name}.png").write_bytes(browser.picture())
+
+
+if __name__ == "__main__":
+    pictures(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
