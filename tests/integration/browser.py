@@ -48,8 +48,7 @@ class Browser:
         self.number, self.rest, self.session = 0, b"", ""
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.ask("Emulation.setDeviceMetricsOverride", **size)
+        self.size(width, height)
 
     def __enter__(self) -> Browser:
         return self
@@ -61,10 +60,12 @@ class Browser:
         self.answers.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """The answer to one request; events on the way are left aside."""
+    def ask(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
+        """The answer to one request; events on the way are left aside. ``session``: of another target than the page."""
         self.number += 1
-        request = {"id": self.number, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        request: dict[str, Any] = {"id": self.number, "method": method, "params": params}
+        if session or self.session:
+            request["sessionId"] = session or self.session
         self.requests.write(json.dumps(request).encode() + b"\0")
         while True:
             while b"\0" not in self.rest:
@@ -94,6 +95,17 @@ class Browser:
     def text(self) -> str:
         """What a reader sees."""
         return self.run("document.body ? document.body.innerText : ''") or ""
+
+    def frame_text(self) -> str:
+        """What a reader sees in the page's frame, which is a target of its own."""
+        (frame,) = [one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "iframe"]
+        session = self.ask("Target.attachToTarget", targetId=frame["targetId"], flatten=True)["sessionId"]
+        answer = self.ask("Runtime.evaluate", session, expression="document.body.innerText", returnByValue=True)
+        return answer["result"]["value"]
+
+    def size(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
 
     def wait_for(self, *words: str, seconds: float = 120.0) -> str:
         """The page's text, once all of ``words`` are in it."""

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.integration.browser import PROGRAM, Browser
-from tests.integration.mini import MINI, REPOSITORY, command, losses, record, runs, stages
+from tests.integration.mini import MINI, REPOSITORY, command, losses, record, runs, stages, table
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
 ]
 WIDTH, HEIGHT = 1280, 620
+PERPLEXITY = "eval/perplexity/code/256"
 
 
 @contextmanager
@@ -77,19 +78,33 @@ class Pages:
 
     def show(self, page: str, *words: str, seconds: float = 120.0) -> str:
         """The page's text when ``words`` are in it and nothing moves any more."""
+        if "report.html" not in page:
+            self.browser.size(WIDTH, HEIGHT)
         self.browser.open("about:blank")
         self.browser.open(f"{self.uri}/#/experiments/{self.experiment}/runs{page}")
         self.browser.wait_for(*words, seconds=seconds)
         self.browser.settle()
         return self.browser.text()
 
+    def report(self) -> str:
+        """The parent with its report; the text is the report's, which is in a frame."""
+        self.browser.size(WIDTH, 900)
+        self.show(f"/{self.parent.info.run_id}/artifacts/report.html", "report.html", "Path:")
+        return self.browser.frame_text()
+
     def table(self) -> str:
-        """The parent, with its table."""
+        """The parent with its table."""
         return self.show(f"/{self.parent.info.run_id}/artifacts/table.csv", "table.csv", "variant", "perplexity")
 
     def children(self) -> str:
-        """The runs under the parent, by name."""
-        return self.listed(f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'", "", "corpus", "matching runs")
+        """The runs under the parent, by name, with the perplexity that the evaluations measured."""
+        found = f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'"
+        self.listed(found, "", "corpus", "matching runs")
+        # The choice of columns, where the page itself keeps it.
+        key = f'MLflowLocalStorage-1.1-ExperimentPage-["{self.experiment}"]-ReactComponentState'
+        state = json.loads(self.browser.run(f"localStorage.getItem({json.dumps(key)})"))
+        self.remember(key, state | {"selectedColumns": [f"metrics.`{PERPLEXITY}`"]})
+        return self.listed(found, "", "corpus", "matching runs", PERPLEXITY)
 
     def curves(self) -> str:
         """The losses of the runs that extended the base, in one chart over the whole window: a line a variant."""
@@ -123,21 +138,31 @@ def pages(root):
         yield Pages(browser, uri, root)
 
 
-def test_the_parent_shows_its_table(pages):
+def test_the_parent_shows_its_table(pages, root):
     text = pages.table()
     assert "position_tiny | 2 variants, 1 seed" in text
     for word in ("variant", "metric", "domain", "length", "mean", "rope", "code"):
         assert word in text.split(), word
     assert "report.html" in text and "figures" in text
+    report = pages.report()
+    assert "Validation perplexity (lower is better)" in report
+    rows = [line.split("\t") for line in report.splitlines()]
+    shown = {name: float(next(row for row in rows if row[0] == name)[1]) for name in ("RoPE", "RoPE ABF")}  # code at 256
+    code = [row for row in table(root) if (row["metric"], row["domain"], row["length"]) == ("perplexity", "code", "256")]
+    measured = {row["variant"]: float(row["mean"]) for row in code}
+    assert shown == pytest.approx({"RoPE": measured["rope"], "RoPE ABF": measured["abf"]}, rel=1e-3)
 
 
-def test_the_children_read_well_in_order(pages):
+def test_the_children_read_well_in_order(pages, root):
     text = pages.children()
     assert "7 matching runs" in text
     names = [line.strip() for line in text.splitlines()]
     stages = ["abf | evaluate 256 | seed 0", "abf | extend 256 | seed 0", "base 128 | seed 0", "corpus"]
     stages += ["evaluate_base 256 | seed 0", "rope | evaluate 256 | seed 0", "rope | extend 256 | seed 0"]
     assert [name for name in names if name in stages] == stages
+    for row in table(root):
+        if (row["metric"], row["domain"], row["length"]) == ("perplexity", "code", "256"):
+            assert row["mean"][:6] in text, row  # the page shows as many digits as the column holds
 
 
 def test_the_curves_of_variants_lie_in_one_chart(pages, root):
@@ -158,7 +183,7 @@ def pictures(root: Path, folder: Path) -> None:
     """The pictures of the docs."""
     with served(root) as uri, Browser(WIDTH, HEIGHT) as browser:
         made = Pages(browser, uri, root)
-        for name, view in (("parent", made.table), ("children", made.children), ("compare", made.curves)):
+        for name, view in (("parent", made.report), ("children", made.children), ("compare", made.curves)):
             view()
             (folder / f"mlflow_{name}.png").write_bytes(browser.picture())
 

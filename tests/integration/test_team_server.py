@@ -179,7 +179,7 @@ def four(swept, server, tmp_path_factory):
     words = [
         "experiment=four",
         *MINI,
-        "stages.extend.tokens=160k",
+        "stages.extend.tokens=64k",
         "launcher.parallel=4",
         f"root={work}",
         f"tracking.uri={server}",
