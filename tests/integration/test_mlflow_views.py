@@ -5,6 +5,7 @@ python -m tests.integration.test_mlflow_views ROOT FOLDER    makes the pictures 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -180,12 +181,15 @@ def test_the_curves_of_variants_lie_in_one_chart(pages, root):
 
 
 def pictures(root: Path, folder: Path) -> None:
-    """The pictures of the docs."""
+    """The pictures of the docs, in 128 colours."""
+    from PIL import Image
+
     with served(root) as uri, Browser(WIDTH, HEIGHT) as browser:
         made = Pages(browser, uri, root)
         for name, view in (("parent", made.report), ("children", made.children), ("compare", made.curves)):
             view()
-            (folder / f"mlflow_{name}.png").write_bytes(browser.picture())
+            picture = Image.open(io.BytesIO(browser.picture())).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            picture.save(folder / f"mlflow_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
