@@ -32,7 +32,12 @@ def test_shared_stages_ran_once(both):
     folders = sorted(folder.name.partition("-")[0] for folder in (root / "runs" / "stages").iterdir())
     assert folders.count("train") == 4 and folders.count("evaluate") == 4  # base and three extensions; each is measured
     assert all((folder / "DONE").is_file() for folder in (root / "runs" / "stages").glob("[te]*-*"))
-    for label, times in (("] base: done in", 1), ("] extend abf: done in", 1), ("] evaluate_base: done in", 1), ("] corpus: done in", 1)):
+    for label, times in (
+        ("] base: done in", 1),
+        ("] extend abf: done in", 1),
+        ("] evaluate_base: done in", 1),
+        ("] corpus: done in", 1),
+    ):
         assert sum(one.count(label) for one in said) == times, (label, said)
     assert all("[7/7]" in one for one in said)
 
