@@ -27,7 +27,7 @@ SHORT = {
 }
 EXPLAINED = (
     "The mean over seeds of a row's value minus that of {versus} under the same seed, with the 95 % t-interval of {pairs} pairs. Bold: the "
-    "interval excludes 0. Each interval stands for its cell alone: of twenty, one excludes 0 by chance. {first}"
+    "interval excludes 0. Each interval stands for its cell alone: of twenty without a difference one excludes 0 by chance. {first}"
 )
 
 

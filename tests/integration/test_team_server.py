@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
-from tests.integration.mini import MINI, REPOSITORY, command
+from tests.integration.mini import MINI, REPOSITORY, command, losses
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"), key=lambda path: int(path.parent.name))
 PASSWORD = "correct horse battery"
 
@@ -86,13 +89,13 @@ def server(database, tmp_path_factory):
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([str(folder / "serve.sh")], env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + 400
+        while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
             except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -101,9 +104,16 @@ def server(database, tmp_path_factory):
             process.wait(30)
 
 
-def run(*words, **more):
+def start(*words, cwd=REPOSITORY, **more):
     environment = os.environ | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)} | more
-    return subprocess.run(command(*words), capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=280)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*words), cwd=cwd, env=environment, **pipes)
+
+
+def run(*words, cwd=REPOSITORY, **more):
+    process = start(*words, cwd=cwd, **more)
+    said = process.communicate(timeout=1000)
+    return subprocess.CompletedProcess(words, process.returncode, *said)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +151,116 @@ def test_the_password_is_nowhere(swept):
     assert PASSWORD not in finished.stdout + finished.stderr
     for file in root.rglob("*"):
         assert not file.is_file() or PASSWORD.encode() not in file.read_bytes(), file
+
+
+CASES = """
+grid:
+  case:
+    - {name: rope, position: rope}
+    - {name: abf, position: abf}
+    - {name: killed, position: pi}
+    - {name: failing, position: ntk, stages.extend.trainer.loss: LOSS}
+"""
+
+
+@pytest.fixture(scope="module")
+def four(swept, server, tmp_path_factory):
+    """A sweep of four parallel trials: one whose stage is ended by kill -9, one with a loss that no CPU can compute; and how to run it."""
+    work, (_, prepared, login) = tmp_path_factory.mktemp("four"), swept
+    (work / "runs" / "stages").mkdir(parents=True)
+    for corpus in (prepared / "runs" / "stages").glob("data-*"):
+        shutil.copytree(corpus, work / "runs" / "stages" / corpus.name)
+    text = (REPOSITORY / "experiments" / "position_tiny.yaml").read_text()
+    grid = "grid:\n  position: [rope, pi, abf, xpos_abf]\n"
+    assert grid in text
+    (work / "experiments").mkdir()
+    file = work / "experiments" / "four.yaml"
+    file.write_text(text.replace(grid, CASES.replace("LOSS", "liger")))
+    words = [
+        "experiment=four",
+        *MINI,
+        "stages.extend.tokens=64k",
+        "launcher.parallel=4",
+        f"root={work}",
+        f"tracking.uri={server}",
+    ]
+    process = start("lit_long.sweep", *words, cwd=work, **login)
+    folder = None
+    try:
+        deadline = time.monotonic() + 900
+        while folder is None:  # until the one to be killed has trained past a checkpoint
+            assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+            time.sleep(0.2)
+            for metrics in (work / "runs" / "stages").glob("train-*/metrics.jsonl"):
+                scheme = yaml.safe_load((metrics.parent / "stage.yaml").read_text())["settings"]["position"]["scheme"]
+                if scheme == "pi" and len(metrics.read_text().splitlines()) > 5:
+                    folder = metrics.parent
+        (stage,) = [one for one in psutil.Process(process.pid).children(recursive=True) if str(folder) in one.cmdline()]
+        stage.kill()
+        said = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(words, process.returncode, *said), work, words, login, file
+
+
+def recorded(server, login, monkeypatch):
+    """Statuses of the runs by name, and the parent run."""
+    for name, value in login.items():
+        monkeypatch.setenv(name, value)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=server)
+    runs = client.search_runs([client.get_experiment_by_name("four").experiment_id])
+    (parent,) = [each for each in runs if "mlflow.parentRunId" not in each.data.tags]
+    children = [each for each in runs if each.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len(runs) - 1
+    return {each.info.run_name: each.info.status for each in runs}, parent
+
+
+SHARED = {"corpus", "base 128 | seed 0", "evaluate_base 256 | seed 0"}
+WELL = SHARED | {f"{case} | {stage} 256 | seed 0" for case in ("rope", "abf") for stage in ("extend", "evaluate")}
+
+
+def measured(work):
+    """Variants with a perplexity in the table, but the reference."""
+    with (work / "runs" / "four" / "latest" / "table.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "perplexity" and row["mean"]]
+    assert all(len([row for row in rows if row["variant"] == name]) == 4 for name in {row["variant"] for row in rows})
+    return {row["variant"] for row in rows} - {"base"}
+
+
+def test_one_killed_and_one_failing_hold_up_only_themselves(four, server, monkeypatch):
+    finished, work, _, login, _ = four
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert "extend killed: FAILED: ended by SIGKILL" in finished.stdout
+    assert "extend failing: FAILED: trainer.loss=liger cannot run here" in finished.stdout
+    assert "evaluate killed: skipped" in finished.stdout and "evaluate failing: skipped" in finished.stdout
+    statuses, parent = recorded(server, login, monkeypatch)
+    assert parent.info.run_name == "four | 4 variants, 1 seed" and statuses.pop(parent.info.run_name) == "FAILED"
+    failed = {f"{case} | extend 256 | seed 0" for case in ("killed", "failing")}
+    assert statuses == dict.fromkeys(WELL, "FINISHED") | dict.fromkeys(failed, "FAILED")
+    assert measured(work) == {"rope", "abf"}
+
+
+def test_only_failed_completes_it(four, server, monkeypatch):
+    _, work, words, login, file = four
+    before = {path: path.stat().st_mtime_ns for path in (work / "runs" / "stages").glob("*/DONE")}
+    file.write_text(file.read_text().replace("liger", "chunked"))
+    again = run("lit_long.sweep", *words, "only_failed=true", cwd=work, **login)
+    assert again.returncode == 0, again.stdout + again.stderr
+    done = [line.partition("] ")[2].partition(":")[0] for line in again.stdout.splitlines() if ": done in" in line]
+    assert sorted(done) == ["evaluate failing", "evaluate killed", "extend failing", "extend killed"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    statuses, _ = recorded(server, login, monkeypatch)
+    assert set(statuses.values()) == {"FINISHED"} and len(statuses) == 1 + 3 + 2 * 4
+    assert measured(work) == {"rope", "abf", "killed", "failing"}
+    for folder in (work / "runs" / "stages").glob("train-*"):
+        losses(folder)  # every update once, in the one that went on, too
+    made = run("lit_long.report", "experiment=four", f"uri={server}", f"out={work}/again", **login)
+    latest = (work / "runs" / "four" / "latest").resolve()
+    assert made.returncode == 0, made.stderr
+    for name in ("report.html", "report.md", "table.csv"):
+        assert (work / "again" / "runs" / "four" / latest.name / name).read_bytes() == (latest / name).read_bytes(), name
 
 
 def test_anyone_with_access_makes_the_report(swept, server, tmp_path):
