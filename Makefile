@@ -4,7 +4,9 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: sweep test test-all ui lint clean bench gpu smollm2 prose instruct-data docs
+.PHONY: install sweep test test-all ui lint clean bench gpu smollm2 prose instruct-data docs
+
+install: .venv/installed
 
 sweep: .venv/installed
 	$(BIN)/python -m lit_long.sweep $(ARGS)

@@ -21,7 +21,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLUMNS = 110
 BLOCK = re.compile(
-    r"^<!-- (?P<slow>slow )?output: (?P<command>.+?) -->\n(?:```console\n(?P<text>.*?)\n```\n(?:\n(?P<when>\*Printed .*?\*)\n)?)?", re.M | re.S
+    r"^<!-- (?P<slow>slow )?output: (?P<command>.+?) -->\n(?:```console\n(?P<text>.*?)\n```\n(?:\n(?P<when>\*Printed .*?\*)\n)?)?",
+    re.M | re.S,
 )
 
 
@@ -56,7 +57,11 @@ def block_of(page: Path, found: re.Match[str]) -> Block:
 def clone(into: Path) -> Path:
     """What git tracks, or would once added, with the compiled files that are there: a copy starts as fast as the original."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
         if (REPOSITORY / name).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ def test_the_project_starts_a_sweep(tmp_path):
 
     def start(settings: str) -> subprocess.CompletedProcess[str]:
         parameters = {"experiment": "position_tiny", "settings": settings}
-        made = subprocess.run([sys.executable, "-c", code, repr(parameters)], cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
+        made = subprocess.run(
+            [sys.executable, "-c", code, repr(parameters)], cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True
+        )
         assert made.returncode == 0, made.stderr
         return subprocess.run(["bash", "-c", made.stdout], cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
 
@@ -36,15 +39,29 @@ def test_the_project_starts_a_sweep(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_mlflow_runs_a_whole_sweep(tmp_path):
     (tmp_path / "mlflow").mkdir()
     settings = " ".join([*MINI, "grid.position=[rope,abf]", f"root={tmp_path}"])
-    words = ["--env-manager=local", "--experiment-name", "projects", "-P", "experiment=position_tiny", "-P", f"settings={settings}"]
+    words = [
+        "--env-manager=local",
+        "--experiment-name",
+        "projects",
+        "-P",
+        "experiment=position_tiny",
+        "-P",
+        f"settings={settings}",
+    ]
     environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow/mlflow.db"}
-    finished = subprocess.run(
-        ["mlflow", "run", str(REPOSITORY), *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=290
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    command = ["mlflow", "run", str(REPOSITORY), *words]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **both) as process:
+        try:
+            said, _ = process.communicate()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)  # the sweep too
+    assert process.returncode == 0, said
     assert {row["variant"] for row in table(tmp_path)} >= {"rope", "abf"}
     client = record(tmp_path)
     assert {run.info.status for run in runs(client)} == {"FINISHED"} and len(runs(client)) == 8  # the sweep and its stages
