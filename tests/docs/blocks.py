@@ -3,7 +3,7 @@
     <!-- output: python -m lit_long.sweep dry_run=true -->        a marker, then the block that is written below it
     <!-- slow output: make sweep -->                              written only when asked for, with date and commit below it
 
-Commands run in a copy of the tracked files, as in a fresh clone: nothing is cached there. What differs from machine to machine is made the same:
+Commands run in a copy of the code, as in a fresh clone: nothing is cached there. What differs from machine to machine is made the same:
 the clone's path is left out, and a stage's or sweep's identity is `…`, because the versions of the installed packages enter it.
 """
 
@@ -55,20 +55,10 @@ def block_of(page: Path, found: re.Match[str]) -> Block:
 
 
 def clone(into: Path) -> Path:
-    """What git tracks, or would once added, with the compiled files that are there: a copy starts as fast as the original."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (REPOSITORY / name).is_file():
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, into / name)
-    for cache in (REPOSITORY / "lit_long").rglob("__pycache__"):
-        shutil.copytree(cache, into / cache.relative_to(REPOSITORY), dirs_exist_ok=True)
+    """What commands need, as a fresh clone has it, with the compiled files that are there: a copy starts as fast as the original."""
+    for folder in ("lit_long", "configs", "experiments"):
+        shutil.copytree(REPOSITORY / folder, into / folder)
+    shutil.copy2(REPOSITORY / "pyproject.toml", into)
     return into
 
 
