@@ -4,7 +4,9 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: sweep test test-all ui lint clean bench gpu smollm2 prose instruct-data
+.PHONY: install sweep test test-all ui lint clean bench gpu smollm2 prose instruct-data docs
+
+install: .venv/installed
 
 sweep: .venv/installed
 	$(BIN)/python -m lit_long.sweep $(ARGS)
@@ -51,6 +53,10 @@ data/prose/.complete:
 	cd data/prose && apt-get download -qq anarchism && dpkg-deb --fsys-tarfile anarchism_*.deb \
 		| tar -x --strip-components=6 --wildcards './usr/share/doc/anarchism/markdown/*.md*' && gunzip -f *.gz && rm anarchism_*.deb
 	@touch $@
+
+# What commands print, written into the pages again; make docs slow=true also the tables of real sweeps.
+docs: .venv/installed
+	$(BIN)/python -m tests.docs $(if $(slow),slow=$(slow))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,6 +14,7 @@ imported.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -121,6 +122,7 @@ def _package_path(name: str) -> Path:
     return Path(spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin)
 
 
+@functools.cache  # a plan asks for each of its stages
 def _installed_version(name: str) -> str:
     """Version of the distribution that an import name belongs to."""
     try:
