@@ -42,10 +42,19 @@ def paper_flops(config: ModelConfig, tokens: float, context: int) -> float:
     return 72 * config.n_layers * width**2 * (1 + context / (6 * width)) * tokens
 
 
+def mean_context(config: StageConfig) -> float:
+    """Tokens of a training stage's sequences, the mean over all tokens of its curriculum's phases; one that grows counts by its middle."""
+    share, before = 0.0, 0.0
+    for phase in config.curriculum.phases:
+        share += (phase.until - before) * (phase.scale + (phase.grow_from or phase.scale)) / 2
+        before = phase.until
+    return config.context * (share or 1.0)
+
+
 def stage_flops(config: StageConfig) -> float:
     """Causal FLOPs of a whole train or evaluate stage; 0 for a data stage. For its share in the sweep's time."""
     if config.kind == "train":
-        return training_flops(config.model, config.tokens, config.tokens * config.context / 2)
+        return training_flops(config.model, config.tokens, config.tokens * mean_context(config) / 2)
     if config.kind == "evaluate":
         evaluation, longest = config.evaluation, max(config.evaluation.lengths, default=0)
         text = len(evaluation.domains) * evaluation.sequences * longest

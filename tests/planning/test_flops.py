@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lit_long.config import ModelConfig
-from lit_long.planning.flops import parameters, training_flops
+from lit_long.config import CurriculumConfig, ModelConfig, StageConfig
+from lit_long.config.schema import PhaseConfig
+from lit_long.planning.flops import parameters, stage_flops, training_flops
 from lit_long.planning.paper import paper_runs
 from lit_long.planning.speed import computed_again, run_flops
 from lit_long.stages.costs import model_and_context
@@ -84,3 +85,15 @@ def test_what_is_computed_again_is_what_torch_computes_again():
         each = job(SMALL, checkpointing=way)
         attention = SMALL.n_layers * 2 * SMALL.n_heads * SMALL.head_dim * SMALL.context if way == "full" else 0
         assert products(way) - plain == (computed_again(each) - attention) * SMALL.context
+
+
+def test_a_curriculum_costs_what_its_phases_cost():
+    def stage(*phases):
+        phases = [PhaseConfig(**phase) for phase in phases]
+        return StageConfig(context=32_768, tokens=1000, curriculum=CurriculumConfig(phases))
+
+    whole, short = (stage_flops(StageConfig(context=context, tokens=1000)) for context in (32_768, 4096))
+    switched = stage({"until": 0.8, "scale": 0.125}, {"until": 1.0})
+    assert stage_flops(switched) == pytest.approx(0.8 * short + 0.2 * whole)
+    grown = stage({"until": 1.0, "grow_from": 0.5})
+    assert stage_flops(grown) == pytest.approx(stage_flops(StageConfig(context=24_576, tokens=1000)))
