@@ -506,8 +506,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, where):
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:mlruns", "gopher://x", "postgresql://nobody@127.0.0.1:1/x"])
 def test_an_unusable_uri_is_refused(tmp_path, uri):
+    start = time.monotonic()
     with pytest.raises(UserError, match="tracking.uri"):
         Tracker.open(uri, "x", tmp_path)
+    assert time.monotonic() - start < 60  # MLflow asks a database that is not there for a hundred seconds
 
 
 def test_deleted_and_moved_experiments_are_refused(root, tracker):
@@ -613,12 +615,3 @@ def test_serve_sh_says_when_there_is_nothing_to_show(tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     result = subprocess.run([str(tmp_path / "serve.sh")], env=env, capture_output=True, text=True)
     assert result.returncode == 1 and "python -m lit_long.sweep" in result.stderr
-
-
-def test_the_mlflow_project_has_a_sweep():
-    from mlflow.projects._project_spec import load_project
-
-    entry = load_project(str(ROOT / "mlflow")).get_entry_point("sweep")
-    command = entry.compute_command({"experiment": "table_5"}, None)
-    assert command == "cd .. && python -m lit_long.sweep experiment=table_5"
-    assert not (ROOT / "mlflow" / "__init__.py").exists()

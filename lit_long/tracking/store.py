@@ -9,13 +9,16 @@ import contextlib
 import fcntl
 import logging
 import os
+import socket
 import sqlite3
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_long.config import UserError
 
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow knows, as their servers listen
 OPEN_PATIENCE = 10.0  # seconds to wait for a locked database before a sweep starts
 REWRITTEN = "MLflow only keeps a record: the next sweep writes it again from its folders."
 
@@ -44,6 +47,14 @@ def import_mlflow() -> Any:
 def database_file(uri: str) -> Path | None:
     """The file of a SQLite URI."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def reach(uri: str) -> None:
+    """Raises OSError at once where no server of that database answers; MLflow would try again for a hundred seconds."""
+    server = urllib.parse.urlsplit(uri)
+    port = PORTS.get(server.scheme.partition("+")[0])
+    if port and server.hostname:
+        socket.create_connection((server.hostname, server.port or port), timeout=10).close()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from lit_long.tracking.store import (
     database_file,
     first_line,
     import_mlflow,
+    reach,
     remedy,
     wait_until_free,
 )
@@ -51,6 +52,7 @@ class Tracker:
         """
         location = None if uri.startswith("http") else Path(artifact_root).resolve().as_uri()
         try:
+            reach(uri)
             with checked_database(uri):
                 client = import_mlflow().MlflowClient(tracking_uri=uri)
                 if location:

@@ -7,6 +7,7 @@ import torch
 
 from lit_long.config import ModelConfig, UserError
 from lit_long.generation import Sequences, generate, pack
+from lit_long.generation.packing import can_pack
 from tests.checkpoints.llamas import random_llama, read, save
 from tests.generation.llamas import full_greedy, full_logits, gaps, prompts, small
 
@@ -71,6 +72,8 @@ def test_a_packed_model_has_the_same_logits(dtype, rows, tied):
     plain, packed = small(config).to(dtype), small(config).to(dtype)
     packed.load_state_dict(plain.state_dict())
     pack(packed, rows)
+    if dtype == torch.bfloat16 and not can_pack(plain.embed_tokens.weight):
+        pytest.skip("this CPU does not compute bf16, so nothing is packed")
     assert packed.layers[0].mlp.together is not None, "this CPU cannot pack"
     row = prompts(33)[0]
     expected, found = full_logits(plain, row), full_logits(packed, row)

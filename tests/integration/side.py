@@ -27,7 +27,7 @@ report: {title: Side by side, rows: evaluate}
 SHAPE = ["model.d_model=48", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=24", "model.d_ffn=96"]
 SIDE = ["experiment=side", *CORPUS, *SHAPE]
 UPDATES = 8
-CHILDREN = {"corpus", "train rope", "train abf", "evaluate rope", "evaluate abf"}
+CHILDREN = {"corpus", *(f"{variant} | {stage} 128 | seed 0" for variant in ("rope", "abf") for stage in ("train", "evaluate"))}
 
 
 def workplace(folder: Path) -> Path:

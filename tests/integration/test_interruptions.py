@@ -45,7 +45,7 @@ def copy_corpus(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-r", str(corpus), str(target / "runs" / "stages")], check=True)
 
 
-@pytest.mark.parametrize("trainer", ["cpu", "fsdp"])
+@pytest.mark.parametrize("trainer", ["cpu", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_killed_is_uninterrupted(straight, tmp_path, trainer):
     """kill -9 of the sweep at some update; the next command resumes: same token order, same losses to the last bit."""
     words = [*ROPE, f"trainer={trainer}"]

@@ -43,7 +43,7 @@ def reference(side_by_side):
 def expected(reference):
     found = facts(reference)
     assert set(found["status"]) == CHILDREN | {""} and set(found["status"].values()) == {"FINISHED"}
-    assert [len(curve) for name, curve in found["curves"].items() if name.startswith("train")] == [UPDATES] * 2
+    assert [len(curve) for name, curve in found["curves"].items() if " | train " in name] == [UPDATES] * 2
     return found
 
 
