@@ -119,10 +119,7 @@ def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]
     """seed → the claim's metric, the mean over its domains."""
     found: dict[int, list[float]] = {}
     for run in kept["runs"]:
-        # The reference (the base that was not extended) is the row of all variants, and called by its stage.
-        if variant not in run["variants"] and run["stage"].removeprefix("evaluate_") != variant:
-            continue
-        if run["stage"] != "evaluate" and run["stage"].removeprefix("evaluate_") != variant:
+        if variant not in run["rows"]:
             continue
         for metric, domain, length, value in run["measurements"]:
             if (metric, length) == (claim.metric, claim.length) and (not claim.domains or domain in claim.domains):

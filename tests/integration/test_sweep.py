@@ -72,6 +72,25 @@ def test_tasks_are_measured_and_their_outputs_kept(finished, root):
     assert [json.loads(line)["length"] for line in samples] == [256, 256]
 
 
+def test_what_was_measured_can_be_kept(finished, root, tmp_path):
+    kept = tmp_path / "kept" / "tiny.json"
+    report = run("lit_long.report", "experiment=position_tiny", f"root={root}", f"keep={kept}")
+    assert report.returncode == 0, report.stderr
+    found = json.loads(kept.read_text())
+    values = {(row, *m[:3]): m[3] for one in found["runs"] for row in one["rows"] for m in one["measurements"]}
+    for row in filter(lambda row: row["mean"], table(root)):  # others hold the paper's numbers
+        key = (row["variant"], row["metric"], row["domain"], int(row["length"]))
+        assert values[key] == pytest.approx(float(row["mean"])), key
+    assert {key[0] for key in values} == {"rope", "abf", "base"} and found["machine"] and found["versions"]["torch"]
+    (base,) = [one for one in found["training"] if one["stage"] == "base"]
+    assert (
+        len(base["loss_by_fifths"]) == 5
+        and base["loss_by_fifths"][0] > base["loss_by_fifths"][-1]
+        and base["tokens"] == 12 * 1024
+    )
+    assert base["seeds"] == [0] and base["variants"] == ["rope", "abf"]
+
+
 def test_the_base_is_shared_and_the_variants_see_the_same_data(finished, root):
     found = stages(root)
     assert found["base rope"] == found["base abf"]

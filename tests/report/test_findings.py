@@ -31,7 +31,7 @@ def run(stage, variants, seed, code, docs, accuracy):
     return {
         "stage": stage,
         "identity": f"{stage}-{variants[0]}{seed}",
-        "variants": variants,
+        "rows": variants if stage == "evaluate" else ["base"],
         "seeds": [seed],
         "measurements": rows,
     }
@@ -85,7 +85,7 @@ def test_other_verdicts(tmp_path):
     assert rows["retrieves"][3] == "right sign, less than 0.2"
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 19.0, 44.0])[:6])
     assert rows["lower"][2:4] == ["2", "not shown (fewer than 3 seeds)"]
-    rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["variants"] != ["rope"]])
+    rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["rows"] != ["rope"]])
     assert rows["lower"][3] == "not run"
 
 
