@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from lit_long.report.laws import fitted_laws
-from lit_long.report.page import model_size, seed_words
+from lit_long.report.page import model_size, papers_curves, seed_words
 from lit_long.report.results import ACCURACY, BY_POSITION, PASSKEY, ROUGE, Results, display
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -80,7 +80,7 @@ def _by_length(results: Results, metric: str, title: str, label: str, file: Bina
                     if cell:
                         points.append(Point(length, 100 * cell.mean, 100 * cell.low, 100 * cell.high, cell.seeds))
                 _line(axes, results, row, points)
-            _papers_curve(axes, results, lengths)
+            _papers_curve(axes, results)
             _log2_axis(axes, lengths, lengths, panels)
             _base_context(axes, results, lengths, at_top=False)  # good accuracies are at the top
             axes.set(ylim=(-2, 102), yticks=range(0, 101, 20), xlabel="task length (tokens)")
@@ -108,25 +108,15 @@ def _loss_by_position(results: Results, file: BinaryIO, kind: str) -> None:
         panels[0].set_ylabel("loss (nats per token)")
 
 
-def _papers_curve(axes: Any, results: Results, lengths: list[int]) -> None:
-    """The paper's retrieval by length, its model's context put where ours is, as far as our lengths go."""
-    curve, context = results.sweep.report.curve, results.base_context()
-    if not curve.rows or not curve.context or not context:
-        return
-    for row, points in curve.rows.items():
-        if row in results.variants:
-            x = [length * context / curve.context for length, _ in points]
-            axes.plot(
-                x,
-                [score for _, score in points],
-                color=_colour(results, row),
-                linewidth=3.5,
-                alpha=0.25,
-                zorder=0.5,
-                clip_on=True,
-            )
-    place = {"textcoords": "offset points", "xycoords": "axes fraction", "ha": "right", "va": "bottom"}
-    axes.annotate("broad and pale: the paper's", (1.0, 0.0), (-2, 3), fontsize=7.5, color=GREY, **place)
+def _papers_curve(axes: Any, results: Results) -> None:
+    """The paper's retrieval by length behind ours, as far as our lengths go."""
+    curves = papers_curves(results)
+    for row, points in curves.items():
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=_colour(results, row), linewidth=3.5, alpha=0.25, zorder=0.5)
+    if curves:
+        place = {"textcoords": "offset points", "xycoords": "axes fraction", "ha": "right", "va": "bottom"}
+        axes.annotate("broad and pale: the paper's", (1.0, 0.0), (-2, 3), fontsize=7.5, color=GREY, **place)
 
 
 def _context_law(results: Results, file: BinaryIO, kind: str) -> None:

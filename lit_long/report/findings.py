@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ import yaml
 
 from lit_long.config import UserError, typed
 from lit_long.report.differences import FEWEST
+
+SIGNS = {"less": -1, "more": 1}  # of first − second
 
 
 @dataclass
@@ -59,9 +62,14 @@ def findings(claims_file: Path, results: Path) -> str:
     Raises:
         UserError: a claim names what it should not, or a result file cannot be read.
     """
-    content = yaml.safe_load(claims_file.read_text(encoding="utf-8"))
+    content = read(claims_file, yaml.safe_load)
+    if lacking := [key for key in ("title", "introduction", "claims") if not content.get(key)]:
+        raise UserError(f"{claims_file}: {lacking[0]} is missing")
     claims = [typed(Claim, claim, f"{claims_file}: claims[{number}]") for number, claim in enumerate(content["claims"])]
-    kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
+    for number, claim in enumerate(claims):
+        if claim.claim not in SIGNS:
+            raise UserError(f"{claims_file}: claims[{number}].claim must be {' or '.join(SIGNS)}, not {claim.claim!r}")
+    kept = [read(file, json.loads) for file in sorted(results.glob("*.json"))]
     lines = [f"# {content['title']}", "", content["introduction"].strip(), ""]
     lines += [
         "| finding | in the paper | here: difference | 95 % interval | seeds | verdict | from |",
@@ -79,6 +87,17 @@ def findings(claims_file: Path, results: Path) -> str:
             f"| {one['experiment']} `{one['key']}` | {one['scale'] or '–'} | {one['date']} | {'; '.join(one['machine'])} | {command} | {identities} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file that must hold a mapping."""
+    try:
+        content = parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold key: value lines, not {type(content).__name__}")
+    return content
 
 
 def tested(claim: Claim, kept: list[dict[str, Any]]) -> list[list[str]]:
@@ -108,7 +127,7 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
 def verdict(claim: Claim, difference: dict[str, Any]) -> str:
     if difference["n"] < FEWEST:
         return f"not shown (fewer than {FEWEST} seeds)"
-    sign = {"less": -1, "more": 1}[claim.claim]
+    sign = SIGNS[claim.claim]
     low, high = sorted((sign * difference["low"], sign * difference["high"]))
     if low > 0:
         return "**shown**" if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
@@ -130,7 +149,5 @@ def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]
 
 
 def write_findings(claims_file: Path, results: Path, out: Path) -> None:
-    """Write the page to ``out``. Raises UserError if there is nothing to make it from."""
-    if not claims_file.is_file():
-        raise UserError(f"findings={claims_file}: there is no such file; the repository's is experiments/results/claims.yaml")
+    """Write the page to ``out``. Raises UserError as `findings` does."""
     out.write_text(findings(claims_file, results), encoding="utf-8")

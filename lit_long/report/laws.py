@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lit_long.report.results import PERPLEXITY, Results, display
 from lit_long.report.tables import MISSING, Table
+
+if TYPE_CHECKING:
+    from lit_long.evaluation.scaling_law import Law
 
 SIGNS = {"alpha": "α", "beta": "β", "gamma": "γ"}
 
@@ -22,7 +26,7 @@ class Fitted:
     domain: str
     lengths: list[int]
     losses: list[float]
-    law: object
+    law: Law
 
 
 def fitted_laws(results: Results) -> list[Fitted]:

@@ -34,11 +34,20 @@ PUBLISHED = "Published numbers ({source}), and ours where we measure the same: o
 LAW = "Least squares on the losses, mean over seeds, c in tokens and L in nats; in brackets 95 % intervals of the fit. The paper's constants: {source}."
 
 
+def papers_curves(results: Results) -> dict[str, list[tuple[float, float]]]:
+    """The paper's retrieval of the variants that we have, as (tokens, %): its own model's context is put where our base's is."""
+    curve, context = results.sweep.report.curve, results.base_context()
+    if not curve.context or not context:
+        return {}
+    rows = {row: points for row, points in curve.rows.items() if row in results.variants and points}
+    return {row: [(tokens * context / curve.context, score) for tokens, score in points] for row, points in rows.items()}
+
+
 def beside(results: Results, figure: str) -> str:
     """What the caption says of the paper's own curve."""
-    curve = results.sweep.report.curve
-    if figure != "retrieval" or not curve.rows or not results.base_context():
+    if figure != "retrieval" or not papers_curves(results):
         return ""
+    curve = results.sweep.report.curve
     return f" The broad and pale lines are the paper's, with its {curve.context:,} tokens put at {results.base_context():,}: {curve.source}."
 
 

@@ -88,3 +88,20 @@ def test_what_makes_no_sense_is_named(plan, words, changes, message):
 def test_an_experiment_without_scales():
     with pytest.raises(UserError, match="scale=large: .*position_tiny.yaml has no scales; leave the word out"):
         make_plan(read_layers(["scale=large"]))
+
+
+def test_a_recipe_lies_under_what_the_stage_says(tmp_path, monkeypatch):
+    (tmp_path / "experiments" / "bases").mkdir(parents=True)
+    (tmp_path / "experiments" / "bases" / "short.yaml").write_text(
+        "{context: 128, tokens: 1k, tokens_per_update: 256, optim: {lr: 1e-4}}"
+    )
+    experiment = "stages: {base: {recipe: short, tokens: 2k}}\nreport: {rows: base}"
+    (tmp_path / "experiments" / "mine.yaml").write_text(experiment)
+    monkeypatch.chdir(tmp_path)
+    config = make_plan(read_layers(["experiment=mine", "optim.lr=1e-3"])).trials[0].stages["base"].config
+    assert (config.context, config.tokens, config.tokens_per_update, config.optim.lr) == (128, 2048, 256, 1e-3)
+    (tmp_path / "experiments" / "mine.yaml").write_text(experiment.replace("short", "shot"))
+    with pytest.raises(
+        UserError, match=r"stages.base.recipe=shot: there is no experiments/bases/shot.yaml; did you mean 'short'"
+    ):
+        read_layers(["experiment=mine"])

@@ -5,8 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +47,32 @@ def run(module: str, *words: str, cwd: Path = REPOSITORY, timeout: float = 280) 
     """Run a command of the suite to its end."""
     environment = os.environ | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command(module, *words), capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+
+
+@contextmanager
+def answering(program: Path, environment: dict[str, str], log: Path) -> Iterator[str]:
+    """Address of the server that ``program`` starts on the free port it is given; ended with all its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(program)], env=environment | {"PORT": str(port)}, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 400
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
 
 
 def stages(root: Path) -> dict[str, Path]:

@@ -9,11 +9,8 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +19,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.integration.browser import PROGRAM, Browser
-from tests.integration.mini import MINI, REPOSITORY, command, losses, record, runs, stages, table
+from tests.integration.mini import MINI, REPOSITORY, answering, command, losses, record, runs, stages, table
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,28 +33,10 @@ PERPLEXITY = "eval/perplexity/code/256"
 @contextmanager
 def served(root: Path) -> Iterator[str]:
     """Address of mlflow/serve.sh over the record below ``root``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shutil.copy(REPOSITORY / "mlflow" / "serve.sh", root / "mlflow" / "serve.sh")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port)}
-    with (root / "serve.log").open("wb") as log:
-        words = [str(root / "mlflow" / "serve.sh")]
-        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (root / "serve.log").read_text()
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 15)
-            process.wait(60)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with answering(root / "mlflow" / "serve.sh", environment, root / "serve.log") as address:
+        yield address
 
 
 class Pages:

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.integration.mini import MINI, REPOSITORY, command, losses
+from tests.integration.mini import MINI, REPOSITORY, answering, command, losses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"), key=lambda path: int(path.parent.name))
@@ -75,7 +74,7 @@ def database(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(database, tmp_path_factory):
     """Address of the team's server."""
-    folder, port = tmp_path_factory.mktemp("team"), free_port()
+    folder = tmp_path_factory.mktemp("team")
     shutil.copy(REPOSITORY / "mlflow" / "serve.sh", folder / "serve.sh")
     (folder / "password").write_text(PASSWORD + "\n")
     environment = {
@@ -83,25 +82,10 @@ def server(database, tmp_path_factory):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "BACKEND": database,
         "ADMIN_PASSWORD_FILE": str(folder / "password"),
-        "PORT": str(port),
         "WORKERS": "1",
     }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([str(folder / "serve.sh")], env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+    with answering(folder / "serve.sh", environment, folder / "log") as address:
+        yield address
 
 
 def start(*words, cwd=REPOSITORY, **more):

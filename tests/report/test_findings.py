@@ -93,8 +93,15 @@ def test_a_claim_that_makes_no_sense(tmp_path, capsys):
     (tmp_path / "claims.yaml").write_text("title: x\nintroduction: y\nclaims: [{finding: x, metrics: perplexity}]")
     words = [f"findings={tmp_path / 'claims.yaml'}", f"results={tmp_path}", f"out={tmp_path / 'page.md'}"]
     assert main(words) == 2 and "claims[0]: unknown key 'metrics'" in capsys.readouterr().err
-    assert main([f"findings={tmp_path}/none.yaml", *words[1:]]) == 2 and "there is no such file" in capsys.readouterr().err
+    assert main([f"findings={tmp_path}/none.yaml", *words[1:]]) == 2 and "none.yaml: cannot be read" in capsys.readouterr().err
     assert main(words[:2]) == 2 and "out=… is missing" in capsys.readouterr().err
+
+    (tmp_path / "claims.yaml").write_text("title: x\nintroduction: y\nclaims: [{finding: x, claim: lower}]")
+    assert main(words) == 2 and "claims[0].claim must be less or more, not 'lower'" in capsys.readouterr().err
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    (tmp_path / "torn.json").write_text('{"experiment": ')
+    assert main(words) == 2 and "torn.json: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
 
 
 def test_loss_by_fifths(tmp_path):
