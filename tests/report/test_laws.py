@@ -8,6 +8,7 @@ import pytest
 
 from lit_long.report.folder import read_sweep
 from lit_long.report.laws import fitted_laws
+from lit_long.report.page import papers_curves
 from lit_long.report.results import aggregate
 from lit_long.report.write import write_report
 from tests.report.conftest import sweep
@@ -71,4 +72,6 @@ def test_the_papers_retrieval_is_drawn_behind_ours(tmp_path):
         assert ("Figure 5b" in report.markdown.split("## Figures")[1]) and (
             name == "without" or "broad and pale" in report.markdown
         )
+    results = aggregate(read_sweep(tmp_path / "with" / "runs" / "position_tiny" / "k1"))
+    assert papers_curves(results)["rope"] == [(16.0, 100.0), (640.0, 0.0)]  # 4,096 tokens there are the base's 256 here
     assert pictures["with"].count("stroke-opacity: 0.25") == 2 and "stroke-opacity: 0.25" not in pictures["without"]
