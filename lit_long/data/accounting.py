@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_long.config import UserError
-from lit_long.data.corpus import RETRIEVAL
+from lit_long.data.corpus import MADE
 from lit_long.data.curriculum import Phase
 from lit_long.data.mixture import Mixture
 
@@ -27,7 +27,7 @@ def plan(
 ) -> dict[str, dict[str, Any]]:
     """What a run will take, by domain.
 
-    ``share`` of all tokens, ``tokens``, ``epochs`` (passes; None for ``retrieval``, which has no end) and ``utilisation`` (share of places
+    ``share`` of all tokens, ``tokens``, ``epochs`` (passes; None for made domains, which have no end) and ``utilisation`` (share of places
     that hold a token; the last phase's).
 
     Raises:
@@ -36,10 +36,10 @@ def plan(
     found: dict[str, dict[str, Any]] = {}
     for mixture, phase in zip(mixtures, phases, strict=True):
         for name, tokens in mixture.tokens(phase.updates * tokens_per_update).items():
-            row = found.setdefault(name, {"tokens": 0.0, "epochs": None if name == RETRIEVAL else 0.0})
+            row = found.setdefault(name, {"tokens": 0.0, "epochs": None if name in MADE else 0.0})
             row["tokens"] += tokens
             row["utilisation"] = mixture.utilisation[name]
-            if name != RETRIEVAL:
+            if name not in MADE:
                 row["epochs"] += tokens / mixture.tokens_per_epoch(name)
     total = sum(row["tokens"] for row in found.values())
     for name, row in found.items():

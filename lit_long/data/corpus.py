@@ -33,7 +33,7 @@ from lit_long.data.python_source import read_source
 from lit_long.data.tokenizer import borrowed_digest
 
 DOMAINS = ("code", "docs")
-RETRIEVAL = "retrieval"  # in a mixture's weights: a task made from ``docs``
+RETRIEVAL, COPYING = MADE = ("retrieval", "copying")  # in a mixture's weights: tasks made from ``docs``, without end
 SPLITS = ("train", "validation")
 _MAX_WORKERS = 8  # starting more processes costs more than they save
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from lit_long.config import InstructConfig, SamplingConfig, UserError
-from lit_long.data.corpus import RETRIEVAL
+from lit_long.data.copying import CopyDocuments
+from lit_long.data.corpus import COPYING, MADE, RETRIEVAL
 from lit_long.data.curriculum import Phase
 from lit_long.data.packing import PackedDocuments, Sequence
 from lit_long.data.retrieval import RetrievalDocuments
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How documents become a stream of sequences. ``weights`` are relative shares of tokens of the store's domains and ``retrieval``; or
-    ``repeats`` are passes over the domains, relative to one another, from which the shares follow."""
+    """How documents become a stream of sequences. ``weights`` are relative shares of tokens of the store's domains and of made ones
+    (corpus.MADE); or ``repeats`` are passes over the domains, relative to one another, from which the shares follow."""
 
     weights: dict[str, float]
     seed: int = 0
@@ -73,9 +74,9 @@ class Mixture:
             if name in self.sources and tokens:
                 self.sources[name].first = math.ceil(tokens / (context * self.utilisation[name]))
 
-    def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments:
-        if name == RETRIEVAL:
-            return RetrievalDocuments(store, self.context, recipe.seed)
+    def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments | CopyDocuments:
+        if name in MADE:
+            return {RETRIEVAL: RetrievalDocuments, COPYING: CopyDocuments}[name](store, self.context, recipe.seed)
         sampling = recipe.sampling.get(name)
         instruct = recipe.instruct.get(name)
         return PackedDocuments(store, name, self.context, recipe.seed, recipe.mask_documents, recipe.packing, sampling, instruct)
@@ -90,7 +91,7 @@ class Mixture:
         return source.packing.utilisation(source.draws.epoch(0)) if isinstance(source, PackedDocuments) else 1.0
 
     def tokens_per_epoch(self, name: str) -> int:
-        """Tokens that one pass over a domain trains on. Raises UserError for ``retrieval``, which has no end."""
+        """Tokens that one pass over a domain trains on. Raises UserError for made ones, which have no end."""
         source = self.sources[name]
         if not isinstance(source, PackedDocuments):
             raise UserError(f"data.repeats.{name}: there is no pass over '{name}', which never ends. Use data.weights instead.")
@@ -179,11 +180,11 @@ class _Labelled:
 
 
 def _check_weights(weights: dict[str, float], store: Store, key: str) -> None:
-    known = ", ".join([*store.domains, RETRIEVAL])
+    known = ", ".join([*store.domains, *MADE])
     if not weights:
         raise UserError(f"data.{key} is empty. Give at least one of {known} a positive weight.")
     for name, weight in weights.items():
-        if name != RETRIEVAL and name not in store.domains:
+        if name not in (*MADE, *store.domains):
             raise UserError(f"data.{key}.{name}: there is no such domain. Known: {known}.")
         if not 0 < weight < float("inf"):
             raise UserError(f"data.{key}.{name} is {weight}; a weight is a positive number. Leave '{name}' out to not use it.")

@@ -13,12 +13,12 @@ from typing import Any
 
 from lit_long.config import CorpusConfig, DataConfig, EvaluationConfig, SourceConfig, UserError, identity_fields
 from lit_long.data.conversations import template_of
-from lit_long.data.corpus import DOMAINS, RETRIEVAL, fingerprint
+from lit_long.data.corpus import DOMAINS, MADE, fingerprint
 from lit_long.data.retrieval import DOMAIN as DOCS
 from lit_long.data.sources import instruct_identity, settle_source
 from lit_long.data.tokenizer import borrowed_template
 
-BUILTIN = (*DOMAINS, RETRIEVAL)
+BUILTIN = (*DOMAINS, *MADE)
 
 
 def settle_data(

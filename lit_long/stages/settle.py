@@ -22,7 +22,7 @@ from lit_long.config import (
 )
 from lit_long.config.checkpoints import check_checkpoints
 from lit_long.config.mesh import check_mesh
-from lit_long.data.corpus import RETRIEVAL
+from lit_long.data.corpus import MADE, RETRIEVAL
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
 from lit_long.evaluation.lm_specs import OURS, SPECS
@@ -123,13 +123,13 @@ def check_training(config: StageConfig, where: str) -> None:
     chosen, mixed = ("repeats", data.repeats) if data.repeats else ("weights", data.weights)
     if not any(mixed.values()):
         raise UserError(f"{where}: data.{chosen} gives no domain a share; known here: {', '.join(known)}")
-    if data.repeats.get(RETRIEVAL):
-        raise UserError(f"{where}: data.repeats.{RETRIEVAL}: there is no pass over what never ends; use data.weights instead")
+    for name in (name for name in MADE if data.repeats.get(name)):
+        raise UserError(f"{where}: data.repeats.{name}: there is no pass over what never ends; use data.weights instead")
     if data.packing not in PACKINGS:
         raise UserError(
             f"{where}: data.packing must be {', '.join(PACKINGS)}, not {data.packing!r}{nearest(data.packing, PACKINGS)}"
         )
-    check_sampling(data, [name for name in known if name != RETRIEVAL], where)
+    check_sampling(data, [name for name in known if name not in MADE], where)
     check_retrieval(mixed, config.context, f"{where}: data.weights")
     check_checkpoints(config, where)
 
