@@ -154,8 +154,9 @@ class AdapterConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay. Llama 2's settings (Touvron et al. 2023b, §2.2) unless an option says otherwise."""
+    """AdamW, or Muon, with linear warm-up and cosine decay. Llama 2's settings (Touvron et al. 2023b, §2.2) unless an option says otherwise."""
 
+    name: str = "adamw"  # · muon (training/optimizers.py)
     lr: float = 3e-4
     min_lr_ratio: float = 0.1
     warmup_fraction: float = 0.02

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_long.config import DataConfig, StageConfig, identity_fields, plain
+from lit_long.config import DataConfig, OptimConfig, StageConfig, identity_fields, plain
 from lit_long.stages.mixture import DOCS, data_identity
 
 
@@ -24,12 +24,17 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
     return (
         settings
         | {name: getattr(config, name) for name in names}
-        | {"data": mixture_identity(config.data), "optim": plain(config.optim), "trainer": identity_fields(config.trainer)}
+        | {"data": mixture_identity(config.data), "optim": optim_identity(config.optim), "trainer": identity_fields(config.trainer)}
         | ({"curriculum": plain(config.curriculum)} if config.curriculum.phases else {})
         | ({"adapter": plain(config.adapter)} if config.adapter.rank else {})
         # It leaves out updates only where stop would have no result at all; what it leaves out depends on the limit.
         | ({"bad_update": {"skip": config.trainer.spike}} if config.trainer.bad_update == "skip" else {})
     )
+
+
+def optim_identity(optim: OptimConfig) -> dict[str, Any]:
+    """Without its name where there was no other: results from before there was a choice stay valid."""
+    return {key: value for key, value in plain(optim).items() if (key, value) != ("name", "adamw")}
 
 
 def mixture_identity(data: DataConfig) -> dict[str, Any]:

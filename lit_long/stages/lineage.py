@@ -9,6 +9,7 @@ from typing import Any
 from lit_long import __version__
 from lit_long.config import StageConfig, UserError, plain
 from lit_long.stages.folder import read_result, read_stage
+from lit_long.stages.settle import OPTIMIZERS
 
 MLFLOW_RUN = "mlflow.json"  # the stage's run in MLflow, left by the sweep that records it
 
@@ -75,7 +76,7 @@ The complete settings of the last stage:
 def row(folder: Path, config: StageConfig, store: Path | None) -> tuple[str, ...]:
     """One stage of the card's table."""
     digest = read_result(store)["digest"][:16] if store and (store / "result.json").is_file() else "unknown"
-    optimiser = f"AdamW, peak {config.optim.lr:g}, {config.tokens_per_update:,} tokens an update, seed {config.seed}"
+    optimiser = f"{OPTIMIZERS[config.optim.name]}, peak {config.optim.lr:g}, {config.tokens_per_update:,} tokens an update, seed {config.seed}"
     scheme = f"{config.position['scheme']} " + (f"(base {config.position['base']:g})" if "base" in config.position else "")
     run = mlflow_run(folder)
     found = f"`{run['run']}` ({run['experiment']})" if run else "not recorded"

@@ -31,6 +31,7 @@ from lit_long.stages.mixture import measurable, mixable, settle_evaluation
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # as people write them; made in training/optimizers.py, which needs torch
 
 
 def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, where: str) -> StageConfig:
@@ -117,6 +118,7 @@ def check_training(config: StageConfig, where: str) -> None:
             f"{where}: model.vocab_size={model.vocab_size} must not be smaller than data.corpus.vocab_size="
             f"{config.data.corpus.vocab_size}, the tokenizer's"
         )
+    check_optimizer(config, where)
     data, known = config.data, mixable(config.data)
     check_weights(data.weights, known, f"{where}: data.weights")
     check_weights(data.repeats, known, f"{where}: data.repeats")
@@ -132,6 +134,17 @@ def check_training(config: StageConfig, where: str) -> None:
     check_sampling(data, [name for name in known if name not in MADE], where)
     check_retrieval(mixed, config.context, f"{where}: data.weights")
     check_checkpoints(config, where)
+
+
+def check_optimizer(config: StageConfig, where: str) -> None:
+    name = config.optim.name
+    if name not in OPTIMIZERS:
+        raise UserError(f"{where}: optim.name must be {' or '.join(OPTIMIZERS)}, not {name!r}{nearest(name, OPTIMIZERS)}")
+    if name == "muon" and config.trainer.strategy != "single":
+        raise UserError(
+            f"{where}: optim.name=muon needs whole matrices, and trainer.strategy={config.trainer.strategy} deals them to ranks; "
+            f"optim=adamw, or trainer.strategy=single"
+        )
 
 
 def check_adapter(adapter: AdapterConfig, has_weights: bool, where: str) -> None:

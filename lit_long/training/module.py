@@ -34,6 +34,7 @@ from lit_long.positions import PositionalEncoder, PositionTransform, build, buil
 from lit_long.training.adapter import add_adapter
 from lit_long.training.bad_updates import Judge
 from lit_long.training.context import ContextShare
+from lit_long.training.optimizers import make_optimizer
 from lit_long.training.parallel import clip_gradients, eager, parallelize, size_of
 from lit_long.training.strategy import MeshStrategy, sum_of_tokens, token_group, token_ranks
 
@@ -119,14 +120,8 @@ class LongContextModule(lightning.LightningModule):
         self.model = model
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, weight decay on matrices only; linear warm-up, then cosine to ``min_lr_ratio``."""
-        optim = self.optim
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        """The optimizer, with linear warm-up, then cosine to ``min_lr_ratio``."""
+        optimizer = make_optimizer(self.model, self.optim)
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.lr_ratio)}
 
     def lr_ratio(self, update: int) -> float:
