@@ -6,8 +6,18 @@ import re
 
 import pytest
 
-from lit_long.config import CurriculumConfig, DataConfig, ModelConfig, SamplingConfig, StageConfig, TrainerConfig, UserError
+from lit_long.config import (
+    CurriculumConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SamplingConfig,
+    StageConfig,
+    TrainerConfig,
+    UserError,
+)
 from lit_long.config.schema import PhaseConfig
+from lit_long.stages.identity import identity_settings
 from lit_long.stages.settle import settle
 
 WHERE = "my.yaml: stages.base"
@@ -15,17 +25,19 @@ ROPE = {"scheme": "rope", "base": 10_000.0}
 
 
 def settled(*phases, context=1024, context_parallel=1, **data):
-    config = StageConfig(
+    return settled_with(
         context=context,
-        tokens=2**20,
-        tokens_per_update=4096,
-        model=ModelConfig(head_dim=16, d_model=32, n_heads=2, n_kv_heads=1),
-        position=ROPE,
         data=DataConfig(**{"weights": {"code": 1.0, "docs": 0.0}} | data),
         curriculum=CurriculumConfig([PhaseConfig(**phase) for phase in phases]),
         trainer=TrainerConfig(strategy="fsdp", devices=context_parallel, context_parallel=context_parallel),
     )
-    return settle(config, None, True, WHERE)
+
+
+def settled_with(**settings):
+    shape = ModelConfig(head_dim=16, d_model=32, n_heads=2, n_kv_heads=1)
+    data = DataConfig(weights={"code": 1.0, "docs": 0.0})
+    common = {"context": 1024, "tokens": 2**20, "tokens_per_update": 4096, "model": shape, "position": ROPE, "data": data}
+    return settle(StageConfig(**common | settings), None, True, WHERE)
 
 
 def sampled(**sampling):
@@ -49,6 +61,7 @@ def sampled(**sampling):
         ({"repeats": {"code": -1.0}}, ": data.repeats.code must be a share of at least 0, not -1.0"),
         ({"repeats": {"code": 0.0}}, ": data.repeats gives no domain a share; known here: code, docs, retrieval"),
         ({"repeats": {"code": 1.0, "retrieval": 1.0}}, ": data.repeats.retrieval: there is no pass"),
+        ({"repeats": {"code": 1.0, "copying": 1.0}}, ": data.repeats.copying: there is no pass"),
         ({"weights": {"cod": 1.0}}, ": data.weights.cod: unknown domain; did you mean 'code'?"),
         ({"weights": {"code": float("nan")}}, ": data.weights.code must be a share of at least 0, not nan"),
         ({"weights": {"code": 0.0}}, ": data.weights gives no domain a share"),
@@ -109,3 +122,24 @@ def test_ranks_that_share_sequences_need_equal_chunks_in_every_phase():
             settled({"until": 0.5} | first, {}, context_parallel=16)
     with pytest.raises(UserError, match=r"trainer\.context_parallel=3 cuts every sequence into 6 equal chunks"):
         settled(context_parallel=3)
+
+
+def trained_by(name, strategy):
+    return settled_with(
+        optim=OptimConfig(name=name), trainer=TrainerConfig(strategy=strategy, devices=2 if strategy == "fsdp" else 1)
+    )
+
+
+def test_optimizers():
+    trained_by("muon", "single"), trained_by("adamw", "fsdp")
+    with pytest.raises(UserError, match=f"^{re.escape(WHERE)}: optim.name must be adamw or muon, not 'muo'; did you mean 'muon'"):
+        trained_by("muo", "single")
+    with pytest.raises(
+        UserError, match=f"^{re.escape(WHERE)}: optim.name=muon needs whole matrices, and trainer.strategy=fsdp .*optim=adamw"
+    ):
+        trained_by("muon", "fsdp")
+
+
+def test_what_adamw_gave_before_there_was_a_choice_stays_valid():
+    adamw, muon = (identity_settings(trained_by(name, "single"))["optim"] for name in ("adamw", "muon"))
+    assert muon == {"name": "muon"} | adamw
