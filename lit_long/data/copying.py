@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_long.config import UserError
 from lit_long.data.documents import longest
-from lit_long.data.packing import ENDLESS, Sequence, single_document
+from lit_long.data.packing import ENDLESS, Sequence, whole_documents
 from lit_long.data.shuffle import permutation, random_words
 from lit_long.data.store import Store
 
@@ -53,7 +53,7 @@ class CopyDocuments:
             spans.append(self._span(int(place), size))
             tokens += size
         again = [spans[i] for i in permutation(len(spans), *key, "again")]
-        return single_document(np.concatenate([[self._separator], *spans, *again])[: self._length])
+        return whole_documents([np.concatenate([[self._separator], *spans, *again])[: self._length]])
 
     def _span(self, place: int, size: int) -> np.ndarray:
         index = int(np.searchsorted(self._places, place, side="right"))

@@ -75,8 +75,10 @@ class Mixture:
                 self.sources[name].first = math.ceil(tokens / (context * self.utilisation[name]))
 
     def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments | CopyDocuments:
-        if name in MADE:
-            return {RETRIEVAL: RetrievalDocuments, COPYING: CopyDocuments}[name](store, self.context, recipe.seed)
+        if name == RETRIEVAL:
+            return RetrievalDocuments(store, self.context, recipe.seed, recipe.mask_documents)
+        if name == COPYING:
+            return CopyDocuments(store, self.context, recipe.seed)
         sampling = recipe.sampling.get(name)
         instruct = recipe.instruct.get(name)
         return PackedDocuments(store, name, self.context, recipe.seed, recipe.mask_documents, recipe.packing, sampling, instruct)

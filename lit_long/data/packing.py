@@ -15,7 +15,7 @@ from lit_long.data.draws import Draws, Epoch
 from lit_long.data.packings import INSTRUCT_PACKINGS, PACKINGS, BestFit, Piece, Single, Whole
 from lit_long.data.store import Store
 
-__all__ = ["ENDLESS", "PACKINGS", "PackedDocuments", "Piece", "Sequence", "single_document"]
+__all__ = ["ENDLESS", "PACKINGS", "PackedDocuments", "Piece", "Sequence", "whole_documents"]
 
 ENDLESS = 2**40  # sequences: far more than any run asks for, and mixed by any weight it still fits an index
 
@@ -135,14 +135,16 @@ def _account(documents: Documents | ShardedDocuments, pieces: list[Piece], dropp
     return np.array([sum(piece.stop - piece.start for piece in pieces), len(missing), cut, sum(missing) if dropped else 0])
 
 
-def single_document(tokens: np.ndarray) -> Sequence:
-    """The sequence that ``tokens`` [T + 1], all of one document, make."""
-    tokens = tokens.astype(np.int64)
-    context = len(tokens) - 1
+def whole_documents(documents: list[np.ndarray], mask_documents: bool = True) -> Sequence:
+    """The sequence that ``documents``, T + 1 tokens in all, make one after the other, each from its separator on; a loss on every token."""
+    tokens = np.concatenate(documents).astype(np.int64)
+    sizes = [len(document) for document in documents]
+    ids = np.repeat(np.arange(len(sizes)), sizes)
+    positions = np.concatenate([np.arange(size) for size in sizes]) if mask_documents else np.arange(len(tokens))
     return {
         "tokens": tokens[:-1],
         "targets": tokens[1:],
-        "document_ids": np.zeros(context, dtype=np.int64),
-        "positions": np.arange(context),
-        "account": np.array([context, 1, 0, 0]),
+        "document_ids": ids[:-1],
+        "positions": positions[:-1],
+        "account": np.array([len(tokens) - 1, len(np.unique(ids[:-1])), 0, 0]),
     }

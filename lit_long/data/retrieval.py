@@ -18,7 +18,7 @@ import numpy as np
 
 from lit_long.config import UserError
 from lit_long.data.documents import longest
-from lit_long.data.packing import ENDLESS, Sequence, single_document
+from lit_long.data.packing import ENDLESS, Sequence, whole_documents
 from lit_long.data.shuffle import random_words
 from lit_long.data.store import Store
 
@@ -67,23 +67,40 @@ class RetrievalDocuments:
     """Training sequences of the task, as a random-access source: ``source[i]`` as in `PackedDocuments`, a loss on
     every token.
 
+    A sequence holds one example of 128 tokens up to the whole context, each length as likely, and in what is left of it more of them, or
+    where there is no room the rest of another text. Were all of one length, a model would learn where to look, and not for what.
+
     Raises UserError if the context is too short for the task or longer than every training document.
     """
 
-    def __init__(self, store: Store, context: int, seed: int) -> None:
+    def __init__(self, store: Store, context: int, seed: int, mask_documents: bool = True) -> None:
         self._windows = _Windows(store, DOMAIN, "train", context + 1)
         self._length = context + 1
-        self._seed = seed
+        self._seed, self._mask_documents = seed, mask_documents
         self.first = 0  # the number of the sequence to begin with
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Sequence:
+        documents, room, number = [], self._length, int(index) + self.first
+        while room:
+            part = len(documents)
+            instance = self._instance(number, part)
+            if room < _SHORTEST:
+                documents.append(np.array([self._windows.separator, *instance.window], dtype=np.int64)[:room])
+            else:
+                sizes = room - _SHORTEST + 1
+                size = _SHORTEST + int(random_words(1, "retrieval length", self._seed, number, part)[0] % np.uint64(sizes))
+                documents.append(self._windows.assemble(instance, size))
+            room -= len(documents[-1])
+        return whole_documents(documents, self._mask_documents)
+
+    def _instance(self, number: int, part: int) -> _Instance:
         for attempt in range(_TRIES):
-            instance = self._windows.draw(self._seed, int(index) + self.first, attempt)
+            instance = self._windows.draw(self._seed, number, *([part] if part else []), attempt)
             if instance is not None:
-                return single_document(self._windows.assemble(instance, self._length))
+                return instance
         raise UserError(
             f"{_TRIES} windows of {self._length} tokens from the training documents had no sentence to retrieve. "
             f"Take 'retrieval' out of data.weights, or lower the context."
@@ -144,7 +161,7 @@ class _Windows:
         self._documents = store.documents(domain, split)
         self._tokenizer = store.tokenizer
         self._length = length
-        self._separator = store.separator
+        self.separator = store.separator
         self._question = self.encode(QUESTION)
         starts = np.maximum(self._documents.lengths - length, 0)  # so that every window fits, wherever it starts
         self._last_start = np.cumsum(starts)
@@ -201,7 +218,7 @@ class _Windows:
     def assemble(self, instance: _Instance, length: int) -> np.ndarray:
         """int64 [length]: separator, trimmed text, question, answer."""
         window = instance.window[: self._room(instance.answer, length)]
-        return np.array([self._separator, *window, *self._question, *instance.answer], dtype=np.int64)
+        return np.array([self.separator, *window, *self._question, *instance.answer], dtype=np.int64)
 
     def _room(self, answer: list[int], length: int) -> int:
         """Tokens that are left for the text."""

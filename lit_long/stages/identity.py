@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lit_long.config import DataConfig, OptimConfig, StageConfig, identity_fields, plain
+from lit_long.data.corpus import RETRIEVAL
 from lit_long.stages.mixture import DOCS, data_identity
 
 
@@ -24,12 +25,23 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
     return (
         settings
         | {name: getattr(config, name) for name in names}
-        | {"data": mixture_identity(config.data), "optim": optim_identity(config.optim), "trainer": identity_fields(config.trainer)}
+        | {
+            "data": mixture_identity(config.data),
+            "optim": optim_identity(config.optim),
+            "trainer": identity_fields(config.trainer),
+        }
         | ({"curriculum": plain(config.curriculum)} if config.curriculum.phases else {})
         | ({"adapter": plain(config.adapter)} if config.adapter.rank else {})
+        # Its examples have all lengths; they once had the context's.
+        | ({"retrieval": "all lengths"} if any(weights.get(RETRIEVAL) for weights in all_weights(config)) else {})
         # It leaves out updates only where stop would have no result at all; what it leaves out depends on the limit.
         | ({"bad_update": {"skip": config.trainer.spike}} if config.trainer.bad_update == "skip" else {})
     )
+
+
+def all_weights(config: StageConfig) -> list[dict[str, float]]:
+    """The mixtures of the stage: its own, and its phases'."""
+    return [config.data.weights if not config.data.repeats else {}, *(phase.weights for phase in config.curriculum.phases)]
 
 
 def optim_identity(optim: OptimConfig) -> dict[str, Any]:

@@ -51,20 +51,44 @@ def check(store, tokens):
     return text, sentence
 
 
+def documents(sequence, separator):
+    """The documents of a sequence, the target of its last token included, unless that opens the next document."""
+    last = sequence["targets"][-1]
+    tokens = sequence["tokens"] if last == separator else np.append(sequence["tokens"], last)
+    starts = np.flatnonzero(np.diff(sequence["document_ids"], prepend=-1))
+    return np.split(tokens, starts[1:])
+
+
 @pytest.mark.parametrize("context", [127, 255, 1024])
 def test_training_sequences(store, context):
     source = RetrievalDocuments(store, context, seed=1)
     training = store.tokenizer.decode(store.documents("docs", "train").tokens.tolist())
-    sentences = set()
+    sentences, lengths = set(), []
     for i in range(100):
         sequence = source[i]
         np.testing.assert_array_equal(sequence["tokens"][1:], sequence["targets"][:-1])
         assert sequence["tokens"].shape == (context,) and (sequence["targets"] >= 0).all()
-        assert (sequence["document_ids"] == 0).all() and (sequence["positions"] == np.arange(context)).all()
-        text, sentence = check(store, np.append(sequence["tokens"], sequence["targets"][-1]))
-        assert text.rstrip("\ufffd") in training  # trimming may cut a character
-        sentences.add(sentence)
+        found = documents(sequence, store.separator)
+        assert sequence["account"].tolist() == [context, len(found), 0, 0]
+        counted = np.concatenate([np.arange(len(each)) for each in found])
+        np.testing.assert_array_equal(sequence["positions"], counted[:context])
+        lengths.append(len(found[0]))
+        for tokens in found:
+            if len(tokens) < 128:  # no room for the question: the rest is another text
+                assert tokens is found[-1] and tokens[0] == store.separator
+                assert store.tokenizer.decode(tokens[1:].tolist()).rstrip("\ufffd") in training
+                continue
+            text, sentence = check(store, tokens)
+            assert text.rstrip("\ufffd") in training  # trimming may cut a character
+            sentences.add(sentence)
     assert len(sentences) > 50
+    assert set(lengths) <= set(range(128, context + 2))
+    assert np.mean(lengths) == pytest.approx((128 + context + 1) / 2, rel=0.15)  # any length is as likely
+
+
+def test_without_masks_positions_run_on(store):
+    sequence = RetrievalDocuments(store, 511, seed=1, mask_documents=False)[3]
+    assert len(documents(sequence, store.separator)) > 1 and (sequence["positions"] == np.arange(511)).all()
 
 
 def test_training_sequences_are_functions_of_seed_and_index(store):

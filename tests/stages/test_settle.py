@@ -143,3 +143,9 @@ def test_optimizers():
 def test_what_adamw_gave_before_there_was_a_choice_stays_valid():
     adamw, muon = (identity_settings(trained_by(name, "single"))["optim"] for name in ("adamw", "muon"))
     assert muon == {"name": "muon"} | adamw
+
+
+def test_retrieval_of_all_lengths_has_an_identity_of_its_own():
+    assert "retrieval" not in identity_settings(settled())
+    assert "retrieval" in identity_settings(settled(weights={"code": 0.5, "retrieval": 0.5}))
+    assert "retrieval" in identity_settings(settled({"until": 0.5, "weights": {"retrieval": 1.0}}, {"until": 1.0}))
