@@ -221,6 +221,9 @@ class EvaluationConfig:
     retrieval_lengths: list[int] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
     passkey_lengths: list[int] = field(default_factory=list)  # PASSKEY, in the same texts
     retrieval_examples: int = 64  # per length, of either task
+    retrieval_control: bool = (
+        False  # at the shortest length also with each other's texts: what a model scores that cannot look back
+    )
     retrieval_domain: str = ""  # whose documents both are made from; settled: docs, or without it the first of domains
     tasks: list[str] = field(default_factory=list)  # of python -m lit_long.evaluate, such as mmlu, needle (docs/evaluation.md)
     task_lengths: list[int] = field(
@@ -231,6 +234,12 @@ class EvaluationConfig:
     run_code: bool = field(default=False, metadata=NOT_IDENTITY)  # allows HumanEval and MBPP, which run what the model wrote
     precision: str = "32-true"  # 32-true · bf16-true
     batch_tokens: int = field(default=4096, metadata=NOT_IDENTITY)
+
+    @property
+    def asked_lengths(self) -> list[int]:
+        """The lengths at which ``retrieval_examples`` examples are read, each time that they are."""
+        control = [min(self.retrieval_lengths)] if self.retrieval_control and self.retrieval_lengths else []
+        return [*self.retrieval_lengths, *self.passkey_lengths, *control]
 
 
 @dataclass

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +48,12 @@ def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance:
         rows.append({"metric": "retrieval_accuracy", "value": float(hits.mean()), **common})
         rows.append({"metric": "retrieval_nats", "value": float(nats.mean()), **common})
         rows.append({"metric": "retrieval_rouge_l", "value": rouge, **common})
+        if evaluation.retrieval_control and length == min(evaluation.retrieval_lengths):
+            answers = answer(model, control_examples(examples), evaluation.batch_tokens, advance)
+            hits = torch.cat([found.hits for found in answers]).double()
+            rouge = rouge_l([store.tokenizer.decode(found.written) for found in answers], [example.text for example in examples])
+            rows.append({"metric": "retrieval_control", "value": float(hits.mean()), **common})
+            rows.append({"metric": "retrieval_control_rouge_l", "value": rouge, **common})
     for length in evaluation.passkey_lengths:
         longest = max(evaluation.passkey_lengths)
         examples = passkey_examples(store, length, evaluation.retrieval_examples, max_length=longest, domain=domain)
@@ -60,6 +67,20 @@ def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance:
         }
         rows.append({"metric": "passkey_accuracy", "value": found, **common})
     return rows
+
+
+def control_examples(examples: list[RetrievalExample]) -> list[RetrievalExample]:
+    """Each example's answer after the next one's text and question: the words of the answer are as easy to guess, and nothing tells which they are."""
+    texts = [example.tokens[: example.answer_start] for example in (*examples[1:], examples[0])]
+    return [
+        RetrievalExample(
+            tokens=np.concatenate([text, example.tokens[example.answer_start :]]),
+            answer_start=len(text),
+            answer_stop=len(text) + example.answer_stop - example.answer_start,
+            text=example.text,
+        )
+        for text, example in zip(texts, examples, strict=True)
+    ]
 
 
 def answer(

@@ -30,7 +30,7 @@ def planned_tokens(evaluation: EvaluationConfig) -> int:
     """Tokens that an evaluation reads at most."""
     longest = max(evaluation.lengths, default=0)
     text = len(evaluation.domains) * len(evaluation.lengths) * evaluation.sequences * longest
-    return text + sum([*evaluation.retrieval_lengths, *evaluation.passkey_lengths]) * evaluation.retrieval_examples
+    return text + sum(evaluation.asked_lengths) * evaluation.retrieval_examples
 
 
 def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:

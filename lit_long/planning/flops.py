@@ -59,7 +59,6 @@ def stage_flops(config: StageConfig) -> float:
         evaluation, longest = config.evaluation, max(config.evaluation.lengths, default=0)
         text = len(evaluation.domains) * evaluation.sequences * longest
         work = [(text, length) for length in evaluation.lengths]
-        tasks = [*evaluation.retrieval_lengths, *evaluation.passkey_lengths]
-        work += [(evaluation.retrieval_examples * length, length) for length in tasks]
+        work += [(evaluation.retrieval_examples * length, length) for length in evaluation.asked_lengths]
         return sum(training_flops(config.model, tokens, tokens * length / 2) for tokens, length in work) / 3
     return 0.0

@@ -16,12 +16,13 @@ from typing import Any, BinaryIO
 
 from lit_long.report.laws import fitted_laws
 from lit_long.report.page import model_size, papers_curves, seed_words
-from lit_long.report.results import ACCURACY, BY_POSITION, PASSKEY, ROUGE, Results, display
+from lit_long.report.results import ACCURACY, BY_POSITION, CONTROL, CONTROL_ROUGE, PASSKEY, ROUGE, Results, display
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))  # a second and third round of the palette
 GREY = "#6E6E6E"
+CONTROLS = {ACCURACY: CONTROL, ROUGE: CONTROL_ROUGE}
 WIDTH, DPI = 7.2, 150  # inches; 1080 pixels: sharp at the ~900 that a README shows
 LEFT, RIGHT, BOTTOM, LEGEND_ROW = 0.58, 0.16, 0.5, 0.21  # inches
 STYLE = {
@@ -81,6 +82,8 @@ def _by_length(results: Results, metric: str, title: str, label: str, file: Bina
                         points.append(Point(length, 100 * cell.mean, 100 * cell.low, 100 * cell.high, cell.seeds))
                 _line(axes, results, row, points)
             _papers_curve(axes, results)
+            if metric in CONTROLS:
+                _control(axes, results, CONTROLS[metric], domain)
             _log2_axis(axes, lengths, lengths, panels)
             _base_context(axes, results, lengths, at_top=False)  # good accuracies are at the top
             axes.set(ylim=(-2, 102), yticks=range(0, 101, 20), xlabel="task length (tokens)")
@@ -117,6 +120,16 @@ def _papers_curve(axes: Any, results: Results) -> None:
     if curves:
         place = {"textcoords": "offset points", "xycoords": "axes fraction", "ha": "right", "va": "bottom"}
         axes.annotate("broad and pale: the paper's", (1.0, 0.0), (-2, 3), fontsize=7.5, color=GREY, **place)
+
+
+def _control(axes: Any, results: Results, metric: str, domain: str) -> None:
+    """A line at what a model scores that cannot look back, the mean of all variants."""
+    cells = [results.get(row, metric, domain, length) for length in results.lengths(metric, domain) for row in results.rows]
+    scores = [100 * cell.mean for cell in cells if cell]
+    if scores:
+        axes.axhline(sum(scores) / len(scores), color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=0.6)
+        place = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "ha": "left", "va": "top"}
+        axes.annotate("after another text", (0.0, sum(scores) / len(scores)), (3, -2), fontsize=7.5, color=GREY, **place)
 
 
 def _context_law(results: Results, file: BinaryIO, kind: str) -> None:

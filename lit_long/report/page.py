@@ -12,7 +12,7 @@ from typing import Any
 from lit_long.report.differences import difference_tables, explained
 from lit_long.report.laws import law_table
 from lit_long.report.published import published_tables
-from lit_long.report.results import ACCURACY, PASSKEY, PERPLEXITY, ROUGE, Results, display
+from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, PERPLEXITY, ROUGE, Results, display
 from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
 
 CAPTIONS = {
@@ -90,6 +90,7 @@ _EXPLAINED = {
     "published.",
     ACCURACY: "Accuracy is the share of the sentence's tokens which the model ranks first when it is given the right tokens before them "
     "(teacher forcing).",
+    CONTROL: "After another text, which does not begin with the sentence, a model scores what one that cannot look back does.",
     PASSKEY: "PASSKEY asks for five digits hidden in the same texts, at a depth of its own in each; all five must be right.",
 }
 

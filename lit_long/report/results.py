@@ -17,11 +17,14 @@ from lit_long.report.folder import Stage, Sweep
 
 PERPLEXITY, BY_POSITION = "perplexity", "loss_by_position"
 ROUGE, ACCURACY, NATS, PASSKEY = "retrieval_rouge_l", "retrieval_accuracy", "retrieval_nats", "passkey_accuracy"
-# Tasks by length, in the order of the page: title, and what a good score is.
+CONTROL, CONTROL_ROUGE = "retrieval_control", "retrieval_control_rouge_l"
+# Tasks by length, in the order of the page: title, and what a good score is (None: there is none).
 TASKS = {
     ROUGE: ("FIRST-SENTENCE-RETRIEVAL on {domain}: ROUGE-L, % (higher is better)", max),
     ACCURACY: ("FIRST-SENTENCE-RETRIEVAL on {domain}: teacher-forced token accuracy, % (higher is better)", max),
     NATS: ("FIRST-SENTENCE-RETRIEVAL on {domain}: teacher-forced nats per token (lower is better)", min),
+    CONTROL: ("FIRST-SENTENCE-RETRIEVAL on {domain}: token accuracy after another text, %", None),
+    CONTROL_ROUGE: ("FIRST-SENTENCE-RETRIEVAL on {domain}: ROUGE-L after another text, %", None),
     PASSKEY: ("PASSKEY in {domain}: found, % (higher is better)", max),
 }
 

@@ -171,10 +171,10 @@ def csv_text(results: Results) -> str:
     return buffer.getvalue()
 
 
-def best_row(cells: Sequence[Cell | None], best: Callable[..., Any]) -> int | None:
+def best_row(cells: Sequence[Cell | None], best: Callable[..., Any] | None) -> int | None:
     """Index of the cell that beats every other beyond the noise (see the top of this file), or None."""
     known = [(index, cell) for index, cell in enumerate(cells) if cell is not None]
-    if len(known) < 2 or any(cell.sd is None or not math.isfinite(cell.mean + cell.sd) for _, cell in known):
+    if best is None or len(known) < 2 or any(cell.sd is None or not math.isfinite(cell.mean + cell.sd) for _, cell in known):
         return None
     winner, top = best(known, key=lambda pair: pair[1].mean)
     clear = all(abs(cell.mean - top.mean) > cell.sd + top.sd for index, cell in known if index != winner)
@@ -203,7 +203,7 @@ def _measured_column(
     header: str,
     cells: Sequence[Cell | None],
     variants: int,
-    best: Callable[..., Any],
+    best: Callable[..., Any] | None,
     scale: float = 1.0,
     places: int | None = None,
 ) -> None:

@@ -18,6 +18,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         evaluation = identity_fields(config.evaluation)
         if evaluation["retrieval_domain"] in ("", DOCS):  # as it was before it could be chosen: results of that time stay valid
             del evaluation["retrieval_domain"]
+        if not evaluation["retrieval_control"]:  # likewise
+            del evaluation["retrieval_control"]
         if not evaluation["tasks"]:  # likewise
             evaluation = {key: value for key, value in evaluation.items() if not key.startswith("task")}
         return settings | {"evaluation": evaluation}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from lit_long.config import EvaluationConfig, ModelConfig
 from lit_long.data.retrieval import RetrievalExample, passkey_examples, retrieval_examples
-from lit_long.evaluation.retrieval import answer, retrieval, rouge_l
+from lit_long.evaluation.retrieval import answer, control_examples, retrieval, rouge_l
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
@@ -53,6 +55,28 @@ def test_answers_are_those_of_full_forwards(store, position, batch_tokens):
         while len(written) < len(tokens):
             written.append(next_logits(model, written).argmax().item())
         assert found.written == written[example.answer_start :]
+
+
+def test_the_control_asks_for_the_same_answers_after_other_texts(store):
+    examples = retrieval_examples(store, 208, 4)
+    for number, (example, control) in enumerate(zip(examples, control_examples(examples), strict=True)):
+        other = examples[(number + 1) % 4]
+        assert control.tokens[: control.answer_start].tolist() == other.tokens[: other.answer_start].tolist()
+        scored = control.tokens[control.answer_start : control.answer_stop].tolist()
+        assert scored == example.tokens[example.answer_start : example.answer_stop].tolist() and control.text == example.text
+        assert example.text not in store.tokenizer.decode(control.tokens[: control.answer_start].tolist())
+
+
+def test_the_control_is_measured_at_the_shortest_length_when_asked_for(store):
+    model = model_with(POSITIONS[0])
+    asked = EvaluationConfig(retrieval_lengths=[208, 160], retrieval_examples=3, retrieval_control=True)
+    rows = {(row["metric"], row["length"]): row["value"] for row in retrieval(model, store, asked, lambda tokens: None)}
+    assert {length for metric, length in rows if "control" in metric} == {160}
+    found = answer(model, control_examples(retrieval_examples(store, 160, 3, max_length=208)), 4096, lambda tokens: None)
+    hits = torch.cat([each.hits for each in found]).double().mean().item()
+    assert rows["retrieval_control", 160] == pytest.approx(hits)
+    without = retrieval(model, store, replace(asked, retrieval_control=False), lambda tokens: None)
+    assert not any("control" in row["metric"] for row in without)
 
 
 def test_passkeys_are_found_only_whole(store):

@@ -29,6 +29,18 @@ def test_both_figures_are_drawn_and_embedded(tmp_path, make, seeds):
     assert all("<svg" in path.read_text() for path in report.figures[1::2])
 
 
+def test_what_a_model_scores_that_cannot_look_back_is_a_line(tmp_path, make):
+    plain = write_report(make.sweep(tmp_path / "plain", {("abf", 0): make.everything()}))
+    measured = {("abf", 0): [*make.everything(), ("retrieval_control", "docs", 256, 0.31)]}
+    report = write_report(make.sweep(tmp_path / "control", measured))
+    without, drawn = (
+        next(path for path in found.figures if path.name == "retrieval.svg").read_text() for found in (plain, report)
+    )
+    assert drawn.count("stroke-dasharray") == without.count("stroke-dasharray") + 1
+    assert "token accuracy after another text, %" in report.markdown and "31.0" in report.markdown
+    assert "what one that cannot look back does" in report.markdown and "after another text" not in without
+
+
 def test_unmeasured_figures_are_left_out_and_stale_ones_removed(tmp_path, make):
     folder = make.sweep(tmp_path, {("abf", 0): make.perplexities(20.0)})
     (folder / "figures").mkdir()
