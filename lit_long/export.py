@@ -7,12 +7,14 @@
     … adapter=true          of a stage trained with an adapter only that, as peft loads it; not merged
     … name=NAME             its name in the model card (default: that of the folder)
 
-Writes weights, config.json, the tokenizer with its chat template, and a model card that tells where the model comes from. The folder
+Writes weights, config.json, the tokenizer with its chat template, a model card that tells where the model comes from, and, of a stage that started from nothing,
+its settings (recipe.json). The folder
 appears whole or not at all. Positional encoders that transformers cannot compute are refused. Exit codes: 0 written, 2 bad input.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +65,11 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     from lit_long.data.store import open_store, words_of
     from lit_long.stages.folder import read_stage
     from lit_long.stages.lineage import model_card, stage_of
+    from lit_long.stages.shipped import RECIPE, recipe
 
     checkpoint = Path(config.checkpoint).expanduser().resolve()
     folder = stage_of(checkpoint)
-    stage, store, _ = read_stage(folder)
+    stage, store, parent = read_stage(folder)
     if stage.kind != "train":
         raise UserError(f"{folder}: a stage of kind {stage.kind} holds no model; name a train stage")
     if config.adapter:
@@ -79,7 +82,8 @@ def export_stage(config: ExportConfig, out: Path) -> None:
         )
     words = words_of(open_store(store), stage.data.corpus)
     card = model_card(config.name or out.name, folder, weights)
-    write_huggingface(out, own_tensors(weights), stage.model, stage.position, stage.context, words, card, config.dtype)
+    beside = {} if parent else {RECIPE: json.dumps(recipe(stage), indent=1) + "\n"}
+    write_huggingface(out, own_tensors(weights), stage.model, stage.position, stage.context, words, card, config.dtype, beside)
 
 
 def export_external(config: ExportConfig, out: Path) -> None:

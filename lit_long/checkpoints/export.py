@@ -46,6 +46,7 @@ def write_huggingface(
     words: Tokenization,
     card: str,
     dtype: str = "auto",
+    beside: dict[str, str] | None = None,
 ) -> None:
     """Write the folder ``out``, which must not exist or be empty.
 
@@ -53,6 +54,7 @@ def write_huggingface(
         tensors: every parameter of the Llama of shape ``model``, in any order; converted to ``dtype`` (``auto``: kept as they are).
         position: scheme and settings that it is to be used with.
         context: tokens of context it is for.
+        beside: further files, text by name.
 
     Raises:
         UserError: transformers cannot express ``position``, a tensor is missing or does not fit, or ``out`` is in use.
@@ -70,7 +72,8 @@ def write_huggingface(
         name = str(kept).removeprefix("torch.")
         write_json(writing / "config.json", config | {"torch_dtype": name, "dtype": name})
         write_words(writing, words, context)
-        (writing / "README.md").write_text(card, encoding="utf-8")
+        for file, text in {"README.md": card, **(beside or {})}.items():
+            (writing / file).write_text(text, encoding="utf-8")
         if out.exists():
             out.rmdir()
         os.replace(writing, out)

@@ -272,7 +272,7 @@ class StageConfig(SharedConfig):
 
     kind: str = "train"  # data · train · evaluate
     parent: str | None = None
-    shipped: str = ""  # training: weights in experiments/ that came of these very settings; taken instead, unless base=train
+    shipped: str = ""  # training: weights in experiments/bases/ that stand for the stage if its settings made them
     context: int = 4096
     tokens: int = 0
     tokens_per_update: int = 4_194_304
@@ -285,7 +285,9 @@ class SweepConfig(SharedConfig):
     experiment: str = "position_tiny"
     description: str = ""
     scale: str = ""  # the one of the experiment's scales that this is (scales.py)
-    base: str = "shipped"  # shipped: stages whose weights came with lit-long are not trained · train: they are
+    base: str = (
+        "shipped"  # shipped: stages whose weights came with lit-long are not trained · train: they are (stages/shipped.py)
+    )
     grid: dict[str, Any] = field(default_factory=dict)
     exclude: list[dict[str, Any]] = field(default_factory=list)  # points of the grid that are not run
     stages: dict[str, Any] = field(default_factory=dict)

@@ -180,17 +180,16 @@ def make_plan(layers: Layers) -> Plan:
             where = f"{layers.file}: stages.{name}"
             start = given.get(sweep.stages[name].get("parent"))
             config = compose_stage(layers, shared, name, point, pretrained, start.model.init if start else "")
-            if config.shipped and sweep.base == SHIPPED:
-                folder = shipped_folder(config, where)
-                given[name] = stand_in(config, folder, look.at(open_external, folder).shape, where)
-                shipped[f"{name} s{config.seed}"] = folder
-                continue
             config = replace(config, parent=None) if start else config
             parent = trial.stages[config.parent] if config.parent else None
             own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})
             config = replace(config, data=settle_data(config.data, where, sources, look.at))
             config = settle(config, parent.config if parent else start, own_position, where)
             trial.seed = config.seed
+            if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
+                given[name] = stand_in(config, folder, look.at(open_external, folder).shape, where)
+                shipped[f"{name} s{config.seed}"] = folder
+                continue
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
             if parent and parent.store != corpus.folder and not config.data.corpus.tokenizer:
                 raise UserError(

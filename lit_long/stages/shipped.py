@@ -1,22 +1,28 @@
 """Stages whose weights came with lit-long, so that a sweep starts from a trained model at once.
 
     stages:
-      base: {shipped: "small-s${seed}", tokens: 24M, …}     the recipe, and what it gave: experiments/bases/small-s0/
+      base: {shipped: "mini-s${seed}", tokens: 8M, …}     the recipe, and what it gave: experiments/bases/mini-s0/
 
-The folder is a Hugging Face folder as `python -m lit_long.export` writes it, its card tells where the weights come from. Stages after it
-start from these weights as from any made elsewhere: known by their content, with their tokenizer. ``base=train`` trains them anew.
+The folder is a Hugging Face folder as `python -m lit_long.export` writes it of a finished stage: its card tells where the weights come from, its
+``recipe.json`` with which settings they were made. They are taken where the stage has just these settings; with others, or another seed, it
+is trained, and so it is with ``base=train``. Stages after it start from these weights as from any made elsewhere: known by their content,
+with their tokenizer.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lit_long.config import ModelConfig, StageConfig, UserError
+from lit_long.config import ModelConfig, StageConfig, UserError, identity_fields, plain
 from lit_long.config.compose import folders
+from lit_long.stages.identity import identity_settings
 
 SHIPPED, TRAIN = "shipped", "train"
 BASES = "bases"  # below experiments/
+RECIPE = "recipe.json"
 
 
 def check_base(base: str, stages: dict[str, dict], file: Path) -> None:
@@ -27,17 +33,33 @@ def check_base(base: str, stages: dict[str, dict], file: Path) -> None:
         raise UserError(f"base={TRAIN}: no stage of {file} has shipped weights, so all are trained anyway; leave the word out")
 
 
-def shipped_folder(config: StageConfig, where: str) -> str:
-    """The folder that the stage's ``shipped`` names. Raises UserError if there is none."""
-    places = [place / BASES / config.shipped for place in folders("experiments")]
-    for place in places:
-        if (place / "config.json").is_file():
-            return str(place)
-    known = sorted({found.parent.name for place in places for found in place.parent.glob("*/config.json")})
-    raise UserError(
-        f"{where}.shipped: there is no experiments/{BASES}/{config.shipped} ({', '.join(known) or 'none at all'} came with lit-long); "
-        f"base={TRAIN} trains it"
-    )
+def recipe(config: StageConfig) -> dict[str, Any]:
+    """What a settled training stage computes, but for the machine's precision and the versions of the corpus' packages."""
+    settings = {key: value for key, value in identity_settings(config).items() if key != "trainer"}
+    data = {"corpus": identity_fields(config.data.corpus), "sources": sorted(config.data.sources)}
+    return json.loads(json.dumps(plain(settings | data)))
+
+
+def shipped_folder(config: StageConfig) -> str:
+    """The folder of the weights that the settled stage would give, or "" if none came with lit-long.
+
+    Raises:
+        UserError: a folder without a recipe, or an unreadable one.
+    """
+    for place in folders("experiments"):
+        folder = place / BASES / config.shipped
+        if not (folder / "config.json").is_file():
+            continue
+        try:
+            made_with = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder / RECIPE}: cannot be read ({error}), so nothing says with which settings these weights were made. "
+                f"Export the stage anew (python -m lit_long.export), or base={TRAIN} trains it."
+            ) from error
+        if made_with == recipe(config):
+            return str(folder)
+    return ""
 
 
 def stand_in(config: StageConfig, folder: str, shape: ModelConfig, where: str) -> StageConfig:
@@ -48,5 +70,7 @@ def stand_in(config: StageConfig, folder: str, shape: ModelConfig, where: str) -
     """
     own = replace(config.model, init=folder, vocab_size=shape.vocab_size)
     if own != replace(shape, init=folder):
-        raise UserError(f"{where}: the weights in {folder} are of another shape than model says; base={TRAIN} trains others")
+        raise UserError(
+            f"{where}: the weights in {folder} are of another shape than its {RECIPE} says; base={TRAIN} trains others"
+        )
     return replace(config, model=own)

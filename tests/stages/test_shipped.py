@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from lit_long.config import UserError, read_layers
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.stages.plan import make_plan
+from lit_long.stages.shipped import RECIPE, recipe
 from lit_long.stages.sweep_folder import outline
 from tests.checkpoints.llamas import random_llama, save
 
@@ -35,7 +36,13 @@ def plan(tmp_path, monkeypatch):
         (folder / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
     (tmp_path / "experiments" / "mine.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
-    return lambda *words: make_plan(read_layers(["experiment=mine", *words]))
+
+    def planned(*words):
+        return make_plan(read_layers(["experiment=mine", *words]))
+
+    for trial in planned("base=train").trials:
+        (bases / f"mine-s{trial.seed}" / RECIPE).write_text(json.dumps(recipe(trial.stages["base"].config)))
+    return planned
 
 
 def test_what_follows_starts_from_them(plan, tmp_path):
@@ -78,20 +85,48 @@ def test_they_are_known_by_their_content(plan, tmp_path):
     assert {key for key in before if before[key] != after[key]} == {("rope", 1), ("abf", 1)}
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["model.n_layers=3", "stages.base.tokens=2k", "stages.base.optim.lr=1e-4", "data.corpus.vocab_size=290", "grid.seed=[7,8]"],
+)
+def test_another_recipe_is_trained(plan, other):
+    found = plan(other)
+    assert len({stage.identity for stage in found.stages if stage.name == "base"}) == 2 and not found.shipped
+
+
+def test_what_does_not_change_the_weights_keeps_them(plan):
+    more = (
+        "trainer.precision=32-true",
+        "trainer.threads=1",
+        "stages.extend.tokens=2k",
+        "stages.extend.data.weights.code=1",
+        "grid.seed=[0,7]",
+    )
+    found = plan(*more)
+    assert list(found.shipped) == ["base s0"]
+    assert [stage.config.seed for stage in found.stages if stage.name == "base"] == [7]
+
+
 def test_what_makes_no_sense_is_refused(plan, tmp_path):
     with pytest.raises(UserError, match="base=new: must be shipped or train"):
         plan("base=new")
+    file = tmp_path / "experiments" / "bases" / "mine-s0" / RECIPE
+    text = file.read_text()
+    file.write_text(text[:40])
+    with pytest.raises(UserError, match=r"mine-s0/recipe.json: cannot be read .*Export the stage anew .*base=train trains it"):
+        plan()
+    file.unlink()
+    with pytest.raises(UserError, match=r"mine-s0/recipe.json: cannot be read"):
+        plan()
+    plan("base=train")
+    changed = json.loads(text)
+    changed["model"]["n_layers"] = 3
+    file.write_text(json.dumps(changed))
     with pytest.raises(
-        UserError, match=r"stages.base.shipped: there is no experiments/bases/mine-s7 \(.*mine-s0, mine-s1.*base=train"
+        UserError, match=r"stages.base: the weights in .*mine-s0 are of another shape than its recipe.json says; base=train"
     ):
-        plan("grid.seed=[7]")
-    with pytest.raises(
-        UserError, match=r"stages.base: the weights in .*mine-s0 are of another shape than model says; base=train"
-    ):
-        plan("model.n_layers=3")
-    assert len({s.identity for s in plan("base=train", "model.n_layers=3").stages if s.name == "base"}) == 2
-    shutil.copy(tmp_path / "experiments" / "mine.yaml", tmp_path / "bare.yaml")
-    text = EXPERIMENT.replace('shipped: "mine-s${seed}", ', "")
-    (tmp_path / "bare.yaml").write_text(text)
+        plan("model.n_layers=3", "grid.seed=[0]")
+    bare = EXPERIMENT.replace('shipped: "mine-s${seed}", ', "")
+    (tmp_path / "bare.yaml").write_text(bare)
     with pytest.raises(UserError, match="base=train: no stage of .*bare.yaml has shipped weights"):
         make_plan(read_layers(["experiment=bare.yaml", "base=train"]))
