@@ -70,6 +70,7 @@ def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None
         "measurements": rows,
         "seconds": time.perf_counter() - started,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "pretrained_context": config.model.context,
     }
 
 

@@ -109,12 +109,15 @@ class Results:
         return results
 
     def base_context(self) -> int | None:
-        """The context the reference was trained with, where that is known and the same for every seed."""
+        """The context the reference was trained with, here or elsewhere, where that is known and the same for every seed."""
         reference = self.sweep.report.reference
         if not reference:
             return None
         parent = self.sweep.parents.get(reference, reference.removeprefix("evaluate_"))
         contexts = {result.get("context") for result in self.train().get(parent, [])}
+        if not contexts:
+            measured = [stage.result for stage in self.folders.get(self.reference or "", []) if stage.result]
+            contexts = {result.get("pretrained_context") for result in measured}
         return contexts.pop() if len(contexts) == 1 else None
 
 

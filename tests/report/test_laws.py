@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -74,4 +75,13 @@ def test_the_papers_retrieval_is_drawn_behind_ours(tmp_path):
         )
     results = aggregate(read_sweep(tmp_path / "with" / "runs" / "position_tiny" / "k1"))
     assert papers_curves(results)["rope"] == [(16.0, 100.0), (640.0, 0.0)]  # 4,096 tokens there are the base's 256 here
+    # A base that came with lit-long was trained by no stage of the sweep: what was measured of it tells its context.
+    folder = tmp_path / "with" / "runs" / "position_tiny" / "k1"
+    record = json.loads((folder / "sweep.json").read_text())
+    for trial in record["trials"]:
+        del trial["stages"]["base"]
+        file = folder / trial["stages"]["evaluate_base"] / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pretrained_context": 128}))
+    (folder / "sweep.json").write_text(json.dumps(record))
+    assert papers_curves(aggregate(read_sweep(folder)))["rope"] == [(8.0, 100.0), (320.0, 0.0)]
     assert pictures["with"].count("stroke-opacity: 0.25") == 2 and "stroke-opacity: 0.25" not in pictures["without"]
