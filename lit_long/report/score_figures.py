@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lit_long.files import replacing
-from lit_long.report.figures import COLOURS, DPI, GREY, MARKERS, STYLE
+from lit_long.report.canvas import COLOURS, DPI, GREY, MARKERS, STYLE
 
 Rows = list[dict[str, Any]]
 LAW, POSITIONS, NEEDLE = "scaling_law.png", "loss_by_position.png", "needle.png"

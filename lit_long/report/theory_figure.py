@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lit_long.report.figures import COLOURS, DPI, GREY, STYLE
+from lit_long.report.canvas import COLOURS, DPI, GREY, STYLE
 from lit_long.report.results import display
 
 INK = "#222222"
