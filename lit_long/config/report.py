@@ -43,6 +43,14 @@ class LawConfig:
 
 
 @dataclass
+class BoundConfig:
+    """The base of each variant of a sweep over bases: given, retrieval is shown by base, with the criterion of positions/bounds.py."""
+
+    head_dim: int = 64
+    rows: dict[str, float] = field(default_factory=dict)  # variant → base
+
+
+@dataclass
 class ReportConfig:
     """Which stage's results fill the table's rows, which stage is the reference row, and the paper's own numbers."""
 
@@ -56,4 +64,5 @@ class ReportConfig:
     published: list[PublishedConfig] = field(default_factory=list)  # further tables
     curve: CurveConfig = field(default_factory=CurveConfig)
     law: LawConfig = field(default_factory=LawConfig)
+    bound: BoundConfig = field(default_factory=BoundConfig)
     notes: list[str] = field(default_factory=list)

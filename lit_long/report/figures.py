@@ -8,7 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
-from lit_long.report.canvas import GREY, Point, colour_of, draw_line, label_of, log2_axis, panels_of
+from lit_long.report.bound import TITLE, bases
+from lit_long.report.canvas import COLOURS, GREY, MARKERS, Point, colour_of, draw_line, label_of, log2_axis, panels_of
 from lit_long.report.laws import fitted_laws
 from lit_long.report.page import papers_curves
 from lit_long.report.results import ACCURACY, BY_POSITION, CONTROL, CONTROL_ROUGE, PASSKEY, ROUGE, Results, display
@@ -30,6 +31,8 @@ def drawings(results: Results) -> dict[str, Callable[[BinaryIO, str], None]]:
         found["loss_by_position"] = partial(_loss_by_position, results)
     if fitted_laws(results):
         found["context_law"] = partial(_context_law, results)
+    if bases(results) and results.domains(ACCURACY):
+        found["base_bound"] = partial(_base_bound, results)
     return found
 
 
@@ -122,6 +125,36 @@ def _context_law(results: Results, file: BinaryIO, kind: str) -> None:
         for axes in panels:
             axes.set(xlabel="context (tokens)")
         panels[0].set_ylabel("loss (nats per token)")
+
+
+def _base_bound(results: Results, file: BinaryIO, kind: str) -> None:
+    """Accuracy over the base, a line for each length; where a line of dots stands, the criterion begins to hold at that length."""
+    from lit_long.positions.bounds import smallest_base
+
+    found, domains = bases(results), results.domains(ACCURACY)
+    with panels_of(results, f"{TITLE}: teacher-forced token accuracy", domains, 2.5, file, kind) as panels:
+        for domain, axes in zip(domains, panels, strict=True):
+            for index, length in enumerate(results.lengths(ACCURACY, domain)):
+                cells = [(base, results.get(row, ACCURACY, domain, length)) for row, base in found.items()]
+                points = [(base, cell) for base, cell in cells if cell]
+                colour = COLOURS[index % len(COLOURS)]
+                x, means = [base for base, _ in points], [100 * cell.mean for _, cell in points]
+                axes.fill_between(
+                    x,
+                    [100 * cell.low for _, cell in points],
+                    [100 * cell.high for _, cell in points],
+                    color=colour,
+                    alpha=0.14,
+                    linewidth=0,
+                )
+                axes.plot(x, means, color=colour, marker=MARKERS[index], markerfacecolor="white", label=f"{length:,} tokens")
+                axes.axvline(
+                    smallest_base(length, results.sweep.report.bound.head_dim), color=colour, linestyle=":", linewidth=1.2
+                )
+            axes.set_xscale("log")
+            axes.set_xlim(min(found.values()) / 1.3, max(found.values()) * 1.3)
+            axes.set(ylim=(-2, 102), yticks=range(0, 101, 20), xlabel="RoPE base; dotted: the smallest that the criterion allows")
+        panels[0].set_ylabel("token accuracy (%)")
 
 
 def _base_context(axes: Any, results: Results, lengths: list[int], at_top: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lit_long.report.bound import EXPLAINED, bound_table
 from lit_long.report.differences import difference_tables, explained
 from lit_long.report.laws import law_table
 from lit_long.report.published import published_tables
@@ -19,6 +20,7 @@ CAPTIONS = {
     "retrieval": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
     "passkey": "Passkey retrieval by task length (the paper's footnote 4).",
     "loss_by_position": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
+    "base_bound": "Retrieval by RoPE base, a line a length. Dotted in the same colour: the smallest base that the base-bound criterion allows at that length.",
     "context_law": "Loss by context length with the fitted law (the form of the paper's Figure 1), and the paper's own curves.",
 }
 
@@ -66,6 +68,8 @@ def page(results: Results, figures: list[str]) -> str:
         parts += [part for each in tables for part in (f"**{each.title}**", each.markdown())]
     for each, published in zip(published_tables(results), sweep.report.published, strict=True):
         parts += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
+    if bound := bound_table(results):
+        parts += [f"## {bound.title}", EXPLAINED, bound.markdown()]
     if law := law_table(results):
         source = sweep.report.law.source or "the paper"
         parts += [f"## {law.title}", LAW.format(source=source), law.markdown()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.files import write_atomically
+from lit_long.report.bound import bound_table
 from lit_long.report.differences import difference_tables, differences_csv
 from lit_long.report.folder import Stage, read_sweep
 from lit_long.report.html import page_html
@@ -18,7 +19,7 @@ from lit_long.report.results import Results, aggregate
 from lit_long.report.tables import Table, csv_text, perplexity_table, retrieval_tables
 
 DIFFERENCES = "differences.csv"
-FIGURES, KINDS = ("retrieval", "passkey", "loss_by_position", "context_law"), ("png", "svg")
+FIGURES, KINDS = ("retrieval", "passkey", "loss_by_position", "context_law", "base_bound"), ("png", "svg")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,14 @@ def write_report(folder: Path) -> Report:
     figures = write_figures(results, folder)
     markdown = page(results, list(figures))
     differences = difference_tables(results)
-    made = (perplexity_table(results), *retrieval_tables(results), *published_tables(results), law_table(results), *differences)
+    made = (
+        perplexity_table(results),
+        *retrieval_tables(results),
+        *published_tables(results),
+        law_table(results),
+        bound_table(results),
+        *differences,
+    )
     tables = [table for table in made if table]
     title = results.sweep.report.title or results.sweep.experiment
     pictures = {f"figures/{name}.png": content for name, content in figures.items()}
