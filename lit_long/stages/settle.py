@@ -27,7 +27,7 @@ from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
 from lit_long.evaluation.lm_specs import OURS, SPECS
 from lit_long.positions import settings as position_settings
-from lit_long.stages.mixture import measurable, mixable, settle_evaluation
+from lit_long.stages.mixture import measurable, mixable, settle_evaluation, uses_builtin
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
@@ -74,6 +74,8 @@ def settle_curriculum(config: StageConfig, position: dict[str, Any], where: str)
     settled = []
     for number, phase in enumerate(config.curriculum.phases):
         key = f"{where}.curriculum.phases[{number}]"
+        if phase.weights and not uses_builtin(config.data) and not set(phase.weights) & set(config.data.sources):
+            phase = replace(phase, weights={})  # sources took the mixture over, here as in the stage (stages/mixture.py)
         check_weights(phase.weights, mixable(config.data), f"{key}.weights")
         if phase.weights and not any(phase.weights.values()):
             raise UserError(f"{key}.weights gives no domain a share")

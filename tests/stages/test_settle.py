@@ -12,6 +12,7 @@ from lit_long.config import (
     ModelConfig,
     OptimConfig,
     SamplingConfig,
+    SourceConfig,
     StageConfig,
     TrainerConfig,
     UserError,
@@ -149,3 +150,16 @@ def test_retrieval_of_all_lengths_has_an_identity_of_its_own():
     assert "retrieval" not in identity_settings(settled())
     assert "retrieval" in identity_settings(settled(weights={"code": 0.5, "retrieval": 0.5}))
     assert "retrieval" in identity_settings(settled({"until": 0.5, "weights": {"retrieval": 1.0}}, {"until": 1.0}))
+
+
+def test_where_sources_take_the_mixture_over_they_do_so_in_phases_too():
+    sources = {"mine": SourceConfig(path="x.jsonl")}
+    phases = [PhaseConfig(until=0.5, scale=0.5, weights={"copying": 1.0}), PhaseConfig()]
+    found = settled_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
+    assert [phase.weights for phase in found.curriculum.phases] == [{}, {}]
+    phases[0] = PhaseConfig(until=0.5, scale=0.5, weights={"mine": 1.0})
+    named = settled_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
+    assert named.curriculum.phases[0].weights == {"mine": 1.0}
+    phases[0] = PhaseConfig(until=0.5, scale=0.5, weights={"mine": 0.5, "cod": 0.5})
+    with pytest.raises(UserError, match="weights.cod: unknown domain"):
+        settled_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
