@@ -221,7 +221,7 @@ def compose_stage(
         shared: what `compose_sweep` returned.
         point: one value per axis, ``{"position": "abf", "seed": 0}`` (grid.py).
         pretrained: reads what ``model.init`` names.
-        init: the weights that its parent stands for, if these are shipped.
+        init: the shipped weights that it descends from, if any.
     """
     raw = copy.deepcopy(shared)
     own = layers.experiment["stages"][name]

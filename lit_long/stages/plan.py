@@ -176,10 +176,13 @@ def make_plan(layers: Layers) -> Plan:
     for point in points(sweep.grid, sweep.exclude, str(layers.file)):
         trial = Trial(variant_name(point), 0, point)
         given: dict[str, StageConfig] = {}  # stages that are not trained, since their weights were shipped
+        origin: dict[str, str] = {}  # those weights, by the stages that descend from them
         for name in names:
             where = f"{layers.file}: stages.{name}"
-            start = given.get(sweep.stages[name].get("parent"))
-            config = compose_stage(layers, shared, name, point, pretrained, start.model.init if start else "")
+            ancestor = sweep.stages[name].get("parent")
+            start = given.get(ancestor)
+            origin[name] = start.model.init if start else origin.get(ancestor, "")
+            config = compose_stage(layers, shared, name, point, pretrained, origin[name])
             config = replace(config, parent=None) if start else config
             parent = trial.stages[config.parent] if config.parent else None
             own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})

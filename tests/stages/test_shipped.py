@@ -22,6 +22,7 @@ stages:
   base: {shipped: "mine-s${seed}", position: rope, context: 128, tokens: 1k, tokens_per_update: 256}
   extend: {parent: base, context: 256, tokens: 1k, tokens_per_update: 256}
   evaluate_base: {kind: evaluate, parent: base}
+  evaluate: {kind: evaluate, parent: extend}
 report: {rows: evaluate_base}
 """
 
@@ -47,13 +48,15 @@ def plan(tmp_path, monkeypatch):
 
 def test_what_follows_starts_from_them(plan, tmp_path):
     found = plan()
-    assert {stage.name for stage in found.stages} == {"corpus", "extend", "evaluate_base"}
+    assert {stage.name for stage in found.stages} == {"corpus", "extend", "evaluate_base", "evaluate"}
     for trial in found.trials:
         folder = tmp_path / "experiments" / "bases" / f"mine-s{trial.seed}"
         for stage in (trial.stages["extend"], trial.stages["evaluate_base"]):
             assert (stage.config.model.init, stage.parent, stage.config.parent) == (str(folder), None, None)
             assert stage.config.data.corpus.tokenizer == str(folder)  # the tokens it was trained on
         assert trial.stages["extend"].config.position["scheme"] == trial.variant
+        assert trial.stages["evaluate"].parent == trial.stages["extend"].folder
+        assert trial.stages["evaluate"].store == trial.stages["extend"].store  # and so on, down the chain
         # A base is measured under the encoder it was trained with, whatever the variant.
         assert (
             trial.stages["evaluate_base"].config.position["scheme"],
