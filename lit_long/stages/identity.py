@@ -43,7 +43,7 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
 
 def all_weights(config: StageConfig) -> list[dict[str, float]]:
     """The mixtures of the stage: its own, and its phases'."""
-    return [config.data.weights if not config.data.repeats else {}, *(phase.weights for phase in config.curriculum.phases)]
+    return [config.data.repeats or config.data.weights, *(phase.weights for phase in config.curriculum.phases)]
 
 
 def optim_identity(optim: OptimConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from lit_long.config.grid import points, variant_name
 from lit_long.stages.folder import is_done
 from lit_long.stages.identity import identity_settings
 from lit_long.stages.mixture import settle_data
-from lit_long.stages.settle import settle
+from lit_long.stages.settle import check_optimizer, settle
 from lit_long.stages.shipped import SHIPPED, check_base, shipped_folder, stand_in
 
 # Raised by hand when the meaning of a kind's result changes; results of older versions are then not taken for new ones.
@@ -193,6 +193,8 @@ def make_plan(layers: Layers) -> Plan:
                 given[name] = stand_in(config, folder, look.at(open_external, folder).shape, where)
                 shipped[f"{name} s{config.seed}"] = folder
                 continue
+            if config.kind == "train":
+                check_optimizer(config, where)
             corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
             if parent and parent.store != corpus.folder and not config.data.corpus.tokenizer:
                 raise UserError(

@@ -120,7 +120,6 @@ def check_training(config: StageConfig, where: str) -> None:
             f"{where}: model.vocab_size={model.vocab_size} must not be smaller than data.corpus.vocab_size="
             f"{config.data.corpus.vocab_size}, the tokenizer's"
         )
-    check_optimizer(config, where)
     data, known = config.data, mixable(config.data)
     check_weights(data.weights, known, f"{where}: data.weights")
     check_weights(data.repeats, known, f"{where}: data.repeats")
@@ -139,13 +138,14 @@ def check_training(config: StageConfig, where: str) -> None:
 
 
 def check_optimizer(config: StageConfig, where: str) -> None:
+    """Raises UserError for an optimizer that cannot train the stage where it is to run."""
     name = config.optim.name
     if name not in OPTIMIZERS:
         raise UserError(f"{where}: optim.name must be {' or '.join(OPTIMIZERS)}, not {name!r}{nearest(name, OPTIMIZERS)}")
     if name == "muon" and config.trainer.strategy != "single":
         raise UserError(
             f"{where}: optim.name=muon needs whole matrices, and trainer.strategy={config.trainer.strategy} deals them to ranks; "
-            f"optim=adamw, or trainer.strategy=single"
+            f"{where.rpartition(': ')[2]}.optim.name=adamw, or trainer.strategy=single"
         )
 
 

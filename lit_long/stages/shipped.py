@@ -18,7 +18,7 @@ from typing import Any
 
 from lit_long.config import ModelConfig, StageConfig, UserError, identity_fields, plain
 from lit_long.config.compose import folders
-from lit_long.stages.identity import identity_settings
+from lit_long.stages.identity import all_weights, identity_settings
 
 SHIPPED, TRAIN = "shipped", "train"
 BASES = "bases"  # below experiments/
@@ -36,7 +36,8 @@ def check_base(base: str, stages: dict[str, dict], file: Path) -> None:
 def recipe(config: StageConfig) -> dict[str, Any]:
     """What a settled training stage computes, but for the machine's precision and the versions of the corpus' packages."""
     settings = {key: value for key, value in identity_settings(config).items() if key != "trainer"}
-    data = {"corpus": identity_fields(config.data.corpus), "sources": sorted(config.data.sources)}
+    mixed = {name for weights in all_weights(config) for name, weight in weights.items() if weight}
+    data = {"corpus": identity_fields(config.data.corpus), "sources": sorted(mixed & set(config.data.sources))}
     return json.loads(json.dumps(plain(settings | data)))
 
 

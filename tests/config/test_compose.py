@@ -14,7 +14,9 @@ from tests.integration.mini import REPOSITORY, run
 
 
 def plan(*words):
-    return make_plan(read_layers(list(words)))
+    """The default experiment trains its base, instead of taking the one that came with lit-long; others run as they are."""
+    base = [] if any(word.startswith("experiment=") for word in words) else ["base=train"]
+    return make_plan(read_layers([*base, *words]))
 
 
 def stage(plan_, label):
@@ -48,11 +50,15 @@ def test_shared_stages_are_one():
 def test_later_layers_win():
     # option file 3e-4 < the experiment's own for the stage < command line, for all stages or for one
     file = yaml.safe_load((REPOSITORY / "experiments" / "position_tiny.yaml").read_text())
-    assert stage(plan(), "base").config.optim.lr == float(file["stages"]["base"]["optim"]["lr"]) != 3e-4
-    assert stage(plan("optim.lr=1e-4"), "base").config.optim.lr == 1e-4
-    both = plan("optim.lr=1e-4", "stages.base.optim.lr=5e-4")
-    assert (stage(both, "base").config.optim.lr, stage(both, "extend abf").config.optim.lr) == (5e-4, 1e-4)
-    assert stage(plan(), "base").config.optim.betas == (0.9, 0.95)
+    assert stage(plan(), "extend abf").config.optim.lr == float(file["stages"]["extend"]["optim"]["lr"]) != 3e-4
+    assert stage(plan("optim.lr=1e-4"), "extend abf").config.optim.lr == 1e-4
+    both = plan("optim.lr=1e-4", "stages.extend.optim.lr=5e-4")
+    assert stage(both, "extend abf").config.optim.lr == 5e-4
+    assert stage(plan(), "extend abf").config.optim.betas == (0.9, 0.95)
+    # A stage that names an option of its own, as the base's recipe does, is reached by its own name only.
+    recipe = yaml.safe_load((REPOSITORY / "experiments" / "bases" / "mini.yaml").read_text())
+    assert stage(both, "base").config.optim.lr == float(recipe["optim"]["lr"])
+    assert stage(plan("stages.base.optim.lr=5e-4"), "base").config.optim.lr == 5e-4
 
 
 def test_one_value_leaves_that_variant():
@@ -68,7 +74,7 @@ def test_grids():
     swept = plan("grid.position=[rope,abf]", "grid.seed=[0,1]", "grid.optim.lr=[1e-3,2e-3]")
     assert len(swept.trials) == 8
     assert {t.variant for t in swept.trials} == {f"position={p} optim.lr={lr}" for p in ("rope", "abf") for lr in (0.001, 0.002)}
-    assert {t.stages["base"].config.optim.lr for t in swept.trials} == {1e-3, 2e-3}
+    assert {t.stages["extend"].config.optim.lr for t in swept.trials} == {1e-3, 2e-3}
     files = {file.stem for file in (REPOSITORY / "configs" / "position").glob("*.yaml")}
     assert {t.variant for t in plan("grid.position=all").trials} == files - {
         "longrope",  # its factors are the user's to give
@@ -83,7 +89,8 @@ def test_evaluations_are_of_their_parents_model():
 
 
 def identities(*words):
-    return {name: s.identity for name, s in plan("position=abf", *words).trials[0].stages.items()}
+    adamw = "stages.base.optim.name=adamw"  # which several ranks can share
+    return {name: s.identity for name, s in plan("position=abf", adamw, *words).trials[0].stages.items()}
 
 
 @pytest.mark.parametrize(
@@ -157,8 +164,8 @@ def test_bad_files_are_named(tmp_path):
 
 def test_users_own_folders_come_first(tmp_path):
     (tmp_path / "configs" / "model").mkdir(parents=True)
-    text = (REPOSITORY / "configs" / "model" / "tiny.yaml").read_text().replace("n_layers: 4", "n_layers: 2")
-    (tmp_path / "configs" / "model" / "tiny.yaml").write_text(text)
+    text = (REPOSITORY / "configs" / "model" / "mini.yaml").read_text().replace("n_layers: 4", "n_layers: 2")
+    (tmp_path / "configs" / "model" / "mini.yaml").write_text(text)
     shown = run("lit_long.sweep", "show=config", f"root={tmp_path}", cwd=tmp_path)
     assert yaml.safe_load(shown.stdout)["stages"]["base"]["model"]["n_layers"] == 2
 
@@ -212,6 +219,6 @@ def test_every_option_file_composes(file, tmp_path):
     if file.parent.name == "data":
         words += stand_ins(file.stem, tmp_path)  # for data on the hub
     if file.stem == "fsdp":
-        words.append("trainer.context_parallel=2")  # the experiment's updates have one sequence
+        words += ["trainer.context_parallel=2", "stages.base.optim.name=adamw"]  # few sequences an update; Muon is for one device
     group = "stages.extend.adapter" if file.parent.name == "adapter" else file.parent.name  # there is nothing to adapt in a base
     assert plan(f"{group}={file.stem}", *words).stages

@@ -31,7 +31,7 @@ MINI = [
     *CORPUS,
     *("model.d_model=48", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=24", "model.d_ffn=96"),
     *("model.context=128", "stages.base.context=128", "stages.base.tokens=12k", "stages.base.tokens_per_update=1k"),
-    "stages.base.curriculum.phases=[]",
+    *("stages.base.curriculum.phases=[]", "stages.base.optim.name=adamw"),
     *("stages.extend.context=256", "stages.extend.tokens=2k", "stages.extend.tokens_per_update=512"),
     *("evaluation.lengths=[128,256]", "evaluation.retrieval_lengths=[128,256]"),
     *("evaluation.sequences=4", "evaluation.retrieval_examples=4", "validation.times=2", "validation.sequences=2"),

@@ -19,7 +19,7 @@ from lit_long.stages.plan import make_plan
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """Four encoders under two seeds."""
-    return make_plan(read_layers(["grid.seed=[0,1]", f"root={tmp_path_factory.mktemp('root')}"]))
+    return make_plan(read_layers(["base=train", "grid.seed=[0,1]", f"root={tmp_path_factory.mktemp('root')}"]))
 
 
 @pytest.fixture

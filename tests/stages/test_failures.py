@@ -15,7 +15,13 @@ from lit_long.stages.sweep_folder import outline
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    words = ["grid.position=[rope,abf]", "grid.seed=[0,1]", "only_failed=true", f"root={tmp_path_factory.mktemp('root')}"]
+    words = [
+        "base=train",
+        "grid.position=[rope,abf]",
+        "grid.seed=[0,1]",
+        "only_failed=true",
+        f"root={tmp_path_factory.mktemp('root')}",
+    ]
     return make_plan(read_layers(words))
 
 

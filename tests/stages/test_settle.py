@@ -19,7 +19,7 @@ from lit_long.config import (
 )
 from lit_long.config.schema import PhaseConfig
 from lit_long.stages.identity import identity_settings
-from lit_long.stages.settle import settle
+from lit_long.stages.settle import check_optimizer, settle
 
 WHERE = "my.yaml: stages.base"
 ROPE = {"scheme": "rope", "base": 10_000.0}
@@ -132,13 +132,15 @@ def trained_by(name, strategy):
 
 
 def test_optimizers():
-    trained_by("muon", "single"), trained_by("adamw", "fsdp")
+    for name, strategy in (("muon", "single"), ("adamw", "fsdp")):
+        check_optimizer(trained_by(name, strategy), WHERE)
     with pytest.raises(UserError, match=f"^{re.escape(WHERE)}: optim.name must be adamw or muon, not 'muo'; did you mean 'muon'"):
-        trained_by("muo", "single")
+        check_optimizer(trained_by("muo", "single"), WHERE)
     with pytest.raises(
-        UserError, match=f"^{re.escape(WHERE)}: optim.name=muon needs whole matrices, and trainer.strategy=fsdp .*optim=adamw"
+        UserError,
+        match=f"^{re.escape(WHERE)}: optim.name=muon needs whole matrices, and trainer.strategy=fsdp .*; stages.base.optim.name=adamw, or",
     ):
-        trained_by("muon", "fsdp")
+        check_optimizer(trained_by("muon", "fsdp"), WHERE)
 
 
 def test_what_adamw_gave_before_there_was_a_choice_stays_valid():

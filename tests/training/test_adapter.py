@@ -186,7 +186,7 @@ def test_merging_by_hand():
 
 def planned(*words):
     """Stages by name of the default experiment's only variant, rope."""
-    return make_plan(read_layers(["position=rope", *words])).trials[0].stages
+    return make_plan(read_layers(["base=train", "position=rope", *words])).trials[0].stages
 
 
 def test_an_adapter_is_a_part_of_a_stages_identity_and_none_is_not():
