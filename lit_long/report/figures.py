@@ -20,11 +20,11 @@ CONTROLS = {ACCURACY: CONTROL, ROUGE: CONTROL_ROUGE}
 def drawings(results: Results) -> dict[str, Callable[[BinaryIO, str], None]]:
     """Name → function that writes the figure as png or svg; only figures whose metric was measured."""
     found: dict[str, Callable[[BinaryIO, str], None]] = {}
-    if results.domains(ROUGE):
-        found["retrieval"] = partial(_by_length, results, ROUGE, "First-sentence retrieval", "ROUGE-L (%)")
-    elif results.domains(ACCURACY):
+    if results.domains(ACCURACY):
         title = "First-sentence retrieval: teacher-forced token accuracy"
         found["retrieval"] = partial(_by_length, results, ACCURACY, title, "token accuracy (%)")
+    if results.domains(ROUGE):
+        found["retrieval_rouge"] = partial(_by_length, results, ROUGE, "First-sentence retrieval: what is written", "ROUGE-L (%)")
     if results.domains(PASSKEY):
         found["passkey"] = partial(_by_length, results, PASSKEY, "Passkey: found in the text", "found (%)")
     if results.domains(BY_POSITION):
@@ -49,7 +49,8 @@ def _by_length(results: Results, metric: str, title: str, label: str, file: Bina
                     if cell:
                         points.append(Point(length, 100 * cell.mean, 100 * cell.low, 100 * cell.high, cell.seeds))
                 draw_line(axes, results, row, points)
-            _papers_curve(axes, results)
+            if metric != PASSKEY:
+                _papers_curve(axes, results)
             if metric in CONTROLS:
                 _control(axes, results, CONTROLS[metric], domain)
             log2_axis(axes, lengths, lengths, panels)

@@ -17,7 +17,8 @@ from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, PERPLEXITY, ROUG
 from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
 
 CAPTIONS = {
-    "retrieval": "First-sentence retrieval by task length (the form of the paper's Figure 5b).",
+    "retrieval": "First-sentence retrieval by task length (the form of the paper's Figure 5b), by the share of the sentence's tokens that come first.",
+    "retrieval_rouge": "The same by ROUGE-L of what the model writes, which is the paper's measure: one wrong token at the start, and the sentence is lost.",
     "passkey": "Passkey retrieval by task length (the paper's footnote 4).",
     "loss_by_position": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
     "base_bound": "Retrieval by RoPE base, a line a length. Dotted in the same colour: the smallest base that the base-bound criterion allows at that length.",
@@ -47,7 +48,7 @@ def papers_curves(results: Results) -> dict[str, list[tuple[float, float]]]:
 
 def beside(results: Results, figure: str) -> str:
     """What the caption says of the paper's own curve."""
-    if figure != "retrieval" or not papers_curves(results):
+    if not figure.startswith("retrieval") or not papers_curves(results):
         return ""
     curve = results.sweep.report.curve
     return f" The broad and pale lines are the paper's, with its {curve.context:,} tokens put at {results.base_context():,}: {curve.source}."

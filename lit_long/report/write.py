@@ -19,7 +19,7 @@ from lit_long.report.results import Results, aggregate
 from lit_long.report.tables import Table, csv_text, perplexity_table, retrieval_tables
 
 DIFFERENCES = "differences.csv"
-FIGURES, KINDS = ("retrieval", "passkey", "loss_by_position", "context_law", "base_bound"), ("png", "svg")
+FIGURES, KINDS = ("retrieval", "retrieval_rouge", "passkey", "loss_by_position", "context_law", "base_bound"), ("png", "svg")
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,12 @@ def test_generated_text_and_passkeys(tmp_path, make):
     assert table(report.markdown, "ROUGE-L, %")[1] == ["RoPE", "37.5 ± 17.7"]
     assert table(report.markdown, "**PASSKEY in docs")[:2] == [["variant", "4,096"], ["RoPE", "18.8 ± 8.8"]]
     assert "ROUGE-L of generated text" not in report.markdown and "five digits" in report.markdown
-    assert [path.name for path in report.figures[::2]] == ["retrieval.png", "passkey.png", "loss_by_position.png"]
+    assert [path.name for path in report.figures[::2]] == [
+        "retrieval.png",
+        "retrieval_rouge.png",
+        "passkey.png",
+        "loss_by_position.png",
+    ]
 
 
 def test_perplexity_at_every_length_where_there_is_room(tmp_path, make):
