@@ -97,8 +97,8 @@ def _control(axes: Any, results: Results, metric: str, domain: str) -> None:
     scores = [100 * cell.mean for cell in cells if cell]
     if scores:
         axes.axhline(sum(scores) / len(scores), color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=0.6)
-        place = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "ha": "left", "va": "top"}
-        axes.annotate("after another text", (0.0, sum(scores) / len(scores)), (3, -2), fontsize=7.5, color=GREY, **place)
+        place = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "ha": "center", "va": "bottom"}
+        axes.annotate("after another text", (0.46, sum(scores) / len(scores)), (0, 1), fontsize=7.5, color=GREY, **place)
 
 
 def _context_law(results: Results, file: BinaryIO, kind: str) -> None:

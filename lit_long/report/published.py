@@ -24,9 +24,9 @@ def published_table(results: Results, published: PublishedConfig) -> Table:
         paper = [published.rows.get(row, {}).get(column) for row in rows]
         cells = [MISSING if value is None else f"{value:g}" for value in paper]
         add(table, f"{column}\npaper", cells)
-        if column in published.measured:
-            wanted = published.measured[column]
-            ours = [measured(results, row, wanted) for row in rows]
+        wanted = published.measured.get(column)
+        ours = [measured(results, row, wanted) for row in rows] if wanted else []
+        if any(ours):
             add(table, f"{column}\nours", [format_cell(cell, wanted.scale, 2) for cell in ours])
             pairs = zip(ours, paper, strict=True)
             add(table, f"{column}\nours − paper", [difference(cell, value, wanted.scale) for cell, value in pairs])
