@@ -32,9 +32,8 @@ class CopyDocuments:
         self._documents = store.documents(DOMAIN, "train")
         self._separator, self._length, self._seed = store.separator, context + 1, seed
         self.first = 0  # the number of the sequence to begin with
-        self._places = np.cumsum(
-            np.maximum(self._documents.lengths - max(SPAN) + 1, 0)
-        )  # where a span may start, document by document
+        # How many places there are where a span may start, up to the end of each document.
+        self._places = np.cumsum(np.maximum(self._documents.lengths - max(SPAN) + 1, 0))
         if not len(self._places) or self._places[-1] == 0:
             raise UserError(
                 f"No training document of domain '{DOMAIN}' has {max(SPAN)} tokens, as copying needs ({longest(self._documents)}). "

@@ -97,6 +97,7 @@ class RetrievalDocuments:
         return whole_documents(documents, self._mask_documents)
 
     def _instance(self, number: int, part: int) -> _Instance:
+        """The example of part ``part`` of sequence ``number``; the first part's is the one that sequences of a single example had."""
         for attempt in range(_TRIES):
             instance = self._windows.draw(self._seed, number, *([part] if part else []), attempt)
             if instance is not None:
