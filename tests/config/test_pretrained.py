@@ -70,7 +70,7 @@ def test_contradictions_are_named(stage, words, yaml, message):
 
 def test_pretrained_needs_weights():
     with pytest.raises(UserError, match="position=pretrained is the encoder of the weights in model.init, which is not set"):
-        make_plan(read_layers(["position=pretrained"]))
+        make_plan(read_layers(["position=pretrained", "base=train"]))
 
 
 def test_their_content_is_their_identity(stage, llama, tmp_path):
