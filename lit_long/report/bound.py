@@ -9,7 +9,7 @@ from lit_long.report.tables import MISSING, Table
 TITLE = "Retrieval by RoPE base"
 EXPLAINED = (
     "The criterion asks that a similar token be told from a random one at every distance up to the length: Σ cos(m·θ_j) ≥ 0. Scores are token accuracy in %, mean "
-    "over seeds; in brackets those at lengths that the base does not support by the criterion."
+    "over seeds; in brackets those at lengths that the base does not support by the criterion. A larger base does not always support more."
 )
 
 

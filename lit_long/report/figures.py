@@ -92,7 +92,7 @@ def _papers_curve(axes: Any, results: Results) -> None:
 
 
 def _control(axes: Any, results: Results, metric: str, domain: str) -> None:
-    """A line at what a model scores that cannot look back, the mean of all variants."""
+    """A line at what a model scores that cannot look back, the mean of all rows."""
     cells = [results.get(row, metric, domain, length) for length in results.lengths(metric, domain) for row in results.rows]
     scores = [100 * cell.mean for cell in cells if cell]
     if scores:

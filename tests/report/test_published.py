@@ -29,3 +29,9 @@ def test_paper_ours_difference(tmp_path, make):
     ]
     assert "Published numbers (Xiong et al. 2023)" in report.markdown
     assert "abf,Table 6: short tasks,MMLU,,,,0,46.24" in (folder / "table.csv").read_text()
+
+
+def test_a_column_of_which_nothing_was_measured_shows_the_paper_alone(tmp_path, make):
+    report = write_report(make.sweep(tmp_path, seeds(make, rope=[21.3], abf=[19.8]), report={"published": [PUBLISHED]}))
+    header, *rows = table(report.markdown, "## Table 6: short tasks")
+    assert header == ["variant", "Math<br>paper", "MMLU<br>paper"] and rows[0] == ["RoPE", "3.62", "45.69"]
