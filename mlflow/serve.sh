@@ -14,6 +14,7 @@ host="${HOST:-127.0.0.1}"
 [[ -d "$here/../.venv/bin" ]] && PATH="$here/../.venv/bin:$PATH"
 
 fail() { echo "serve.sh: $*" >&2; exit 1; }
+announce() { echo "MLflow: http://$host:$port  (ready in some seconds; Ctrl-C stops it)"; }
 [[ "$port" =~ ^[0-9]+$ ]] || fail "PORT must be a number, not '$port'."
 command -v mlflow >/dev/null || fail "no mlflow command. Install the project (make sweep does), or activate its environment."
 if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
@@ -22,12 +23,33 @@ fi
 
 cd "$here"
 export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
-options=(--host "$host" --port "$port")
 if [[ -z "${BACKEND:-}" ]]; then
     [[ "$host" == 127.0.0.1 ]] || fail "without users and passwords it serves this machine only; set BACKEND for a team's server."
     [[ -f "$here/mlflow.db" ]] || fail "nothing recorded yet: $here/mlflow.db does not exist.
 Run an experiment first:  python -m lit_long.sweep experiment=position_tiny"
-    options+=(--workers 1 --backend-store-uri "sqlite:///$here/mlflow.db" --artifacts-destination "$here/artifacts")
+    announce
+    # What `mlflow server --workers 1` does, in one process: its command line and its worker would both import for seconds, one after the other.
+    exec python - "$host" "$port" "sqlite:///$here/mlflow.db" "$here/artifacts" <<'PYTHON'
+import os, sys
+
+host, port, store, artifacts = sys.argv[1:]
+try:
+    import uvicorn  # first: MLflow guards against foreign pages where a server is loaded
+    from mlflow.server import constants
+
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: store,
+        constants.REGISTRY_STORE_URI_ENV_VAR: store,
+        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: artifacts,
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+    }
+    from mlflow.server.fastapi_app import app
+except (ImportError, AttributeError):  # an MLflow that tells its worker in other words, or in an environment of its own
+    where = ["--host", host, "--port", port, "--workers", "1"]
+    os.execvp("mlflow", ["mlflow", "server", *where, "--backend-store-uri", store, "--artifacts-destination", artifacts])
+uvicorn.run(app, host=host, port=int(port), log_level="warning")
+PYTHON
 else
     [[ -n "${ADMIN_PASSWORD_FILE:-}" && -s "${ADMIN_PASSWORD_FILE}" ]] ||
         fail "ADMIN_PASSWORD_FILE must name a file with the password that user 'admin' has at the first start (12 characters or more)."
@@ -53,13 +75,12 @@ PYTHON
     export MLFLOW_AUTH_CONFIG_PATH="$settings"
     MLFLOW_FLASK_SERVER_SECRET_KEY="${MLFLOW_FLASK_SERVER_SECRET_KEY:-$(python -c 'import secrets; print(secrets.token_hex(32))')}"
     export MLFLOW_FLASK_SERVER_SECRET_KEY
-    options+=(--workers "${WORKERS:-2}" --backend-store-uri "$BACKEND" --app-name basic-auth)
+    options=(--host "$host" --port "$port" --workers "${WORKERS:-2}" --backend-store-uri "$BACKEND" --app-name basic-auth)
     options+=(--artifacts-destination "${ARTIFACTS:-$here/artifacts}")
     [[ -z "${ALLOWED_HOSTS:-}" ]] || options+=(--allowed-hosts "$ALLOWED_HOSTS")
 fi
 
-echo "MLflow: http://$host:$port  (ready in some seconds; Ctrl-C stops it)"
-[[ -n "${BACKEND:-}" ]] || exec mlflow server "${options[@]}"
+announce
 mlflow server "${options[@]}" &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server"; rm -f "$settings"' INT TERM EXIT

@@ -72,8 +72,8 @@ def findings(claims_file: Path, results: Path) -> str:
     kept = [read(file, json.loads) for file in sorted(results.glob("*.json"))]
     lines = [f"# {content['title']}", "", content["introduction"].strip(), ""]
     lines += [
-        "| finding | in the paper | here: difference | 95 % interval | seeds | verdict | from |",
-        "|---|---|---|---|---|---|---|",
+        "| finding | in the paper | here | difference | 95 % interval | seeds | verdict | from |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for claim in claims:
         lines += [f"| {claim.finding} | {claim.paper} | {' | '.join(row)} |" for row in tested(claim, kept)]
@@ -103,10 +103,10 @@ def read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 def tested(claim: Claim, kept: list[dict[str, Any]]) -> list[list[str]]:
     """Cells of the claim's rows: one for every scale at which it was run."""
     if claim.why_not:
-        return [["–", "–", "–", "not testable here", claim.why_not]]
+        return [["–", "–", "–", "–", "not testable here", claim.why_not]]
     mine = [one for one in kept if one["experiment"] == claim.experiment]
     rows = [row for row in (compared(claim, one) for one in mine) if row]
-    return rows or [["–", "–", "–", "not run", f"`experiment={claim.experiment}`"]]
+    return rows or [["–", "–", "–", "–", "not run", f"`experiment={claim.experiment}`"]]
 
 
 def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
@@ -119,9 +119,16 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
 
     difference = paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
     unit = "nats" if claim.metric == "perplexity" else ""
+    measured = " against ".join(mean(claim, [side[seed] for seed in seeds]) for side in (first, second))
     interval = "–" if difference["low"] is None else f"{difference['low']:+.3f} … {difference['high']:+.3f}"
     where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "")
-    return [f"{difference['value']:+.3f} {unit}".strip(), interval, str(len(seeds)), verdict(claim, difference), where]
+    return [measured, f"{difference['value']:+.3f} {unit}".strip(), interval, str(len(seeds)), verdict(claim, difference), where]
+
+
+def mean(claim: Claim, many: list[float]) -> str:
+    """What one side measured, the mean over seeds: of perplexities the geometric one, as nats are what is averaged."""
+    average = sum(many) / len(many)
+    return f"{math.exp(average):.2f}" if claim.metric == "perplexity" else f"{average:.3f}"
 
 
 def verdict(claim: Claim, difference: dict[str, Any]) -> str:

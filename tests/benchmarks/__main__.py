@@ -1,13 +1,15 @@
-"""All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data] [full]`:
-more rounds and the grids in full, which takes much longer.
+"""All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data-prepare]
+[full] [minutes=30]`. They take half an hour at most: on a slow machine what does not fit into it is left out, and named. `full`: more rounds
+and the grids in full, however long that takes.
 
-Each writes its rows to tests/benchmarks/results/DATE-NAME.json. (Rotation only prints: pytest -s tests/benchmarks/bench_rotation.py; how long a
-command takes to start, bench_cli.py.)
+Each writes its rows to tests/benchmarks/results/DATE-NAME.json, a second run of the day to DATE-NAME-2.json, and so on. (Rotation only prints:
+pytest -s tests/benchmarks/bench_rotation.py; how long a command takes to start, bench_cli.py.)
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import subprocess
 import sys
 import time
@@ -15,13 +17,19 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 BENCHES = {
-    "train": "bench_train_step",
     "generation": "bench_generation",
     "evaluation": "bench_evaluation",
     "data-prepare": "bench_data_prepare",
     "data-batches": "bench_data_batches",
+    "train": "bench_train_step",  # last: it leaves out parts for which there is no time
 }
 FULL = ("train", "evaluation")  # those that know the word
+
+
+def unused(stem: str) -> Path:
+    """A result file that does not exist yet."""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(file for name in names if not (file := RESULTS / f"{name}.json").exists())
 
 
 def main(argv: list[str]) -> int:
@@ -29,13 +37,15 @@ def main(argv: list[str]) -> int:
     if unknown := [name for name in names if name not in BENCHES]:
         print(f"only={unknown[0]}: no such benchmark; there are {', '.join(BENCHES)}", file=sys.stderr)
         return 2
+    minutes = next((float(word.removeprefix("minutes=")) for word in argv if word.startswith("minutes=")), 30.0)
+    until = f"until={time.time() + 60 * minutes}"
     failed = []
     for name in names:
-        full = ["full"] if "full" in argv and name in FULL else []
-        file = RESULTS / f"{datetime.date.today()}-{name}.json"
+        more = (["full"] if name in FULL else []) if "full" in argv else [until] if name == "train" else []
+        file = unused(f"{datetime.date.today()}-{name}")
         print(f"── {name}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{BENCHES[name]}", str(file), *full]).returncode
+        code = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{BENCHES[name]}", str(file), *more]).returncode
         print(
             f"   {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}, {time.perf_counter() - start:.0f} s",
             flush=True,

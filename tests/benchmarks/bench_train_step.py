@@ -2,12 +2,12 @@
 
 Forward, backward and fused AdamW, under bf16 autocast where the processor computes bf16 (else in fp32; the rows say which). Each contestant
 has a process of its own and they take turns, step by step, so that all meet the same machine. Ours runs as a stage of a sweep does, with the
-memory settings of launch/local.py and its blocks compiled; theirs as people run it, eager, and compiled. Beside them, for the reading: ours
-eager, and theirs eager under our memory settings. Further rows: peak memory of one step at 8,192 tokens, the loss alone against torch's, and
-how our memory grows with the context.
+memory settings of launch/local.py and its blocks compiled; theirs as people run it, eager, and compiled. With `full` also, for the
+reading: ours eager, and theirs eager under our memory settings. Further rows: peak memory of one step at 8,192 tokens, the loss alone against
+torch's, and how our memory grows with the context.
 
-make bench, or python -m tests.benchmarks.bench_train_step FILE.json [full] to have the rows in a file; … profile SIZE ROWS LENGTH says where
-the time of our eager step goes, and how near matrix products and attention are to what the processor can do.
+make bench, or python -m tests.benchmarks.bench_train_step FILE.json [full] [until=SECONDS] to have the rows in a file; … profile SIZE ROWS LENGTH
+says where the time of our eager step goes, and how near matrix products and attention are to what the processor can do.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SPEED = [
 CONTESTANTS = ("ours compiled", "theirs eager", "theirs compiled", "ours eager", "theirs eager kept")
 EAGER_TARGET, COMPILED_TARGET, LARGE_TARGET, MEMORY_TARGET = 1.3, 1.05, 1.15, 1 / 0.6
 LOSS_MEMORY = 2**29
-# Within the half hour that all benchmarks have together; `full`: 5 and 3, and the rows of 8,192 tokens.
+# Within the half hour that all benchmarks have together; `full`: 5 and 3, the rows of 8,192 tokens, and all contestants.
 ROUNDS, SLOW_ROUNDS = 3, 1
 ROUND_SECONDS = 60  # no further round after so long, unless `full`: a slow machine gets fewer
 NATIVE = precision(TrainerConfig()) == "bf16-mixed"  # as stages choose it
@@ -132,7 +132,13 @@ class Contestant:
         self.process = subprocess.Popen(command, **pipes)
 
     def step(self) -> tuple[float, float]:
+        self.begin()
+        return self.end()
+
+    def begin(self) -> None:
         print(file=self.process.stdin, flush=True)
+
+    def end(self) -> tuple[float, float]:
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the process ended: {self.process.args}")
@@ -170,14 +176,17 @@ def row(name: str, peer: str, mine: float, peers: float, ratio: float, target: f
 
 def speed_rows(size: str, rows: int, length: int, full: bool = False) -> list[Row]:
     """Tokens/s by the median of the rounds, after steps that compile and warm up. Ratios are medians of those within a round."""
-    slow = size == "135M" or length > 2048
-    kinds, rounds = (CONTESTANTS[:3], SLOW_ROUNDS) if slow else (CONTESTANTS, ROUNDS)
-    rounds += 2 if full else 0
+    large, slow = size == "135M", size == "135M" or length > 2048
+    rounds = (SLOW_ROUNDS if slow else ROUNDS) + (2 if full else 0)
+    quick = 2 if large else 3  # those with a target: the large compiled one has none, and compiles for minutes
+    kinds = CONTESTANTS[: quick if not full else 3 if slow else None]
     contestants = {who: Contestant(who, size, rows, length) for who in kinds}
     try:
-        for one in contestants.values():
-            for _ in range(2 if full or not slow else 1):
-                one.step()
+        for _ in range(2 if full or not slow else 1):  # all at once: that they compile is not what is measured
+            for one in contestants.values():
+                one.begin()
+            for one in contestants.values():
+                one.end()
         times, start = [], time.perf_counter()
         while len(times) < rounds and (full or not times or time.perf_counter() - start < ROUND_SECONDS):
             times.append({who: one.step()[0] for who, one in contestants.items()})
@@ -190,9 +199,11 @@ def speed_rows(size: str, rows: int, length: int, full: bool = False) -> list[Ro
     also = {"rounds": len(times)} | {label: speed[who] for who, label in names.items() if who in kinds}
     found = []
     for peer, target in (
-        ("theirs eager", LARGE_TARGET if size == "135M" else EAGER_TARGET),
-        ("theirs compiled", None if size == "135M" else COMPILED_TARGET),
+        ("theirs eager", LARGE_TARGET if large else EAGER_TARGET),
+        ("theirs compiled", None if large else COMPILED_TARGET),
     ):
+        if peer not in kinds:
+            continue
         ratio = statistics.median(round_[peer] / round_["ours compiled"] for round_ in times)
         label = peer.replace("theirs", "transformers")
         found.append(row(name, label, speed["ours compiled"], speed[peer], ratio, target, "tokens/s", **also))
@@ -220,9 +231,10 @@ def memory_rows(full: bool = False, size: str = "135M", length: int = 8192) -> l
 
 
 def loss_rows(tokens: int = 4096, words: int = 49_152, width: int = 576) -> list[Row]:
-    """The loss alone, forward and backward: seconds of the best of four, and the most bytes that live at once beyond inputs and gradients."""
+    """The loss alone, forward and backward: seconds of the best of four. Logits have a standard deviation of 2.4, as a model's may; those of
+    two normal variables have 24, which makes probabilities denormal numbers, and these cost a CPU up to a hundred times as much."""
     torch.manual_seed(0)
-    hidden, head = torch.randn(1, tokens, width, requires_grad=True), torch.randn(words, width, requires_grad=True)
+    hidden, head = torch.randn(1, tokens, width).requires_grad_(), (0.1 * torch.randn(words, width)).requires_grad_()
     targets = torch.randint(words, (1, tokens))
     chunk = chunk_tokens(words, LOSS_MEMORY)
 
@@ -289,20 +301,35 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] == "step":
         contestant(argv[1], argv[2], int(argv[3]), int(argv[4]))
         return
-    rows: list[Row] = []
-    full = "full" in argv
-    files = [word for word in argv if word != "full"]
-    parts = [lambda case=case: speed_rows(*case, full) for case in SPEED if full or case[2] <= 2048]
-    parts += [lambda: memory_rows(full), loss_rows, lambda: [growth_row()]]
-    for part in parts:
-        rows += part()
-        if files:  # each part as it ends
-            Path(files[0]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    until = next((float(word.removeprefix("until=")) for word in argv if word.startswith("until=")), float("inf"))
+    files = [word for word in argv if word != "full" and not word.startswith("until=")]
+    measure("full" in argv, until, Path(files[0]) if files else None)
+
+
+def measure(full: bool = False, until: float = float("inf"), file: Path | None = None) -> None:
+    """All parts, the rows in ``file`` as each part ends. Left out, and named, is what would last beyond ``until`` (as time.time() counts), judged
+    by what the parts before took and by the minutes that each took on two slow cores (Intel Xeon, 2.5 GHz, fp32)."""
+    parts = [
+        (f"{size} at {length:,}", 2.0, lambda case=(size, rows, length): speed_rows(*case, full)) for size, rows, length in SPEED
+    ]
+    parts = [part for part, case in zip(parts, SPEED, strict=True) if full or case[2] <= 2048]
+    parts += [("loss", 0.9, loss_rows), ("growth", 1.8, lambda: [growth_row()]), ("peak memory", 7.0, lambda: memory_rows(full))]
+    found: list[Row] = []
+    start, done = time.time(), 0.0
+    for name, minutes, part in parts:
+        now = time.time()
+        if now + (minutes * (now - start) / done if done else 0.0) > until:
+            print(f"{name}: left out, there is no time for it (make bench ARGS=only=train)", flush=True)
+            continue
+        found += part()
+        done += minutes
+        if file:
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def test_a_training_step() -> None:
     print()
-    main([])
+    measure()
 
 
 if __name__ == "__main__":

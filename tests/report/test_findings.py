@@ -54,7 +54,7 @@ def page(tmp_path, runs):
     return {
         cells[1].strip(): [cell.strip() for cell in cells[3:-1]]
         for cells in (line.split("|") for line in lines)
-        if len(cells) == 9
+        if len(cells) == 10
     }
 
 
@@ -71,22 +71,23 @@ def test_claims_are_judged_by_paired_runs(tmp_path):
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]))
     expected = ttest_rel([math.log(x) for x in (10, 20, 40)], [math.log(x) for x in (11, 22.1, 44)]).confidence_interval()
     # Seeds differ by a factor of four, the variants by a tenth: only pairs show it.
-    assert rows["lower"][:3] == ["-0.097 nats", f"{expected.low:+.3f} … {expected.high:+.3f}", "3"]
-    assert rows["lower"][3:] == ["**shown**", "e `k`, laptop"]
-    assert rows["retrieves"][0] == "+0.717" and rows["retrieves"][3] == "**shown**"
-    assert rows["better than base"][2:4] == ["3", "not shown"]  # the base of each seed is one run, shared by both variants
-    assert rows["elsewhere"][3:] == ["not run", "`experiment=other`"]
-    assert rows["never"][3:] == ["not testable here", "closed models"]
+    assert rows["lower"][0] == f"20.00 against {(11 * 22.1 * 44) ** (1 / 3):.2f}"  # geometric means
+    assert rows["lower"][1:4] == ["-0.097 nats", f"{expected.low:+.3f} … {expected.high:+.3f}", "3"]
+    assert rows["lower"][4:] == ["**shown**", "e `k`, laptop"]
+    assert rows["retrieves"][:2] == ["0.850 against 0.133", "+0.717"] and rows["retrieves"][4] == "**shown**"
+    assert rows["better than base"][3:5] == ["3", "not shown"]  # the base of each seed is one run, shared by both variants
+    assert rows["elsewhere"][4:] == ["not run", "`experiment=other`"]
+    assert rows["never"][4:] == ["not testable here", "closed models"]
 
 
 def test_other_verdicts(tmp_path):
     rows = page(tmp_path, three_seeds([11.0, 22.1, 44.0], [10.0, 20.0, 40.0], accuracy=((0.2, 0.1), (0.3, 0.2), (0.21, 0.1))))
-    assert rows["lower"][3] == "**contradicted**"
-    assert rows["retrieves"][3] == "right sign, less than 0.2"
+    assert rows["lower"][4] == "**contradicted**"
+    assert rows["retrieves"][4] == "right sign, less than 0.2"
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 19.0, 44.0])[:6])
-    assert rows["lower"][2:4] == ["2", "not shown (fewer than 3 seeds)"]
+    assert rows["lower"][3:5] == ["2", "not shown (fewer than 3 seeds)"]
     rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["rows"] != ["rope"]])
-    assert rows["lower"][3] == "not run"
+    assert rows["lower"][4] == "not run"
 
 
 def test_a_claim_that_makes_no_sense(tmp_path, capsys):
