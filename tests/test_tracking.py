@@ -615,3 +615,20 @@ def test_serve_sh_says_when_there_is_nothing_to_show(tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     result = subprocess.run([str(tmp_path / "serve.sh")], env=env, capture_output=True, text=True)
     assert result.returncode == 1 and "python -m lit_long.sweep" in result.stderr
+
+
+def test_serve_sh_starts_mlflow_s_own_command_where_a_server_is_set_up_otherwise(tmp_path):
+    shutil.copy(ROOT / "mlflow" / "serve.sh", tmp_path / "serve.sh")
+    (tmp_path / "mlflow.db").touch()
+    for module in ("__init__.py", "server/__init__.py", "server/constants.py"):  # of an MLflow whose server has other names
+        (tmp_path / "other" / "mlflow" / module).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "other" / "mlflow" / module).touch()
+    command = tmp_path / "bin" / "mlflow"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path / "other"), "PORT": "1"}
+    result = subprocess.run([str(tmp_path / "serve.sh")], env=env, capture_output=True, text=True, check=True)
+    started = f"server --host 127.0.0.1 --port 1 --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    assert result.stdout.splitlines()[-1] == f"{started} --artifacts-destination {tmp_path}/artifacts"
