@@ -8,6 +8,11 @@ from lit_long.config import CorpusConfig
 from lit_long.data.store import open_store, prepare
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that run sweeps come first: `make test` gives whole files to two processes, and a long last one would leave the other waiting."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def corpus():
     return CorpusConfig(packages=["omegaconf"], validation=["argparse", "asyncio", "email", "json", "typing"], vocab_size=1024)

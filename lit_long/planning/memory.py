@@ -7,10 +7,11 @@
     root            gradients of embedding and head, whole, on their way to being reduced
     step            AdamW: no activations
 
-Parameters, gradients and AdamW's two moments (Muon, which has one for hidden matrices, is planned as if it had two) are in the parameters' precision, spread by FSDP2 over shard × context ranks, and by tensor
-parallelism. FSDP2 gathers a block (twice in all: as it came, and parameter by parameter), and in backward the next one meanwhile; embedding and
-head stay gathered from the beginning of the forward pass. Gradients that more than one micro-batch adds up stay whole on every rank unless
-accumulate=sharded (see Job). Not counted: what is in no tensor, such as CUDA's context and the allocator's fragments (hardware.py).
+Parameters, gradients and AdamW's two moments are in the parameters' precision, spread by FSDP2 over shard × context ranks, and by tensor
+parallelism. (Muon, which has one moment for hidden matrices, is planned as if it had two.) FSDP2 gathers a block (twice in all: as it came, and
+parameter by parameter), and in backward the next one meanwhile; embedding and head stay gathered from the beginning of the forward pass.
+Gradients that more than one micro-batch adds up stay whole on every rank unless accumulate=sharded (see Job). Not counted: what is in no
+tensor, such as CUDA's context and the allocator's fragments (hardware.py).
 
 The formulas hold for tensors as torch counts them; training/traced.py runs the real model to compare.
 """
