@@ -160,6 +160,7 @@ def test_a_job_that_breaks_is_told(reference, tmp_path):
     assert facts_of_runs(work)["train broken"] == "FAILED"
 
 
+@pytest.mark.slow
 def test_ray(reference, expected, tmp_path):
     """A cluster on this machine, for this sweep."""
     pytest.importorskip("ray")
