@@ -9,7 +9,8 @@ from lit_long.data.store import open_store, prepare
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that run sweeps come first: `make test` gives whole files to two processes, and a long last one would leave the other waiting."""
+    """Tests that run sweeps come first: `make test` gives whole files to two processes (in this order: --no-loadscope-reorder), and a long last
+    one would leave the other waiting."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
 
 

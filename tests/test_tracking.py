@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -585,6 +586,10 @@ def test_against_a_real_server_started_by_serve_sh(root, tracker):
                 time.sleep(0.2)
         second = subprocess.run([str(root / "mlflow" / "serve.sh")], **{**options, "start_new_session": False})
         assert second.returncode == 1 and f"port {port} is in use" in second.stdout
+
+        foreign = urllib.request.Request(f"{uri}/", headers={"Host": "elsewhere.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):  # a page that has its name resolve to this machine
+            urllib.request.urlopen(foreign, timeout=10)
 
         artifact = urllib.request.urlopen(f"{uri}/get-artifact?path=config.yaml&run_uuid={folder}", timeout=10)
         assert artifact.read() == b"a: 1\n"  # an artifact that was written to disk shows in the browser

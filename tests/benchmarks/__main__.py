@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data-prepare]
-[full] [minutes=30]`. They take half an hour at most: on a slow machine what does not fit into it is left out, and named. `full`: more rounds
-and the grids in full, however long that takes.
+[full] [minutes=30]`. They are to take half an hour: on a slow machine the parts of `train`, the longest, that do not fit into it are left out,
+and named. `full`: more rounds and the grids in full, however long that takes.
 
 Each writes its rows to tests/benchmarks/results/DATE-NAME.json, a second run of the day to DATE-NAME-2.json, and so on. (Rotation only prints:
 pytest -s tests/benchmarks/bench_rotation.py; how long a command takes to start, bench_cli.py.)
@@ -37,11 +37,14 @@ def main(argv: list[str]) -> int:
     if unknown := [name for name in names if name not in BENCHES]:
         print(f"only={unknown[0]}: no such benchmark; there are {', '.join(BENCHES)}", file=sys.stderr)
         return 2
-    minutes = next((float(word.removeprefix("minutes=")) for word in argv if word.startswith("minutes=")), 30.0)
-    until = f"until={time.time() + 60 * minutes}"
+    minutes = next((word.removeprefix("minutes=") for word in argv if word.startswith("minutes=")), "30")
+    if not minutes.isdecimal():
+        print(f"minutes={minutes}: must be a whole number", file=sys.stderr)
+        return 2
+    limits = {"train": f"until={time.time() + 60 * int(minutes)}"} if "full" not in argv else dict.fromkeys(FULL, "full")
     failed = []
     for name in names:
-        more = (["full"] if name in FULL else []) if "full" in argv else [until] if name == "train" else []
+        more = [limits[name]] if name in limits else []
         file = unused(f"{datetime.date.today()}-{name}")
         print(f"── {name}", flush=True)
         start = time.perf_counter()

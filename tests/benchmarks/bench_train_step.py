@@ -232,7 +232,7 @@ def memory_rows(full: bool = False, size: str = "135M", length: int = 8192) -> l
 
 def loss_rows(tokens: int = 4096, words: int = 49_152, width: int = 576) -> list[Row]:
     """The loss alone, forward and backward: seconds of the best of four. Logits have a standard deviation of 2.4, as a model's may; those of
-    two normal variables have 24, which makes probabilities denormal numbers, and these cost a CPU up to a hundred times as much."""
+    two normal variables have 24, which makes probabilities denormal numbers, and with these it measures little else."""
     torch.manual_seed(0)
     hidden, head = torch.randn(1, tokens, width).requires_grad_(), (0.1 * torch.randn(words, width)).requires_grad_()
     targets = torch.randint(words, (1, tokens))
