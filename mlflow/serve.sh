@@ -29,7 +29,7 @@ if [[ -z "${BACKEND:-}" ]]; then
 Run an experiment first:  python -m lit_long.sweep experiment=position_tiny"
     announce
     # What `mlflow server --workers 1` does, in one process: its command line and its worker would both import for seconds, one after the other.
-    exec python - "$host" "$port" "sqlite:///$here/mlflow.db" "$here/artifacts" <<'PYTHON'
+    exec python -W "ignore:starlette.middleware.wsgi is deprecated" - "$host" "$port" "sqlite:///$here/mlflow.db" "$here/artifacts" <<'PYTHON'
 import os, sys
 
 host, port, store, artifacts = sys.argv[1:]
