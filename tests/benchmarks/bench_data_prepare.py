@@ -33,7 +33,7 @@ from tests.data.own import write_jsonl
 from tests.data.synthetic import opening, synthetic_store
 from tests.integration.mini import REPOSITORY
 
-FILE_CHARACTERS = 60 * 2**20  # of a file: it becomes one shard
+FILE_CHARACTERS = 20 * 2**20  # of a file: it becomes one shard
 BATCH = 1000  # texts: what `datasets.map(batched=True)` hands to a tokenizer
 ROUNDS = 2
 SPEED_TARGET = 0.9
