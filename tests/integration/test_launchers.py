@@ -169,6 +169,7 @@ def test_ray(reference, expected, tmp_path):
     assert facts(work) == expected
 
 
+@pytest.mark.slow
 def test_two_nodes_are_one_process(reference, expected, tmp_path):
     """launcher=torchrun: one torchrun on each of two nodes, which are this machine by two of its names; gloo."""
     work = with_corpus(reference, tmp_path)

@@ -155,6 +155,7 @@ def test_two_ranks_count_what_one_process_counts(stages, straight, context_paral
         assert row["perf/tokens_per_second_per_device"] * row["perf/seconds"] == pytest.approx(PER_UPDATE / 2)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_an_adapter_as_one_process_does(stages, straight):
     """FSDP2 over parameters of which some are frozen: LongLoRA's part of the model of ``straight``, in bytes of its own optimizer."""
     found = {}
