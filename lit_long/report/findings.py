@@ -13,7 +13,8 @@ Each claim of the file:
     - finding: ABF has a lower perplexity than RoPE
       paper: what the paper reports, in its own numbers and with its table
       experiment: position_ablation          results: every kept file of that experiment, by scale
-      metric: perplexity                     perplexities are compared by the difference of their logarithms, in nats
+      metric: perplexity                     perplexities are compared by the difference of their logarithms, in nats;
+                                             law_beta: of the law L(c) = (α/c)^β + γ through those of all lengths
       domains: [code, docs]                  the mean over these
       length: 2k
       first: abf
@@ -147,12 +148,25 @@ def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]
     for run in kept["runs"]:
         if variant not in run["rows"]:
             continue
-        for metric, domain, length, value in run["measurements"]:
+        for metric, domain, length, value in measured(run, claim.metric):
             if (metric, length) == (claim.metric, claim.length) and (not claim.domains or domain in claim.domains):
                 for seed in run["seeds"]:
                     found.setdefault(seed, []).append(math.log(value) if metric == "perplexity" else value)
     whole = max(1, len(claim.domains))
     return {seed: sum(many) / len(many) for seed, many in found.items() if len(many) == whole or not claim.domains}
+
+
+def measured(run: dict[str, Any], metric: str) -> list[list[Any]]:
+    """Rows (metric, domain, length, value) of one stage; ``law_…`` are fitted to its perplexities, at their longest length."""
+    if not metric.startswith("law_"):
+        return run["measurements"]
+    from lit_long.evaluation.scaling_law import law_rows  # which imports numpy and scipy
+
+    nats = [
+        ("nats", domain, length, math.log(value)) for name, domain, length, value in run["measurements"] if name == "perplexity"
+    ]
+    keys = ("metric", "domain", "length", "value")
+    return [[row[key] for key in keys] for row in law_rows([dict(zip(keys, row, strict=True)) for row in nats])]
 
 
 def write_findings(claims_file: Path, results: Path, out: Path) -> None:

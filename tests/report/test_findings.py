@@ -80,6 +80,20 @@ def test_claims_are_judged_by_paired_runs(tmp_path):
     assert rows["never"][4:] == ["not testable here", "closed models"]
 
 
+def test_a_claim_about_the_law_fits_it_to_the_perplexities(tmp_path, monkeypatch):
+    claim = "{finding: steeper, paper: '–', experiment: e, metric: law_beta, domains: [docs], length: 2k, first: 70b, second: 7b, claim: more}"
+    monkeypatch.setitem(globals(), "CLAIMS", CLAIMS + f"  - {claim}\n")
+    runs = []
+    for seed in range(3):
+        for name, alpha, beta, gamma in (("7b", 25.4, 0.45, 1.56), ("70b", 17.9, 0.51, 1.35)):  # the paper's constants (Figure 1)
+            one = run("evaluate", [name], seed, 1.0, 1.0, 0.0)
+            losses = {c: (alpha / c) ** (beta + 0.01 * seed) + gamma for c in (32, 64, 128, 256, 512, 1024, 2048)}
+            one["measurements"] = [["perplexity", "docs", c, math.exp(loss)] for c, loss in losses.items()]
+            runs.append(one)
+    row = page(tmp_path, runs)["steeper"]
+    assert row[:2] == ["0.520 against 0.460", "+0.060"] and row[3:5] == ["3", "**shown**"]
+
+
 def test_other_verdicts(tmp_path):
     rows = page(tmp_path, three_seeds([11.0, 22.1, 44.0], [10.0, 20.0, 40.0], accuracy=((0.2, 0.1), (0.3, 0.2), (0.21, 0.1))))
     assert rows["lower"][4] == "**contradicted**"
