@@ -79,14 +79,26 @@ def findings(claims_file: Path, results: Path) -> str:
     for claim in claims:
         lines += [f"| {claim.finding} | {claim.paper} | {' | '.join(row)} |" for row in tested(claim, kept)]
     lines += ["", "## The runs behind it", ""]
-    lines += ["| experiment | scale | date | machine | command | stages |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| experiment | scale | date | machine | command | rows measured | seeds | stages |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for one in kept:
         scale = f" scale={one['scale']}" if one["scale"] else ""
         command = f"`python -m lit_long.sweep experiment={one['experiment']}{scale}`"
+        rows = ", ".join(dict.fromkeys(row for run in one["runs"] for row in run["rows"]))
+        seeds = ", ".join(str(seed) for seed in sorted({seed for run in one["runs"] for seed in run["seeds"]}))
         identities = ", ".join(f"`{run['identity']}`" for run in one["runs"])
-        lines.append(
-            f"| {one['experiment']} `{one['key']}` | {one['scale'] or '–'} | {one['date']} | {'; '.join(one['machine'])} | {command} | {identities} |"
-        )
+        cells = [
+            f"{one['experiment']} `{one['key']}`",
+            one["scale"] or "–",
+            one["date"],
+            "; ".join(one["machine"]),
+            command,
+            rows,
+            seeds,
+        ]
+        lines.append(f"| {' | '.join([*cells, identities])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -78,6 +78,7 @@ def test_claims_are_judged_by_paired_runs(tmp_path):
     assert rows["better than base"][3:5] == ["3", "not shown"]  # the base of each seed is one run, shared by both variants
     assert rows["elsewhere"][4:] == ["not run", "`experiment=other`"]
     assert rows["never"][4:] == ["not testable here", "closed models"]
+    assert rows["e `k`"][3:5] == ["abf, rope, base", "0, 1, 2"]  # the runs behind it: a grid that was cut short shows
 
 
 def test_a_claim_about_the_law_fits_it_to_the_perplexities(tmp_path, monkeypatch):
