@@ -73,11 +73,12 @@ def run(words: dict) -> int:
     counts, critique = manifest["counts"], manifest["critique"] or {}
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
     print("turned away by rule: " + ", ".join(f"{count} {rule}" for rule, count in manifest["failed"].items()))
-    if critique.get("inert") is not None:
+    if critique.get("planted"):
         wrong, right = critique["rejected_planted"], critique["rejected_generated"]
-        worth = "is inert: it does not tell wrong answers from right ones" if critique["inert"] else "works"
+        worth = {True: "is inert: it does not tell wrong answers from right ones", False: "works", None: "may or may not work"}
         print(
-            f"the critique {worth} (rejects {wrong:.0%} of {critique['planted']} planted wrong answers, {right:.0%} of the generated)"
+            f"the critique {worth[critique['inert']]} (rejects {wrong:.0%} of {critique['planted']} planted wrong answers, {right:.0%} of the "
+            f"generated; by chance with p = {critique['chance']:.2g})"
         )
     print(f"written  {config.out}")
     if manifest["unanswered"]:

@@ -1,8 +1,9 @@
 """A model's verdict on an example, and whether its verdicts are worth anything.
 
 Beside the examples, the critic judges planted wrong answers: those of other examples, about other documents. One that rejects fewer than
-30 % of them checks nothing; nor does one that rejects them no more often than the genuine ones. A verdict that cannot be read keeps an
-example out, but it is no rejection: a critic that only stammers has found nothing.
+30 % of them checks nothing; nor does one that rejects them no more often than the genuine ones. Of a few planted answers neither may be
+certain: it is then unknown whether the critic works. A verdict that cannot be read keeps an example out, but it is no rejection: a critic
+that only stammers has found nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lit_long.instruct.pipeline import Example
 
 INERT = 0.3  # share of planted wrong answers that must be rejected, at least
+CHANCE = 0.05  # how likely the difference to the genuine ones may be by chance, at most
 _NEGATIVE = re.compile(r"\b(wrong|incorrect|no|false|unsupported|not\s+(correct|supported|right))\b", re.IGNORECASE)
 _POSITIVE = re.compile(r"\b(correct|right|yes|true|supported)\b", re.IGNORECASE)
 
@@ -82,13 +84,27 @@ def plant(examples: Sequence[Example], count: int, seed: int) -> list[tuple[Exam
 
 
 def worth(planted: list[Verdict], genuine: list[Verdict], threshold: float) -> dict[str, Any]:
-    """What the manifest says of the critic: shares that it rejects, and whether it is inert."""
+    """What the manifest says of the critic: shares that it rejects, how likely it would reject so many more of the planted ones if they were
+    the same to it (Fisher's exact test, one-sided), and whether it is inert: None where that cannot be told."""
 
-    def rejected(verdicts: list[Verdict]) -> float | None:
-        found = [verdict.verdict != "unclear" and not verdict.accepts(threshold) for verdict in verdicts]
-        return sum(found) / len(found) if found else None
+    def rejected(verdicts: list[Verdict]) -> int:
+        return sum(verdict.verdict != "unclear" and not verdict.accepts(threshold) for verdict in verdicts)
 
-    wrong, right = rejected(planted), rejected(genuine)
-    inert = None if wrong is None or right is None else wrong < INERT or wrong <= right
-    unclear = sum(verdict.verdict == "unclear" for verdict in [*planted, *genuine])
-    return {"planted": len(planted), "rejected_planted": wrong, "rejected_generated": right, "unclear": unclear, "inert": inert}
+    found: dict[str, Any] = {
+        "planted": len(planted),
+        "rejected_planted": None,
+        "rejected_generated": None,
+        "chance": None,
+        "inert": None,
+    }
+    found["unclear"] = sum(verdict.verdict == "unclear" for verdict in [*planted, *genuine])
+    for name, verdicts in (("rejected_planted", planted), ("rejected_generated", genuine)):
+        found[name] = rejected(verdicts) / len(verdicts) if verdicts else None
+    if planted and genuine:
+        from scipy.stats import fisher_exact  # half a second to import
+
+        table = [[count := rejected(verdicts), len(verdicts) - count] for verdicts in (planted, genuine)]
+        found["chance"] = float(fisher_exact(table, alternative="greater").pvalue)
+        useless = found["rejected_planted"] < INERT or found["rejected_planted"] <= found["rejected_generated"]
+        found["inert"] = True if useless else False if found["chance"] <= CHANCE else None
+    return found

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from math import comb
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,11 @@ def test_critics_that_check_nothing_are_inert() -> None:
     assert worth([yes] * 8 + [no] * 2, [yes] * 10, 0.5)["inert"]
     assert worth([no] * 10, [no] * 10, 0.5)["inert"]  # rejects all there is
     assert worth([Verdict("unclear", None)] * 9 + [no], [yes] * 10, 0.5)["inert"]  # says nothing
-    assert not worth([no] * 7 + [yes] * 3, [yes] * 9 + [no], 0.5)["inert"]
+    assert worth([no] * 7 + [yes] * 3, [yes] * 9 + [no], 0.5)["inert"] is False
+    # 2 of 6 are more than 9 of 61, and may be chance: 1 − P(0 or 1 of the 6 | 11 of 67 are rejected), hypergeometric.
+    few = worth([no] * 2 + [yes] * 4, [no] * 9 + [yes] * 52, 0.5)
+    ways = [comb(11, k) * comb(56, 6 - k) / comb(67, 6) for k in (0, 1)]
+    assert few["inert"] is None and few["chance"] == pytest.approx(1 - sum(ways))
 
 
 def test_filters() -> None:
@@ -135,14 +140,15 @@ def test_chunks_lie_where_they_say(store: Store) -> None:
 
 def test_rules_make_what_can_be_checked(store: Store, tmp_path: Path) -> None:
     manifest = run(store, tmp_path, Rules(), Rules(), n=40)
+    kept = rows(tmp_path)
     assert manifest["critique"] == {
         "planted": 10,
         "rejected_planted": 1.0,
         "rejected_generated": 0.0,
         "unclear": 0,
+        "chance": pytest.approx(1 / comb(10 + len(kept), 10)),
         "inert": False,
     }
-    kept = rows(tmp_path)
     assert manifest["counts"] == {
         "asked": 40,
         "generated": 40,
