@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from lit_long.config import DataConfig, OptimConfig, StageConfig, identity_fields, plain
@@ -13,7 +17,7 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
     """The settings that a stage of this kind computes with; its inputs' identities cover the rest."""
     if config.kind == "data":
         return data_identity(config.data)
-    settings = {name: identity_fields(getattr(config, name)) for name in ("model", "position")}
+    settings = {name: identity_fields(getattr(config, name)) for name in ("model", "position")} | own_code(config.position)
     if config.kind == "evaluate":
         evaluation = identity_fields(config.evaluation)
         if evaluation["retrieval_domain"] in ("", DOCS):  # as it was before it could be chosen: results of that time stay valid
@@ -39,6 +43,22 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         # It leaves out updates only where stop would have no result at all; what it leaves out depends on the limit.
         | ({"bad_update": {"skip": config.trainer.spike}} if config.trainer.bad_update == "skip" else {})
     )
+
+
+def own_code(position: dict[str, Any]) -> dict[str, Any]:
+    """{"code": {module: digest}} of the modules that hold the user's own encoder or transform (``module:Class``), {} without one.
+
+    Comments and layout do not count, and what such a module imports does not either.
+    """
+    names = (str(position.get("scheme", "")), str((position.get("training") or {}).get("transform", "")))
+    modules = {name.partition(":")[0] for name in names if ":" in name}
+    files = {module: spec.origin for module in modules if (spec := importlib.util.find_spec(module))}
+    found = {
+        module: hashlib.sha256(ast.unparse(ast.parse(Path(file).read_bytes())).encode()).hexdigest()[:12]
+        for module, file in files.items()
+        if file and file.endswith(".py")
+    }
+    return {"code": found} if found else {}
 
 
 def all_weights(config: StageConfig) -> list[dict[str, float]]:

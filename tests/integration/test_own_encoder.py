@@ -39,3 +39,24 @@ def test_own_encoder_is_trained_and_evaluated(folder):
     latest = (folder / "runs" / "position_tiny" / "latest").resolve()
     assert [trial["variant"] for trial in json.loads((latest / "sweep.json").read_text())["trials"]] == ["mine", "pose"]
     assert "mine" in (latest / "table.csv").read_text()
+
+
+def test_an_encoder_that_was_changed_is_another_stage(folder):
+    """What its code computes counts, what is written beside it does not."""
+
+    def planned():
+        plan = run("lit_long.sweep", "dry_run=true", "grid.position=[rope,mine]", f"root={folder}", cwd=folder)
+        assert plan.returncode == 0, plan.stdout + plan.stderr
+        return {
+            name: re.search(rf"{name} .*runs/stages/(\S+)", plan.stdout)[1]
+            for name in ("corpus", "extend rope", "extend mine", "evaluate mine")
+        }
+
+    module = folder / "my_module.py"
+    code = module.read_text()
+    first = planned()
+    module.write_text("# a remark\n\n" + code.replace("(", "(  "))
+    assert planned() == first
+    module.write_text(code + "\n\nSLOPE = 2.0\n")
+    changed = planned()
+    assert {name for name in first if changed[name] != first[name]} == {"extend mine", "evaluate mine"}
