@@ -15,7 +15,7 @@ On the command line ``grid.size=[7b]`` picks named points, and naming one value 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,21 @@ def label(value: Any) -> str:
 
 
 def variant_name(point: Point) -> str:
-    """``abf``, or ``position=abf optim.lr=0.001`` when there are several axes besides the seed."""
+    """``abf``; with several axes besides the seed ``abf lr=0.001``: options and named points by their name alone, settings with as much of
+    their key as tells them apart."""
     axes = {key: value for key, value in point.items() if key != "seed"}
     if len(axes) == 1:
         return label(*axes.values())
-    return " ".join(f"{key}={label(value)}" for key, value in axes.items()) or "default"
+    return " ".join(label(v) if named_by_itself(k, v) else f"{short(k, axes)}={label(v)}" for k, v in axes.items()) or "default"
+
+
+def named_by_itself(key: str, value: Any) -> bool:
+    """Whether an axis' value is the name of an option (position=abf) or of a point, and so needs no key."""
+    return isinstance(value, dict) or ("." not in key and isinstance(value, str))
+
+
+def short(key: str, keys: Iterable[str]) -> str:
+    """The shortest end of a dotted key that no other one has."""
+    parts = key.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+    return next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in keys if other != key)), key)

@@ -73,8 +73,16 @@ def test_one_value_leaves_that_variant():
 def test_grids():
     swept = plan("grid.position=[rope,abf]", "grid.seed=[0,1]", "grid.optim.lr=[1e-3,2e-3]")
     assert len(swept.trials) == 8
-    assert {t.variant for t in swept.trials} == {f"position={p} optim.lr={lr}" for p in ("rope", "abf") for lr in (0.001, 0.002)}
+    assert {t.variant for t in swept.trials} == {f"{p} lr={lr}" for p in ("rope", "abf") for lr in (0.001, 0.002)}
     assert {t.stages["extend"].config.optim.lr for t in swept.trials} == {1e-3, 2e-3}
+    rates = plan(
+        "grid.stages.base.optim.lr=[1e-3]",
+        "grid.stages.extend.optim.lr=[2e-3]",
+        "grid.trainer.compile=[false]",
+        "grid.position=[abf]",
+    )
+    (trial,) = rates.trials
+    assert trial.variant.split() == ["abf", "base.optim.lr=0.001", "extend.optim.lr=0.002", "compile=False"]
     files = {file.stem for file in (REPOSITORY / "configs" / "position").glob("*.yaml")}
     assert {t.variant for t in plan("grid.position=all").trials} == files - {
         "longrope",  # its factors are the user's to give
