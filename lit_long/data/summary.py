@@ -137,7 +137,7 @@ def print_summary(summary: dict[str, Any], store: Store, console: Console) -> No
     console.print(table)
     for name, source in summary["sources"].items():
         console.print(f"\n[bold]{name}[/bold]{left_out(source)}", highlight=False)
-        console.print("tokens by length of their document", style="dim")
+        console.print("bars: tokens in documents of that length; numbers: the documents", style="dim")
         most = max((tokens for *_, tokens in source["histogram"]), default=1)
         for lower, documents, tokens in source["histogram"]:
             bar = "█" * round(_BAR * tokens / most) or ("▏" if documents else "")
