@@ -21,7 +21,7 @@ def sweep_name(plan: Plan) -> str:
 
 def run_name(plan: Plan, stage: Stage) -> str:
     """Of a stage's run. The stage's name is left out where trials have only one; the seed, where several share the stage."""
-    users = [trial for trial in plan.trials if trial.stages[stage.name].identity == stage.identity]
+    users = plan.users(stage)
     variants, mine = ({trial.variant: None for trial in trials} for trials in (plan.trials, users))
     shared = len(mine) == len(variants) and (len(variants) > 1 or stage.config.kind == "data")
     alone = len(set(plan.trials[0].stages) - {CORPUS}) == 1 and stage.config.kind != "data"

@@ -50,10 +50,9 @@ class Record:
 
     def begin(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
         """The stage's child run, made or resumed, and what keeps its metrics in step with the folder."""
-        users = [trial.variant for trial in self.plan.trials if trial.stages[stage.name].identity == stage.identity]
         tags = self.environment | self.paper
         tags |= {
-            "lit_long.variant": ", ".join(dict.fromkeys(users)),
+            "lit_long.variant": ", ".join(dict.fromkeys(trial.variant for trial in self.plan.users(stage))),
             "lit_long.stage": stage.name,
             "lit_long.kind": stage.config.kind,
             "lit_long.folder": str(stage.folder),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from lit_long.report.page import model_size, seed_words
-from lit_long.report.results import Results, display
+from lit_long.report.results import Results
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -92,14 +92,10 @@ def columns_of(panels: int) -> int:
 
 def legend_shape(results: Results) -> tuple[int, int]:
     """Entries a row, and rows: estimated from the names, because measuring them would mean drawing twice."""
-    inches = sum(0.068 * len(label_of(results, row)) + 0.6 for row in results.rows)
+    inches = sum(0.068 * len(results.label(row)) + 0.6 for row in results.rows)
     rows = math.ceil(inches / (WIDTH - LEFT - RIGHT))
     per_row = math.ceil(len(results.rows) / rows)
     return per_row, math.ceil(len(results.rows) / per_row)
-
-
-def label_of(results: Results, row: str) -> str:
-    return f"{display(row)} (reference)" if row == results.reference else display(row)
 
 
 def subtitle(results: Results) -> str:
@@ -113,7 +109,7 @@ def subtitle(results: Results) -> str:
 
 
 def colour_of(results: Results, row: str) -> str:
-    return GREY if row == results.reference else COLOURS[results.variants.index(row) % len(COLOURS)]
+    return GREY if row in results.references else COLOURS[results.variants.index(row) % len(COLOURS)]
 
 
 def draw_line(axes: Any, results: Results, row: str, points: list[Point]) -> None:
@@ -121,8 +117,8 @@ def draw_line(axes: Any, results: Results, row: str, points: list[Point]) -> Non
     if not points:
         return
     x, y = [point.x for point in points], [point.mean for point in points]
-    if row == results.reference:
-        axes.plot(x, y, color=GREY, linestyle="--", linewidth=1.4, label=label_of(results, row), zorder=2)
+    if row in results.references:
+        axes.plot(x, y, color=GREY, linestyle="--", linewidth=1.4, label=results.label(row), zorder=2)
         return
     index, colour = results.variants.index(row), colour_of(results, row)
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
@@ -132,7 +128,7 @@ def draw_line(axes: Any, results: Results, row: str, points: list[Point]) -> Non
     marker = MARKERS[index % len(MARKERS)]
     # White-faced markers: where two lines coincide, the lower one still shows through.
     face = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.3}
-    axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, label=label_of(results, row), zorder=3, clip_on=True, **face)
+    axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, label=results.label(row), zorder=3, clip_on=True, **face)
 
 
 def log2_axis(axes: Any, span: list[float], ticks: list[int], panels: list[Any]) -> None:

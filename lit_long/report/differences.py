@@ -95,11 +95,8 @@ def difference_tables(results: Results) -> list[Table]:
 def table(results: Results, title: str, columns: list[tuple[str, str, str, int, float]], other: str) -> Table:
     """All rows but ``other``."""
     rows = [row for row in results.rows if row != other]
-    name = f"{display(other)} (reference)" if other == results.reference else display(other)
-    names = [f"{display(row)} (reference)" if row == results.reference else display(row) for row in rows]
-    made = Table(
-        f"{title}: differences to {name}, paired by seed", ["variant"], [[each] for each in names], at_once=COLUMNS_AT_ONCE // 2
-    )
+    name, at_once = f"{title}: differences to {results.label(other)}, paired by seed", COLUMNS_AT_ONCE // 2
+    made = Table(name, ["variant"], [[results.label(row)] for row in rows], at_once=at_once)
     for header, metric, domain, length, scale in columns:
         for index, row in enumerate(rows):
             found = difference(results, row, other, metric, domain, length)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from lit_long.report.bound import TITLE, bases
-from lit_long.report.canvas import COLOURS, GREY, MARKERS, Point, colour_of, draw_line, label_of, log2_axis, panels_of
+from lit_long.report.canvas import COLOURS, GREY, MARKERS, Point, colour_of, draw_line, log2_axis, panels_of
 from lit_long.report.laws import fitted_laws
 from lit_long.report.page import papers_curves
 from lit_long.report.results import ACCURACY, BY_POSITION, CONTROL, CONTROL_ROUGE, PASSKEY, ROUGE, Results, display
@@ -70,7 +70,7 @@ def _loss_by_position(results: Results, file: BinaryIO, kind: str) -> None:
                 cells = [(edge, results.get(row, BY_POSITION, domain, edge)) for edge in edges]
                 points = [Point(middles[edge], c.mean, c.low, c.high, c.seeds) for edge, c in cells if c]
                 draw_line(axes, results, row, points)
-                if row != results.reference:
+                if row not in results.references:
                     shown += [value for p in points for value in (p.low, p.high) if math.isfinite(value)]
             powers = [2**k for k in range(math.floor(math.log2(middles[edges[0]])), math.ceil(math.log2(edges[-1])) + 1)]
             log2_axis(axes, [middles[edges[0]], edges[-1]], powers, panels)
@@ -110,7 +110,7 @@ def _context_law(results: Results, file: BinaryIO, kind: str) -> None:
             mine = [one for one in laws if one.domain == domain]
             for one in mine:
                 colour = colour_of(results, one.row)
-                axes.plot(one.lengths, one.losses, "o", color=colour, markerfacecolor="white", label=label_of(results, one.row))
+                axes.plot(one.lengths, one.losses, "o", color=colour, markerfacecolor="white", label=results.label(one.row))
                 fine = [
                     2 ** (k / 8) for k in range(round(8 * math.log2(one.lengths[0])), round(8 * math.log2(one.lengths[-1])) + 1)
                 ]
@@ -170,12 +170,12 @@ def _base_context(axes: Any, results: Results, lengths: list[int], at_top: bool)
 
 def _fit_variants(axes: Any, results: Results, domain: str, edges: list[int], shown: list[float]) -> None:
     """Scales y to the variants when the reference, past its context, would flatten them; says how far it goes."""
-    cells = [results.get(results.reference or "", BY_POSITION, domain, edge) for edge in edges]
+    cells = [results.get(row, BY_POSITION, domain, edge) for row in results.references for edge in edges]
     peak = max((cell.mean for cell in cells if cell and math.isfinite(cell.mean)), default=-math.inf)
     if not shown or peak <= (top := max(shown)) + 0.5 * max(top - min(shown), 0.1):
         return
     pad = 0.12 * max(top - min(shown), 0.1)
     axes.set_ylim(min(shown) - pad, top + 2.5 * pad)
-    words = f"{display(results.reference or '')} rises to {peak:.1f}"
+    words = f"{display(results.reference or 'a reference')} rises to {peak:.1f}"
     place = {"textcoords": "offset points", "xycoords": "axes fraction", "ha": "right", "va": "top"}
     axes.annotate(words, (1.0, 1.0), (-2, -12), fontsize=7.5, color=GREY, **place)

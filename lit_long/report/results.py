@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_long.config import UserError
-from lit_long.report.folder import Stage, Sweep
+from lit_long.report.folder import Stage, Sweep, Trial
 
 PERPLEXITY, BY_POSITION = "perplexity", "loss_by_position"
 ROUGE, ACCURACY, NATS, PASSKEY = "retrieval_rouge_l", "retrieval_accuracy", "retrieval_nats", "passkey_accuracy"
@@ -62,11 +62,11 @@ Key = tuple[str, str, str, int]  # row, metric, domain, length
 
 @dataclass(frozen=True)
 class Results:
-    """All cells of a sweep. ``rows`` lists the variants in the grid's order, then the reference if there is one."""
+    """All cells of a sweep. ``rows`` lists the variants in the grid's order, then the references: one, or one of each variant."""
 
     sweep: Sweep
     variants: list[str]
-    reference: str | None
+    references: list[str]
     cells: dict[Key, Cell]
     folders: dict[str, list[Stage]]  # the evaluate stages behind each row
     by_seed: dict[str, dict[int, Stage]]  # the one stage of a row under a seed, where it is one
@@ -79,7 +79,16 @@ class Results:
 
     @property
     def rows(self) -> list[str]:
-        return self.variants + ([self.reference] if self.reference else [])
+        return self.variants + self.references
+
+    @property
+    def reference(self) -> str | None:
+        """The one that all variants share."""
+        return self.references[0] if len(self.references) == 1 else None
+
+    def label(self, row: str) -> str:
+        """The row's name for people."""
+        return f"{display(row)} (reference)" if row in self.references else display(row)
 
     @property
     def missing(self) -> list[Stage]:
@@ -97,7 +106,7 @@ class Results:
         found: dict[bool, set[int]] = {True: set(), False: set()}
         for row, m, d, length in self.cells:
             if m == metric and domain in (None, d):
-                found[row == self.reference].add(length)
+                found[row in self.references].add(length)
         return sorted(found[False] or found[True])
 
     def train(self) -> dict[str, list[dict[str, Any]]]:
@@ -116,7 +125,7 @@ class Results:
         parent = self.sweep.parents.get(reference, reference.removeprefix("evaluate_"))
         contexts = {result.get("context") for result in self.train().get(parent, [])}
         if not contexts:
-            measured = [stage.result for stage in self.folders.get(self.reference or "", []) if stage.result]
+            measured = [stage.result for row in self.references for stage in self.folders[row] if stage.result]
             contexts = {result.get("pretrained_context") for result in measured}
         return contexts.pop() if len(contexts) == 1 else None
 
@@ -132,25 +141,32 @@ def aggregate(sweep: Sweep) -> Results:
     variants = sweep.variants
     users = {variant: [t for t in sweep.trials if t.variant == variant] for variant in variants}
     names = dict.fromkeys(variants, report.rows)
-    reference = None
+    references: dict[str, list[Trial]] = {}
     if report.reference:
         reference = report.reference.removeprefix("evaluate_")
         # A grid may well have a variant called "base": two rows of one name would be averaged into one.
         reference = report.reference if reference in variants else reference
-        users[reference], names[reference] = sweep.trials, report.reference
+        references = {reference: sweep.trials}
+        if len({(trial.seed, stage.folder) for trial in sweep.trials if (stage := trial.stages.get(report.reference))}) > len(
+            sweep.seeds
+        ):
+            # Models of two shapes, say: what they measure has no mean.
+            references = {f"{reference} of {display(variant)}": trials for variant, trials in users.items()}
+        names |= dict.fromkeys(references, report.reference)
+        users |= references
     folders = {row: _distinct(trial.stages.get(names[row]) for trial in trials) for row, trials in users.items()}
     by_seed: dict[str, dict[int, Stage]] = {}
     for row, trials in users.items():
         for seed in sweep.seeds:
             stages = _distinct(trial.stages.get(names[row]) for trial in trials if trial.seed == seed)
-            if len(stages) == 1:  # a reference may be another one for each variant
+            if len(stages) == 1:
                 by_seed.setdefault(row, {})[seed] = stages[0]
     runs: dict[Key, list[tuple[float, int]]] = {}
     for row, stages in folders.items():
         for stage in stages:
             for (metric, domain, length), measured in _measurements(stage).items():
                 runs.setdefault((row, metric, domain, length), []).append(measured)
-    return Results(sweep, variants, reference, {key: _cell(values) for key, values in runs.items()}, folders, by_seed)
+    return Results(sweep, variants, list(references), {key: _cell(values) for key, values in runs.items()}, folders, by_seed)
 
 
 def _measurements(stage: Stage) -> dict[tuple[str, str, int], tuple[float, int]]:

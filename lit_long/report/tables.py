@@ -109,7 +109,7 @@ def perplexity_table(results: Results) -> Table | None:
     if not (lengths or report.paper):
         return None
     # Variants that only the paper has keep their row: the reader sees what was not run.
-    variants = list(dict.fromkeys([*results.variants, *(v for v in report.paper if v != results.reference)]))
+    variants = list(dict.fromkeys([*results.variants, *(v for v in report.paper if v not in results.references)]))
     table = _frame("Validation perplexity (lower is better)", results, variants)
     if not lengths:
         _text_column(table, "measured", [MISSING] * len(table.rows))
@@ -182,14 +182,11 @@ def best_row(cells: Sequence[Cell | None], best: Callable[..., Any] | None) -> i
 
 
 def _order(results: Results, variants: list[str]) -> list[str]:
-    return variants + ([results.reference] if results.reference else [])
+    return variants + results.references
 
 
 def _frame(title: str, results: Results, variants: list[str]) -> Table:
-    names = [display(variant) for variant in variants]
-    if results.reference:
-        names.append(f"{display(results.reference)} (reference)")
-    return Table(title, ["variant"], [[name] for name in names])
+    return Table(title, ["variant"], [[results.label(row)] for row in _order(results, variants)])
 
 
 def _text_column(table: Table, header: str, cells: Sequence[str]) -> None:

@@ -118,9 +118,13 @@ class Plan:
         """The experiment, and its scale if it has several."""
         return " ".join(filter(None, (self.sweep.experiment, self.sweep.scale)))
 
+    def users(self, stage: Stage) -> list[Trial]:
+        """The trials that this stage is part of. A trial may lack a stage that others have: its weights were shipped."""
+        return [trial for trial in self.trials if (own := trial.stages.get(stage.name)) and own.identity == stage.identity]
+
     def label(self, stage: Stage) -> str:
         """The stage's name with what sets it apart: ``extend abf``, ``extend abf s1``, ``base``."""
-        users = [trial for trial in self.trials if trial.stages[stage.name].identity == stage.identity]
+        users = self.users(stage)
         words = [stage.name]
         for values, mine in (
             ({t.variant for t in self.trials}, {t.variant for t in users}),

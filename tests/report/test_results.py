@@ -67,6 +67,28 @@ def test_a_shared_reference_counts_once_per_seed_not_per_trial(tmp_path, make):
     assert float(row["sd"]) == pytest.approx(statistics.stdev([90.0, 94.0]))
 
 
+def test_references_of_different_models_are_not_averaged(tmp_path, make):
+    """A grid over models: each was extended from a base of its own."""
+    folder = make.sweep(
+        tmp_path,
+        {(v, seed): make.perplexities(20.0 + seed) for v in ("tiny", "mini") for seed in (0, 1)},
+        base={0: make.perplexities(90.0), 1: make.perplexities(94.0)},
+    )
+    record = json.loads((folder / "sweep.json").read_text())
+    for trial in record["trials"]:
+        if trial["variant"] == "mini":
+            other = make.evaluate(make.perplexities(50.0 + trial["seed"]))
+            trial["stages"]["evaluate_base"] = make.stage(tmp_path / "runs", f"evaluate_base-mini-s{trial['seed']}", other)
+    (folder / "sweep.json").write_text(json.dumps(record))
+    report = write_report(folder)
+    found = {row: one(rows_of(folder), variant=row, domain="code", length=2048) for row in ("base of tiny", "base of mini")}
+    assert {row: (float(each["mean"]), each["seeds"]) for row, each in found.items()} == {
+        "base of tiny": (92.0, "2"),
+        "base of mini": (50.5, "2"),
+    }
+    assert "| base of mini (reference) |" in report.markdown and "| base (reference) |" not in report.markdown
+
+
 def test_reference_keeps_its_full_name_beside_a_variant_called_base(tmp_path, make):
     folder = make.sweep(tmp_path, {("base", 0): make.perplexities(20.0)}, base={0: make.perplexities(90.0)})
     write_report(folder)

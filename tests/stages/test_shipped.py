@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_long.config import UserError, read_layers
 from lit_long.data.tokenizer import train_tokenizer
+from lit_long.launch.names import run_name
 from lit_long.stages.plan import make_plan
 from lit_long.stages.shipped import RECIPE, recipe
 from lit_long.stages.sweep_folder import outline
@@ -133,3 +134,14 @@ def test_what_makes_no_sense_is_refused(plan, tmp_path):
     (tmp_path / "bare.yaml").write_text(bare)
     with pytest.raises(UserError, match="base=train: no stage of .*bare.yaml has shipped weights"):
         make_plan(read_layers(["experiment=bare.yaml", "base=train"]))
+
+
+def test_a_grid_may_hold_models_with_and_without_shipped_weights(plan):
+    """The base of one variant is trained, the other's came along: that trial has no such stage."""
+    found = plan("grid.model.n_layers=[2,3]", "position=rope", "seed=0")
+    assert [sorted(trial.stages) for trial in found.trials] == [
+        ["corpus", "evaluate", "evaluate_base", "extend"],
+        ["base", "corpus", "evaluate", "evaluate_base", "extend"],
+    ]
+    assert "to run     base rope n_layers=3 " in outline(found) and "to run     extend rope n_layers=2 " in outline(found)
+    assert [run_name(found, stage) for stage in found.stages if stage.name == "base"] == ["rope n_layers=3 | base 128 | seed 0"]
