@@ -60,6 +60,8 @@ def page(results: Results, figures: list[str]) -> str:
     parts = [f"# {sweep.report.title or sweep.experiment}", setup(results)]
     if missing:
         parts.append(f"**Incomplete:** {len(missing)} of {len(sweep.stages)} stages have no result, see [Missing](#missing).")
+    if warning := unlike(results):
+        parts.append(f"**{warning}**")
     table = perplexity_table(results)
     if table:
         parts += [f"## {table.title}", _perplexity_caption(results, table), table.markdown()]
@@ -88,6 +90,21 @@ def page(results: Results, figures: list[str]) -> str:
         parts += ["## Missing", _missing(results)]
     parts += ["## Provenance", _provenance(results)]
     return "\n\n".join(parts) + "\n"
+
+
+def unlike(results: Results) -> str:
+    """A warning where the variants' texts were not cut into the same tokens; "" otherwise."""
+    users: dict[str, dict[str, None]] = {}
+    for trial in results.sweep.trials:
+        for stage in trial.stages.values():
+            if stage.result and (tokenizer := stage.result.get("tokenizer")):
+                users.setdefault(tokenizer, {})[display(trial.variant)] = None
+    if all(len(variants) == len(results.variants) for variants in users.values()):
+        return ""
+    return (
+        f"Not comparable: {len(users)} tokenizers ({'; '.join(', '.join(variants) for variants in users.values())}). What is counted by token, "
+        "such as perplexity, is of other tokens in each. data.corpus.tokenizer=FOLDER gives all of them one."
+    )
 
 
 _EXPLAINED = {

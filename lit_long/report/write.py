@@ -13,7 +13,7 @@ from lit_long.report.differences import difference_tables, differences_csv
 from lit_long.report.folder import Stage, read_sweep
 from lit_long.report.html import page_html
 from lit_long.report.laws import law_table
-from lit_long.report.page import page
+from lit_long.report.page import page, unlike
 from lit_long.report.published import published_tables
 from lit_long.report.results import Results, aggregate
 from lit_long.report.tables import Table, csv_text, perplexity_table, retrieval_tables
@@ -76,7 +76,7 @@ def write_report(folder: Path) -> Report:
         report_md=folder / "report.md",
         table_csv=folder / "table.csv",
         figures=[folder / "figures" / f"{name}.{kind}" for name in figures for kind in KINDS],
-        terminal=_terminal(tables),
+        terminal=_terminal(tables, unlike(results)),
         missing=results.missing,
     )
 
@@ -100,7 +100,8 @@ def write_figures(results: Results, folder: Path) -> dict[str, bytes]:
     return pictures
 
 
-def _terminal(tables: list[Table]) -> Any:
+def _terminal(tables: list[Table], warning: str) -> Any:
     from rich.console import Group
+    from rich.text import Text
 
-    return Group(*(part for table in tables for part in table.terminal()))
+    return Group(*(part for table in tables for part in table.terminal()), *([Text(warning, style="bold")] if warning else []))

@@ -67,7 +67,8 @@ def test_a_shared_reference_counts_once_per_seed_not_per_trial(tmp_path, make):
     assert float(row["sd"]) == pytest.approx(statistics.stdev([90.0, 94.0]))
 
 
-def test_references_of_different_models_are_not_averaged(tmp_path, make):
+@pytest.mark.parametrize("several", [False, True])
+def test_references_of_different_models_are_not_averaged(tmp_path, make, several):
     """A grid over models: each was extended from a base of its own."""
     folder = make.sweep(
         tmp_path,
@@ -76,6 +77,8 @@ def test_references_of_different_models_are_not_averaged(tmp_path, make):
     )
     record = json.loads((folder / "sweep.json").read_text())
     for trial in record["trials"]:
+        data = {"kind": "data", "digest": "d", "tokenizer": trial["variant"] if several else "one"}
+        trial["stages"]["corpus"] = make.stage(tmp_path / "runs", f"corpus-{trial['variant']}", data)
         if trial["variant"] == "mini":
             other = make.evaluate(make.perplexities(50.0 + trial["seed"]))
             trial["stages"]["evaluate_base"] = make.stage(tmp_path / "runs", f"evaluate_base-mini-s{trial['seed']}", other)
@@ -86,6 +89,8 @@ def test_references_of_different_models_are_not_averaged(tmp_path, make):
         "base of tiny": (92.0, "2"),
         "base of mini": (50.5, "2"),
     }
+    warning = "Not comparable: 2 tokenizers (tiny; mini)."
+    assert (warning in report.markdown) == (warning in str(report.terminal.renderables[-1])) == several
     assert "| base of mini (reference) |" in report.markdown and "| base (reference) |" not in report.markdown
 
 
