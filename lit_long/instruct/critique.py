@@ -90,21 +90,15 @@ def worth(planted: list[Verdict], genuine: list[Verdict], threshold: float) -> d
     def rejected(verdicts: list[Verdict]) -> int:
         return sum(verdict.verdict != "unclear" and not verdict.accepts(threshold) for verdict in verdicts)
 
-    found: dict[str, Any] = {
-        "planted": len(planted),
-        "rejected_planted": None,
-        "rejected_generated": None,
-        "chance": None,
-        "inert": None,
-    }
-    found["unclear"] = sum(verdict.verdict == "unclear" for verdict in [*planted, *genuine])
-    for name, verdicts in (("rejected_planted", planted), ("rejected_generated", genuine)):
-        found[name] = rejected(verdicts) / len(verdicts) if verdicts else None
-    if planted and genuine:
+    counts = [(rejected(verdicts), len(verdicts)) for verdicts in (planted, genuine)]
+    wrong, right = (count / asked if asked else None for count, asked in counts)
+    chance = inert = None
+    if wrong is not None and right is not None:
         from scipy.stats import fisher_exact  # half a second to import
 
-        table = [[count := rejected(verdicts), len(verdicts) - count] for verdicts in (planted, genuine)]
-        found["chance"] = float(fisher_exact(table, alternative="greater").pvalue)
-        useless = found["rejected_planted"] < INERT or found["rejected_planted"] <= found["rejected_generated"]
-        found["inert"] = True if useless else False if found["chance"] <= CHANCE else None
-    return found
+        chance = float(fisher_exact([[count, asked - count] for count, asked in counts], alternative="greater").pvalue)
+        useless = wrong < INERT or wrong <= right
+        inert = True if useless else False if chance <= CHANCE else None
+    unclear = sum(verdict.verdict == "unclear" for verdict in [*planted, *genuine])
+    found = {"planted": len(planted), "rejected_planted": wrong, "rejected_generated": right, "chance": chance, "inert": inert}
+    return found | {"unclear": unclear}

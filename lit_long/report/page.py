@@ -99,7 +99,9 @@ def unlike(results: Results) -> str:
         for stage in trial.stages.values():
             if stage.result and (tokenizer := stage.result.get("tokenizer")):
                 users.setdefault(tokenizer, {})[display(trial.variant)] = None
-    if all(len(variants) == len(results.variants) for variants in users.values()):
+    if len(users) < 2 or all(
+        len(variants) == len(results.variants) for variants in users.values()
+    ):  # one, or others under each seed
         return ""
     return (
         f"Not comparable: {len(users)} tokenizers ({'; '.join(', '.join(variants) for variants in users.values())}). What is counted by token, "
