@@ -33,6 +33,7 @@ def test_own_encoder_is_planned_and_its_settings_are_checked(folder):
     assert "extend mine" in every.stdout and "extend yarn" in every.stdout and "longrope" not in every.stdout
 
 
+@pytest.mark.slow  # test_interruptions trains one, too
 def test_own_encoder_is_trained_and_evaluated(folder):
     sweep = run("lit_long.sweep", *MINI, "grid.position=[mine,pose]", f"root={folder}", cwd=folder)
     assert sweep.returncode == 0, sweep.stdout + sweep.stderr
