@@ -105,7 +105,7 @@ def unlike(results: Results) -> str:
         return ""
     return (
         f"Not comparable: {len(users)} tokenizers ({'; '.join(', '.join(variants) for variants in users.values())}). What is counted by token, "
-        "such as perplexity, is of other tokens in each. data.corpus.tokenizer=FOLDER gives all of them one."
+        "such as perplexity, is of other tokens in each. All get one by data.corpus.tokenizer=FOLDER, or base=train where a base was shipped."
     )
 
 
