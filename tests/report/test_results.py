@@ -94,6 +94,15 @@ def test_references_of_different_models_are_not_averaged(tmp_path, make, several
     assert "| base of mini (reference) |" in report.markdown and "| base (reference) |" not in report.markdown
 
 
+def test_one_tokenizer_is_no_warning_while_a_variant_has_not_begun(tmp_path, make):
+    folder = make.sweep(tmp_path, {("rope", 0): make.perplexities(20.0), ("abf", 0): None})
+    record = json.loads((folder / "sweep.json").read_text())
+    for trial, result in zip(record["trials"], ({"kind": "data", "digest": "d", "tokenizer": "one"}, None), strict=True):
+        trial["stages"]["corpus"] = make.stage(tmp_path / "runs", f"corpus-{trial['variant']}", result)
+    (folder / "sweep.json").write_text(json.dumps(record))
+    assert "Not comparable" not in write_report(folder).markdown
+
+
 def test_reference_keeps_its_full_name_beside_a_variant_called_base(tmp_path, make):
     folder = make.sweep(tmp_path, {("base", 0): make.perplexities(20.0)}, base={0: make.perplexities(90.0)})
     write_report(folder)
