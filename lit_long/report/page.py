@@ -99,9 +99,8 @@ def unlike(results: Results) -> str:
         for stage in trial.stages.values():
             if stage.result and (tokenizer := stage.result.get("tokenizer")):
                 users.setdefault(tokenizer, {})[display(trial.variant)] = None
-    if len(users) < 2 or all(
-        len(variants) == len(results.variants) for variants in users.values()
-    ):  # one, or others under each seed
+    alike = all(len(variants) == len(results.variants) for variants in users.values())  # each seed may have one of its own
+    if len(users) < 2 or alike:
         return ""
     return (
         f"Not comparable: {len(users)} tokenizers ({'; '.join(', '.join(variants) for variants in users.values())}). What is counted by token, "

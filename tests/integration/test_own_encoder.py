@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_long.stages.identity import own_code
 from tests.integration.mini import MINI, REPOSITORY, run
 
 PAGE = REPOSITORY / "docs" / "positional-encoders.md"
@@ -61,3 +62,10 @@ def test_an_encoder_that_was_changed_is_another_stage(folder):
     module.write_text(code + "\n\nSLOPE = 2.0\n")
     changed = planned()
     assert {name for name in first if changed[name] != first[name]} == {"extend mine", "evaluate mine"}
+
+
+def test_the_code_of_an_own_transform_counts_and_built_in_schemes_have_none():
+    own = own_code({"scheme": "rope", "training": {"transform": "tests.training.broken:Broken"}})
+    assert list(own["code"]) == ["tests.training.broken"]
+    assert own == own_code({"scheme": "tests.training.broken:Broken", "base": 1.0})
+    assert own_code({"scheme": "rope", "training": {"transform": "pose"}}) == {}
