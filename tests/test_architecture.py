@@ -22,10 +22,5 @@ def test_mlflow_folder_is_no_package():
     assert "site-packages" in where.stdout
 
 
-def test_no_file_is_long():
-    for file in (REPOSITORY / "lit_long").rglob("*.py"):
-        assert len(file.read_text().splitlines()) <= 300, file
-
-
 def test_the_model_is_a_page():
     assert len((REPOSITORY / "lit_long" / "model" / "llama.py").read_text().splitlines()) <= 250
