@@ -4,9 +4,9 @@ Nothing here imports torch or lightning.
 """
 
 from lit_long.config.compose import (
+    Composer,
     Layers,
     compose_position,
-    compose_stage,
     compose_sweep,
     option_names,
     parse_words,
@@ -37,6 +37,7 @@ from lit_long.config.typed import NOT_A_SETTING, UserError, check, identity_fiel
 __all__ = [
     "NOT_A_SETTING",
     "AdapterConfig",
+    "Composer",
     "CorpusConfig",
     "CurriculumConfig",
     "DataConfig",
@@ -59,7 +60,6 @@ __all__ = [
     "ValidationConfig",
     "check",
     "compose_position",
-    "compose_stage",
     "compose_sweep",
     "identity_fields",
     "nearest",

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,7 @@ def spell_out(word: str) -> str:
 
 
 def leaf_names(cls: type = SweepConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings, for "did you mean"."""
+    """Dotted names of a class's settings."""
     default = cls()
     for f in dataclasses.fields(cls):
         value = getattr(default, f.name)
@@ -176,11 +178,18 @@ def lay(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
             if name := option_pick(value):
                 into[key] = read_option(key, name)
             value = settings_of(value)
-        check(SweepConfig, {key: value}, where, leaves=list(leaf_names()) + [f"stages.NAME.{f}" for f in STAGE_KEYS])
+        check(SweepConfig, {key: value}, where, leaves=all_settings())
         merge(into, {key: value})
 
 
-STAGE_KEYS = [f.name for f in dataclasses.fields(StageConfig) if f.name not in SHARED]
+@cache
+def all_settings() -> list[str]:
+    """Dotted names of what can be set, for "did you mean"."""
+    return [*leaf_names(), *(f"stages.NAME.{name}" for name in STAGE_KEYS)]
+
+
+STAGE = [f.name for f in dataclasses.fields(StageConfig)]
+STAGE_KEYS = [name for name in STAGE if name not in SHARED]
 
 
 def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
@@ -212,41 +221,77 @@ def check_stage(name: str, stage: Any, where: str, layers: Layers) -> None:
     check(StageConfig, settings | groups, where, f"stages.{name}.")
 
 
-def compose_stage(
-    layers: Layers, shared: dict[str, Any], name: str, point: Point, pretrained: Pretrained, init: str = ""
-) -> StageConfig:
-    """Complete settings of stage ``name`` at one point of the grid.
+class Composer:
+    """Complete settings of a sweep's stages at points of its grid.
+
+    A thousand points share nearly all of what they say, so each top-level key of a stage (``optim``, ``seed`` …) is put together, checked and
+    resolved once per distinct value, not once per point. The parts of the settings are shared: change none of them in place.
 
     Args:
         shared: what `compose_sweep` returned.
-        point: one value per axis, ``{"position": "abf", "seed": 0}`` (grid.py).
         pretrained: reads what ``model.init`` names.
-        init: the shipped weights that it descends from, if any.
     """
-    raw = copy.deepcopy(shared)
-    own = layers.experiment["stages"][name]
-    own_cli = (layers.cli.get("stages") or {}).get(name, {})
-    if option_pick(layers.cli.get("data")) and not option_pick(own.get("data")):
-        own = {key: value for key, value in own.items() if key != "data"}  # weights of domains that the other data do not have
-    pinned = {group for group in DEFAULT_OPTIONS if option_pick(own.get(group)) or option_pick(own_cli.get(group))}
-    where = f"{layers.file}: stages.{name}"
-    general = {k: v for k, v in layers.cli.items() if k in SHARED and k not in pinned}
-    dotted = {k: {n: x for n, x in v.items() if n != "option"} if isinstance(v, dict) else v for k, v in general.items()}
-    dotted = {k: v for k, v in dotted.items() if k not in DEFAULT_OPTIONS or isinstance(v, dict)}
-    nested_point: dict[str, Any] = {}
-    for key, value in settings_of_point(point):
-        if key.partition(".")[0] not in pinned:
-            merge(nested_point, nest(key.removeprefix(f"stages.{name}."), value))
-    nested_point.pop("stages", None)  # of other stages
-    for layer, source in ((own, where), (nested_point, "grid"), (dotted, COMMAND_LINE), (own_cli, COMMAND_LINE)):
-        stage_only = {k: v for k, v in layer.items() if k in STAGE_KEYS}
-        lay(raw, {k: v for k, v in layer.items() if k not in STAGE_KEYS}, source)
-        merge(raw, stage_only)
-    said = [layers.experiment, own, nested_point, layers.cli, own_cli]
-    if init:
-        raw["model"]["init"] = init
-    adopt(raw, said, pretrained, where)
-    return resolve(raw, where)
+
+    def __init__(self, layers: Layers, shared: dict[str, Any], pretrained: Pretrained) -> None:
+        self.layers, self.shared, self.pretrained = layers, shared, pretrained
+        self.laid: dict[tuple[str, str, str], Any] = {}  # stage, key, what the point says of it → its raw value
+        self.own: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]] = {}
+        self.resolved: Resolved = {}
+
+    def stage(self, name: str, point: Point, init: str = "") -> StageConfig:
+        """Stage ``name`` at one point of the grid.
+
+        Args:
+            point: one value per axis, ``{"position": "abf", "seed": 0}`` (grid.py).
+            init: the shipped weights that it descends from, if any.
+        """
+        said = self.said(name, point)
+        own, _, own_cli, _ = self.layers_of(name)
+        raw = {key: self.raw(name, key, said) for key in dict.fromkeys([*self.shared, *own, *said, *self.general(), *own_cli])}
+        if init:
+            raw["model"] = raw["model"] | {"init": init}
+        where = f"{self.layers.file}: stages.{name}"
+        adopt(raw, [self.layers.experiment, own, said, self.layers.cli, own_cli], self.pretrained, where)
+        return resolve(raw, where, self.resolved)
+
+    def said(self, name: str, point: Point) -> dict[str, Any]:
+        """What a point says to stage ``name``, by the stage's own keys."""
+        pinned, said = self.layers_of(name)[3], {}
+        for key, value in settings_of_point(point):
+            if key.partition(".")[0] not in pinned:
+                merge(said, nest(key.removeprefix(f"stages.{name}."), value))
+        said.pop("stages", None)  # of other stages
+        return said
+
+    def raw(self, name: str, key: str, said: dict[str, Any]) -> Any:
+        """One key of the stage from all layers, interpolations unresolved; not to be changed."""
+        memo = (name, key, repr(said[key]) if key in said else "")
+        if memo not in self.laid:
+            own, dotted, own_cli, _ = self.layers_of(name)
+            into = {key: copy.deepcopy(self.shared[key])} if key in self.shared else {}
+            where = f"{self.layers.file}: stages.{name}"
+            for layer, source in ((own, where), (said, "grid"), (dotted, COMMAND_LINE), (own_cli, COMMAND_LINE)):
+                if key in layer:
+                    (merge if key in STAGE_KEYS else partial(lay, where=source))(into, {key: layer[key]})
+            self.laid[memo] = into[key]
+        return self.laid[memo]
+
+    def general(self) -> dict[str, Any]:
+        return {key: value for key, value in self.layers.cli.items() if key in SHARED}
+
+    def layers_of(self, name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]:
+        """What the experiment says of the stage, what the command line says of all and of this one, and the groups whose option the stage names."""
+        if name not in self.own:
+            own = self.layers.experiment["stages"][name]
+            own_cli = (self.layers.cli.get("stages") or {}).get(name, {})
+            if option_pick(self.layers.cli.get("data")) and not option_pick(own.get("data")):
+                own = {k: v for k, v in own.items() if k != "data"}  # weights of domains that the other data do not have
+            pinned = {group for group in DEFAULT_OPTIONS if option_pick(own.get(group)) or option_pick(own_cli.get(group))}
+            general = {k: v for k, v in self.general().items() if k not in pinned}
+            dotted = {k: {n: x for n, x in v.items() if n != "option"} if isinstance(v, dict) else v for k, v in general.items()}
+            dotted = {k: v for k, v in dotted.items() if k not in DEFAULT_OPTIONS or isinstance(v, dict)}
+            self.own[name] = own, dotted, own_cli, pinned
+        return self.own[name]
 
 
 def compose_position(name: str, model: ModelConfig, context: int) -> dict[str, Any]:
@@ -261,13 +306,72 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     return {head: nest(rest, value) if rest else value}
 
 
-def resolve(raw: dict[str, Any], where: str) -> StageConfig:
-    """Interpolations resolved, every value checked."""
-    OmegaConf.register_resolver("multiply", lambda a, b: float(a) * float(b), replace=True)
-    OmegaConf.register_resolver("divide", lambda a, b: float(a) / float(b), replace=True)
-    plain_counts = plain(typed(StageConfig, raw, where))  # 2k must be a number before ${divide:…} sees it
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(plain_counts), resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
-    return typed(StageConfig, resolved, where)
+Resolved = dict[tuple[str, str, str], Any]  # where, key, what it says and what it refers to → its checked value
+
+
+def resolve(raw: dict[str, Any], where: str, known: Resolved | None = None) -> StageConfig:
+    """Interpolations resolved, every value checked.
+
+    Args:
+        known: values that were resolved before, filled in here.
+    """
+    known = {} if known is None else known
+
+    def once(key: str, content: str, make: Callable[[], Any]) -> Any:
+        if (memo := (where, key, content)) not in known:
+            known[memo] = make()
+        return known[memo]
+
+    # 2k must be a number before ${divide:…} sees it
+    counts = {key: once(key, repr(value), lambda k=key, v=value: Counts(k, v, where)) for key, value in raw.items()}
+    counts |= {key: once(key, "", lambda k=key: Counts(k, getattr(StageConfig(), k), where)) for key in STAGE if key not in raw}
+    values = {}
+    for key in STAGE:
+        needed = reached(key, counts)
+        content = repr([(name, counts[name].plain) for name in needed])
+        values[key] = once(key, f"in {content}", lambda k=key, n=needed: resolve_one(k, n, counts, where))
+    return StageConfig(**values)
+
+
+class Counts:
+    """A key's value, checked as far as that goes before its interpolations are resolved, and the keys that these may name."""
+
+    def __init__(self, key: str, value: Any, where: str) -> None:
+        self.plain = plain(check(StageConfig, {key: value}, where)[key])
+        texts = [text for text in leaves(self.plain) if isinstance(text, str) and "${" in text]
+        words = set(re.findall(r"\w+", " ".join(texts)))
+        # oc.select and its kind may make names of other values; what else is named, is named in the text
+        self.names = [name for name in STAGE if name in words or any("oc." in text for text in texts)]
+        self.refers = bool(texts)
+
+
+def reached(key: str, counts: dict[str, Counts]) -> list[str]:
+    """The key itself, and those whose values its interpolations may need."""
+    found = [key]
+    for name in found:
+        found += [other for other in counts[name].names if other not in found]
+    return found
+
+
+def resolve_one(key: str, needed: list[str], counts: dict[str, Counts], where: str) -> Any:
+    value = counts[key].plain
+    if counts[key].refers:
+        OmegaConf.register_resolver("multiply", lambda a, b: float(a) * float(b), replace=True)
+        OmegaConf.register_resolver("divide", lambda a, b: float(a) / float(b), replace=True)
+        try:
+            value = OmegaConf.to_container(OmegaConf.create({name: counts[name].plain for name in needed}), resolve=True)[key]
+        except OmegaConfBaseException as error:
+            if len(needed) < len(counts):  # a name that is itself made of values
+                return resolve_one(key, list(counts), counts, where)
+            raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+    return check(StageConfig, {key: value}, where)[key]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What groups and lists hold, however deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        yield value
+    else:
+        for one in inner:
+            yield from leaves(one)

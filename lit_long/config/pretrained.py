@@ -40,8 +40,8 @@ def adopt(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretraine
                 )
     raw["model"] = plain(shape) | {"init": init}
     corpus = raw["data"]["corpus"]
-    corpus["tokenizer"] = corpus.get("tokenizer") or init
-    corpus["vocab_size"] = shape.vocab_size
+    own = {"tokenizer": corpus.get("tokenizer") or init, "vocab_size": shape.vocab_size}
+    raw["data"] = raw["data"] | {"corpus": corpus | own}  # other stages hold the same corpus
     if wants_own or not any("position" in layer for layer in said):
         own = {key: value for key, value in raw["position"].items() if key == "training"}
         raw["position"] = position | own

@@ -8,6 +8,7 @@ import difflib
 import re
 import types
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -33,13 +34,19 @@ def typed(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") ->
     return cls(**check(cls, values, where, prefix))
 
 
+@cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """`get_type_hints`, which evaluates every annotation anew, once for each class."""
+    return get_type_hints(cls)
+
+
 def check(cls: type, values: dict[str, Any], where: str, prefix: str = "", leaves: Iterable[str] = ()) -> dict[str, Any]:
     """Checked and converted values of the dataclass ``cls``: only the keys given, nested dataclasses built.
 
     Strings that hold an OmegaConf interpolation (``${…}``) pass unchecked; they are checked again once resolved.
     ``leaves`` are dotted names known elsewhere in the schema, offered when a key is unknown.
     """
-    annotations = get_type_hints(cls)
+    annotations = type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("setting", True)]
     converted = {}
     for key, value in values.items():

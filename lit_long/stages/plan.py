@@ -11,18 +11,19 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lit_long.checkpoints.external import External, open_external
 from lit_long.config import (
+    Composer,
     Layers,
     ModelConfig,
     SourceConfig,
     StageConfig,
     SweepConfig,
     UserError,
-    compose_stage,
     compose_sweep,
     nearest,
     plain,
@@ -120,17 +121,28 @@ class Plan:
 
     def users(self, stage: Stage) -> list[Trial]:
         """The trials that this stage is part of. A trial may lack a stage that others have: its weights were shipped."""
-        return [trial for trial in self.trials if (own := trial.stages.get(stage.name)) and own.identity == stage.identity]
+        return self.trials_by_stage.get((stage.name, stage.identity), [])
+
+    @cached_property
+    def trials_by_stage(self) -> dict[tuple[str, str], list[Trial]]:
+        """By a stage's name in the trial and its identity."""
+        found: dict[tuple[str, str], list[Trial]] = {}
+        for trial in self.trials:
+            for name, stage in trial.stages.items():
+                found.setdefault((name, stage.identity), []).append(trial)
+        return found
+
+    @cached_property
+    def several(self) -> tuple[bool, bool]:
+        """Whether there are several variants, and several seeds."""
+        return len({trial.variant for trial in self.trials}) > 1, len({trial.seed for trial in self.trials}) > 1
 
     def label(self, stage: Stage) -> str:
         """The stage's name with what sets it apart: ``extend abf``, ``extend abf s1``, ``base``."""
         users = self.users(stage)
         words = [stage.name]
-        for values, mine in (
-            ({t.variant for t in self.trials}, {t.variant for t in users}),
-            ({t.seed for t in self.trials}, {t.seed for t in users}),
-        ):
-            if len(values) > 1 and len(mine) == 1:
+        for several, mine in zip(self.several, ({t.variant for t in users}, {t.seed for t in users}), strict=True):
+            if several and len(mine) == 1:
                 words.append(f"s{min(mine)}" if isinstance(min(mine), int) else min(mine))
         return " ".join(words)
 
@@ -166,48 +178,28 @@ def make_plan(layers: Layers) -> Plan:
     root = Path(sweep.root).expanduser().resolve() if sweep.root else project_root()
     names = parents_first(sweep.stages, layers)
     check_base(sweep.base, sweep.stages, layers.file)
-    cli_stages = layers.cli.get("stages") or {}
     look = Look(only_shown=sweep.dry_run or bool(sweep.show))
 
     def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]] | None:
         weights = look.at(open_external, init)
         return weights and (weights.shape, weights.position)
 
+    composer = Composer(layers, shared, pretrained)
+    maker = Maker(layers, sweep, root, look, composer)
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
-    sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
-    shipped: dict[str, str] = {}
+    shipped: dict[str, str] = {}  # weights that came with lit-long, by the stages that they stand for
     for point in points(sweep.grid, sweep.exclude, str(layers.file)):
         trial = Trial(variant_name(point), 0, point)
-        given: dict[str, StageConfig] = {}  # stages that are not trained, since their weights were shipped
-        origin: dict[str, str] = {}  # those weights, by the stages that descend from them
+        made: dict[str, Made] = {}
         for name in names:
-            where = f"{layers.file}: stages.{name}"
-            ancestor = sweep.stages[name].get("parent")
-            start = given.get(ancestor)
-            origin[name] = start.model.init if start else origin.get(ancestor, "")
-            config = compose_stage(layers, shared, name, point, pretrained, origin[name])
-            config = replace(config, parent=None) if start else config
-            parent = trial.stages[config.parent] if config.parent else None
-            own_position = "position" in layers.experiment["stages"][name] or "position" in cli_stages.get(name, {})
-            config = replace(config, data=settle_data(config.data, where, sources, look.at))
-            config = settle(config, parent.config if parent else start, own_position, where)
-            trial.seed = config.seed
-            if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
-                given[name] = stand_in(config, folder, look.at(open_external, folder).shape, where)
-                shipped[f"{name} s{config.seed}"] = folder
-                continue
-            if config.kind == "train":
-                check_optimizer(config, where)
-            corpus = place(root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
-            if parent and parent.store != corpus.folder and not config.data.corpus.tokenizer:
-                raise UserError(
-                    f"{where}: its data are not those of its parent, {config.parent}, so each would train a tokenizer of its own. Name the "
-                    f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
-                )
-            trial.stages.setdefault(CORPUS, corpus)
-            init = look.at(open_external, config.model.init) if config.model.init and parent is None else None
-            trial.stages[name] = place(root, name, config, corpus, parent, init)
+            one = made[name] = maker.make(name, point, made)
+            trial.seed = one.config.seed
+            if one.stage is None:
+                shipped[f"{name} s{one.config.seed}"] = one.config.model.init
+            else:
+                trial.stages.setdefault(CORPUS, one.corpus)
+                trial.stages[name] = one.stage
         for stage in trial.stages.values():
             stages.setdefault(stage.identity, stage)
         trials.append(trial)
@@ -216,6 +208,74 @@ def make_plan(layers: Layers) -> Plan:
         if wanted is not None and wanted not in names:
             raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
     return Plan(sweep, root, trials, list(stages.values()), sweep_key(sweep, trials), list(look.unseen.values()), shipped)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A stage at a point of the grid; without ``stage`` it is not trained, since its weights were shipped: ``config`` names them."""
+
+    config: StageConfig
+    origin: str  # the shipped weights that it is, or descends from, if any
+    stage: Stage | None = None
+    corpus: Stage | None = None
+
+
+class Maker:
+    """Makes the stages of all points: each once for all points that say the same to it and to those before it."""
+
+    def __init__(self, layers: Layers, sweep: SweepConfig, root: Path, look: Look, composer: Composer) -> None:
+        self.layers, self.sweep, self.root, self.look, self.composer = layers, sweep, root, look, composer
+        self.made: dict[tuple[str, str, Made | None], Made] = {}
+        self.corpora: dict[str, Stage] = {}
+        self.sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
+        cli_stages = layers.cli.get("stages") or {}
+        self.own_position = {
+            name
+            for name, stage in layers.experiment["stages"].items()
+            if "position" in stage or "position" in cli_stages.get(name, {})
+        }
+
+    def make(self, name: str, point: dict[str, Any], made: dict[str, Made]) -> Made:
+        """Stage ``name`` at the point whose stages before it are ``made``."""
+        said = self.composer.said(name, point)
+        parent = self.composer.raw(name, "parent", said) if "parent" in said else self.sweep.stages[name].get("parent")
+        if parent is not None and parent not in made:
+            raise UserError(
+                f"{self.layers.file}: stages.{name}.parent={parent}: no stage that comes before it{nearest(str(parent), made)}"
+            )
+        start = made.get(parent)
+        key = (name, repr(said), start)
+        if key not in self.made:
+            self.made[key] = self.make_anew(name, point, start)
+        return self.made[key]
+
+    def make_anew(self, name: str, point: dict[str, Any], start: Made | None) -> Made:
+        where, sweep, look = f"{self.layers.file}: stages.{name}", self.sweep, self.look
+        origin = start.origin if start else ""
+        config = self.composer.stage(name, point, origin)
+        given = start is not None and start.stage is None
+        config = replace(config, parent=None) if given else config
+        parent = start.stage if start and config.parent else None
+        config = replace(config, data=settle_data(config.data, where, self.sources, look.at))
+        config = settle(config, start.config if start else None, name in self.own_position, where)
+        if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
+            return Made(stand_in(config, folder, look.at(open_external, folder).shape, where), folder)
+        if config.kind == "train":
+            check_optimizer(config, where)
+        corpus = self.corpus(config)
+        if parent and parent.store != corpus.folder and not config.data.corpus.tokenizer:
+            raise UserError(
+                f"{where}: its data are not those of its parent, {config.parent}, so each would train a tokenizer of its own. Name the "
+                f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
+            )
+        init = look.at(open_external, config.model.init) if config.model.init and parent is None else None
+        return Made(config, origin, place(self.root, name, config, corpus, parent, init), corpus)
+
+    def corpus(self, config: StageConfig) -> Stage:
+        """The stage that prepares the data of another."""
+        if (key := repr(config.data)) not in self.corpora:
+            self.corpora[key] = place(self.root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
+        return self.corpora[key]
 
 
 def parents_first(stages: dict[str, Any], layers: Layers) -> list[str]:

@@ -6,6 +6,7 @@ Everything that can be known before the first stage runs is checked here, so tha
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,13 @@ def precision(trainer: TrainerConfig) -> str:
         raise UserError(f"trainer.precision must be auto, {', '.join(known)}, not {trainer.precision!r}")
     if trainer.accelerator != "cpu":
         return "bf16-mixed"
+    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & processor_flags() else "32-true"
+
+
+@cache
+def processor_flags() -> set[str]:
+    """What this machine's processor can do, as Linux calls it; none elsewhere."""
     try:
-        flags = Path("/proc/cpuinfo").read_text().split()
+        return set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
-        flags = []
-    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
+        return set()

@@ -33,10 +33,11 @@ def outline(plan: Plan) -> str:
     """The stages in running order, whether each is done and what it costs, for people."""
     lines = [f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages"]
     lines += [f"  {'shipped':<10} {name:<28} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
+    untouched = {stage.identity for stage in plan.left}
     for stage in plan.stages:
         flops = stage_flops(stage.config)
         cost = f"{flops:.1e} FLOPs" if flops else ""
-        lines.append(f"  {state(plan, stage):<10} {plan.label(stage):<28} {cost:<14}  {stage.folder}")
+        lines.append(f"  {state(stage, untouched):<10} {plan.label(stage):<28} {cost:<14}  {stage.folder}")
         if has_failed(stage):
             reason, _, _ = why_failed(stage.folder).partition("\n")
             lines.append(f"             failed: {reason}")
@@ -48,11 +49,11 @@ def outline(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def state(plan: Plan, stage: Stage) -> str:
-    """What this command would do with the stage."""
+def state(stage: Stage, left: set[str]) -> str:
+    """What this command would do with the stage. ``left``: identities of those that it leaves alone."""
     if stage.done:
         return "cached"
-    if stage.identity in {one.identity for one in plan.left}:
+    if stage.identity in left:
         return "left"
     return "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
 

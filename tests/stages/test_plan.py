@@ -1,0 +1,72 @@
+"""How much work a plan is: what many trials share is done once, and nothing is done for each pair of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from omegaconf import OmegaConf
+
+from lit_long.config import compose, read_layers
+from lit_long.stages import plan as planning
+from lit_long.stages.plan import make_plan
+from lit_long.stages.sweep_folder import outline, resolved
+
+
+class Counted(list):
+    """A list that counts how often all of it is gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        Counted.passes += 1
+        return super().__iter__()
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts calls of the parts of planning, the real ones."""
+    done = Counter()
+    parts = [(OmegaConf, "create"), (compose, "read_yaml"), (compose, "check"), (planning, "settle"), (planning, "digest")]
+    for owner, name in parts:
+        real = getattr(owner, name)
+
+        def counted(*arguments, real=real, name=name, **more):
+            done[name] += 1
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(owner, name, counted)
+    return done
+
+
+def test_what_trials_share_is_done_once(work):
+    def counted(seeds):
+        work.clear()
+        words = [
+            "grid.position=[rope,pi,abf,yarn]",
+            f"grid.seed={list(range(10, 10 + seeds))}",
+            "grid.optim.weight_decay=[0.1,0.2]",
+        ]
+        plan = make_plan(read_layers(["base=train", "dry_run=true", *words]))
+        assert len(plan.trials) == 8 * seeds
+        return Counter(work), plan
+
+    (few, _), (many, plan) = counted(2), counted(12)
+    assert many["read_yaml"] == few["read_yaml"]
+    # With a seed more, only what depends on the seed is new: the key itself, and the name of the base's shipped weights.
+    assert many["create"] - few["create"] == 10
+    assert many["check"] - few["check"] == 10 * (3 * 4 + 1)  # laid, before and after interpolations, in four stages; that name
+    # The base keeps its own encoder and optimizer, so eight trials of a seed share it.
+    assert many["settle"] - few["settle"] == 10 * (1 + 8 + 8 + 8)
+    # An identity for each stage that was settled, for the data as three stages mix them, and for the sweep.
+    assert many["digest"] == many["settle"] + 3 + 1
+    assert len(plan.stages) == 1 + 12 * (1 + 1 + 8 + 8)
+
+
+def test_a_stage_finds_its_trials_without_a_search():
+    plan = make_plan(read_layers(["dry_run=true", f"grid.seed={list(range(10, 40))}", "position=rope"]))
+    plan = replace(plan, trials=Counted(plan.trials))
+    Counted.passes = 0
+    assert len(plan.stages) > 90 and outline(plan) and resolved(plan)
+    assert Counted.passes <= 4
