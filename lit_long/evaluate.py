@@ -27,6 +27,7 @@ from functools import partial
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_model import parse_model_words
+from lit_long.terminal import run_command
 
 SECONDS = 5.0  # between lines of progress
 
@@ -86,4 +87,4 @@ def run(words: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

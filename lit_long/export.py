@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_long.config import UserError, parse_words, typed
+from lit_long.terminal import run_command
 
 
 @dataclass
@@ -101,4 +102,4 @@ def export_external(config: ExportConfig, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -18,7 +18,6 @@ are taken literally. Exit codes: 0 done, 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +25,7 @@ from typing import Any
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_model import parse_model_words
+from lit_long.terminal import run_command
 
 LITERAL = ("prompt=", "system=")
 NEW_TOKENS = 256
@@ -96,5 +96,4 @@ def run(config: GenerateConfig, words: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

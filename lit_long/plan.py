@@ -27,6 +27,7 @@ from lit_long.planning.settings import SETTLED, MachinesConfig, PlanConfig, job_
 from lit_long.report.tables import Table
 from lit_long.stages.costs import model_and_context, paper_rows, planned, stage_rows
 from lit_long.stages.plan import make_plan
+from lit_long.terminal import run_command
 
 COMMAND_LINE = "command line"
 
@@ -95,4 +96,4 @@ def say(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -19,6 +19,7 @@ from lit_long.config import UserError
 from lit_long.files import is_disk_full, write_atomically
 from lit_long.stages.folder import JOB_LOCK, locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
+from lit_long.terminal import run_command
 
 WATCH_PARENT = "watch_parent=true"
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -95,4 +96,4 @@ def quieten() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -25,6 +25,7 @@ from lit_long.files import is_disk_full
 from lit_long.stages.failures import nothing_failed, only_failed
 from lit_long.stages.plan import Plan, make_plan
 from lit_long.stages.sweep_folder import outline, resolved_yaml, write_sweep
+from lit_long.terminal import run_command
 
 ALL_DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -38,8 +39,6 @@ def main(argv: list[str]) -> int:
         plan = only_failed(make_plan(read_layers(argv)))
         if plan.sweep.show not in ("", "config"):
             raise UserError(f"command line: show={plan.sweep.show}: only show=config is known")
-        if plan.sweep.show or plan.sweep.dry_run:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
         if plan.sweep.show:
             print(resolved_yaml(plan), end="")
         elif plan.sweep.dry_run:
@@ -97,4 +96,4 @@ def run(plan: Plan, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

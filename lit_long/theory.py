@@ -26,6 +26,7 @@ from lit_long.positions.study import TheoryConfig, study
 from lit_long.report.theory import COLUMNS, write_theory
 from lit_long.stages.folder import read_stage
 from lit_long.stages.plan import digest
+from lit_long.terminal import run_command
 from lit_long.tracking import NoTracker, Tracker, default_uri, environment_tags, flatten
 
 COMMAND_LINE = "command line"
@@ -97,4 +98,4 @@ def search(words: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_data import GROUPS, parse_data_words
+from lit_long.terminal import run_command
 
 DONE, DAMAGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -90,4 +91,4 @@ def act(verb: str, words: list[str], said: dict, options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -50,5 +50,4 @@ class InOrder:
                 break
             self.current += 1
             self.stream.write("\n\n" if self.current < len(self.waiting) else "\n")
-        if self.stream.isatty():
-            self.stream.flush()
+        self.stream.flush()

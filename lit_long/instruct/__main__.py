@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_data import parse_data_words
+from lit_long.terminal import run_command
 
 
 def main(argv: list[str]) -> int:
@@ -88,4 +89,4 @@ def run(words: dict) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -21,6 +21,7 @@ from lit_long.config import UserError, nearest, project_root
 from lit_long.report import find_sweep, write_report
 from lit_long.report.findings import write_findings
 from lit_long.report.keep import keep
+from lit_long.terminal import run_command
 
 KEYS = ("experiment", "root", "uri", "out", "key", "keep", "findings", "results")
 
@@ -72,4 +73,4 @@ def folder_of(options: dict[str, str]) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -1,0 +1,54 @@
+"""How every command starts and ends: `run_command`. What it prints arrives, whatever the terminal, as it comes; and it ends quietly when nobody reads on."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+INTERRUPTED = 130
+
+
+class ReaderGone(KeyboardInterrupt):
+    """Who read the output has ended (`| head`): the command stops in good order, as after Ctrl-C."""
+
+
+class Output(io.TextIOWrapper):
+    """A standard stream. Each line leaves at once, into a pipe too; characters that the encoding lacks (ASCII, Latin-1) become "?"."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            hang_up()
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            hang_up()
+
+
+def hang_up() -> NoReturn:
+    """Nothing more is printed. (SIGPIPE's default action would end the process at once, for the pipe of a child or a server's socket, too.)"""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    raise ReaderGone
+
+
+def run_command(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run ``main`` on the words of the command line and exit with the code that it returns."""
+    for name in ("stdout", "stderr"):
+        if stream := getattr(sys, name):  # None: closed by who started us
+            setattr(sys, name, Output(stream.buffer, stream.encoding, errors="replace", line_buffering=True))
+    try:
+        code = main(sys.argv[1:])
+        if sys.stdout:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.exit(code)
