@@ -1,3 +1,3 @@
 """lit-long: train, extend and evaluate long-context Llama models with swappable positional encoders."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
