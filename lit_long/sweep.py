@@ -65,7 +65,7 @@ def run(plan: Plan, console: Console) -> int:
     """Run what is not done, then report."""
     from lit_long.launch.base import make_launcher
     from lit_long.launch.display import Display
-    from lit_long.launch.record import Record, folder_name, open_tracker, tracking_uri
+    from lit_long.launch.record import Record, address, folder_name, open_tracker
     from lit_long.launch.runner import check_disk, run_plan
     from lit_long.report import write_report
 
@@ -91,7 +91,7 @@ def run(plan: Plan, console: Console) -> int:
     console.print(report.terminal)
     console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
     if plan.sweep.tracking.enabled:
-        console.print(f"runs     {tracking_uri(plan)}  (make ui, or mlflow ui)", highlight=False, soft_wrap=True)
+        console.print(f"runs     {address(plan, record.page)}", markup=False, highlight=False, soft_wrap=True)
     return SOME_FAILED if outcome.status == "FAILED" else ALL_DONE
 
 

@@ -75,7 +75,7 @@ def record(config: TheoryConfig, out: Path, root: Path, schemes: list[dict[str, 
     settings = {key: value for key, value in plain(config).items() if key not in ("out", "root", "tracking")}
     run = tracker.sweep(key := digest(settings, 8), f"theory {key}", params=flatten(settings), tags=environment_tags())
     names = ("granularity", "adaptation", "adaptation_mean", "attention_factor")
-    tracker.metrics(run, {f"{name}/{row['scheme']}": row[name] for row in schemes for name in names})
+    tracker.metrics(run, {(f"{name}/{row['scheme']}", 0): row[name] for row in schemes for name in names})
     for file in (*(out / f"{name}.csv" for name in COLUMNS), out / "theory.md"):
         tracker.artifact(run, file)
     tracker.artifact(run, out / "figures", "figures")

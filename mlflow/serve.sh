@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# MLflow's server. Alone, over mlflow.db and artifacts/ beside this file, for this machine only:
-#   PORT=5001 mlflow/serve.sh
+# MLflow's server. Alone, over mlflow.db and artifacts/ beside this file, for this machine only; its first page is the newest sweep:
+#   PORT=5001 mlflow/serve.sh          ROOT=FOLDER: the record of sweeps that ran with root=FOLDER
 # For a team, over PostgreSQL, with users and passwords, artifacts through the server (needs: pip install 'lit-long[server]'):
 #   BACKEND=postgresql://mlflow@db.example.org/mlflow ADMIN_PASSWORD_FILE=~/.mlflow-admin HOST=0.0.0.0 mlflow/serve.sh
 #   ARTIFACTS=s3://bucket/path   where artifacts lie (artifacts/ beside this file)      WORKERS=4
@@ -11,6 +11,8 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 port="${PORT:-5000}"
 host="${HOST:-127.0.0.1}"
+record="$here"
+[[ -z "${ROOT:-}" ]] || record="$(cd "$ROOT" && pwd)/mlflow"
 [[ -d "$here/../.venv/bin" ]] && PATH="$here/../.venv/bin:$PATH"
 
 fail() { echo "serve.sh: $*" >&2; exit 1; }
@@ -25,31 +27,10 @@ cd "$here"
 export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 if [[ -z "${BACKEND:-}" ]]; then
     [[ "$host" == 127.0.0.1 ]] || fail "without users and passwords it serves this machine only; set BACKEND for a team's server."
-    [[ -f "$here/mlflow.db" ]] || fail "nothing recorded yet: $here/mlflow.db does not exist.
+    [[ -f "$record/mlflow.db" ]] || fail "nothing recorded yet: $record/mlflow.db does not exist.
 Run an experiment first:  python -m lit_long.sweep experiment=position_tiny"
     announce
-    # What `mlflow server --workers 1` does, in one process: its command line and its worker would both import for seconds, one after the other.
-    exec python -W "ignore:starlette.middleware.wsgi is deprecated" - "$host" "$port" "sqlite:///$here/mlflow.db" "$here/artifacts" <<'PYTHON'
-import os, sys
-
-host, port, store, artifacts = sys.argv[1:]
-try:
-    import uvicorn  # first: MLflow guards against foreign pages where a server is loaded
-    from mlflow.server import constants
-
-    os.environ |= {
-        constants.BACKEND_STORE_URI_ENV_VAR: store,
-        constants.REGISTRY_STORE_URI_ENV_VAR: store,
-        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
-        constants.ARTIFACTS_DESTINATION_ENV_VAR: artifacts,
-        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
-    }
-    from mlflow.server.fastapi_app import app
-except (ImportError, AttributeError):  # an MLflow that tells its worker in other words, or in an environment of its own
-    where = ["--host", host, "--port", port, "--workers", "1"]
-    os.execvp("mlflow", ["mlflow", "server", *where, "--backend-store-uri", store, "--artifacts-destination", artifacts])
-uvicorn.run(app, host=host, port=int(port), log_level="warning")
-PYTHON
+    exec python -W "ignore:starlette.middleware.wsgi is deprecated" -m lit_long.tracking.server "$(dirname "$record")" "$host" "$port"
 else
     [[ -n "${ADMIN_PASSWORD_FILE:-}" && -s "${ADMIN_PASSWORD_FILE}" ]] ||
         fail "ADMIN_PASSWORD_FILE must name a file with the password that user 'admin' has at the first start (12 characters or more)."

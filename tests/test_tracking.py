@@ -22,6 +22,7 @@ import pytest
 from lit_long import tracking
 from lit_long.config import UserError
 from lit_long.tracking import NoTracker, Tracker, TrackingError, default_uri, environment_tags, flatten
+from lit_long.tracking.view import columns
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {"params": {}, "tags": {}}
@@ -74,6 +75,10 @@ def lines(*steps: int, value: float = 0.0, **more: float) -> str:
     """Records as a stage writes them; ``value`` tells the first writing of a step from the second."""
     records = [{"step": s, "time": time.time(), "train/loss": s + value, **more} for s in steps]
     return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def read(address: str) -> str:
+    return urllib.request.urlopen(address, timeout=20).read().decode()
 
 
 def database(root: Path) -> Path:
@@ -140,7 +145,7 @@ def test_a_cached_child_is_light_and_points_to_the_history(root, tracker):
     light = tracker.stage(parent, "c0ffee", "train", **CONFIG, cached=True)
     assert tracker.mirror(light, root / "metrics.jsonl").sync(final=True) == 0
     for _ in range(2):  # a sweep that is started again says it again
-        tracker.metrics(light, {"eval/ppl/python/512": 5.5}, step=3)
+        tracker.metrics(light, {("eval/ppl/python/512", 3): 5.5})
     tags = client(root).get_run(light).data.tags
     assert tags["cached"] == "true" and tags["lit_long.source_run"] == full
     assert points(root, light) == [] and points(root, light, "eval/ppl/python/512") == [(3, 5.5)]
@@ -291,6 +296,17 @@ def test_long_histories_go_in_batches_and_nan_passes(root, tracker):
     assert math.isnan(history[2500][1]) and history[2501][1] > 1e308  # SQLite has no infinity: MLflow stores the largest float
 
 
+def test_final_numbers_are_recorded_once_and_a_curve_whole(root, tracker):
+    run = tracker.sweep("1", "sweep", **CONFIG)
+    curve = {("eval/loss_by_position/docs", step): 5.0 - step / 10 for step in (0, 10, 20)}
+    for _ in range(2):  # the record is written again
+        tracker.metrics(run, curve | {("eval/perplexity/docs/32", 0): 9.5})
+    assert points(root, run, "eval/loss_by_position/docs") == [(0, 5.0), (10, 4.0), (20, 3.0)]
+    assert points(root, run, "eval/perplexity/docs/32") == [(0, 9.5)]
+    tracker.metrics(run, {("eval/perplexity/docs/32", 0): 9.25})  # measured anew
+    assert points(root, run, "eval/perplexity/docs/32") == [(0, 9.5), (0, 9.25)]
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -436,6 +452,94 @@ tracker.finish(run, "FINISHED")
     assert [sweep.communicate()[0] for sweep in sweeps] == ["", ""] and [sweep.returncode for sweep in sweeps] == [0, 0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep"]
     assert len({run.info.experiment_id for run in client(tmp_path / "deep" / "root").search_runs(["1"])}) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "per%41cent",
+        "100%",
+        "quest?ion",
+        "%3Fx?y#z",
+        "ha#sh",
+        "a b",
+        "ümläut 文",
+        "a@b:c",
+        "semi;co&lon=",
+        "back\\slash",
+        "quo'te",
+    ],
+)
+def test_everything_lands_inside_the_root_whatever_it_is_called(tmp_path, empty_store, name):
+    root = tmp_path / "beside" / name
+    (root / "mlflow").mkdir(parents=True)
+    shutil.copy(database(empty_store), database(root))
+    tracker = open_tracker(root)
+    run = tracker.sweep("1", "sweep", **CONFIG)
+    tracker.text(run, "a: 1\n", "config.yaml")
+    (root / "figure.txt").write_text("b")
+    tracker.artifact(run, root / "figure.txt", "figures")
+    assert client(root).get_run(run).info.run_name == "sweep"
+    assert (root / "mlflow" / "artifacts" / run / "artifacts" / "config.yaml").read_text() == "a: 1\n"
+    assert {artifact.path for artifact in client(root).list_artifacts(run)} == {"config.yaml", "figures"}
+    assert [path.name for path in (tmp_path / "beside").iterdir()] == [name] and [path.name for path in tmp_path.iterdir()] == [
+        "beside"
+    ]
+    with sqlite3.connect(database(root)) as connection:
+        assert connection.execute("SELECT name FROM runs").fetchall() == [("sweep",)]
+    connection.close()
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"])
+def test_no_variable_of_the_environment_changes_where_runs_go(root, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv(name, f"sqlite:///{tmp_path}/elsewhere.db")
+    tracker = open_tracker(root)
+    run = tracker.sweep("1", "sweep", **CONFIG)
+    tracker.table(run, [{"ppl": 9.0}], "table.json")
+    said = capsys.readouterr().err.splitlines()
+    assert (
+        len(said) == 1 and name in said[0] and "tracking.uri" in said[0] and "elsewhere" not in said[0]
+    )  # values may hold passwords
+    assert client(root).get_run(run).info.experiment_id == tracker._experiment_id
+    assert [path.name for path in tmp_path.iterdir()] == ["my runs"]
+
+
+# ------------------------------------------------------------------------------------------------------------ view
+
+
+def test_the_columns_of_a_view():
+    names = [
+        f"eval/{metric}/{domain}/{length}"
+        for metric in ("perplexity", "retrieval_nats", "retrieval_accuracy")
+        for domain in ("code", "docs")
+        for length in (256, 512, 2048)
+    ]
+    assert columns([*names, "eval/loss_by_position/code", "result/train_loss"]) == [
+        "eval/perplexity/code/2048",
+        "eval/perplexity/code/256",
+        "eval/retrieval_accuracy/code/2048",
+        "eval/perplexity/docs/2048",
+        "eval/perplexity/docs/256",
+    ]
+    assert columns(["eval/perplexity/my/own/32"]) == ["eval/perplexity/my/own/32"]  # one length
+    assert columns(["eval/answer_nats/docs/128", "eval/answer_nats/docs/32"]) == ["eval/answer_nats/docs/128"]
+    assert columns(["eval/loss_by_position/code", "train/loss"]) == []
+
+
+def test_a_view_is_kept_with_the_experiment(root, tracker):
+    page = tracker.show("3f2a", ["eval/perplexity/docs/256", "eval/perplexity/docs/2048"])
+    assert page == f"#/experiments/{tracker._experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=3f2a"
+    kept = client(root).get_experiment(tracker._experiment_id).tags["mlflow.sharedViewState.3f2a"]
+    state = json.loads(kept)
+    assert state["selectedColumns"] == ["metrics.`eval/perplexity/docs/2048`", "metrics.`eval/perplexity/docs/256`"]
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`eval/perplexity/docs/2048`", True)
+    run = tracker.sweep("3f2a", "sweep", **CONFIG)
+    assert [r.info.run_id for r in client(root).search_runs([tracker._experiment_id], state["searchFilter"])] == [run]
+    long = [f"eval/perplexity/{'x' * 235}{i}/9" for i in range(9)]
+    assert tracker.show("77b1", long) in (
+        page.replace("3f2a", "77b1"),
+        page.partition("&")[0],
+    )  # what MLflow takes, or the plain list
 
 
 def test_importing_does_not_import_mlflow():
@@ -591,6 +695,11 @@ def test_against_a_real_server_started_by_serve_sh(root, tracker):
         with pytest.raises(urllib.error.HTTPError, match="403"):  # a page that has its name resolve to this machine
             urllib.request.urlopen(foreign, timeout=10)
 
+        tracker.sweep("0dd", "the newest", **CONFIG)
+        page = f"#/experiments/{tracker._experiment_id}/runs?workflowType=machine_learning"
+        assert f'"{page}"' in read(f"{uri}/")  # no view of it was kept: the plain list
+        assert tracker.show("0dd", []) == f"{page}&viewStateShareKey=0dd" and tracker.show("0dd", []) in read(f"{uri}/")
+
         artifact = urllib.request.urlopen(f"{uri}/get-artifact?path=config.yaml&run_uuid={folder}", timeout=10)
         assert artifact.read() == b"a: 1\n"  # an artifact that was written to disk shows in the browser
 
@@ -601,7 +710,7 @@ def test_against_a_real_server_started_by_serve_sh(root, tracker):
         file = root / "metrics.jsonl"
         file.write_text(lines(*range(1200)))
         mirror = remote.mirror(run, file)
-        assert mirror.sync() == 1200 and len(points(root, run)) == 1200
+        assert mirror.sync() == 1000 and mirror.sync(final=True) == 200 and len(points(root, run)) == 1200
         assert not (root / "ignored").exists()
     finally:
         os.killpg(server.pid, signal.SIGTERM)
@@ -615,16 +724,32 @@ def test_against_a_real_server_started_by_serve_sh(root, tracker):
         mirror.sync(final=True)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve_sh(folder: Path, path: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    """What mlflow/serve.sh says, copied to ``folder``, on a port of its own."""
+    shutil.copy(ROOT / "mlflow" / "serve.sh", folder / "serve.sh")
+    path = f"{path}{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "PORT": str(free_port()), **more}
+    return subprocess.run([str(folder / "serve.sh")], env=env, capture_output=True, text=True, timeout=60)
+
+
 def test_serve_sh_says_when_there_is_nothing_to_show(tmp_path):
-    shutil.copy(ROOT / "mlflow" / "serve.sh", tmp_path / "serve.sh")
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    result = subprocess.run([str(tmp_path / "serve.sh")], env=env, capture_output=True, text=True)
-    assert result.returncode == 1 and "python -m lit_long.sweep" in result.stderr
+    result = serve_sh(tmp_path)
+    assert result.returncode == 1 and "python -m lit_long.sweep" in result.stderr and f"{tmp_path}/mlflow.db" in result.stderr
+    result = serve_sh(tmp_path, ROOT=str(tmp_path))
+    assert result.returncode == 1 and f"{tmp_path}/mlflow/mlflow.db does not exist" in result.stderr
 
 
-def test_serve_sh_starts_mlflow_s_own_command_where_a_server_is_set_up_otherwise(tmp_path):
-    shutil.copy(ROOT / "mlflow" / "serve.sh", tmp_path / "serve.sh")
-    (tmp_path / "mlflow.db").touch()
+@pytest.mark.parametrize("name", ["plain", "quest?ion"])
+def test_serve_sh_starts_mlflow_s_own_command_where_a_server_is_set_up_otherwise(tmp_path, name):
+    folder = tmp_path / name / "mlflow"
+    folder.mkdir(parents=True)
+    (folder / "mlflow.db").touch()
     for module in ("__init__.py", "server/__init__.py", "server/constants.py"):  # of an MLflow whose server has other names
         (tmp_path / "other" / "mlflow" / module).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "other" / "mlflow" / module).touch()
@@ -632,8 +757,6 @@ def test_serve_sh_starts_mlflow_s_own_command_where_a_server_is_set_up_otherwise
     command.parent.mkdir()
     command.write_text('#!/bin/sh\necho "$@"\n')
     command.chmod(0o755)
-    path = f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path / "other"), "PORT": "1"}
-    result = subprocess.run([str(tmp_path / "serve.sh")], env=env, capture_output=True, text=True, check=True)
-    started = f"server --host 127.0.0.1 --port 1 --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
-    assert result.stdout.splitlines()[-1] == f"{started} --artifacts-destination {tmp_path}/artifacts"
+    result = serve_sh(folder, f"{command.parent}:", PYTHONPATH=f"{tmp_path / 'other'}:{ROOT}", PORT="1")
+    started = f"server --host 127.0.0.1 --port 1 --workers 1 --backend-store-uri {default_uri(tmp_path / name)}"
+    assert result.stdout.splitlines()[-1] == f"{started} --artifacts-destination {(folder / 'artifacts').as_uri()}", result.stderr

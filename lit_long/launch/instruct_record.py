@@ -33,7 +33,7 @@ def record(tracker: Tracker, folder: Path, manifest: dict[str, Any]) -> None:
     run = tracker.sweep(key, f"instruct | {manifest['generator']}", params=manifest["recipe"], tags=tags)
     counts = {f"instruct/{name}": value for name, value in manifest["counts"].items()}
     critique = {f"critique/{name}": float(value) for name, value in (manifest["critique"] or {}).items() if value is not None}
-    tracker.metrics(run, counts | critique, step=manifest["counts"]["asked"])
+    tracker.metrics(run, {(name, manifest["counts"]["asked"]): value for name, value in (counts | critique).items()})
     tracker.dataset(run, "documents", manifest["recipe"]["data"]["digest"], "generation")
     tracker.text(run, json.dumps(manifest, indent=1, ensure_ascii=False), "manifest.json")
     rows = [json.loads(line) for line in (folder / EXAMPLES).read_text(encoding="utf-8").splitlines()]

@@ -7,18 +7,20 @@ by the next command.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lit_long.config import project_root
 from lit_long.files import write_atomically
 from lit_long.launch.names import run_name, sweep_name
 from lit_long.report import Report
 from lit_long.stages.folder import read_result
 from lit_long.stages.lineage import MLFLOW_RUN
 from lit_long.stages.plan import Plan, Stage
-from lit_long.tracking import Mirror, NoTracker, Tracker, default_uri, environment_tags, flatten
+from lit_long.tracking import MEMBER, Mirror, NoTracker, Tracker, default_uri, environment_tags, flatten
 from lit_long.tracking.fetch import RESULTS, SWEEP_JSON
 
 
@@ -46,6 +48,8 @@ class Record:
         tags = self.environment | self.paper
         tags |= {"lit_long.folder": str(plan.folder), "mlflow.note.content": plan.sweep.description}
         self.parent = tracker.sweep(plan.key, sweep_name(plan), params=flatten(params), tags=tags)
+        self.measured: dict[str, None] = {}  # names of what evaluations recorded, in order
+        self.page = tracker.show(plan.key, self.measured)
         tracker.text(self.parent, (plan.folder / "sweep.yaml").read_text(encoding="utf-8"), "sweep.yaml")
 
     def begin(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
@@ -57,6 +61,7 @@ class Record:
             "lit_long.kind": stage.config.kind,
             "lit_long.folder": str(stage.folder),
             "lit_long.seed": str(stage.config.seed),
+            MEMBER: self.plan.key,
         }
         run = self.tracker.stage(
             self.parent,
@@ -75,8 +80,11 @@ class Record:
         """Final metrics, settings and status."""
         mirror.sync(final=True)
         if status == "FINISHED":
-            for (name, step), value in final_metrics(read_result(stage.folder)).items():
-                self.tracker.metrics(run, {name: value}, step)
+            final = final_metrics(read_result(stage.folder))
+            self.tracker.metrics(run, final)
+            if stage.config.kind == "evaluate":
+                self.measured |= dict.fromkeys(name for name, _ in final)
+                self.page = self.tracker.show(self.plan.key, self.measured)
             if stage.config.kind != "data":
                 data = read_result(stage.store) if stage.store else {}
                 self.tracker.dataset(
@@ -121,6 +129,17 @@ def final_metrics(result: dict[str, Any]) -> dict[tuple[str, int], float]:
         return metrics
     numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
     return {(f"result/{key}", 0): value for key, value in numbers.items()}
+
+
+def address(plan: Plan, page: str) -> str:
+    """Where a browser finds ``page`` of the sweep's record, and what must run for it."""
+    uri = tracking_uri(plan)
+    if uri.startswith("http"):
+        return f"{uri.rstrip('/')}/{page}"
+    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    if uri == default_uri(plan.root) and (project_root() / "mlflow" / "serve.sh").is_file():
+        command = "make ui" if plan.root == project_root() else f"make ui ROOT={shlex.quote(str(plan.root))}"
+    return f"http://127.0.0.1:5000/{page}  (while `{command}` runs)"
 
 
 def folder_name(plan: Plan, path: Path) -> str:

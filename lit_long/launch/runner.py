@@ -31,7 +31,7 @@ from lit_long.stages.plan import Plan, Stage
 from lit_long.tracking import Mirror
 
 POLL_SECONDS = 0.2
-SYNC_SECONDS = 2.0
+SYNC_SECONDS = 5.0  # between two requests to MLflow for one stage: a server with users takes a third of a second for each
 CORPUS_BYTES = 400 * 2**20
 WEIGHTS_BYTES, CHECKPOINT_BYTES = 4, 12  # of a parameter: fp32, and with AdamW's two moments
 INTERRUPTED = 130  # a stage's exit code

@@ -35,9 +35,7 @@ def record(tracker: Tracker, evaluation: Evaluation, figures: list[Path]) -> Non
     tags = environment_tags() | {"lit_long.kind": "evaluate", "lit_long.folder": str(evaluation.folder.resolve())}
     params = {key: about[key] for key in ("model", "suite", "tasks", "lengths", "context", "weights", "position", "precision")}
     run = tracker.sweep(evaluation.key, f"{about['suite']} | {Path(about['model']).name}", params=params, tags=tags)
-    found = metrics(evaluation)
-    for step in sorted({step for _, step in found}):
-        tracker.metrics(run, {name: value for (name, at), value in found.items() if at == step}, step)
+    tracker.metrics(run, metrics(evaluation))
     for digest in dict.fromkeys(row["data"] for row in evaluation.rows if row["data"] not in ("", GENERATED)):
         tracker.dataset(run, "texts", digest, "evaluation")
     tracker.text(run, json.dumps(about, indent=1), EVALUATION)

@@ -15,5 +15,16 @@ from lit_long.tracking.fetch import fetch_sweep
 from lit_long.tracking.mirror import Mirror
 from lit_long.tracking.store import TrackingError, default_uri
 from lit_long.tracking.tracker import NoTracker, Tracker
+from lit_long.tracking.view import MEMBER
 
-__all__ = ["Mirror", "NoTracker", "Tracker", "TrackingError", "default_uri", "environment_tags", "fetch_sweep", "flatten"]
+__all__ = [
+    "MEMBER",
+    "Mirror",
+    "NoTracker",
+    "Tracker",
+    "TrackingError",
+    "default_uri",
+    "environment_tags",
+    "fetch_sweep",
+    "flatten",
+]

@@ -31,7 +31,7 @@ class Mirror:
         self._waiting: list[Metric] = []
 
     def sync(self, final: bool = False) -> int:
-        """Send what is new; returns the number of points sent.
+        """Send what is new, up to 1,000 points in one request, or with ``final`` all of it; returns the number of points sent.
 
         What a busy store does not take within a second waits for the next call; with ``final`` it is a `TrackingError`
         after the tracker's patience. `ValueError`: a record is not what a stage should write.
@@ -50,6 +50,8 @@ class Mirror:
                 break
             del self._waiting[: len(batch)]
             sent += len(batch)
+            if not final:
+                break
         return sent
 
     def _read(self, steps: dict[str, int]) -> None:

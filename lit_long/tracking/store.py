@@ -11,15 +11,19 @@ import logging
 import os
 import socket
 import sqlite3
-import urllib.parse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 from lit_long.config import UserError
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow knows, as their servers listen
 OPEN_PATIENCE = 10.0  # seconds to wait for a locked database before a sweep starts
+REDIRECTS = tuple(  # variables by which MLflow would record elsewhere, wholly or in part
+    f"MLFLOW_{name}" for name in ("TRACKING_URI", "REGISTRY_URI", "EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID", "WORKSPACE")
+)
 REWRITTEN = "MLflow only keeps a record: the next sweep writes it again from its folders."
 
 
@@ -29,11 +33,17 @@ class TrackingError(UserError):
 
 def default_uri(root: Path) -> str:
     """URI of the SQLite file below ``root``, whatever the working directory."""
-    return f"sqlite:///{Path(root).resolve() / 'mlflow' / 'mlflow.db'}"
+    path = str(Path(root).resolve() / "mlflow" / "mlflow.db")
+    if not set(path) & set("%?#"):
+        return f"sqlite:///{path}"
+    return f"sqlite+pysqlite:///{quote(path)}"  # of "sqlite:///" MLflow makes the folder as it is spelled, beside the real one
 
 
 def import_mlflow() -> Any:
-    """The mlflow module, with no telemetry, nothing printed, and no minutes of retries for a server that is down."""
+    """The mlflow module, with no telemetry, nothing printed, no minutes of retries for a server that is down, and no orders from the environment."""
+    if found := [name for name in REDIRECTS if os.environ.pop(name, "")]:
+        words = f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} set in the environment and not obeyed"
+        print(f"note: {words}: only tracking.uri=… says where runs are recorded", file=sys.stderr)
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
     for name, value in {**quiet, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}.items():
         os.environ.setdefault(name, value)  # mlflow has no other switch for these; they change no result
@@ -46,12 +56,13 @@ def import_mlflow() -> Any:
 
 def database_file(uri: str) -> Path | None:
     """The file of a SQLite URI."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+    scheme, found, path = uri.partition(":///")
+    return Path(unquote(path.partition("?")[0])) if found and scheme.partition("+")[0] == "sqlite" else None
 
 
 def reach(uri: str) -> None:
     """Raises OSError at once where no server of that database answers; MLflow would try again for a hundred seconds."""
-    server = urllib.parse.urlsplit(uri)
+    server = urlsplit(uri)
     port = PORTS.get(server.scheme.partition("+")[0])
     if port and server.hostname:
         socket.create_connection((server.hostname, server.port or port), timeout=10).close()

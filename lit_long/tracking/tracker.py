@@ -7,7 +7,7 @@ import posixpath
 import sqlite3
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,15 @@ from lit_long.tracking.store import (
     remedy,
     wait_until_free,
 )
+from lit_long.tracking.view import MEMBER, VIEW_TAG, page, view_state
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-MAX_TAG, MAX_DIGEST = 8000, 36  # MLflow's limits
+MAX_TAG, MAX_EXPERIMENT_TAG, MAX_DIGEST = 8000, 5000, 36  # MLflow's limits
 SWEEP, IDENTITY, PARENT = "lit_long.sweep", "lit_long.identity", "mlflow.parentRunId"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs and charts, not on prompts
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # some versions then open on runs and charts, not on prompts
 CACHED, SOURCE, DRIFT = "cached", "lit_long.source_run", "lit_long.param_drift"
 
 
@@ -75,7 +76,7 @@ class Tracker:
 
     def sweep(self, key: str, name: str, *, params: dict, tags: dict) -> str:
         """Id of the parent run of sweep ``key``, running; it is made at the first call and resumed afterwards."""
-        return self._enter(self._find({SWEEP: key}), name, params, {**tags, SWEEP: key})
+        return self._enter(self._find({SWEEP: key}), name, params, {**tags, SWEEP: key, MEMBER: key})
 
     def stage(self, parent_run_id: str, identity: str, name: str, *, params: dict, tags: dict, cached: bool) -> str:
         """Id of the child run for stage ``identity`` under that parent, running; it is resumed when it exists.
@@ -95,19 +96,33 @@ class Tracker:
             self._call(self._client.delete_tag, run.info.run_id, SOURCE)
         return self._enter(run, name, params, tags)
 
+    def show(self, key: str, names: Iterable[str]) -> str:
+        """Keep the view of sweep ``key`` with the metrics ``names`` it may show as columns; returns its page behind the server's address."""
+        state = view_state(key, names)
+        tags = self._call(self._client.get_experiment, self._experiment_id).tags
+        if len(state) > MAX_EXPERIMENT_TAG:
+            return page(self._experiment_id)
+        if tags.get(VIEW_TAG + key) != state:
+            self._call(self._client.set_experiment_tag, self._experiment_id, VIEW_TAG + key, state)
+        return page(self._experiment_id, key)
+
     def mirror(self, run_id: str, metrics_file: Path) -> Mirror:
         """What keeps the run's metrics in step with ``metrics_file``; a child that points to another run gets none."""
         run = self._call(self._client.get_run, run_id)
         sent = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         return Mirror(self, run_id, metrics_file, None if SOURCE in run.data.tags else sent)
 
-    def metrics(self, run_id: str, values: dict[str, float], step: int = 0) -> None:
-        """Record final numbers, now. One that is the latest of its name already, step and value, is not repeated."""
+    def metrics(self, run_id: str, values: dict[tuple[str, int], float]) -> None:
+        """Record final numbers by (name, step), now. What is not above the latest step of its name, or equals it, is recorded already."""
         from mlflow.entities import Metric
 
         latest = {m.key: (m.step, m.value) for m in self._call(self._client.get_run, run_id).data.to_proto().metrics}
         now = int(time.time() * 1000)
-        new = [Metric(metric_name(k), float(v), now, step) for k, v in values.items() if latest.get(k) != (step, v)]
+        new = [
+            Metric(metric_name(name), float(value), now, step)
+            for (name, step), value in values.items()
+            if step >= latest.get(name, (step, value))[0] and latest.get(name) != (step, value)
+        ]
         for start in range(0, len(new), MAX_METRICS):
             self._call(self._client.log_batch, run_id, metrics=new[start : start + MAX_METRICS])
 
@@ -222,4 +237,4 @@ class NoTracker(Tracker):
     def _nothing(self, *args: Any, **options: Any) -> Any:
         return ""
 
-    sweep = stage = metrics = artifact = text = table = dataset = finish = _nothing
+    sweep = stage = show = metrics = artifact = text = table = dataset = finish = _nothing
