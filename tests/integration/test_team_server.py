@@ -12,12 +12,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
+from lit_long.tracking import Tracker
 from tests.integration.mini import MINI, REPOSITORY, answering, command, losses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -128,6 +130,54 @@ def test_a_sweep_is_recorded_there(swept, server, monkeypatch):
     (parent,) = [each for each in runs if "mlflow.parentRunId" not in each.data.tags]
     assert {"report.html", "results.json"} <= {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert not (root / "mlflow" / "artifacts").exists()  # they went through the server
+
+
+@pytest.fixture
+def requests_sent(monkeypatch):
+    """Method and path of every request that goes out."""
+    from requests.adapters import HTTPAdapter
+
+    sent, send = [], HTTPAdapter.send
+    monkeypatch.setattr(HTTPAdapter, "send", lambda self, request, **more: sent.append(request) or send(self, request, **more))
+    return sent
+
+
+def paths(sent):
+    return Counter(each.path_url.partition("?")[0].rpartition("/mlflow/")[2] for each in sent)
+
+
+UPDATES, PER_UPDATE = 20_000, 5
+
+
+def test_a_long_stage_is_recorded_in_large_requests(server, tmp_path, monkeypatch, requests_sent):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    tracker = Tracker.open(server, "long", tmp_path)
+    stage = tracker.stage(tracker.sweep("1", "sweep", params={}, tags={}), "c0ffee", "train", params={}, tags={}, cached=False)
+    file, mirror = tmp_path / "metrics.jsonl", tracker.mirror(stage, tmp_path / "metrics.jsonl")
+    names = [f"train/{name}" for name in ("loss", "lr", "norm", "tokens", "speed")]
+    lines = [json.dumps({"step": step, "time": step} | dict.fromkeys(names, step / 7)) + "\n" for step in range(UPDATES)]
+    half = UPDATES // 2
+    file.write_text("".join(lines[:half]))
+    requests_sent.clear()
+    assert mirror.sync() == 1000 and len(requests_sent) == 1  # while the stage runs
+    assert mirror.sync() == 1000 and len(requests_sent) == 2
+    with file.open("a") as stream:
+        stream.writelines(lines[half:])
+    # The sweep is killed here; another one goes on from what the server has.
+    again = Tracker.open(server, "long", tmp_path)
+    resumed = again.mirror(stage, file)
+    requests_sent.clear()
+    assert resumed.sync(final=True) == UPDATES * PER_UPDATE - 2000
+    assert paths(requests_sent) == {"runs/log-batch": UPDATES * PER_UPDATE // 1000 - 2}
+    for name in names:
+        history = tracker._client.get_metric_history(stage, name)
+        assert [(point.step, point.value) for point in history] == [
+            (step, step / 7) for step in range(UPDATES)
+        ]  # none lost, none twice
+    requests_sent.clear()
+    again.metrics(stage, {("eval/loss_by_position/docs", step): step / 7 for step in range(1500)})
+    assert paths(requests_sent) == {"runs/get": 1, "runs/log-batch": 2}
 
 
 def test_the_password_is_nowhere(swept):
