@@ -29,6 +29,11 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         writing.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def lines_of(content: str) -> list[str]:
+    """Its lines, without blank ones. They end at "\\n" only: JSON may hold what `str.splitlines` takes for line ends, such as U+2028."""
+    return [line for line in content.split("\n") if line.strip()]
+
+
 def is_disk_full(error: OSError) -> bool:
     """Whether there was no space left, or no quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -3,7 +3,7 @@
     python -m lit_long.generate model=smollm2-135m prompt="The capital of France is"
     … model.init=NAME        weights made elsewhere: a folder, a .gguf file, ORG/NAME of the Hugging Face hub
     … stage=FOLDER           a training stage of this suite (runs/stages/train-…)
-    … prompt=- · prompt_file=FILE · prompts=[one,two]       standard input, a file, several texts at once
+    … prompt=- · prompt_file=FILE · prompts=[one,two]       standard input, a file (rows of .jsonl are a prompt each), several texts
     … chat=true system="…"   the prompt is a user's message, put into the model's chat template
     … temperature=0.8 top_p=0.95 seed=0                     sample; temperature=0, the default, takes the likeliest tokens
     … stop=["\\n\\n"]          end before any of these strings
@@ -19,8 +19,10 @@ are taken literally. Exit codes: 0 done, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lit_long.config import UserError, typed
@@ -74,11 +76,11 @@ def run(config: GenerateConfig, words: dict[str, Any]) -> None:
     from lit_long.generation.terminal import InOrder, read_prompts
     from lit_long.stages.model import load_model
 
-    prompts = read_prompts(config.prompt, config.prompt_file, config.prompts)
+    say = partial(print, file=sys.stderr, flush=True)
+    prompts = read_prompts(config.prompt, config.prompt_file, config.prompts, partial(prompts_in, say=say))
     if config.system and not config.chat:
         raise UserError("command line: system=… is for chat=true")
     sampler = Sampler(config.temperature, config.top_p, config.seed)
-    say = partial(print, file=sys.stderr, flush=True)
     model, tokenizer, settings = load_model(words, config.stage, config.device, config.dtype, say)
     if config.chat:
         system = [{"role": "system", "content": config.system}] if config.system else []
@@ -93,6 +95,23 @@ def run(config: GenerateConfig, words: dict[str, Any]) -> None:
     pack(model, len(prompts))
     ways = dict(sampler=sampler, stop=config.stop, show=InOrder(sys.stdout, len(prompts)), chunk=config.prefill_chunk)
     generate_text(model, tokenizer, prompts, new, **ways)
+
+
+def prompts_in(path: str, say: Callable[[str], None]) -> list[str]:
+    """The prompts of a file: a text is one, of JSON lines, parquet or a folder each document is one. A pipe holds one, too."""
+    from lit_long.data.paths import claimed
+    from lit_long.data.readers import documents_at
+
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_file() and not place.is_dir():
+        return [place.read_text(encoding="utf-8")]
+    # A prompt may well be JSON, where a training text is not.
+    texts, left_out = documents_at(f"prompt_file={path}", path, "text" if claimed(place.name) == "text" else "auto")
+    if left_out:
+        say(f"prompt_file={path}: {left_out}")
+    if not texts:
+        raise UserError(f"prompt_file={path}: there is no prompt in it")
+    return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
 
 
 if __name__ == "__main__":

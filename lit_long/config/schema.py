@@ -73,12 +73,12 @@ class InstructConfig:
 class SourceConfig:
     """One's own documents. ``path`` is all that is needed; which documents there are, and not where, makes the identity.
 
-    A file, a folder or a glob of text files (one document each), of .jsonl (.gz, .zst) or of .parquet; or ``hf:NAME`` for a data set that
+    A file, a folder or a glob of text files (one document each), JSON lines or arrays, or parquet, each by what it holds; or ``hf:NAME`` for a data set that
     Hugging Face `datasets` loads: a folder, or ORG/NAME[@COMMIT] on the hub.
     """
 
     path: str = field(default="", metadata=NOT_IDENTITY)
-    kind: str = "auto"  # text · jsonl · parquet · hf; auto follows from the path, and is settled before the identity is taken
+    kind: str = "auto"  # text · jsonl · parquet · mixed · hf; auto follows from what is there, and is settled before the identity is taken
     text: str = "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/rows.py
     where: dict[str, str] = field(default_factory=dict)  # only rows with these values, such as meta.language: en
     encoding: str = "utf-8"  # of text and jsonl

@@ -28,7 +28,7 @@ def plan(
     """What a run will take, by domain.
 
     ``share`` of all tokens, ``tokens``, ``epochs`` (passes; None for made domains, which have no end) and ``utilisation`` (share of places
-    that hold a token; the last phase's).
+    that hold a token; the last phase's). Where conversations are longer than a sequence, ``no_room``: how many (in the last phase that has some).
 
     Raises:
         UserError: if a domain would be passed more than ``max_epochs`` times (0 = no limit).
@@ -39,6 +39,8 @@ def plan(
             row = found.setdefault(name, {"tokens": 0.0, "epochs": None if name in MADE else 0.0})
             row["tokens"] += tokens
             row["utilisation"] = mixture.utilisation[name]
+            if no_room := getattr(mixture.sources[name], "no_room", 0):
+                row["no_room"] = no_room
             if name not in MADE:
                 row["epochs"] += tokens / mixture.tokens_per_epoch(name)
     total = sum(row["tokens"] for row in found.values())
@@ -56,7 +58,10 @@ def describe(planned: dict[str, dict[str, Any]]) -> str:
     """The plan in a line: ``code 45.0 % (1.2 epochs), …``."""
     rows = sorted(planned.items(), key=lambda item: -item[1]["tokens"])
     passes = {name: "" if row["epochs"] is None else f" ({row['epochs']:.2g} epochs)" for name, row in rows}
-    return ", ".join(f"{name} {row['share']:.1%}{passes[name]}" for name, row in rows)
+    no_room = [
+        f"; {row['no_room']:,} conversations of {name} have no room in a sequence" for name, row in rows if "no_room" in row
+    ]
+    return ", ".join(f"{name} {row['share']:.1%}{passes[name]}" for name, row in rows) + "".join(no_room)
 
 
 def consumed(account: Tensor, domains: int) -> Tensor:

@@ -39,22 +39,49 @@ def _text(setting: str, name: str, row: dict[str, Any], kind: str) -> str:
     if not isinstance(value, str):
         raise UserError(
             f"field '{name}' holds {'nothing (null)' if value is None else type(value).__name__} instead of text. "
-            f"Set {setting} to another field, or take such documents out."
+            f"{advice(setting, 'another field')}, or take such documents out."
         )
     return value
 
 
 def value_of(setting: str, name: str, row: dict[str, Any], kind: str) -> Any:
     """The value of a field. Raises UserError if there is none."""
-    value: Any = row
-    for part in name.split("."):
-        if not isinstance(value, dict) or part not in value:
-            found = names(value) if isinstance(value, dict) else f"a {type(value).__name__}"
-            raise UserError(
-                f"has no {kind} '{name}', but {found}. Set {setting} to the one that holds {'it' if 'where' in setting else 'the text'}."
-            )
-        value = value[part]
-    return value
+    found = _inside(row, name)
+    if found is None:
+        value: Any = row
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                break
+            value = value[part]
+        there = names(value) if isinstance(value, dict) else f"a {type(value).__name__}"
+        wanted = f"the one that holds {'it' if 'where' in setting else 'the text'}"
+        raise UserError(f"has no {kind} '{name}', but {there}. {advice(setting, wanted)}.")
+    return found[0]
+
+
+def _inside(row: Any, name: str) -> tuple[Any] | None:
+    """The value that ``name`` has in a row, or in its groups; a name may hold dots itself."""
+    if not isinstance(row, dict):
+        return None
+    if name in row:
+        return (row[name],)
+    heads = (name[:at] for at, sign in enumerate(name) if sign == ".")
+    return next((found for head in heads if head in row and (found := _inside(row[head], name[len(head) + 1 :]))), None)
+
+
+def advice(setting: str, wanted: str) -> str:
+    """For messages; paths that commands name (``text=``) have no settings."""
+    return (
+        f"Set {setting} to {wanted}"
+        if setting.startswith("data.")
+        else "Documents are taken from the field 'text'; rename it there"
+    )
+
+
+def column_of(name: str, columns: Iterable[str]) -> str | None:
+    """The column that holds a field: itself, or the group that it lies in."""
+    fitting = [column for column in columns if name == column or name.startswith(f"{column}.")]
+    return max(fitting, key=len, default=None)
 
 
 def names(found: Iterable[object]) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 from lit_long.checkpoints.digests import file_digests
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.fields import names
+from lit_long.data.paths import Listing, files_below, look_at
+from lit_long.data.readers import columns_in
 from lit_long.data.rows import columns
 from lit_long.data.sources import HUGGING_FACE, PART_ROWS, Part
 
@@ -54,8 +55,9 @@ def fingerprint(key: str, source: SourceConfig) -> str:
         return f"{name}@{commit}"
     folder = Path(name)
     # .arrow, .json, .csv … : `datasets` decides what it reads of them. Its own caches (cache-*.arrow) and hidden files are none of it.
-    inside = [file for file in folder.rglob("*") if file.is_file() and not re.match(r"\.|cache-.*\.arrow", file.name)]
-    files = sorted(file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    files = sorted(file for file in files_below(key, Listing(folder)) if not re.match(r"cache-.*\.arrow", file.name))
+    for file in files:
+        look_at(key, file)  # is it a pointer?
     if not files:
         raise UserError(f"{key}.path={source.path}: the folder holds no files.")
     named = [[file.relative_to(folder).as_posix(), digest] for file, digest in zip(files, file_digests(files))]
@@ -80,11 +82,8 @@ def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[tuple[int,
     else:
         rows = data.select(range(part.start, part.stop))
         first = part.start
-    wanted, found = columns(key, source), rows.column_names
-    if found is not None and (missing := [name for name in wanted if name not in found]):
-        raise UserError(
-            f"{key}: {source.path} has no field '{missing[0]}', but {names(found)}. Set {key}.text to the one with the text."
-        )
+    found = rows.column_names
+    wanted = columns_in(key, source, found, f"{source.path} has no field") if found is not None else columns(key, source)
     rows = rows.select_columns(wanted)
     try:
         yield from enumerate(rows, start=first)

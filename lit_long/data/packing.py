@@ -69,6 +69,11 @@ class PackedDocuments:
     def __len__(self) -> int:
         return ENDLESS
 
+    @property
+    def no_room(self) -> int:
+        """Conversations that are never drawn, for they are longer than a sequence. Other documents are cut."""
+        return int((self._documents.lengths > self.packing.context).sum()) if self._instruct else 0
+
     def __getitem__(self, index: int) -> Sequence:
         epoch, within = self.place(int(index) + self.first)
         pieces = self.packing.pieces(epoch, within)

@@ -1,24 +1,24 @@
 """Texts out of the parts of a source, one after the other; whatever is wrong with a file ends in a message that says where.
 
-Nothing is skipped but blank lines of JSON lines: a line that cannot be read, a missing field or a compressed file without its end stops
+Nothing is skipped but blank lines of JSON lines, which end at "\\n" and nowhere else: a line that cannot be read, a missing field or a compressed file without its end stops
 the preparation, for a store that is silently short is worse than none.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
-import zlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.fields import names
+from lit_long.data.fields import advice, column_of, names
+from lit_long.data.paths import HEAD, Look, compression_of, opened, readable, tell_left_out, text_advice
 from lit_long.data.rows import columns, document
-from lit_long.data.sources import Part
+from lit_long.data.sources import Part, cuts_of, left_out, parts, settle_source
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -48,33 +48,62 @@ def read_part(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
             if (text := _document(key, source, row, f"row {place}", "field")) is not None:
                 yield Text(place, text)
     else:
-        yield from {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}[part.kind](key, source, part)
+        yield from _READERS[part.kind](key, source, part)
+
+
+def try_first_row(key: str, source: SourceConfig, kind: str, path: str) -> None:
+    """Raise the UserError that `read_part` would raise at the beginning of a file."""
+    if kind == "text":
+        with readable(key, path), opened(path) as file:
+            head = file.read(HEAD)
+        _decoded(key, source, path, head, whole=len(head) < HEAD)
+        return
+    start, stop = next(iter(cuts_of(path, Look(kind, compression_of(path)))), (0, 0))
+    part = Part(kind, (path,), (path,), ("",), start, stop)
+    next(_read_parquet(key, source, part, 1) if kind == "parquet" else _READERS[kind](key, source, part), None)
+
+
+def documents_at(key: str, path: str, kind: str = "auto") -> tuple[list[str], str]:
+    """The documents of a path that a command names, and what to say of files that were left out.
+
+    Args:
+        key: begins the messages, such as ``text=FOLDER``.
+
+    Raises:
+        UserError: as `settle_source` and `read_part` do.
+    """
+    source = settle_source("text", SourceConfig(path=path, kind=kind), key)
+    texts = [each.text for part in parts("text", source, key) for each in read_part(key, source, part)]
+    return texts, tell_left_out(left_out("text", source, key))
 
 
 def _read_text(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     for number, path in enumerate(part.files):
-        with _readable(key, path), _opened(path) as file:
+        with readable(key, path), opened(path) as file:
             content = file.read()
-        try:
-            text = content.decode(source.encoding)
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise UserError(f"{key}: {path}, line {line}: {_not_text(source, error, 0)}") from None
+        text = _decoded(key, source, path, content)
         yield Text(number, _whole(key, path, text.removeprefix("\ufeff")))
+
+
+def _decoded(key: str, source: SourceConfig, path: str, content: bytes, whole: bool = True) -> str:
+    """``whole``: otherwise the last character may be cut off."""
+    try:
+        return codecs.getincrementaldecoder(source.encoding)().decode(content, final=whole)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{key}: {path}, line {line}: {_not_text(source, error, 0)}") from None
 
 
 def _read_jsonl(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     (path,) = part.files
     compressed = part.stop < 0
-    with _readable(key, path), _opened(path) as file:
+    with readable(key, path), opened(path) as file:
         place = _first_line(file, part.start)
         number = 0
         while (compressed or place < part.stop) and (line := file.readline()):
             number += 1
-            if stripped := line.strip():
+            if stripped := (line if place else line.removeprefix(codecs.BOM_UTF8)).strip():
                 where = f"{path}, line {number}" if compressed else path
-                if place == 0 or number == 1:
-                    stripped = stripped.removeprefix(codecs.BOM_UTF8)
                 try:
                     text = _json_text(key, source, stripped)
                 except UserError as error:
@@ -104,27 +133,103 @@ def _json_text(key: str, source: SourceConfig, line: bytes) -> str | None:
         ) from None
     except RecursionError:
         raise UserError(f"is nested too deeply for JSON: {line[:40]!r}…") from None
+    return _row_text(key, source, row)
+
+
+def _row_text(key: str, source: SourceConfig, row: Any) -> str | None:
     if not isinstance(row, dict):
         raise UserError(f"must hold an object such as {{'text': '…'}}, not {type(row).__name__}.")
     text = document(key, source, row)
     return text if text is None else _whole("", "", text)
 
 
-def _read_parquet(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
+def _read_json(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     (path,) = part.files
-    with _readable(key, path), open_parquet(path) as file:
-        wanted, found = columns(key, source), file.schema_arrow.names
-        if missing := [name for name in wanted if name not in found]:
+    with readable(key, path), opened(path) as file:
+        number = 0
+        try:
+            for number, row in enumerate(json_values(file, source.encoding)):
+                if (text := _row_text(key, source, row)) is not None:
+                    yield Text(number, text)
+                number += 1
+        except UnicodeDecodeError as error:
+            raise UserError(f"{key}: {path}, row {number}: {_not_text(source, error, 0)}") from None
+        except (ValueError, RecursionError) as error:
+            said = "nested too deeply" if isinstance(error, RecursionError) else error
             raise UserError(
-                f"{key}: {path}: has no column '{missing[0]}', but {names(found)}. Set {key}.text to the one that holds the text."
-            )
+                f"{key}: {path}, row {number}: is not valid JSON: {said}. If the file was cut off, get it again{text_advice(key)}."
+            ) from None
+        except UserError as error:
+            raise UserError(f"{key}: {path}, row {number}: {error}") from None
+
+
+_BLANK = re.compile(r"[ \t\r\n,]*")
+
+
+def json_values(file: BinaryIO, encoding: str) -> Iterator[Any]:
+    """The values of a JSON array, or JSON values one after the other, of which one at a time is in memory.
+
+    Raises:
+        ValueError: what is there is no JSON, or an array has no end.
+    """
+    decode, scan = codecs.getincrementaldecoder(encoding)().decode, json.JSONDecoder().raw_decode
+    text, at, ended, in_array, begun = "", 0, False, False, False
+    while True:
+        at = _BLANK.match(text, at).end()
+        if at < len(text):
+            if not begun:
+                begun, in_array = True, text[at] == "["
+                at += in_array
+                continue
+            if in_array and text[at] == "]":
+                if (text[at + 1 :] + decode(file.read(), final=True)).strip():
+                    raise ValueError("something stands behind the end of the array")
+                return
+            try:
+                value, stop = scan(text, at)
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(text) - 16
+                if ended or not is_cut:
+                    raise ValueError(f"{error.msg}, at {text[error.pos : error.pos + 40]!r}") from None
+            else:
+                if stop < len(text) or ended or isinstance(value, (dict, list, str)):
+                    yield value
+                    at = stop
+                    continue
+        elif ended:
+            if in_array:
+                raise ValueError("the array has no end")
+            return
+        more = file.read(max(_READ_BYTES, len(text) - at))  # a long value is tried again few times
+        ended = not more
+        text, at = text[at:] + decode(more, final=ended), 0
+        text = text.removeprefix("\ufeff") if not begun else text
+
+
+def _read_parquet(key: str, source: SourceConfig, part: Part, batch_rows: int = _BATCH_ROWS) -> Iterator[Text]:
+    (path,) = part.files
+    with readable(key, path), open_parquet(path) as file:
+        wanted = columns_in(key, source, file.schema_arrow.names, f"{path}: has no column")
         place = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
         groups = list(range(part.start, part.stop))
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted):
+        for batch in file.iter_batches(batch_rows, row_groups=groups, columns=wanted):
             for row in batch.to_pylist():
                 if (text := _document(key, source, row, f"{path}, row {place}", "column")) is not None:
                     yield Text(place, text)
                 place += 1
+
+
+_READERS = {"text": _read_text, "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
+
+
+def columns_in(key: str, source: SourceConfig, found: list[str], lacking: str) -> list[str]:
+    """The columns to read of those ``found``. Raises UserError, in which ``lacking`` says whose column is missing."""
+    wanted = {name: column_of(name, found) for name in columns(key, source)}
+    if missing := [name.partition(".")[0] for name, column in wanted.items() if column is None]:
+        raise UserError(
+            f"{key}: {lacking} '{missing[0]}', but {names(found)}. {advice(f'{key}.text', 'the one that holds the text')}."
+        )
+    return sorted(set(wanted.values()))
 
 
 @contextmanager
@@ -180,34 +285,3 @@ def _line_number(path: str, place: int) -> int:
             lines += block.count(b"\n")
             place -= len(block)
     return lines
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed."""
-    if path.endswith(".gz"):
-        with gzip.open(path) as file:
-            yield file
-    elif path.endswith(".zst"):
-        import io
-
-        import pyarrow
-
-        with Path(path).open("rb") as raw, pyarrow.CompressedInputStream(raw, "zstd") as stream:
-            yield io.BufferedReader(stream, _READ_BYTES)
-    else:
-        with Path(path).open("rb") as file:
-            yield file
-
-
-@contextmanager
-def _readable(key: str, path: str) -> Iterator[None]:
-    """Turn what goes wrong below into a message."""
-    try:
-        yield
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"{key}: {path}: is damaged or was cut off: {error}. Get the file again.") from None
-    except OSError as error:
-        raise UserError(
-            f"{key}: {path}: cannot be read: {error.strerror or error}. Get the file again, or check its rights."
-        ) from None

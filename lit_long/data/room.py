@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_long.config import CorpusConfig, SourceConfig
+from lit_long.data.paths import Listing, Look, files_below, list_files, look_at
 from lit_long.data.shards import FOLDER
-from lit_long.data.sources import HUGGING_FACE, files_of
+from lit_long.data.sources import HUGGING_FACE
 from lit_long.data.tokenizer import borrow_tokenizer
 
 BYTES_PER_TOKEN = 4  # of English text, with 32,000 words
-_INFLATED = {".gz": 3, ".zst": 3, ".parquet": 2}  # bytes of text in a byte of such a file
+_COMPRESSED, _PARQUET = 3, 2  # bytes of text in a byte of such a file
 
 
 def disk_room(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Path) -> tuple[int, int]:
@@ -35,9 +36,16 @@ def disk_room(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Pa
 
 
 def _text_bytes(name: str, source: SourceConfig) -> int:
-    if source.kind == "hf":
-        folder = Path(source.path.removeprefix(HUGGING_FACE))
-        files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
+    key = f"data.sources.{name}"
+    if source.kind != "hf":
+        listing = list_files(key, source.path, source.kind, source.encoding)
+        files, looks = listing.files, listing.looks
     else:
-        files, _ = files_of(f"data.sources.{name}", source.path, source.kind)
-    return sum(file.stat().st_size * _INFLATED.get(file.suffix, 1) for file in files)
+        folder = Path(source.path.removeprefix(HUGGING_FACE))
+        files = files_below(key, Listing(folder)) if folder.is_dir() else []
+        looks = [look_at(key, file) for file in files]
+    return sum(file.stat().st_size * _inflation(look) for file, look in zip(files, looks))
+
+
+def _inflation(look: Look) -> int:
+    return _PARQUET if look.kind == "parquet" else _COMPRESSED if look.compression else 1

@@ -1,7 +1,7 @@
 """What of a row is the document: a field, or a text that several fields make; and whether the row counts at all.
 
 ``text: content`` takes one field, ``text: "{question}\\n\\n{answer}"`` puts fields into a text. ``where`` keeps the rows that hold the given
-values. A dot goes into a group: ``meta.redpajama_set_name``. Of instruction data the whole row is the document (conversations.py).
+values. A dot goes into a group: ``meta.redpajama_set_name``, unless a field's name has it. Of instruction data the whole row is the document (conversations.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from lit_long.data.fields import fields_of, fill, value_of
 
 
 def columns(key: str, source: SourceConfig) -> list[str]:
-    """Top-level fields that a source's rows must have. Raises UserError for a template that is none."""
+    """Fields that a source's rows must have, in groups or not. Raises UserError for a template that is none."""
     of_text = columns_of(key, source) if source.instruct.schema else fields_of(f"{key}.text", source.text)
-    return sorted({name.partition(".")[0] for name in [*of_text, *source.where]})
+    return sorted({*of_text, *source.where})
 
 
 def document(key: str, source: SourceConfig, row: dict[str, Any], kind: str = "field") -> str | None:

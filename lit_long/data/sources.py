@@ -4,9 +4,12 @@ A part is what one process reads at a time and what one shard of the token store
 the store is the same whatever the number of processes:
 
     text       files in a row, up to 64 MiB together; each file is one document
-    jsonl      64 MiB of an uncompressed file (a line belongs to the part it begins in), or a whole .gz or .zst file
+    jsonl      64 MiB of an uncompressed file (a line belongs to the part it begins in), or a whole compressed file
+    json       a whole file: JSON objects in an array, or one after the other
     parquet    row groups in a row, up to 64 MiB together
     hf         131,072 rows, or one of the data set's own shards when streaming
+
+A source of kind ``mixed`` has files of several kinds, a source of kind jsonl may have json files, too.
 
 Imports neither pyarrow nor `datasets` before there is something for them to read: planning a sweep must be quick.
 """
@@ -14,24 +17,25 @@ Imports neither pyarrow nor `datasets` before there is something for them to rea
 from __future__ import annotations
 
 import codecs
-import glob
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lit_long.checkpoints.digests import file_digests
 from lit_long.config import SourceConfig, UserError, identity_fields, nearest
 from lit_long.data.conversations import check_instruct
+from lit_long.data.paths import Look, list_files
 from lit_long.data.rows import columns
 
-KINDS = ("text", "jsonl", "parquet", "hf")
+KINDS = ("text", "jsonl", "parquet", "mixed", "hf")
 HUGGING_FACE = "hf:"
 PART_BYTES = 2**26
 PART_ROWS = 2**17
-_COMPRESSED = (".gz", ".zst")
 # Where texts lie, and what is decided of them once all are there.
 _NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "content", "instruct")
 _SAVED = ("state.json", "dataset_dict.json")  # what `datasets` leaves in a folder it saved
@@ -60,6 +64,7 @@ class Found:
     files: tuple[Path, ...]
     names: tuple[str, ...]
     digests: tuple[str, ...]
+    looks: tuple[Look, ...] = ()
 
     @property
     def content(self) -> str:
@@ -67,59 +72,104 @@ class Found:
         return hashlib.sha256(json.dumps([self.names, self.digests]).encode()).hexdigest()
 
 
-def settle_source(name: str, source: SourceConfig) -> SourceConfig:
-    """The source with its kind and content filled in and its path made absolute.
+def settle_source(name: str, source: SourceConfig, key: str = "") -> SourceConfig:
+    """The source with its kind and content filled in and its path made absolute, once its first rows could be read.
+
+    Args:
+        key: begins the messages; data.sources.NAME unless a command names the path otherwise.
 
     Raises:
-        UserError: no path, nothing there, files of several kinds, or settings that make no sense; or another content than insisted on.
+        UserError: no path, nothing there, what cannot be read, or settings that make no sense; or another content than insisted on.
     """
-    key = f"data.sources.{name}"
-    _check_settings(key, source)
+    key = key or f"data.sources.{name}"
+    _check_settings(key, name, source)
     columns(key, source)
-    kind = source.kind if source.kind != "auto" else _kind_of(key, source.path)
+    kind = source.kind if source.kind != "auto" else _kind_of(key, source)
     path = source.path
     if kind != "hf":
         path = str(Path(path).expanduser().absolute())
     elif (folder := Path(path.removeprefix(HUGGING_FACE)).expanduser()).exists():
         path = f"{HUGGING_FACE}{folder.absolute()}"
     settled = replace(source, kind=kind, path=path)
-    content = find(name, settled).content
+    found = find(name, settled, key)
+    content = found.content
     if source.content not in ("", content):
         raise UserError(
             f"{key}: what is in {source.path} now is not what was planned with (its digest is {content[:12]}…, not "
             f"{source.content[:12]}…). Put the files back, or start the command again to use what is there."
         )
+    _try_first_rows(key, settled, found)
     return replace(settled, content=content)
 
 
-def find(name: str, source: SourceConfig) -> Found:
+def find(name: str, source: SourceConfig, key: str = "") -> Found:
     """Files of a settled source, with their digests. Raises UserError if there is none."""
-    key = f"data.sources.{name}"
+    key = key or f"data.sources.{name}"
     if source.kind == "hf":
         from lit_long.data.hub import fingerprint
 
         return Found((), (), (fingerprint(key, source),))
-    files, root = files_of(key, source.path, source.kind)
-    return Found(tuple(files), tuple(file.relative_to(root).as_posix() for file in files), tuple(file_digests(files)))
+    listing = list_files(key, source.path, source.kind, source.encoding)
+    digests = tuple(file_digests(listing.files))
+    return Found(tuple(listing.files), tuple(listing.names), digests, tuple(listing.looks))
 
 
-def parts(name: str, source: SourceConfig) -> list[Part]:
+def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
+    """Read the first row of the first and of the last file of each kind, and raise a UserError where that cannot be done.
+
+    Nothing else is known of a source before its documents are prepared, and by then much may have been computed.
+    """
+    if source.kind == "hf":
+        if importlib.util.find_spec("datasets") is None:
+            raise UserError(f"{key}: {HUGGING_FACE} paths need the package datasets: pip install 'lit-long[datasets]'")
+        return
+    from lit_long.data.readers import try_first_row
+
+    by_kind: dict[str, list[Path]] = {}
+    for file, look in zip(found.files, found.looks):
+        by_kind.setdefault(look.kind, []).append(file)
+    for kind, files in by_kind.items():
+        for file in {files[0]: None, files[-1]: None}:
+            try_first_row(key, source, kind, str(file))
+
+
+def left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[str]]:
+    """Names of files of a settled source's path that are no part of it, by reason; of data sets that `datasets` reads it decides."""
+    return (
+        {}
+        if source.kind == "hf"
+        else list_files(key or f"data.sources.{name}", source.path, source.kind, source.encoding).left_out
+    )
+
+
+def parts(name: str, source: SourceConfig, key: str = "") -> list[Part]:
     """All parts of a settled source, in order."""
     if source.kind == "hf":
         from lit_long.data.hub import parts_of
 
-        return parts_of(f"data.sources.{name}", source)
-    found = find(name, source)
-    files = list(zip(map(str, found.files), found.names, found.digests))
-    if source.kind == "text":
-        return [
-            Part("text", *map(tuple, zip(*[files[i] for i in run])))
-            for run in _runs([Path(path).stat().st_size for path, _, _ in files])
-        ]
-    cut = _cut_jsonl if source.kind == "jsonl" else _cut_parquet
-    return [
-        Part(source.kind, (path,), (file,), (digest,), start, stop) for path, file, digest in files for start, stop in cut(path)
-    ]
+        return parts_of(key or f"data.sources.{name}", source)
+    found = find(name, source, key)
+    files = list(zip(map(str, found.files), found.names, found.digests, found.looks))
+    cut: list[Part] = []
+    for kind, group in groupby(files, lambda file: file[3].kind):
+        if kind == "text":
+            texts = [file[:3] for file in group]
+            runs = _runs([Path(path).stat().st_size for path, *_ in texts])
+            cut += [Part("text", *map(tuple, zip(*[texts[i] for i in run]))) for run in runs]
+        else:
+            for path, file, digest, look in group:
+                cut += [Part(kind, (path,), (file,), (digest,), start, stop) for start, stop in cuts_of(path, look)]
+    return cut
+
+
+def cuts_of(path: str, look: Look) -> list[tuple[int, int]]:
+    """Where the parts of a file of rows start and stop."""
+    if look.kind == "parquet":
+        return _cut_parquet(path)
+    if look.kind == "json" or look.compression:
+        return [(0, -1)]
+    size = Path(path).stat().st_size
+    return [(start, min(start + PART_BYTES, size)) for start in range(0, max(size, 1), PART_BYTES)]
 
 
 def _runs(sizes: list[int]) -> Iterator[range]:
@@ -134,13 +184,6 @@ def _runs(sizes: list[int]) -> Iterator[range]:
         yield range(start, len(sizes))
 
 
-def _cut_jsonl(path: str) -> list[tuple[int, int]]:
-    if path.endswith(_COMPRESSED):
-        return [(0, -1)]
-    size = Path(path).stat().st_size
-    return [(start, min(start + PART_BYTES, size)) for start in range(0, max(size, 1), PART_BYTES)]
-
-
 def _cut_parquet(path: str) -> list[tuple[int, int]]:
     from lit_long.data.readers import open_parquet
 
@@ -149,19 +192,19 @@ def _cut_parquet(path: str) -> list[tuple[int, int]]:
     return [(run.start, run.stop) for run in _runs(sizes)]
 
 
-def _check_settings(key: str, source: SourceConfig) -> None:
+def _check_settings(key: str, name: str, source: SourceConfig) -> None:
     if not source.path:
         raise UserError(f"{key}.path is missing: name a folder, a file, a glob or {HUGGING_FACE}NAME.")
-    if not (key.rpartition(".")[2].replace("-", "_").isidentifier()):
+    if not (name.replace("-", "_").isidentifier()):
         raise UserError(f"{key}: a source's name is made of letters, digits, - and _, for it names folders and columns.")
     if source.kind not in ("auto", *KINDS):
         raise UserError(f"{key}.kind: unknown kind {source.kind!r}{nearest(source.kind, ('auto', *KINDS))}")
     if source.instruct.schema:
         check_instruct(key, source)
-    for name, lowest in (("keep", "above 0"), ("validation_share", "of at least 0")):
-        value = getattr(source, name)
-        if not (0 <= value <= 1) or (name == "keep" and value == 0):
-            raise UserError(f"{key}.{name} must be a share {lowest} and at most 1, not {value}")
+    for share, lowest in (("keep", "above 0"), ("validation_share", "of at least 0")):
+        value = getattr(source, share)
+        if not (0 <= value <= 1) or (share == "keep" and value == 0):
+            raise UserError(f"{key}.{share} must be a share {lowest} and at most 1, not {value}")
     if source.min_characters < 0 or source.max_characters < 0 or 0 < source.max_characters < source.min_characters:
         raise UserError(
             f"{key}: min_characters={source.min_characters} and max_characters={source.max_characters} leave no document; "
@@ -177,56 +220,15 @@ def _check_settings(key: str, source: SourceConfig) -> None:
         )
 
 
-def _kind_of(key: str, path: str) -> str:
-    """The kind that a path means. Raises UserError for a mixture of kinds."""
+def _kind_of(key: str, source: SourceConfig) -> str:
+    """The kind that a path means."""
+    path = source.path
     if path.startswith(HUGGING_FACE):
         return "hf"
     if any((Path(path).expanduser() / name).is_file() for name in _SAVED):
         raise UserError(f"{key}.path={path} was saved by Hugging Face datasets; write path={HUGGING_FACE}{path}.")
-    files, _ = files_of(key, path, "auto")
-    kinds = {_suffix_kind(file) for file in files}
-    if len(kinds) > 1:
-        raise UserError(
-            f"{key}.path={path} holds files of several kinds ({', '.join(sorted(kinds))}, such as {files[0].name} and "
-            f"{next(f.name for f in files if _suffix_kind(f) != _suffix_kind(files[0]))}). Say which with {key}.kind=…, or name them "
-            f"with a glob such as {path.rstrip('/')}/**/*.jsonl."
-        )
-    return kinds.pop()
-
-
-def _suffix_kind(file: Path) -> str:
-    suffixes = [suffix for suffix in file.suffixes if suffix not in _COMPRESSED]
-    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffixes[-1] if suffixes else "", "text")
-
-
-def files_of(key: str, path: str, kind: str) -> tuple[list[Path], Path]:
-    """Files of a path, sorted by name, and the folder that names are relative to. Hidden ones are left out.
-
-    A folder's files are those of the kind: of a folder of jsonl files its README is no part, but a folder of text is all text.
-    """
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place], place.parent
-    if place.is_dir():
-        root, candidates = place, place.rglob("*")
-    elif glob.has_magic(path):
-        root = Path(*_before_magic(place))
-        candidates = map(Path, glob.glob(str(place), recursive=True))
-    else:
-        raise UserError(f"{key}.path={path}: there is no such file or folder (looked for {place.absolute()}).")
-    files = [file for file in candidates if file.is_file() and not any(p.startswith(".") for p in file.relative_to(root).parts)]
-    if kind in ("jsonl", "parquet") and place.is_dir():
-        files = [file for file in files if _suffix_kind(file) == kind]
-    if not files:
-        raise UserError(f"{key}.path={path}: there is no {'' if kind == 'auto' else kind + ' '}file (hidden ones do not count).")
-    return sorted(files, key=lambda file: file.relative_to(root).as_posix()), root
-
-
-def _before_magic(place: Path) -> Iterator[str]:
-    for part in place.parts:
-        if glob.has_magic(part):
-            return
-        yield part
+    kinds = list_files(key, path, "auto", source.encoding).kinds
+    return kinds[0] if len(kinds) == 1 else "mixed"
 
 
 def plain_source(source: SourceConfig) -> dict[str, Any]:

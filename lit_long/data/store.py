@@ -26,9 +26,10 @@ from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.assemble import make_share, prepare_sources
 from lit_long.data.corpus import SPLITS, Document, build_corpus, fingerprint
 from lit_long.data.documents import LONG_DOCUMENT, Documents, ShardedDocuments, counts, shard_file
+from lit_long.data.paths import tell_left_out
 from lit_long.data.pool import available_cores
 from lit_long.data.shards import FOLDER as SHARDS
-from lit_long.data.sources import settle_source
+from lit_long.data.sources import left_out, settle_source
 from lit_long.data.tokenizer import borrowed_digest, encode_documents, load_tokenizer
 from lit_long.data.words import file_sha256, settle_words
 from lit_long.files import write_atomically
@@ -146,6 +147,13 @@ def prepare(
             lambda message, done: report(message, start + (0.99 - start) * done),
         )
         domains |= own
+    told = []
+    for name, account in accounts.items():
+        if said := tell_left_out(left_out(name, sources[name])):
+            account["files_left_out"] = said
+            told.append(f" · {name}: {said}")
+        if count := account.get("instruct", {}).get("left_out"):
+            told.append(f" · {name}: {count:,} conversations left out")
     manifest = {
         "format": _FORMAT,
         "digest": _digest(folder, domains, accounts),
@@ -157,7 +165,7 @@ def prepare(
         "domains": domains,
     } | ({"sources": accounts} if accounts else {})
     write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    report("data ready", 1.0)
+    report(f"data ready{''.join(told)}", 1.0)
     return manifest
 
 

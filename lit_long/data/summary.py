@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lit_long.config import UserError
@@ -100,6 +101,9 @@ def show(store: Store, long: int, out: str, form: str, whole: bool) -> None:
         print_summary(summary, store, Console())
     else:
         print(f"{summary['documents']:,} documents, {summary['tokens']:,} tokens")
+        for name, source in summary["sources"].items():
+            if said := source.get("files_left_out"):
+                print(f"{name}: {said}")
         print(f"digest  {summary['digest']}\nfolder  {summary['folder']}")
 
 
@@ -136,7 +140,7 @@ def print_summary(summary: dict[str, Any], store: Store, console: Console) -> No
             table.add_row(name, split, f"{row['documents']:,}", f"{row['tokens']:,}", ratio, f"{row['long_token_share']:.1%}")
     console.print(table)
     for name, source in summary["sources"].items():
-        console.print(f"\n[bold]{name}[/bold]{left_out(source)}", highlight=False)
+        console.print(f"\n[bold]{name}[/bold]{escape(left_out(source))}", highlight=False)
         console.print("bars: tokens in documents of that length; numbers: the documents", style="dim")
         most = max((tokens for *_, tokens in source["histogram"]), default=1)
         for lower, documents, tokens in source["histogram"]:
@@ -152,7 +156,10 @@ def left_out(source: dict[str, Any]) -> str:
     """What became of the documents that were read and are not there."""
     reasons = ("too_short", "too_long", "not_kept", "duplicates", "held_out_elsewhere")
     said = [f"{source[name]:,} {name.replace('_', ' ')}" for name in reasons if source.get(name)]
-    return f"  {source['read']:,} documents read; left out: {', '.join(said) or 'none'}" if "read" in source else ""
+    if "instruct" in source and (count := source["instruct"]["left_out"]):
+        said.append(f"{count:,} conversations with a special token's name in them, or a chunk longer than max_tokens")
+    files = f"; {source['files_left_out']}" if "files_left_out" in source else ""
+    return f"  {source['read']:,} documents read; left out: {', '.join(said) or 'none'}{files}" if "read" in source else ""
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import UserError
-from lit_long.evaluation.qa_published import ENDINGS, rows_of
+from lit_long.evaluation.qa_published import ENDINGS, files_of_rows, rows_of
 
 SPLITS = ("train", "validation", "test", "dev", "prompt")
-SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
+SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})((?:\.\w+)+)$")
 Row = dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def place(folder: str, path: str) -> Path:
 
 def files_of(root: Path, config: str | None, split: str) -> list[Path]:
     """The files of one split; every shard of them is there."""
-    paths = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*")) if file.suffix in ENDINGS}
+    paths = {file.relative_to(root).as_posix(): file for file in files_of_rows(f"data={root}", root)}
     if config:
         paths = {name: file for name, file in paths.items() if re.search(rf"(^|/){re.escape(config)}(?=[/.\-]|$)", name)}
     if not paths:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from lit_long.checkpoints.tokenization import Tokenization
-from lit_long.config import CorpusConfig, SourceConfig, UserError
+from lit_long.config import CorpusConfig, UserError
 from lit_long.data.corpus import build_corpus
-from lit_long.data.readers import read_part
-from lit_long.data.sources import parts, settle_source
+from lit_long.data.readers import documents_at
 
 OWN = "text"  # the domain of one's own texts
 
@@ -78,10 +76,11 @@ class Pages:
         return self._documents[domain]
 
 
-def own_texts(path: str) -> dict[str, list[str]]:
-    """The documents in a file or folder of text, JSON lines or parquet, as one domain. Raises UserError as `settle_source` does."""
-    source = settle_source(OWN, SourceConfig(path=str(Path(path).expanduser())))
-    texts = [each.text for part in parts(OWN, source) for each in read_part(f"text={path}", source, part)]
+def own_texts(path: str, say: Callable[[str], None] = lambda line: None) -> dict[str, list[str]]:
+    """The documents in a file or folder of text, JSON lines or parquet, as one domain. Raises UserError as `documents_at` does."""
+    texts, left_out = documents_at(f"text={path}", path)
+    if left_out:
+        say(f"text={path}: {left_out}")
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(f"text={path}: there is no text in it")

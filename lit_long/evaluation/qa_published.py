@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import UserError
+from lit_long.data.paths import Listing, claimed, files_below, look_at, opened, readable
 from lit_long.data.readers import open_parquet
+from lit_long.files import lines_of
 
 LENGTHS = {"2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384}
 PATHS = {
@@ -26,7 +28,7 @@ PATHS = {
     "altered_numeric_qa": re.compile(r"altered|altqa", re.IGNORECASE),
 }
 LENGTH = re.compile(r"(?<![0-9a-z])(2k|4k|8k|16k)(?![0-9a-z])")
-ENDINGS = (".json", ".jsonl", ".parquet")
+ENDINGS = (".json", ".jsonl", ".parquet")  # and what else says the same, compressed or not (data/paths.py)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def read_published(folder: str, task: str) -> Published:
         UserError: nothing of that task there, or a file that is damaged, cut off, or of another schema, naming file and row.
     """
     root = Path(folder).expanduser()
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.suffix in ENDINGS)
+    files = [root] if root.is_file() else files_of_rows(f"qa={folder}", root)
     mine = [(file, found[1]) for file in files if PATHS[task].search(str(file)) and (found := LENGTH.search(file.stem.lower()))]
     if not mine:
         raise UserError(
@@ -70,18 +72,22 @@ def read_published(folder: str, task: str) -> Published:
     return Published(questions, digest.hexdigest())
 
 
+def files_of_rows(key: str, root: Path) -> list[Path]:
+    """Files below a folder whose names say that they hold rows, sorted. Raises UserError as `files_below` does."""
+    return sorted(file for file in files_below(key, Listing(root)) if claimed(file.name) in ("jsonl", "json", "parquet"))
+
+
 def rows_of(file: Path) -> Iterator[Any]:
     """The rows of one file."""
-    if file.suffix == ".parquet":
+    if look_at("data", file).kind == "parquet":
         with open_parquet(str(file)) as parquet:
             for batch in parquet.iter_batches(64):
                 yield from batch.to_pylist()
         return
-    text = file.read_text(encoding="utf-8", errors="replace")
-    if text.startswith("version https://git-lfs"):
-        raise UserError(f"{file}: is a pointer of Git LFS, not the data; run git lfs pull in its folder")
+    with readable("data", str(file)), opened(str(file)) as stream:
+        text = stream.read().decode("utf-8", errors="replace").removeprefix("\ufeff")
     try:
-        yield from json.loads(text) if text.lstrip().startswith("[") else map(json.loads, filter(None, text.splitlines()))
+        yield from json.loads(text) if text.lstrip().startswith("[") else map(json.loads, lines_of(text))
     except ValueError as error:
         raise UserError(f"{file}: cannot be read as JSON: {error}. If the file was cut off, get it again") from None
 

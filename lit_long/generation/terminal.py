@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import TextIO
 
 from lit_long.config import UserError
 
 
-def read_prompts(prompt: str | None, prompt_file: str, prompts: list[str]) -> list[str]:
-    """The prompts that one of the three keys gives; ``prompt=-`` is standard input.
+def read_prompts(prompt: str | None, prompt_file: str, prompts: list[str], read_file: Callable[[str], list[str]]) -> list[str]:
+    """The prompts that one of the three keys gives; ``prompt=-`` is standard input, ``read_file`` gets what ``prompt_file`` holds.
 
     Raises:
-        UserError: none or several of the keys are given, or the file cannot be read.
+        UserError: none or several of the keys are given, or what they name cannot be read.
     """
     given = [
         key for key, is_given in (("prompt", prompt is not None), ("prompt_file", prompt_file), ("prompts", prompts)) if is_given
@@ -25,7 +25,7 @@ def read_prompts(prompt: str | None, prompt_file: str, prompts: list[str]) -> li
         )
     try:
         if prompt_file:
-            return [Path(prompt_file).expanduser().read_text(encoding="utf-8")]
+            return read_file(prompt_file)
         return [sys.stdin.read()] if prompt == "-" else [prompt] if prompt is not None else prompts
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given[0]}={prompt_file or prompt}: cannot be read as UTF-8 text: {error}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import TrackingConfig, project_root
+from lit_long.files import lines_of
 from lit_long.instruct.pipeline import EXAMPLES
 from lit_long.tracking import NoTracker, Tracker, default_uri, environment_tags
 
@@ -36,7 +37,7 @@ def record(tracker: Tracker, folder: Path, manifest: dict[str, Any]) -> None:
     tracker.metrics(run, {(name, manifest["counts"]["asked"]): value for name, value in (counts | critique).items()})
     tracker.dataset(run, "documents", manifest["recipe"]["data"]["digest"], "generation")
     tracker.text(run, json.dumps(manifest, indent=1, ensure_ascii=False), "manifest.json")
-    rows = [json.loads(line) for line in (folder / EXAMPLES).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in lines_of((folder / EXAMPLES).read_text(encoding="utf-8"))]
     if rows:
         tracker.table(run, [row | {"failed": " ".join(row["failed"])} for row in rows], "examples.json")
     tracker.finish(run, "FINISHED")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import UserError
-from lit_long.files import write_atomically
+from lit_long.files import lines_of, write_atomically
 from lit_long.report.folder import Stage, Sweep, read_sweep
 
 PARTS = 5
@@ -83,7 +83,7 @@ def training(stage: Stage) -> dict[str, Any]:
 
 def loss_by_parts(metrics: Path, parts: int = PARTS) -> list[float]:
     """Mean training loss (nats per token) of each fifth of a run's updates."""
-    rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, lines_of(metrics.read_text(encoding="utf-8")))
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     edges = [round(part * len(losses) / parts) for part in range(parts + 1)]
     return [statistics.fmean(losses[a:b]) for a, b in itertools.pairwise(edges) if b > a]

@@ -198,7 +198,9 @@ def make_plan(layers: Layers) -> Plan:
             if one.stage is None:
                 shipped[f"{name} s{one.config.seed}"] = one.config.model.init
             else:
-                trial.stages.setdefault(CORPUS, one.corpus)
+                if all(stage.identity != one.corpus.identity for stage in trial.stages.values()):
+                    own = f"{CORPUS}_{name}" if CORPUS in trial.stages else CORPUS
+                    trial.stages[own] = replace(one.corpus, name=own)
                 trial.stages[name] = one.stage
         for stage in trial.stages.values():
             stages.setdefault(stage.identity, stage)
@@ -207,7 +209,9 @@ def make_plan(layers: Layers) -> Plan:
         wanted = getattr(sweep.report, key)
         if wanted is not None and wanted not in names:
             raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
-    return Plan(sweep, root, trials, list(stages.values()), sweep_key(sweep, trials), list(look.unseen.values()), shipped)
+    # Data first: what cannot be read is found before a model is trained that would then wait for it.
+    order = sorted(stages.values(), key=lambda stage: stage.config.kind != "data")
+    return Plan(sweep, root, trials, order, sweep_key(sweep, trials), list(look.unseen.values()), shipped)
 
 
 @dataclass(frozen=True, eq=False)

@@ -148,7 +148,7 @@ def texts_of(text: str, stage: Path | None, subject: Subject, say: Callable[[str
         store = open_store(read_stage(stage)[1])
         return store, store.manifest["digest"]
     corpus = compose_data({}, lambda init: (subject.model.config, {})).data.corpus
-    pages = Pages(subject.words, own_texts(text) if text else builtin_texts(corpus.validation, corpus.packages, say))
+    pages = Pages(subject.words, own_texts(text, say) if text else builtin_texts(corpus.validation, corpus.packages, say))
     return pages, pages.digest
 
 

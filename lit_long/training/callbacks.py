@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lit_long.config import UserError
 from lit_long.data.accounting import consumed
+from lit_long.files import lines_of
 from lit_long.model.batch import Batch
 from lit_long.training.faults import Stopped, StopRequest
 from lit_long.training.resume import DELETING, STEP, WRITING, Writer, discard
@@ -50,9 +51,7 @@ class MetricsFile(Callback):
         domains = trainer.datamodule.mixed
         self.consumed = torch.zeros(len(domains), len(COUNTED), dtype=torch.int64)
         if trainer.is_global_zero and self.file.exists():
-            kept = [
-                line for line in self.file.read_text().splitlines() if line and json.loads(line)["step"] <= trainer.global_step
-            ]
+            kept = [line for line in lines_of(self.file.read_text()) if json.loads(line)["step"] <= trainer.global_step]
             self.file.write_text("".join(line + "\n" for line in kept))
             if last := next((row for row in map(json.loads, reversed(kept)) if "train/loss" in row), None):
                 counts = [list(domain_counts(last, name).values()) for name in domains]

@@ -21,6 +21,7 @@ from lit_long.config.mesh import check_mesh
 from lit_long.data import accounting
 from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
+from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.bad_updates import Judge
@@ -144,7 +145,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
 
 def account(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str, dict[str, Any]]:
     """What was planned to be taken of each domain, and beside it what was: ``consumed``, by the names that MetricsFile writes."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines_of(metrics.read_text())]
     last = next(row for row in reversed(rows) if "train/loss" in row)
     return {name: row | {"consumed": domain_counts(last, name)} for name, row in planned.items()}
 
@@ -183,7 +184,7 @@ def summary(
     config: StageConfig, folder: Path, module: LongContextModule, trainer: lightning.Trainer, seconds: float
 ) -> dict[str, Any]:
     """``result.json`` of a training stage. ``seconds`` are those of this process; a resumed stage took longer in all."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in lines_of((folder / "metrics.jsonl").read_text())]
     steps = [row for row in rows if "train/loss" in row]
     validation = [row for row in rows if any(key.startswith("val/") for key in row)]
     speeds = sorted(row["perf/tokens_per_second_per_device"] for row in steps)

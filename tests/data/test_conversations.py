@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lit_long.config import CorpusConfig, InstructConfig, ModelConfig, SourceConfig, UserError
+from lit_long.data.accounting import describe, plan
 from lit_long.data.conversations import ChatTemplate, Encoder
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.mixture import Recipe, mixtures
@@ -269,3 +270,15 @@ def test_the_recipe_of_llama_2_7b_32k_instruct(tmp_path: Path) -> None:
     first, stop = documents.answers(0)[0]
     text = module.store.tokenizer.decode(documents[0][first:stop].tolist())
     assert text.strip() in {row["summary_text"] for row in book}
+
+
+def test_how_many_conversations_have_no_room_is_said_before_training(store: Store) -> None:
+    recipe = Recipe({"chat": 0.5, "text": 0.5}, instruct={"chat": InstructConfig("sharegpt")})
+    longer = {size: int((store.documents("chat", "train").lengths > size).sum()) for size in (64, 4096)}
+    assert longer[64] > 0 == longer[4096]
+    for size, count in longer.items():
+        phases = [_phase(size)]
+        planned = plan(mixtures(store, recipe, phases, size), phases, size, 0)
+        assert planned["chat"].get("no_room", 0) == count and "no_room" not in planned["text"]  # which is cut instead
+        said = f"; {count} conversations of chat have no room in a sequence"
+        assert describe(planned).endswith(said) if count else "no room" not in describe(planned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 
@@ -50,6 +51,23 @@ def test_the_published_schema(published):
     lines = file.with_suffix(".jsonl")
     lines.write_text("\n".join(map(json.dumps, json.loads(file.read_text()))))
     assert read_published(str(lines), "free_form_qa").questions == {2048: free.questions[2048]}
+
+
+def test_lines_end_at_newlines_only_whatever_the_file_is_called(tmp_path):
+    """JSON may hold what Unicode calls line ends as they are, and TriviaQA, MMLU and GSM8K do."""
+    found = [row(f"How{end}many {i}?", f"{i}{end}!") for i, end in enumerate("\u2028\u2029\x85")]
+    content = "".join(json.dumps(each, ensure_ascii=False) + "\r\n" for each in found).encode()
+    for name, written in (("ffqa_2k.jsonl", content), ("ffqa_4k.JSON.gz", gzip.compress(content)), ("ffqa_8k.ndjson", content)):
+        (tmp_path / name).write_bytes(written)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "ffqa_16k.jsonl").write_bytes(content)
+    (tmp_path / "in").mkdir()
+    for name in ("ffqa_2k.jsonl", "ffqa_4k.JSON.gz", "ffqa_8k.ndjson"):
+        (tmp_path / name).rename(tmp_path / "in" / name)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    questions = read_published(str(tmp_path / "in"), "free_form_qa").questions
+    assert {length: len(rows) for length, rows in questions.items()} == {2048: 3, 4096: 3, 8192: 3, 16384: 3}
+    assert questions[2048][0].prompt == "How\u2028many 0?"
 
 
 def test_published_prompts_beyond_the_range_lose_their_beginning(store, published, monkeypatch):

