@@ -73,6 +73,7 @@ def plan_experiment(argv: list[str]) -> int:
         read_layers([*(word for word in argv if word not in mine), "dry_run=true"])
     )  # weights and data may lie elsewhere
     stages, fit = stage_rows(plan, machines, as_configured)
+    say(*plan.notes)
     show(Table(f"Stages on {machines.gpu.name}s", rows.in_groups(rows.RUN_HEADER), [rows.in_groups(row) for row in stages]))
     return 0 if fit else 1
 

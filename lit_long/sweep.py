@@ -74,6 +74,8 @@ def run(plan: Plan, console: Console) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
     check_disk(plan)
+    for note in plan.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     tracker = open_tracker(plan)
     write_sweep(plan)
     record = Record(tracker, plan)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -32,9 +32,9 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_long.config.grid import Point, grid_axes, settings_of_point
+from lit_long.config.grid import Point, flat_axes, grid_axes, settings_of_point
 from lit_long.config.pretrained import PRETRAINED, Pretrained, adopt, settings_of
-from lit_long.config.scales import SCALE, at_scale, merge
+from lit_long.config.scales import SCALE, SCALES, at_scale, merge
 from lit_long.config.schema import ModelConfig, SharedConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
@@ -112,16 +112,32 @@ def parse_words(argv: list[str]) -> dict[str, Any]:
             raise UserError(f"{COMMAND_LINE}: {word!r} is not of the form key=value, such as model.n_layers=6 (see --help)")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist(argv), resolve=False)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+    ) as error:  # the last two: a key that is both a list and a group
         raise UserError(f"{COMMAND_LINE}: cannot be read: {error}") from None
 
 
 def read_layers(argv: list[str]) -> Layers:
     """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
-    cli = parse_words([spell_out(word) for word in argv])
+    cli = with_flat_grid(parse_words([spell_out(word) for word in argv]), COMMAND_LINE)
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
-    return Layers(file.stem, file, with_recipes(at_scale(read_yaml(file), cli.pop(SCALE, None), file), file), cli)
+    return Layers(
+        file.stem, file, with_recipes(at_scale(with_flat_grid(read_yaml(file), str(file)), cli.pop(SCALE, None), file), file), cli
+    )
+
+
+def with_flat_grid(layer: dict[str, Any], where: str) -> dict[str, Any]:
+    """The layer with the axes of its grid, and those of its scales, by their dotted keys."""
+    scales = layer.get(SCALES)
+    for one in (layer, *(scales.values() if isinstance(scales, dict) else ())):
+        if isinstance(one, dict) and "grid" in one:
+            one["grid"] = flat_axes(one["grid"], where)
+    return layer
 
 
 def with_recipes(experiment: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -136,9 +152,9 @@ def with_recipes(experiment: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def spell_out(word: str) -> str:
-    """``position=abf`` as ``position.option=abf``, so that ``position.base=…`` can stand beside it."""
+    """``position=abf`` as ``position.option=abf``, so that ``position.base=…`` can stand beside it; so in the grid."""
     key, equals, value = word.partition("=")
-    path = key.split(".") if equals else [""]
+    path = key.removeprefix("grid.").split(".") if equals else [""]
     picks_option = path[-1] in DEFAULT_OPTIONS and (len(path) == 1 or (path[0] == "stages" and len(path) == 3))
     return f"{key}.option={value}" if picks_option and not value.startswith("{") else word
 
@@ -167,7 +183,7 @@ def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str,
 def option_pick(value: Any) -> str | None:
     """The option file that a layer names for a group, if it does."""
     if isinstance(value, dict):
-        return value.get("option")
+        value = value.get("option")
     return None if value is None else str(value)
 
 
@@ -175,7 +191,7 @@ def lay(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
     """Put one checked layer on top; a group that names an option starts again from that option's file."""
     for key, value in layer.items():
         if key in DEFAULT_OPTIONS:
-            if name := option_pick(value):
+            if (name := option_pick(value)) is not None:
                 into[key] = read_option(key, name)
             value = settings_of(value)
         check(SweepConfig, {key: value}, where, leaves=all_settings())
@@ -197,7 +213,10 @@ def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
     raw: dict[str, Any] = {}
     lay(raw, DEFAULT_OPTIONS, "defaults")
     for layer, where in ((layers.experiment, str(layers.file)), (layers.cli, COMMAND_LINE)):
-        for name, stage in (layer.get("stages") or {}).items():
+        stages = layer.get("stages") or {}
+        if not isinstance(stages, dict):
+            raise UserError(f"{where}: stages must be a group of settings (key: value), not {stages!r}")
+        for name, stage in stages.items():
             check_stage(name, stage, where, layers)
         lay(raw, layer, where)
     own = {key: value for key, value in (raw | {"experiment": layers.name}).items() if key not in SHARED or key == "seed"}
@@ -228,12 +247,13 @@ class Composer:
     resolved once per distinct value, not once per point. The parts of the settings are shared: change none of them in place.
 
     Args:
+        grid: the axes. Where the command line names one value of an axis, the points say it.
         shared: what `compose_sweep` returned.
         pretrained: reads what ``model.init`` names.
     """
 
-    def __init__(self, layers: Layers, shared: dict[str, Any], pretrained: Pretrained) -> None:
-        self.layers, self.shared, self.pretrained = layers, shared, pretrained
+    def __init__(self, layers: Layers, grid: Iterable[str], shared: dict[str, Any], pretrained: Pretrained) -> None:
+        self.layers, self.grid, self.shared, self.pretrained = layers, set(grid), shared, pretrained
         self.laid: dict[tuple[str, str, str], Any] = {}  # stage, key, what the point says of it → its raw value
         self.own: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]] = {}
         self.resolved: Resolved = {}
@@ -259,7 +279,8 @@ class Composer:
         pinned, said = self.layers_of(name)[3], {}
         for key, value in settings_of_point(point):
             if key.partition(".")[0] not in pinned:
-                merge(said, nest(key.removeprefix(f"stages.{name}."), value))
+                own = key.removeprefix(f"stages.{name}.")
+                merge(said, nest(f"{own}.option" if own in DEFAULT_OPTIONS and not isinstance(value, dict) else own, value))
         said.pop("stages", None)  # of other stages
         return said
 
@@ -287,11 +308,18 @@ class Composer:
             if option_pick(self.layers.cli.get("data")) and not option_pick(own.get("data")):
                 own = {k: v for k, v in own.items() if k != "data"}  # weights of domains that the other data do not have
             pinned = {group for group in DEFAULT_OPTIONS if option_pick(own.get(group)) or option_pick(own_cli.get(group))}
-            general = {k: v for k, v in self.general().items() if k not in pinned}
+            general = self.without_axes({k: v for k, v in self.general().items() if k not in pinned})
             dotted = {k: {n: x for n, x in v.items() if n != "option"} if isinstance(v, dict) else v for k, v in general.items()}
             dotted = {k: v for k, v in dotted.items() if k not in DEFAULT_OPTIONS or isinstance(v, dict)}
-            self.own[name] = own, dotted, own_cli, pinned
+            self.own[name] = own, dotted, self.without_axes(own_cli, f"stages.{name}."), pinned
         return self.own[name]
+
+    def without_axes(self, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        groups = {
+            key: self.without_axes(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+            for key, value in values.items()
+        }
+        return {key: value for key, value in groups.items() if isinstance(value, dict) or f"{prefix}{key}" not in self.grid}
 
 
 def compose_position(name: str, model: ModelConfig, context: int) -> dict[str, Any]:

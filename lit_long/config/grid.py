@@ -9,6 +9,9 @@
     exclude:                                    points that are not run: all that agree with one of these
       - {position: rope, size: 70b}
 
+An axis over a setting of an option (``position.scale_base: [128, 512]``) may stand beside the axis of the options, and applies to those that
+have the setting (stages/axes.py). ``position: {option: [rope, abf], base: [1e4, 5e5]}`` says the same as the two dotted keys.
+
 On the command line ``grid.size=[7b]`` picks named points, and naming one value of an axis (``position=abf``, ``seed=1``) leaves that one.
 """
 
@@ -25,44 +28,61 @@ NAME = "name"
 Point = dict[str, Any]  # axis → value; of a named point the group of its settings, with its name
 
 
+def dotted(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted keys, however they are nested."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flat_axes(grid: Any, where: str) -> Any:
+    """Axes by their dotted keys; ``position.option`` is the axis ``position``. What is no group stays as it is, for the schema to refuse."""
+    if not isinstance(grid, dict):
+        return grid
+    flat: dict[str, Any] = {}
+    for key, value in dotted(grid):
+        if (name := key.removesuffix(".option")) in flat:
+            raise UserError(f"{where}: grid.{name} is there twice")
+        flat[name] = value
+    return flat
+
+
 def grid_axes(
     file: Path, own: dict[str, Any], cli: dict[str, Any], grid: dict[str, Any], all_options: Callable[[str], list[str]]
 ) -> dict[str, list[Any]]:
-    """Flat axes ``{dotted key: values}``; an axis whose key the command line sets to one value has that one.
+    """Axes ``{dotted key: values}``; an axis whose key the command line sets to one value has that one.
 
     Args:
-        own: the experiment's grid, where named points are found by name.
+        own: the experiment's grid, where named points are found by name; it and the next two as `flat_axes` makes them.
         cli: all that the command line says.
         grid: both, merged.
         all_options: what ``grid.position=all`` stands for.
     """
     axes: dict[str, list[Any]] = {}
-
-    def flatten(values: dict[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                flatten(value, f"{prefix}{key}.")
-            elif prefix + key == "position" and value == "all":
-                axes["position"] = all_options("position")
-            elif value is None or value == []:
-                raise UserError(f"grid.{prefix}{key} must be a list such as [a,b], not {value!r}")
-            else:
-                axes[prefix + key] = value if isinstance(value, list) else [value]
-
-    flatten(grid, "")
-    chosen = flat_keys(cli.get("grid") or {})
-    for key in axes:
-        value = fixed_value(cli, key)
-        if value is not None and key not in chosen:
-            axes[key] = [value]
-        axes[key] = named(key, axes[key], own.get(key), file)
+    for key, value in grid.items():
+        values = all_options(key) if (key, value) == ("position", "all") else value if isinstance(value, list) else [value]
+        fixed = fixed_value(cli, key)
+        if fixed is not None and key not in (cli.get("grid") or {}):
+            if any(other.startswith(f"{key}.") for other in grid):
+                continue  # the option is a setting like any other then: the variants are those of its settings
+            values = [fixed]
+        if not values or None in values or {} in values:
+            raise UserError(f"grid.{key} must be a list such as [a,b], not {value!r}")
+        axes[key] = named(key, values, own.get(key), file)
+        labels = [label(one) for one in axes[key]]
+        if twice := [name for name in labels if labels.count(name) > 1]:
+            raise UserError(f"grid.{key} has {twice[0]} twice")
     return axes
 
 
 def named(key: str, values: list[Any], own: Any, file: Path) -> list[Any]:
     """The axis' values; where the experiment has named points, a name stands for its point."""
     for value in values:
-        if isinstance(value, dict) and (not isinstance(value.get(NAME), (str, int, float)) or len(value) < 2):
+        if isinstance(value, dict) and (
+            not isinstance(value.get(NAME), (str, int, float)) or len(value) < 2 or any(one is None for _, one in dotted(value))
+        ):
             raise UserError(f"{file}: grid.{key}: {value} must have a name and settings, such as {{name: 7b, model: llama2-7b}}")
     points = {str(value[NAME]): value for value in own or [] if isinstance(value, dict)} if isinstance(own, list) else {}
     if not points:
@@ -81,29 +101,38 @@ def fixed_value(cli: dict[str, Any], key: str) -> Any:
     return value.get("option") if isinstance(value, dict) else value
 
 
-def flat_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
-    nested = [flat_keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()]
-    return set().union(*nested) if nested else set()
+def points(
+    axes: dict[str, list[Any]], exclude: list[dict[str, Any]], where: str, keep: Callable[[Point], Point] = lambda point: point
+) -> Iterator[Point]:
+    """Every combination of the axes' values that ``exclude`` leaves, once.
 
-
-def points(axes: dict[str, list[Any]], exclude: list[dict[str, Any]], where: str) -> Iterator[Point]:
-    """Every combination of the axes' values that ``exclude`` leaves."""
+    Args:
+        keep: leaves out of a point the axes that say nothing to it.
+    """
     for rule in exclude:
         for axis, value in rule.items():
             if axis not in axes:
-                raise UserError(f"{where}: exclude: {axis} is no axis of the grid{nearest(axis, axes)}")
+                raise UserError(f"{where}: exclude: {axis} is no axis of the grid{nearest(str(axis), axes)}")
             if str(value) not in (labels := [label(v) for v in axes[axis]]):
                 raise UserError(f"{where}: exclude: {axis}={value} is no value of that axis{nearest(str(value), labels)}")
+    seen: set[str] = set()
     for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        if not any(all(label(point[axis]) == str(value) for axis, value in rule.items()) for rule in exclude):
-            yield point
+        point = keep(whole := dict(zip(axes, values, strict=True)))
+        if any(all(axis in point and label(point[axis]) == str(value) for axis, value in rule.items()) for rule in exclude):
+            continue
+        if point != whole:  # the same as with another value of the axis that was left out
+            if (known := repr(point)) in seen:
+                continue
+            seen.add(known)
+        yield point
 
 
 def settings_of_point(point: Point) -> Iterator[tuple[str, Any]]:
-    """Dotted settings and their values."""
-    for key, value in point.items():
-        yield from (((k, v) for k, v in value.items() if k != NAME) if isinstance(value, dict) else [(key, value)])
+    """Dotted settings and their values; those of named points first, so that an axis over one setting has the last word."""
+    for value in point.values():
+        if isinstance(value, dict):
+            yield from ((key, one) for key, one in dotted(value) if key != NAME)
+    yield from ((key, value) for key, value in point.items() if not isinstance(value, dict))
 
 
 def label(value: Any) -> str:
@@ -111,13 +140,18 @@ def label(value: Any) -> str:
     return str(value[NAME] if isinstance(value, dict) else value)
 
 
-def variant_name(point: Point) -> str:
+def variant_name(point: Point, grid: Iterable[str]) -> str:
     """``abf``; with several axes besides the seed ``abf lr=0.001``: options and named points by their name alone, settings with as much of
-    their key as tells them apart."""
-    axes = {key: value for key, value in point.items() if key != "seed"}
+    their key as tells them apart.
+
+    Args:
+        grid: the axes; a point may lack one.
+    """
+    axes = [key for key in grid if key != "seed"]
     if len(axes) == 1:
-        return label(*axes.values())
-    return " ".join(label(v) if named_by_itself(k, v) else f"{short(k, axes)}={label(v)}" for k, v in axes.items()) or "default"
+        return label(point[axes[0]])
+    said = {key: point[key] for key in axes if key in point}
+    return " ".join(label(v) if named_by_itself(k, v) else f"{short(k, axes)}={label(v)}" for k, v in said.items()) or "default"
 
 
 def named_by_itself(key: str, value: Any) -> bool:

@@ -45,8 +45,12 @@ def settle_data(
         if key not in found:
             found[key] = look(settle_source, name, source) or source
         settled[name] = found[key]
-    weights = data.weights if set(data.weights) & set(settled) else dict.fromkeys(settled, 1.0)
-    return replace(data, sources=settled, weights=weights)
+    return replace(data, sources=settled, weights=settled_weights(data))
+
+
+def settled_weights(data: DataConfig) -> dict[str, float]:
+    """The weights; equal shares of the sources, where there are some and no weight names one of them."""
+    return data.weights if not data.sources or set(data.weights) & set(data.sources) else dict.fromkeys(data.sources, 1.0)
 
 
 def uses_builtin(data: DataConfig) -> bool:

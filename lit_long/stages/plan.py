@@ -30,6 +30,7 @@ from lit_long.config import (
     project_root,
 )
 from lit_long.config.grid import points, variant_name
+from lit_long.stages.axes import Axes
 from lit_long.stages.folder import is_done
 from lit_long.stages.identity import identity_settings
 from lit_long.stages.mixture import settle_data
@@ -101,6 +102,7 @@ class Plan:
     key: str
     unseen: list[str] = field(default_factory=list)  # why weights or data could not be looked at; then nothing can run
     shipped: dict[str, str] = field(default_factory=dict)  # weights that came with lit-long, by the stages that they stand for
+    notes: list[str] = field(default_factory=list)  # axes of the grid that apply to some of its options only (axes.py)
     left: list[Stage] = field(default_factory=list)  # not for this command to run (failures.py)
 
     @property
@@ -184,13 +186,18 @@ def make_plan(layers: Layers) -> Plan:
         weights = look.at(open_external, init)
         return weights and (weights.shape, weights.position)
 
-    composer = Composer(layers, shared, pretrained)
+    composer = Composer(layers, sweep.grid, shared, pretrained)
     maker = Maker(layers, sweep, root, look, composer)
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
     shipped: dict[str, str] = {}  # weights that came with lit-long, by the stages that they stand for
-    for point in points(sweep.grid, sweep.exclude, str(layers.file)):
-        trial = Trial(variant_name(point), 0, point)
+    axes = Axes(composer, names, sweep.grid)
+    chosen = list(points(sweep.grid, sweep.exclude, str(layers.file), axes.keep))
+    notes = axes.notes()
+    if not chosen:
+        raise UserError(f"{layers.file}: exclude leaves no point of the grid")
+    for point in chosen:
+        trial = Trial(variant_name(point, sweep.grid), 0, point)
         made: dict[str, Made] = {}
         for name in names:
             one = made[name] = maker.make(name, point, made)
@@ -211,7 +218,8 @@ def make_plan(layers: Layers) -> Plan:
             raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
     # Data first: what cannot be read is found before a model is trained that would then wait for it.
     order = sorted(stages.values(), key=lambda stage: stage.config.kind != "data")
-    return Plan(sweep, root, trials, order, sweep_key(sweep, trials), list(look.unseen.values()), shipped)
+    key = sweep_key(sweep, trials)
+    return Plan(sweep, root, trials, order, key, list(look.unseen.values()), shipped, notes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ def resolved(plan: Plan) -> dict[str, Any]:
 def outline(plan: Plan) -> str:
     """The stages in running order, whether each is done and what it costs, for people."""
     lines = [f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages"]
+    lines += [f"  {note}" for note in plan.notes]
     lines += [f"  {'shipped':<10} {name:<28} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
     untouched = {stage.identity for stage in plan.left}
     for stage in plan.stages:
