@@ -21,6 +21,7 @@ BENCHES = {
     "evaluation": "bench_evaluation",
     "data-prepare": "bench_data_prepare",
     "data-batches": "bench_data_batches",
+    "planning": "bench_planning",
     "train": "bench_train_step",  # last: it leaves out parts for which there is no time
 }
 FULL = ("train", "evaluation")  # those that know the word
