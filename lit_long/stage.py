@@ -17,8 +17,10 @@ from pathlib import Path
 
 from lit_long.config import UserError
 from lit_long.files import is_disk_full, write_atomically
+from lit_long.launch.local import processes
 from lit_long.stages.folder import JOB_LOCK, locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
+from lit_long.surroundings import forget_ranks
 from lit_long.terminal import run_command
 
 WATCH_PARENT = "watch_parent=true"
@@ -31,16 +33,17 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return DONE if "--help" in words else BAD_INPUT
     folder, started_by_sweep = Path(words[0]).resolve(), len(words) < len(argv)
-    rank = int(os.environ.get("RANK", 0))
     quieten()
     try:
+        if processes(read_stage(folder)[0]) == 1:
+            forget_ranks()
+        rank = int(os.environ.get("RANK", 0))
         if started_by_sweep:  # which holds the lock
             threading.Thread(target=end_with_parent, daemon=True).start()
             run_stage(folder, progress_writer(folder), rank)
         elif rank:  # a node's torchrun started by hand: the first rank's starter holds the locks
             run_stage(folder, say, rank)
         else:
-            read_stage(folder)
             with locked(folder, waiting), locked(folder, waiting, name=JOB_LOCK):
                 (folder / "error.txt").unlink(missing_ok=True)
                 run_stage(folder, say)
@@ -71,7 +74,7 @@ def waiting() -> None:
 def fail(folder: Path, message: str, code: int) -> int:
     """Say why, on standard error and in the folder. Of several ranks the first one knows: it is what ended the others."""
     if code == FAILED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        message = f"rank {os.environ['RANK']}: {message}"
+        message = f"rank {os.environ.get('RANK', 0)}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     try:
         if folder.is_dir() and not (folder / "error.txt").exists():
@@ -96,4 +99,4 @@ def quieten() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, rank=True)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from lit_long.surroundings import forget_ranks
+
 INTERRUPTED = 130
 
 
@@ -40,8 +42,14 @@ def hang_up() -> NoReturn:
     raise ReaderGone
 
 
-def run_command(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run ``main`` on the words of the command line and exit with the code that it returns."""
+def run_command(main: Callable[[list[str]], int], rank: bool = False) -> NoReturn:
+    """Run ``main`` on the words of the command line and exit with the code that it returns.
+
+    Args:
+        rank: the process may be one of several; any other forgets what its surroundings say of ranks.
+    """
+    if not rank:
+        forget_ranks()
     for name in ("stdout", "stderr"):
         if stream := getattr(sys, name):  # None: closed by who started us
             setattr(sys, name, Output(stream.buffer, stream.encoding, errors="replace", line_buffering=True))

@@ -6,8 +6,8 @@ lies in its folder, so that whoever started it, results, record and table are th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -84,7 +84,7 @@ def make_launcher(config: LauncherConfig, root: Path) -> Launcher:
         raise UserError(f"launcher.name={config.name}: there is no such launcher{nearest(config.name, LAUNCHERS)}")
     if config.parallel < 1:
         raise UserError(f"launcher.parallel must be at least 1, not {config.parallel}")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if under_torchrun():
         raise UserError(
             "this sweep was started under torchrun, so that it would run once in every rank. Start it by itself, once: it starts torchrun "
             "for each stage of several devices, and for several machines with launcher=torchrun, slurm or ray"
@@ -97,6 +97,17 @@ def make_launcher(config: LauncherConfig, root: Path) -> Launcher:
                 f"launcher.{field.name} says nothing to launcher={config.name}; it is for launcher={' or '.join(users)}"
             )
     return getattr(import_module(module), name)(config, root)
+
+
+def under_torchrun() -> bool:
+    """Whether a torchrun started this process, or one that it comes from. Its variables say nothing: they are handed down to anything."""
+    import psutil
+
+    found: list[str] = []
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):
+            found += process.cmdline()[:4]  # python -m torch.distributed.run
+    return any(word == "torch.distributed.run" or Path(word).name == "torchrun" for word in found)
 
 
 def refuse_nodes(configs: Sequence[StageConfig], launcher: str) -> None:

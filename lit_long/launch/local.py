@@ -187,9 +187,8 @@ def command(folder: Path, config: StageConfig, node: Node | None = None, watched
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What a stage's processes see: this process' variables, but for those of a SLURM job that it may be part of, whose tasks they are not."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SRUN_", "SUBMITIT_"))}
-    return KEEP_MEMORY | own | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    """What a stage's processes see. Of what there is about ranks of others they forget themselves (surroundings.py)."""
+    return KEEP_MEMORY | os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
 def threads(config: StageConfig, parallel: int = 1) -> int:

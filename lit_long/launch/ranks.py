@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.files import write_atomically
+from lit_long.surroundings import forget_ranks
 
 STAGE = "lit_long.stage"
 FAILED, INTERRUPTED = 1, 130
 
 
 def main(argv: list[str]) -> int:
+    forget_ranks()  # torchrun takes some for its arguments, and the rest would reach its ranks
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run

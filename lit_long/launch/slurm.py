@@ -13,8 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -28,8 +27,6 @@ from lit_long.launch.queue import OVER, Queue, local_state, states
 CLUSTERS = ("slurm", "local")
 STOP_SECONDS = 60.0
 INTERRUPTED = 143  # as a shell says it of SIGTERM
-OF_A_JOB = ("SLURM_", "SUBMITIT_")  # variables
-OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 
 
 def import_submitit() -> ModuleType:
@@ -133,7 +130,7 @@ class SlurmLauncher:
         callables = [SlurmTask(task.folder, self.config.cpus, max(5, self.config.grace_seconds - 20)) for task in tasks]
         try:
             executor.update_parameters(name=f"lit-long {name}", **parameters)
-            with outside_of_jobs(), executor.batch():  # a batch of one is no array
+            with executor.batch():  # a batch of one is no array
                 jobs = [executor.submit(one) for one in callables]
         except (self.submitit.core.utils.FailedJobError, OSError, ValueError, subprocess.SubprocessError) as error:
             raise UserError(f"launcher=slurm: the job was not taken: {error}") from None
@@ -234,16 +231,6 @@ class SlurmJob:
             time.sleep(1.0)
         forget_job(self.folder)
         return ""
-
-
-@contextmanager
-def outside_of_jobs() -> Iterator[None]:
-    """Submit as from a login node: a job would pass on what it was given itself. (submitit's clean_env takes SLURM_CONF away, too.)"""
-    own = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(OF_A_JOB) and key not in OF_THE_CLUSTER}
-    try:
-        yield
-    finally:
-        os.environ.update(own)
 
 
 def cancel(job: Any, is_slurm: bool) -> None:

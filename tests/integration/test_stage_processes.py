@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from lit_long.launch.local import command
 from lit_long.stages.folder import is_done, write_stage
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
+from tests.test_surroundings import OF_OTHERS
 
 UPDATES, SWITCH, PER_UPDATE, EVERY = 48, 24, 1024, 20
 DOMAINS = ("long", "short")
@@ -153,6 +155,21 @@ def test_two_ranks_count_what_one_process_counts(stages, straight, context_paral
     assert losses[0] != losses[1], "sums of two ranks are rounded otherwise: was it one?"
     for row in rows(folder):
         assert row["perf/tokens_per_second_per_device"] * row["perf/seconds"] == pytest.approx(PER_UPDATE / 2)
+
+
+def test_ranks_of_others_change_nothing(stages, straight, monkeypatch):
+    """In a pod, or a shell, whose variables say that it is rank 1 of 4: a stage of one process, by hand, and the two ranks of another."""
+    for key, value in OF_OTHERS.items():
+        monkeypatch.setenv(key, value)
+    folder = stages / "alone-among-others"
+    folder.mkdir()
+    write_stage(folder, folder.name, plain(stage()), stages / "store", None)
+    done = subprocess.run([sys.executable, "-m", "lit_long.stage", str(folder)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and is_done(folder), done.stdout + done.stderr
+    assert counts(folder) == counts(straight)
+    pair = stages / "ranks-among-others"
+    end(start(pair, stage("fsdp")), pair)
+    assert [row["train/loss"] for row in rows(pair)] == pytest.approx([row["train/loss"] for row in rows(straight)], abs=2e-5)
 
 
 @pytest.mark.slow

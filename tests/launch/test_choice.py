@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from lit_long.launch.base import make_launcher
 from lit_long.launch.job import StageNode
 from lit_long.launch.local import LocalLauncher, Node, command, threads
 from lit_long.stages.folder import write_stage
+from tests.integration.mini import REPOSITORY
 
 TRAIN = StageConfig(kind="train", trainer=TrainerConfig(strategy="fsdp"))
 
@@ -45,10 +48,16 @@ def test_refused(config, configs, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_under_torchrun_is_refused(tmp_path, monkeypatch):
+def test_a_sweep_under_torchrun_is_refused(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    sweep = ["-m", "lit_long.sweep", f"root={tmp_path}", "tracking.enabled=false"]
+    done = subprocess.run([*torchrun, *sweep], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode and "it would run once in every rank" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_s_variables_alone_refuse_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with pytest.raises(UserError, match="it would run once in every rank"):
-        make_launcher(LauncherConfig(), tmp_path)
+    assert make_launcher(LauncherConfig(), tmp_path).name == "local"
 
 
 def test_gpus_are_shared_out(tmp_path, monkeypatch):
