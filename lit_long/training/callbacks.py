@@ -46,6 +46,12 @@ class MetricsFile(Callback):
         self.started = 0.0
         self.consumed: Tensor | None = None  # [domains, counts]
 
+    def setup(self, trainer: Trainer, module: lightning.LightningModule, stage: str) -> None:
+        """Drop a line that a kill cut short, before another is appended to it."""
+        if trainer.is_global_zero and self.file.exists():
+            with self.file.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
     def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         self.peak = peak_flops(module.device, self.precision)
         domains = trainer.datamodule.mixed
@@ -57,6 +63,20 @@ class MetricsFile(Callback):
                 counts = [list(domain_counts(last, name).values()) for name in domains]
                 self.consumed += torch.tensor(counts, dtype=torch.int64)
         self.started = time.perf_counter()
+
+    def validated(self, trainer: Trainer) -> bool:
+        """Whether the file has the validation of the update that training stands at. All ranks must ask."""
+        found = trainer.is_global_zero and any(
+            row["step"] == trainer.global_step and any(key.startswith("val/") for key in row)
+            for row in map(json.loads, self.file.read_text().splitlines())
+        )
+        return trainer.strategy.broadcast(found)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Nobody measures again what was measured before a checkpoint: not even when the power fails may it be lost."""
+        if trainer.is_global_zero:
+            with self.file.open("a") as file:
+                os.fsync(file.fileno())
 
     def on_train_batch_end(
         self, trainer: Trainer, module: lightning.LightningModule, outputs: Any, batch: Batch, batch_index: int
@@ -105,6 +125,26 @@ class MetricsFile(Callback):
                 file.write(json.dumps(row) + "\n")
 
 
+class LateValidation(Callback):
+    """On resuming, the validation of the checkpoint's update, if a kill came between the checkpoint and its end: Lightning takes it for done.
+
+    The last of the callbacks: it starts when the others have.
+
+    Args:
+        every: updates from one validation to the next; 0 for none.
+    """
+
+    def __init__(self, metrics: MetricsFile, every: int) -> None:
+        self.metrics, self.every = metrics, every
+
+    def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        if self.every and trainer.global_step and trainer.global_step % self.every == 0 and not self.metrics.validated(trainer):
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            trainer.validating, loop.restarting = True, False
+            loop.run()
+            trainer.training = True
+
+
 class ResumePoint(Callback):
     """Saves everything that resuming needs every ``every`` updates, and when the process is asked to end (faults.py).
 
@@ -123,7 +163,7 @@ class ResumePoint(Callback):
     def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         """Here because Lightning has put its own handlers of signals in place now: they would send to other ranks in the midst of anything."""
         self.stop.listen()
-        self.saved = trainer.global_step
+        self.saved, self.to_prune = trainer.global_step, True  # a kill may have come before that
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in (path for path in self.folder.iterdir() if path.suffix in (WRITING, DELETING)):

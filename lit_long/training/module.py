@@ -139,8 +139,12 @@ class LongContextModule(lightning.LightningModule):
         _, encoder, transform = next(found, (0, self.encoder, self.transform))
         return encoder, transform
 
+    def on_validation_start(self) -> None:
+        """With the encoder of the update before, also where this process has not computed it."""
+        self.model.encoder, _ = self.turning(max(0, self.trainer.global_step - 1))
+
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        """One update: all micro-batches, clip, step; or none, when it would do harm. Validation in between goes on with its encoder."""
+        """One update: all micro-batches, clip, step; or none, when it would do harm."""
         self.model.encoder, _ = self.turning(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         batch = self.own_tokens(batch)

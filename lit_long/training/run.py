@@ -25,11 +25,11 @@ from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.bad_updates import Judge
-from lit_long.training.callbacks import MetricsFile, Report, ResumePoint, domain_counts, machine
+from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts, machine
 from lit_long.training.context import check_compiled
 from lit_long.training.faults import Stopped, StopRequest, Watchdog
 from lit_long.training.module import LongContextModule, computed_in
-from lit_long.training.resume import STEP, OneFile, Writer, newest_checkpoint
+from lit_long.training.resume import OneFile, Writer, newest_checkpoint
 from lit_long.training.strategy import MeshStrategy
 
 
@@ -83,6 +83,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     )
     checkpoints, writer = folder / "checkpoints", Writer(writes_in_background(config.trainer))
     every = -(-updates // config.validation.times) if config.validation.times else 0
+    metrics = MetricsFile(folder / "metrics.jsonl", config.trainer.precision, report)
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -97,7 +98,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
-            MetricsFile(folder / "metrics.jsonl", config.trainer.precision, report),
+            metrics,
             ResumePoint(
                 checkpoints,
                 config.trainer.checkpoint_every,
@@ -107,6 +108,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
                 StopRequest(),
             ),
             Watchdog(folder, config.trainer.timeout_minutes),
+            LateValidation(metrics, every),
         ],
         logger=False,
         enable_checkpointing=False,
@@ -127,10 +129,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
             raise KeyboardInterrupt(str(stopped)) from None
     if trainer.interrupted or trainer.global_step < updates:
         raise KeyboardInterrupt
-    ended_before = checkpoint is not None and checkpoint.name == STEP.format(
-        updates
-    )  # killed after its last update: it ran none now
-    if every and (updates % every or ended_before):
+    if every and not metrics.validated(trainer):  # not due at the last update, or killed before its end
         trainer.validate(module, data, verbose=False)
     seconds = time.perf_counter() - started
     if config.adapter.rank:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from lit_long.config import CurriculumConfig, DataConfig, ModelConfig, OptimConfig, StageConfig, TrainerConfig, UserError
 from lit_long.config.schema import PhaseConfig, ValidationConfig
 from lit_long.training import resume
+from lit_long.training.module import LongContextModule
 from lit_long.training.run import train
 from tests.training import broken
 
@@ -149,6 +150,20 @@ def full(out: Path, store: Path, ranks: int) -> None:
     expect(run(out, store, ranks)[0], "")
 
 
+def validation(out: Path, store: Path, ranks: int) -> None:
+    """All end within the validation of update 4, after its checkpoint."""
+    measure = LongContextModule.on_validation_epoch_end
+
+    def end(module: LongContextModule) -> None:
+        raise UserError("ended")
+
+    LongContextModule.on_validation_epoch_end = end
+    expect(run(out, store, ranks)[0], "ended")
+    LongContextModule.on_validation_epoch_end = measure
+    expect(saved(out), ["step-00000004.ckpt"])
+    expect(run(out, store, ranks)[0], "")
+
+
 def not_finite(out: Path, store: Path, ranks: int) -> None:
     """The last rank alone has a loss that is not a number, in update 3: all stop there, or leave it out, and remember that."""
     position = {"scheme": "tests.training.broken:Broken", "base": 10_000.0}
@@ -173,6 +188,7 @@ PARTS = {
     "sync": lambda *arguments: stopped(*arguments, "never"),
     "background": background,
     "full": full,
+    "validation": validation,
     "nan": not_finite,
 }
 

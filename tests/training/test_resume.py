@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,8 +19,10 @@ from lit_long.checkpoints.own import own_tensors
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.store import prepare
 from lit_long.training.resume import OneFile, Writer, assembled, newest_checkpoint
+from lit_long.training.run import train
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
+from tests.training import killed
 from tests.training.resume_ranks import STOP, UPDATES, run, stop
 
 HERE = Path(__file__).parent
@@ -41,13 +44,20 @@ def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in rows]
 
 
+def validations(folder: Path) -> list[dict[str, float]]:
+    """Step and losses of each."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key != "time"} for row in rows if any(key.startswith("val/") for key in row)]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
 def assert_equal(ours: Path, theirs: Path) -> None:
     """To the last bit."""
-    assert losses(ours) == losses(theirs)
+    assert losses(ours) == losses(theirs) and validations(ours) == validations(theirs)
+    assert [row["step"] for row in validations(ours)] == [UPDATES // 2, UPDATES]
     found, expected = weights(ours), weights(theirs)
     assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
 
@@ -72,7 +82,7 @@ def place(tmp_path_factory):
     assert "after update 5 of 8" in run(folder / "from one", folder / "store", 1, stop, checkpoint_async="always")[0]
     assert newest_checkpoint(folder / "from one" / "checkpoints").is_file()
     shutil.copytree(folder / "from one", folder / "from one to four")
-    torchrun(2, folder / "store", folder, "straight", "sync", "background", "full", "nan", "from one")
+    torchrun(2, folder / "store", folder, "straight", "sync", "background", "full", "validation", "nan", "from one")
     return folder
 
 
@@ -81,7 +91,7 @@ def test_two_ranks_compute_what_one_does(place):
     assert losses(place / "straight") != losses(place / "one"), "was it one rank?"
 
 
-@pytest.mark.parametrize("name", ["sync", "background", "full"])
+@pytest.mark.parametrize("name", ["sync", "background", "full", "validation"])
 def test_interrupted_is_uninterrupted(place, name):
     """Asked to end, written beside training, and stopped by a full disk: to the last bit. What stays is checked by the ranks themselves."""
     assert_equal(place / name, place / "straight")
@@ -101,6 +111,27 @@ def test_the_folder_of_two_ranks_goes_on_on_one_device(place, tmp_path, name):
     assert [row["perf/seconds"] > 0 for row in rows if row["step"] == STOP] == [True], (
         "the update before the stop is measured once"
     )
+
+
+def test_killed_within_a_validation_is_uninterrupted(place, tmp_path):
+    """After the checkpoint of its update, in mid-training and at the end: it is measured when the stage goes on, with that update's encoder."""
+    settings, folder = killed.stage(), tmp_path / "killed"
+    folder.mkdir()
+    for update in (UPDATES // 2, UPDATES):
+        words = [sys.executable, HERE / "killed.py", place / "store", folder, str(update)]
+        done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert newest_checkpoint(folder / "checkpoints").name == f"step-{update:08d}.ckpt"
+    results = []
+    for out in (folder, tmp_path / "straight"):
+        out.mkdir(exist_ok=True)
+        results.append(train(settings, out, place / "store", None, lambda *_: None))
+    assert_equal(folder, tmp_path / "straight")
+    assert results[0]["validation"] == results[1]["validation"]
+    metrics = (folder / "metrics.jsonl").read_text()
+    (folder / "weights.safetensors").unlink()  # killed once more, with all measured
+    assert train(settings, folder, place / "store", None, lambda *_: None)["validation"] == results[1]["validation"]
+    assert (folder / "metrics.jsonl").read_text() == metrics
 
 
 def test_a_folder_holds_what_a_file_would(place):
