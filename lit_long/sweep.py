@@ -94,6 +94,8 @@ def run(plan: Plan, console: Console) -> int:
     console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
     if plan.sweep.tracking.enabled:
         console.print(f"runs     {address(plan, record.page)}", markup=False, highlight=False, soft_wrap=True)
+    if report.failures:  # last, where they are seen
+        console.print(report.failures, markup=False, highlight=False, soft_wrap=True)
     return SOME_FAILED if outcome.status == "FAILED" else ALL_DONE
 
 

@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
     console = Console()
     console.print(report.terminal)
     console.print(f"report   {report.report_md}", highlight=False, soft_wrap=True)
+    if report.failures:
+        console.print(report.failures, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from lit_long.config import ReportConfig, UserError, typed
 
-DONE = "DONE"
+DONE, ERROR = "DONE", "error.txt"
 
 
 @dataclass
@@ -30,10 +30,20 @@ class Stage:
     users: list[tuple[str, int]] = field(default_factory=list)
 
     @property
+    def why_failed(self) -> str:
+        """Why it ended without a result, in one line; "" where that is not known, or it has not ended."""
+        try:
+            return " ".join((self.folder / ERROR).read_text(encoding="utf-8").split()) if self.result is None else ""
+        except OSError:
+            return ""
+
+    @property
     def state(self) -> str:
         if self.result is not None:
             return "finished"
-        return "unfinished (interrupted, failed or still running)" if self.folder.is_dir() else "not started"
+        if self.why_failed:
+            return "failed"
+        return "unfinished (interrupted or still running)" if self.folder.is_dir() else "not started"
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,16 @@ class Sweep:
     @property
     def seeds(self) -> list[int]:
         return sorted({trial.seed for trial in self.trials})
+
+    @property
+    def failed(self) -> list[Stage]:
+        return [stage for stage in self.stages if stage.why_failed]
+
+    def label(self, stage: Stage) -> str:
+        """The stage's name with what sets it apart, as a sweep calls it while it runs: ``extend abf``, ``extend abf s1``, ``base``."""
+        variants, seeds = ({user[place] for user in stage.users} for place in (0, 1))
+        words = [stage.name, *(variants if len(variants) == 1 < len(self.variants) else ())]
+        return " ".join([*words, *(f"s{seed}" for seed in seeds if len(seeds) == 1 < len(self.seeds))])
 
 
 def find_sweep(root: Path, experiment: str) -> Path:

@@ -1,4 +1,5 @@
-"""Writes report.md: what was run, the tables, the figures, the notes, what is missing, and where every number came from.
+"""Writes report.md: what failed, what came out, the main table and the figure; below them what was run, the other tables and figures, the
+notes, what is missing, and where every number came from.
 
 There is no time stamp in it: the same results give the same bytes, so a report kept under version control changes only
 when its numbers do.
@@ -6,11 +7,14 @@ when its numbers do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from lit_long.report.bound import EXPLAINED, bound_table
 from lit_long.report.differences import difference_tables, explained
+from lit_long.report.folder import Stage
+from lit_long.report.headline import headline
 from lit_long.report.laws import law_table
 from lit_long.report.published import published_tables
 from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, PERPLEXITY, ROUGE, Results, display
@@ -54,42 +58,78 @@ def beside(results: Results, figure: str) -> str:
     return f" The broad and pale lines are the paper's, with its {curve.context:,} tokens put at {results.base_context():,}: {curve.source}."
 
 
-def page(results: Results, figures: list[str]) -> str:
-    """The report as Markdown; ``figures`` are the file names found in figures/."""
+def page(results: Results, figures: list[str]) -> tuple[str, str]:
+    """The report as Markdown: what a reader must see first, and the rest; ``figures`` are the file names found in figures/."""
     sweep, missing = results.sweep, results.missing
-    parts = [f"# {sweep.report.title or sweep.experiment}", setup(results)]
-    if missing:
-        parts.append(f"**Incomplete:** {len(missing)} of {len(sweep.stages)} stages have no result, see [Missing](#missing).")
+    top, below = [f"# {sweep.report.title or sweep.experiment}"], ["## What was run", setup(results)]
+    if sweep.failed:
+        top += [
+            f"**{failed_count(results)}**",
+            "\n".join(f"* {label}: {code(why)} (`{stage.folder.name}`)" for stage, label, why in failures(results)),
+        ]
+    elif missing:
+        top.append(f"**Incomplete:** {len(missing)} of {len(sweep.stages)} stages have no result, see [Missing](#missing).")
     if warning := unlike(results):
-        parts.append(f"**{warning}**")
-    table = perplexity_table(results)
-    if table:
-        parts += [f"## {table.title}", _perplexity_caption(results, table), table.markdown()]
-    tables = retrieval_tables(results)
-    if tables:
-        parts += ["## Retrieval", _explained(results)]
-        parts += [part for each in tables for part in (f"**{each.title}**", each.markdown())]
-    for each, published in zip(published_tables(results), sweep.report.published, strict=True):
-        parts += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
+        top.append(f"**{warning}**")
+    top += headline(results)
+    perplexity, retrieval = perplexity_table(results), retrieval_tables(results)
+    pairs = list(zip(published_tables(results), sweep.report.published, strict=True))
+    if not results.cells:  # the paper's numbers alone are no result
+        perplexity, pairs = None, []
+    if perplexity:
+        top += [f"## {perplexity.title}", perplexity.markdown(), _perplexity_caption(results, perplexity)]
+    elif retrieval:
+        top += ["## Retrieval", f"**{retrieval[0].title}**", retrieval.pop(0).markdown(), _explained(results)]
+    elif pairs:
+        table, published = pairs.pop(0)
+        top += [f"## {table.title}", table.markdown(), PUBLISHED.format(source=published.source or "the paper")]
+    pictures = [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}{beside(results, name)}*" for name in figures]
+    top += pictures[:1]
+    if retrieval:
+        below += [
+            "## Retrieval" if perplexity else "## Retrieval by other measures",
+            *([_explained(results)] if perplexity else []),
+        ]
+        below += [part for each in retrieval for part in (f"**{each.title}**", each.markdown())]
+    for each, published in pairs:
+        below += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
     if bound := bound_table(results):
-        parts += [f"## {bound.title}", EXPLAINED, bound.markdown()]
+        below += [f"## {bound.title}", EXPLAINED, bound.markdown()]
     if law := law_table(results):
         source = sweep.report.law.source or "the paper"
-        parts += [f"## {law.title}", LAW.format(source=source), law.markdown()]
+        below += [f"## {law.title}", LAW.format(source=source), law.markdown()]
     if differences := difference_tables(results):
-        parts += ["## Differences", explained(results)]
-        parts += [part for each in differences for part in (f"### {each.title}", each.markdown())]
-    if figures:
-        parts.append("## Figures")
-        parts += [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}{beside(results, name)}*" for name in figures]
+        below += ["## Differences", explained(results)]
+        below += [part for each in differences for part in (f"### {each.title}", each.markdown())]
+    if pictures[1:]:
+        below += ["## Figures", *pictures[1:]]
     if taken := data_table(results):
-        parts += ["## Data", DATA, taken.markdown()]
+        below += ["## Data", DATA, taken.markdown()]
     if sweep.report.notes:
-        parts += ["## Notes", "\n".join(f"* {note.strip()}" for note in sweep.report.notes)]
+        below += ["## Notes", "\n".join(f"* {note.strip()}" for note in sweep.report.notes)]
     if missing:
-        parts += ["## Missing", _missing(results)]
-    parts += ["## Provenance", _provenance(results)]
-    return "\n\n".join(parts) + "\n"
+        below += ["## Missing", _missing(results)]
+    below += ["## Provenance", _provenance(results)]
+    return "\n\n".join(top), "\n\n".join(below) + "\n"
+
+
+def failed_count(results: Results) -> str:
+    """For example: 1 of 7 stages failed, and 1 more has no result."""
+    failed, stages = len(results.sweep.failed), len(results.sweep.stages)
+    others = len(results.missing) - failed
+    rest = f", and {others} more {'has' if others == 1 else 'have'} no result" if others else ""
+    return f"{failed} of {stages} stages failed{rest}:"
+
+
+def failures(results: Results) -> list[tuple[Stage, str, str]]:
+    """Each stage that failed, its label and why, in one line."""
+    return [(stage, results.sweep.label(stage), stage.why_failed) for stage in results.sweep.failed]
+
+
+def code(text: str) -> str:
+    """``text`` as it is, in Markdown."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def unlike(results: Results) -> str:

@@ -208,12 +208,15 @@ def _measured_column(
     winner = best_row(cells[:variants], best)
     if winner is not None:
         table.bold.add((winner, len(table.header)))
-    if places is None:
-        # One precision for the column, set by its smallest number: digits line up and none is invented.
-        means = [abs(cell.mean) for cell in cells if cell is not None and math.isfinite(cell.mean)]
-        smallest = min(means, default=0.0)
-        places = 3 if smallest < 10 else 2 if smallest < 100 else 1
+    places = places_of(cells) if places is None else places
     _text_column(table, header, [format_cell(cell, scale, places) for cell in cells])
+
+
+def places_of(cells: Sequence[Cell | None]) -> int:
+    """One precision for a column, set by its smallest number: digits line up and none is invented."""
+    means = [abs(cell.mean) for cell in cells if cell is not None and math.isfinite(cell.mean)]
+    smallest = min(means, default=0.0)
+    return 3 if smallest < 10 else 2 if smallest < 100 else 1
 
 
 def format_cell(cell: Cell | None, scale: float, places: int) -> str:

@@ -13,7 +13,7 @@ from lit_long.report.differences import difference_tables, differences_csv
 from lit_long.report.folder import Stage, read_sweep
 from lit_long.report.html import page_html
 from lit_long.report.laws import law_table
-from lit_long.report.page import page, unlike
+from lit_long.report.page import failed_count, failures, page, unlike
 from lit_long.report.published import published_tables
 from lit_long.report.results import Results, aggregate
 from lit_long.report.tables import Table, csv_text, perplexity_table, retrieval_tables
@@ -24,7 +24,8 @@ FIGURES, KINDS = ("retrieval", "retrieval_rouge", "passkey", "loss_by_position",
 
 @dataclass(frozen=True)
 class Report:
-    """What was written. ``terminal`` can be given to ``rich.print``; ``missing`` are the stages without a result."""
+    """What was written. ``terminal`` can be given to ``rich.print``; ``missing`` are the stages without a result; ``failures`` says in lines
+    what failed and why, "" where nothing did."""
 
     folder: Path
     markdown: str
@@ -33,6 +34,7 @@ class Report:
     figures: list[Path]
     terminal: Any
     missing: list[Stage]
+    failures: str
 
     @property
     def files(self) -> list[Path]:
@@ -49,7 +51,8 @@ def write_report(folder: Path) -> Report:
     """
     results = aggregate(read_sweep(folder))
     figures = write_figures(results, folder)
-    markdown = page(results, list(figures))
+    top, below = page(results, list(figures))
+    markdown = f"{top}\n\n{below}"
     differences = difference_tables(results)
     made = (
         perplexity_table(results),
@@ -59,7 +62,7 @@ def write_report(folder: Path) -> Report:
         bound_table(results),
         *differences,
     )
-    tables = [table for table in made if table]
+    tables = [table for table in made if table and results.cells]
     title = results.sweep.report.title or results.sweep.experiment
     pictures = {f"figures/{name}.png": content for name, content in figures.items()}
     write_atomically(folder / "table.csv", csv_text(results))
@@ -68,7 +71,7 @@ def write_report(folder: Path) -> Report:
     else:  # of an earlier report
         (folder / DIFFERENCES).unlink(missing_ok=True)
     write_atomically(folder / "report.md", markdown)
-    write_atomically(folder / "report.html", page_html(title, markdown, pictures))
+    write_atomically(folder / "report.html", page_html(title, top, below, pictures))
     write_atomically(folder / "tables.tex", "\n\n".join(table.latex() for table in tables) + "\n")
     return Report(
         folder=folder,
@@ -78,6 +81,7 @@ def write_report(folder: Path) -> Report:
         figures=[folder / "figures" / f"{name}.{kind}" for name in figures for kind in KINDS],
         terminal=_terminal(tables, unlike(results)),
         missing=results.missing,
+        failures=_failures(results),
     )
 
 
@@ -98,6 +102,17 @@ def write_figures(results: Results, folder: Path) -> dict[str, bytes]:
             if kind == "png":
                 pictures[name] = picture.getvalue()
     return pictures
+
+
+def _failures(results: Results) -> str:
+    """A line for each stage that failed, under one that counts them."""
+    lines = [f"  {label}: {why}  ({typed_here(stage.folder / 'log.txt')})" for stage, label, why in failures(results)]
+    return "\n".join([failed_count(results), *lines]) if lines else ""
+
+
+def typed_here(path: Path) -> Path:
+    """As a user would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _terminal(tables: list[Table], warning: str) -> Any:

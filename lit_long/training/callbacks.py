@@ -68,7 +68,7 @@ class MetricsFile(Callback):
         """Whether the file has the validation of the update that training stands at. All ranks must ask."""
         found = trainer.is_global_zero and any(
             row["step"] == trainer.global_step and any(key.startswith("val/") for key in row)
-            for row in map(json.loads, self.file.read_text().splitlines())
+            for row in map(json.loads, lines_of(self.file.read_text()))
         )
         return trainer.strategy.broadcast(found)
 

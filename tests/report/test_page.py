@@ -57,7 +57,7 @@ def test_setup_is_told_in_plain_words(tmp_path, make):
         "`extend` on 200,000 tokens in contexts of 2,048. 2 variants, 2 seeds (0, 1). Perplexity is over 131,072 held-out "
         "tokens per domain, length and seed. Machine: AMD EPYC, 2 cores (bf16-mixed). Training took 8 min in all (6 stages)."
     )
-    assert report.markdown.startswith(f"# Positions, small\n\n{expected}\n\n## ")
+    assert f"\n\n## What was run\n\n{expected}\n\n## " in report.markdown
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,34 @@ def test_missing_stages_are_dashes_and_are_named(tmp_path, make):
     assert "**Incomplete:** 2 of 8 stages" in report.markdown.split("## ")[0]
 
 
-def test_nothing_finished_still_gives_a_table(tmp_path, make):
+def test_nothing_finished_shows_no_empty_tables(tmp_path, make):
+    """The paper's numbers alone would look like a result."""
     report = write_report(make.sweep(tmp_path, {("abf", 0): None}))
-    header, *rows = table(report.markdown, "## Validation perplexity")
-    assert header[:3] == ["variant", "measured", ""]
-    assert rows[0] == ["RoPE ABF", "—", "", "6.323", "6.780", "3.771"]
-    assert [row[0] for row in rows[1:]] == ["RoPE", "RoPE PI", "xPOS ABF"]  # only the paper has them
+    assert "**Incomplete:** 1 of 4 stages" in report.markdown and "6.323" not in report.markdown
+    assert on_screen(report) == "" and report.failures == ""
+
+
+def on_screen(report):
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(report.terminal)
+    return screen.getvalue()
+
+
+def test_failures_come_first_and_last(tmp_path, make):
+    """First in the report, last in the terminal: one line each, whatever they contain, with where their logs are."""
+    folder = make.sweep(tmp_path, seeds(make, rope=[21.0, 21.2]) | {("abf", 0): None, ("abf", 1): None})
+    stages = tmp_path / "runs" / "stages"
+    (stages / "evaluate-abf-s0" / "error.txt").write_text("ValueError: a `tick`,\n  [bold]two[/bold] lines of <b>*text*</b>\n")
+    (stages / "base-s0" / "error.txt").write_text("left over; it has ended well since\n")
+    report = write_report(folder)
+    why = "ValueError: a `tick`, [bold]two[/bold] lines of <b>*text*</b>"
+    first = f"# Positions, small\n\n**1 of 11 stages failed, and 1 more has no result:**\n\n* evaluate abf s0: `` {why} `` (`evaluate-abf-s0`)\n\n"
+    assert report.markdown.startswith(first)
+    log = stages / "evaluate-abf-s0" / "log.txt"
+    assert report.failures == f"1 of 11 stages failed, and 1 more has no result:\n  evaluate abf s0: {why}  ({log})"
+    page = (folder / "report.html").read_text()
+    assert "lines of &lt;b&gt;*text*&lt;/b&gt;</code>" in page and page.index("tick") < page.index("<table>")
+    assert "* `evaluate` of RoPE ABF seed 0: failed" in report.markdown
 
 
 def test_provenance_names_key_digest_and_every_stage_folder(tmp_path, make):
