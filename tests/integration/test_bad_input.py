@@ -86,6 +86,8 @@ def test_an_empty_validation_split_fails_in_its_stage(tmp_path):
     assert finished.returncode == 1
     assert "corpus: FAILED: The validation split" in finished.stdout and "data.corpus.validation" in finished.stdout
     assert "base: skipped" in finished.stdout and "Traceback" not in finished.stdout + finished.stderr
+    assert finished.stdout.splitlines()[-1].startswith("  corpus: The validation split")  # the reason again, last
+    assert "perplexity" not in finished.stdout and "6.548" not in finished.stdout  # no empty table, nor the paper's numbers
 
 
 def test_report_without_results(tmp_path):

@@ -126,6 +126,7 @@ def test_a_failed_stage_is_told_and_the_others_go_on(straight, tmp_path):
     assert sweep.returncode == 1, sweep.stdout + sweep.stderr
     assert "extend broken: FAILED: RuntimeError: the encoder broke at length 256" in sweep.stdout
     assert "evaluate broken: skipped" in sweep.stdout and "evaluate rope: done" in sweep.stdout
+    assert "  extend broken: RuntimeError: the encoder broke at length 256  (" in sweep.stdout.splitlines()[-1]
     assert [row for row in table(tmp_path) if row["variant"] == "rope" and row["metric"] == "perplexity"]
     assert "Traceback" not in sweep.stdout + sweep.stderr
     store = record(tmp_path)
