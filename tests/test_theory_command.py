@@ -80,7 +80,7 @@ assert not {{"torch", "mlflow", "matplotlib.pyplot"}} & set(sys.modules)
     ("words", "expected"),
     [
         (["schems=[rope]"], "did you mean 'schemes'?"),
-        (["schemes=[yarm]"], "did you mean 'yarn'?"),
+        (["schemes=[yarm]"], "error: schemes=yarm: there is no configs/position/yarm.yaml; did you mean 'yarn'?"),
         (["schemes=[longrope]"], "search=longrope"),
         (["schemes=[]"], "at least one option"),
         (["schemes=rope"], "schemes must be a list such as [a,b]"),

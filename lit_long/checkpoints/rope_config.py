@@ -86,7 +86,7 @@ def position_from_group(group: Any, key: str, config: dict[str, Any], where: str
     if rope.pop("type", kind) != kind:
         raise UserError(f"{label}: rope_type and type contradict each other: {group!r}")
     if kind not in KINDS:
-        raise UserError(f"{label}: unknown rope_type {kind!r}{nearest(str(kind), KINDS)}; known here: {', '.join(KINDS)}")
+        raise UserError(f"{label}: unknown rope_type {kind!r}{nearest(str(kind), KINDS)}")
 
     base = the_base(rope.pop("rope_theta", None), config.get("rope_theta"), where)
     share = config.get("partial_rotary_factor")

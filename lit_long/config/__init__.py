@@ -32,7 +32,7 @@ from lit_long.config.schema import (
     ValidationConfig,
 )
 from lit_long.config.tracking import TrackingConfig
-from lit_long.config.typed import NOT_A_SETTING, UserError, check, identity_fields, nearest, plain, typed
+from lit_long.config.typed import NOT_A_SETTING, Unfit, UserError, advising, check, identity_fields, nearest, plain, typed
 
 __all__ = [
     "NOT_A_SETTING",
@@ -56,8 +56,10 @@ __all__ = [
     "SweepConfig",
     "TrackingConfig",
     "TrainerConfig",
+    "Unfit",
     "UserError",
     "ValidationConfig",
+    "advising",
     "check",
     "compose_position",
     "compose_sweep",

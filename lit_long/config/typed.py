@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,19 @@ COUNT_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "B": 2**30}
 
 class UserError(Exception):
     """Something the user can put right. The message says what is wrong, where, and what to do; commands exit with code 2."""
+
+
+class Unfit(UserError):
+    """Texts or lengths do not suffice for what is asked of them. The message names no key: whoever asks says with `advising` which of its own help."""
+
+
+@contextlib.contextmanager
+def advising(remedy: str) -> Iterator[None]:
+    """Add to an `Unfit` which settings of this command change it."""
+    try:
+        yield
+    except Unfit as error:
+        raise UserError(f"{error} {remedy}") from None
 
 
 def typed(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:

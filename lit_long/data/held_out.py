@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lit_long.config import UserError
+from lit_long.config import Unfit
 from lit_long.data.documents import ShardedDocuments, longest
 from lit_long.data.shuffle import permutation
 from lit_long.data.store import Store
@@ -22,22 +22,21 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
 
     Which documents, and the ``max_length`` tokens that are predicted in each, do not depend on ``length``. Returns a
     Batch of [documents · max_length / length, length]; the sequences of a document are neighbouring rows, in order.
-    Raises UserError if ``length`` does not divide ``max_length``, or no document of the domain is long enough.
+    Raises Unfit if ``length`` does not divide ``max_length``, or no document of the domain is long enough.
     """
     if length < 1 or max_length % length:
-        raise UserError(
-            f"evaluation.lengths: {length} does not divide the longest length, {max_length}, so the two could not be measured on "
-            f"the same tokens. Choose lengths that divide the longest."
+        raise Unfit(
+            f"A length of {length} does not divide the longest length, {max_length}, so the two could not be measured on "
+            f"the same tokens."
         )
     documents = store.documents(domain, "validation")
     if domain in store.conversations:
         return held_out_answers(documents, domain, length, count, max_length, store.separator)
     long_enough = np.flatnonzero(documents.lengths > max_length)
     if not len(long_enough):
-        raise UserError(
+        raise Unfit(
             f"No held-out document of domain '{domain}' has {max_length + 1} tokens, as sequences of {max_length} need "
-            f"({longest(documents)}). Shorten evaluation.lengths or the context, hold out more or longer documents "
-            f"(data.corpus.validation, data.sources.NAME.validation_share), or measure less (evaluation.domains, validation.times=0)."
+            f"({longest(documents)})."
         )
     chosen = long_enough[permutation(len(long_enough), _SEED, "held out", domain)][:count]
     windows = torch.from_numpy(np.stack([documents[index][: max_length + 1] for index in chosen]).astype(np.int64))
@@ -50,14 +49,11 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
 def held_out_answers(documents: ShardedDocuments, domain: str, length: int, count: int, max_length: int, separator: int) -> Batch:
     """The last ``length`` tokens of at most ``count`` held-out conversations of at most ``max_length``, padded on the right: [count, length].
 
-    Only the answers' tokens are targets, and the separator that ends the last. Raises UserError if no conversation fits.
+    Only the answers' tokens are targets, and the separator that ends the last. Raises Unfit if no conversation fits.
     """
     fitting = np.flatnonzero(documents.lengths <= max_length)
     if not len(fitting):
-        raise UserError(
-            f"No held-out conversation of '{domain}' has at most {max_length} tokens ({longest(documents)}). Raise the context or "
-            f"evaluation.lengths, set data.sources.{domain}.instruct.max_tokens, or measure less (evaluation.domains, validation.times=0)."
-        )
+        raise Unfit(f"No held-out conversation of '{domain}' has at most {max_length} tokens ({longest(documents)}).")
     chosen = fitting[permutation(len(fitting), _SEED, "held out", domain)][:count]
     tokens = np.full((len(chosen), length), separator)
     targets, ids = np.full_like(tokens, NO_LOSS), np.full_like(tokens, PADDING)

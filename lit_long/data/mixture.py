@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lit_long.config import InstructConfig, SamplingConfig, UserError
+from lit_long.config import InstructConfig, SamplingConfig, UserError, advising
 from lit_long.data.copying import CopyDocuments
 from lit_long.data.corpus import COPYING, MADE, RETRIEVAL
 from lit_long.data.curriculum import Phase
@@ -76,7 +76,8 @@ class Mixture:
 
     def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments | CopyDocuments:
         if name == RETRIEVAL:
-            return RetrievalDocuments(store, self.context, recipe.seed, recipe.mask_documents)
+            with advising("Take 'retrieval' out of data.weights, change the context, or name larger modules in data.corpus."):
+                return RetrievalDocuments(store, self.context, recipe.seed, recipe.mask_documents)
         if name == COPYING:
             return CopyDocuments(store, self.context, recipe.seed)
         sampling = recipe.sampling.get(name)

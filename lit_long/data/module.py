@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from lit_long.config import InstructConfig, SamplingConfig, UserError
+from lit_long.config import InstructConfig, SamplingConfig, UserError, advising
 from lit_long.data.accounting import plan
 from lit_long.data.curriculum import Phase
 from lit_long.data.held_out import held_out_sequences
@@ -155,7 +155,9 @@ class LongContextDataModule(LightningDataModule):
     def check_validation(self) -> None:
         """Raise the UserError of validation sequences that cannot be made now, and not after an hour."""
         for domain in self.domains:
-            held_out_sequences(self.store, domain, self.context, self.validation_sequences, self.context)
+            keys = f"data.corpus.validation, data.sources.{domain}.validation_share, of conversations .instruct.max_tokens"
+            with advising(f"Change the context or what is held out ({keys}), or leave validation out (validation.times=0)."):
+                held_out_sequences(self.store, domain, self.context, self.validation_sequences, self.context)
 
     def train_dataloader(self) -> UpdateLoader:
         """The updates 0 … updates-1, or from where a checkpoint left off."""

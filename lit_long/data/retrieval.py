@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_long.config import UserError
+from lit_long.config import Unfit, UserError
 from lit_long.data.documents import longest
 from lit_long.data.packing import ENDLESS, Sequence, whole_documents
 from lit_long.data.shuffle import random_words
@@ -70,7 +70,7 @@ class RetrievalDocuments:
     A sequence holds one example of 128 tokens up to the whole context, each length as likely, and in what is left of it more of them, or
     where there is no room the rest of another text. Were all of one length, a model would learn where to look, and not for what.
 
-    Raises UserError if the context is too short for the task or longer than every training document.
+    Raises Unfit if the context is too short for the task or longer than every training document.
     """
 
     def __init__(self, store: Store, context: int, seed: int, mask_documents: bool = True) -> None:
@@ -114,12 +114,12 @@ def retrieval_examples(
     """At most ``count`` examples of exactly ``length`` tokens from held-out documents, no sentence twice.
 
     With the same ``seed``, ``count`` and ``max_length`` (by default ``length``), example i is about the same text and
-    sentence at every length. Raises UserError if ``length`` is too short, above ``max_length``, or no document is
+    sentence at every length. Raises Unfit if ``length`` is too short, above ``max_length``, or no document is
     long enough.
     """
     max_length = max_length or length
     if length > max_length:
-        raise UserError(f"A retrieval length of {length} exceeds the longest one, {max_length} (evaluation.retrieval_lengths).")
+        raise Unfit(f"A retrieval length of {length} exceeds the longest one, {max_length}.")
     _check_length(length)
     windows = _Windows(store, domain, "validation", max_length)
     examples = []
@@ -167,10 +167,9 @@ class _Windows:
         starts = np.maximum(self._documents.lengths - length, 0)  # so that every window fits, wherever it starts
         self._last_start = np.cumsum(starts)
         if not len(starts) or self._last_start[-1] == 0:
-            raise UserError(
+            raise Unfit(
                 f"No {split} document of domain '{domain}' has more than {length} tokens, as FIRST-SENTENCE-RETRIEVAL needs "
-                f"({longest(self._documents)}). Shorten the context or evaluation.retrieval_lengths, name larger modules in data.corpus "
-                f"or another evaluation.retrieval_domain, or leave it out (evaluation.retrieval_lengths=[] and passkey_lengths=[])."
+                f"({longest(self._documents)})."
             )
 
     def draw(self, *key: int | str) -> _Instance | None:
@@ -191,7 +190,7 @@ class _Windows:
         return None
 
     def held_out(self, count: int, seed: int) -> list[_Instance]:
-        """At most ``count`` windows, no sentence twice. Raises UserError if there is none."""
+        """At most ``count`` windows, no sentence twice. Raises Unfit if there is none."""
         found: dict[str, _Instance] = {}
         for attempt in range(_TRIES * count):
             if len(found) == count:
@@ -200,11 +199,7 @@ class _Windows:
             if instance is not None:
                 found.setdefault(instance.sentence, instance)
         if not found:
-            raise UserError(
-                f"No held-out document of {self._length} tokens starts a paragraph with a sentence to retrieve. "
-                f"Shorten evaluation.retrieval_lengths, hold out more (data.corpus.validation, data.sources.NAME.validation_share), or leave "
-                f"it out (evaluation.retrieval_lengths=[] and passkey_lengths=[])."
-            )
+            raise Unfit(f"No held-out document of {self._length} tokens starts a paragraph with a sentence to retrieve.")
         return list(found.values())
 
     def _instance(self, window_text: str, sentence: str) -> _Instance | None:
@@ -231,7 +226,4 @@ class _Windows:
 
 def _check_length(length: int) -> None:
     if length < _SHORTEST:
-        raise UserError(
-            f"FIRST-SENTENCE-RETRIEVAL needs at least {_SHORTEST} tokens and got {length}. Raise the context or "
-            f"evaluation.retrieval_lengths, or take 'retrieval' out of data.weights."
-        )
+        raise Unfit(f"FIRST-SENTENCE-RETRIEVAL and PASSKEY need at least {_SHORTEST} tokens, not {length}.")

@@ -12,7 +12,7 @@ import torch
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.stream import load_external
 from lit_long.checkpoints.weights import WEIGHTS, load_weights
-from lit_long.config import EvaluationConfig, StageConfig
+from lit_long.config import EvaluationConfig, StageConfig, advising
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import Store, open_store, words_of
 from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
@@ -22,6 +22,7 @@ from lit_long.model.loss import chunk_tokens
 from lit_long.positions import build
 
 SAMPLES, DEPTHS = 8, 10
+HOLD_OUT = "hold out more or longer documents (data.corpus.validation, data.sources.NAME.validation_share)"
 Report = Callable[[str, float], None]
 Advance = Callable[[int], None]
 
@@ -61,10 +62,15 @@ def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None
         report(f"{done:,} of {planned:,} tokens", done / planned)
 
     with torch.no_grad():
-        rows = text_measurements(model, opened, evaluation, device, advance)
-        rows += retrieval(model, opened, evaluation, advance)
+        with advising(f"Change evaluation.lengths or evaluation.domains, or {HOLD_OUT}."):
+            rows = text_measurements(model, opened, evaluation, device, advance)
+        with advising(
+            f"Change evaluation.retrieval_lengths, passkey_lengths ([] leaves one out) or retrieval_domain, or {HOLD_OUT}."
+        ):
+            rows += retrieval(model, opened, evaluation, advance)
     if evaluation.tasks:
-        rows += task_measurements(model, opened, config, folder, report)
+        with advising(f"Change evaluation.task_lengths or evaluation.tasks, or {HOLD_OUT}."):
+            rows += task_measurements(model, opened, config, folder, report)
     return {
         "kind": "evaluate",
         "measurements": rows,

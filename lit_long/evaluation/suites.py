@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lit_long.config import UserError, nearest
+from lit_long.config import Unfit, UserError, nearest
 from lit_long.data.store import Store
 from lit_long.evaluation.lines import Lines
 from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
@@ -163,14 +163,13 @@ def reads_texts(names: list[str]) -> bool:
 
 
 def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:
-    """The domains that have a held-out document long enough for the tasks of those names. Raises UserError if none has."""
+    """The domains that have a held-out document long enough for the tasks of those names. Raises Unfit if none has."""
     needed = longest if set(names) & WHOLE else 1
     lengths = {domain: texts.documents(domain, "validation").lengths for domain in texts.domains}
     found = [domain for domain, each in lengths.items() if len(each) and each.max() > needed]
     if not found:
         most = max((int(each.max()) for each in lengths.values() if len(each)), default=0)
-        raise UserError(
-            f"no held-out document has the {needed + 1:,} tokens that lengths up to {longest:,} need; the longest has {most:,}. Choose "
-            f"shorter lengths=[…], or longer texts with text=FILE"
+        raise Unfit(
+            f"no held-out document has the {needed + 1:,} tokens that lengths up to {longest:,} need; the longest has {most:,}."
         )
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lit_long.config import ModelConfig, TrackingConfig, UserError, compose_position, option_names
+from lit_long.config.compose import find_file
 from lit_long.positions import SCHEMES, PositionalEncoder, build, settings
 from lit_long.positions.bounds import context_bound
 from lit_long.positions.theory import (
@@ -77,6 +78,7 @@ def encoders(config: TheoryConfig) -> tuple[dict[str, PositionalEncoder], list[s
     for name in sorted(option_names("position"), key=familiarity) if everything else config.schemes:
         where = f"position {name}"
         try:
+            find_file("configs/position", name, "schemes")
             position = compose_position(name, model, config.stretched)
             if everything and "training" in position:
                 left_out.append(f"{name} changes positions in training only; its encoder is {position.get('scheme')}'s")

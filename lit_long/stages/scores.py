@@ -18,7 +18,7 @@ from lit_long import __version__
 from lit_long.checkpoints.digests import file_digest
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.weights import WEIGHTS
-from lit_long.config import StageConfig, TrackingConfig, UserError, plain
+from lit_long.config import StageConfig, TrackingConfig, UserError, advising, plain
 from lit_long.config.one_data import compose_data
 from lit_long.data.store import Store, open_store
 from lit_long.evaluation.lm_specs import average_rows
@@ -84,6 +84,7 @@ class Evaluation:
     rows: list[dict[str, Any]]
 
 
+@advising("Choose other lengths=[…] or tasks=[…], or longer texts with text=FILE.")
 def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[[str], None], report: Report) -> Evaluation:
     """Measure, or go on measuring, and write the folder. ``words`` are the command line's, which name the model.
 

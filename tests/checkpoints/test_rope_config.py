@@ -158,7 +158,10 @@ LONG = {"rope_type": "longrope", "short_factor": FACTORS, "long_factor": FACTORS
             ["rope_theta", "10000.0", "500000.0"],
         ),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "lineal", "factor": 2.0}}, ["unknown rope_type 'lineal'", "linear"]),
-        ({"rope_theta": 1e4, "rope_scaling": {"type": "su"}}, ["unknown rope_type 'su'"]),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "su"}},
+            ["unknown rope_type 'su'; known here: default, dynamic, linear, llama3, longrope, proportional, yarn"],
+        ),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2.0}}, ["contradict"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor is missing"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 0.5}}, ["factor", "at least 1"]),
@@ -197,6 +200,7 @@ def test_nothing_is_dropped_silently(config, words):
         read(**config)
     for word in ("FOLDER/config.json", *words):
         assert word in str(caught.value), f"no {word!r} in: {caught.value}"
+    assert str(caught.value).count("known here") <= 1
 
 
 def test_harmless_keys():

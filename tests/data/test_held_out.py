@@ -9,6 +9,7 @@ import torch
 
 from lit_long.config import UserError
 from lit_long.data.held_out import held_out_sequences
+from lit_long.data.module import LongContextDataModule
 
 
 @pytest.mark.parametrize("domain", ["code", "docs"])
@@ -38,10 +39,13 @@ def test_fewer_documents_than_asked_for(store):
 
 
 def test_errors(store):
-    with pytest.raises(UserError, match=r"evaluation.lengths: 300 does not divide .* 1024"):
+    with pytest.raises(UserError, match=r"length of 300 does not divide .* 1024"):
         held_out_sequences(store, "docs", 300, 4, 1024)
-    with pytest.raises(UserError, match=r"No held-out document of domain 'docs' has 1048577 tokens.*data.corpus.validation"):
+    with pytest.raises(UserError, match=r"No held-out document of domain 'docs' has 1048577 tokens"):
         held_out_sequences(store, "docs", 1024, 4, 2**20)
+    training = LongContextDataModule(store, weights={"docs": 1.0}, context=2**20, tokens_per_update=2**20, updates=1)
+    with pytest.raises(UserError, match=r"1048577 tokens.* Change the context, .*data\.corpus\.validation.*validation\.times=0"):
+        training.check_validation()
 
 
 def test_evaluation_need_not_import_lightning():

@@ -145,11 +145,11 @@ def test_passkeys_lie_at_every_depth_of_the_same_texts(store):
 
 
 def test_errors(store):
-    with pytest.raises(UserError, match="at least 128 tokens and got 64"):
+    with pytest.raises(UserError, match="at least 128 tokens, not 64"):
         retrieval_examples(store, 64, 4)
     with pytest.raises(UserError, match="length of 512 exceeds the longest one, 256"):
         retrieval_examples(store, 512, 4, max_length=256)
-    with pytest.raises(UserError, match="No validation document .* more than 1000000 tokens.*evaluation.retrieval_lengths"):
+    with pytest.raises(UserError, match="No validation document .* more than 1000000 tokens"):
         retrieval_examples(store, 1_000_000, 4)
     with pytest.raises(UserError, match="No train document"):
         RetrievalDocuments(store, 1_000_000, 0)

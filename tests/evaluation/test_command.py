@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from mlflow import MlflowClient
@@ -142,8 +143,12 @@ def test_a_stage_reads_its_own_held_out_documents(store, tmp_path, capsys):
         (["suite=quik"], "suite=quik: there is no such suite; did you mean 'quick'?"),
         (["tasks=[perplexiti]"], "there is no task 'perplexiti'; did you mean 'perplexity'?"),
         (["lengths=[4k]"], "perplexity: 4,096 tokens are beyond context=2,048"),
-        (["lengths=[300,512]"], "300 does not divide the longest length, 512"),
+        (
+            ["lengths=[300,512]"],
+            "300 does not divide the longest length, 512, so the two could not be measured on the same tokens. Choose",
+        ),
         (["lengths=[64]", "tasks=[needle]"], "needle: a length of 64 tokens leaves no room"),
+        (["lengths=[64]", "tasks=[passkey]"], "at least 128 tokens, not 64. Choose other lengths=[…] or tasks=[…]"),
         (["stride=600"], "stride=600 must be at least 1 and at most the window of 512 tokens"),
         (["samples=-1"], "samples must be at least 0"),
         (["sampels=3"], "unknown key 'sampels'; did you mean 'samples'?"),
@@ -160,6 +165,7 @@ def test_bad_input_is_told_before_anything_is_measured(words, more, message, tmp
     code, out, err = run(capsys, *kept, *more, f"out={tmp_path}", "tracking.enabled=false")
     lines = [line for line in err.splitlines() if not line.startswith("reading ")]
     assert (code, out, len(lines)) == (2, "", 1) and message in lines[0], err
+    assert not re.search(r"evaluation\.", lines[0])  # a sweep's keys
 
 
 def test_out_is_needed(capsys):
