@@ -84,6 +84,7 @@ def test_text_leaves_as_it_comes():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_command_in_turn(tmp_path):
     """A sweep stops in good order when its reader is gone, is recorded as one that is to go on, and does so, in ASCII."""
     text = tmp_path / "naïve.jsonl"
