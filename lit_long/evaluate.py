@@ -24,9 +24,11 @@ import signal
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_model import parse_model_words
+from lit_long.config.places import check_writable
 from lit_long.terminal import run_command
 
 SECONDS = 5.0  # between lines of progress
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        run(parse_model_words(argv))
+        run(argv)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def run(words: dict) -> None:
+def run(argv: list[str]) -> None:
     """Evaluate, record, and print the table."""
     from rich.console import Console
 
@@ -59,7 +61,9 @@ def run(words: dict) -> None:
     from lit_long.report.scores import markdown, remarks, score_tables
     from lit_long.stages.scores import EvaluateConfig, evaluate_model
 
+    words = parse_model_words(argv, EvaluateConfig)
     config = typed(EvaluateConfig, words, "command line")
+    check_writable(Path(config.out).expanduser(), "out")
     tracker, uri = open_scores_tracker(config.tracking, config.root)
     say = partial(print, file=sys.stderr, flush=True)
     last = time.monotonic()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_long.config import UserError, parse_words, typed
+from lit_long.config.places import check_writable
 from lit_long.terminal import run_command
 
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        config = typed(ExportConfig, parse_words(argv), "command line")
+        config = typed(ExportConfig, parse_words(argv, ExportConfig), "command line")
         for key in ("checkpoint", "out"):
             if not getattr(config, key):
                 raise UserError(f"command line: {key}=… is missing (see --help)")
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> int:
 def export(config: ExportConfig) -> None:
     """Write ``config.out``. Raises UserError for what cannot be read or expressed."""
     out = Path(config.out).expanduser()
+    check_writable(out.parent, "out")
     checkpoint = Path(config.checkpoint).expanduser()
     places = (checkpoint, *checkpoint.resolve().parents)
     ours = checkpoint.exists() and any((folder / "stage.yaml").is_file() for folder in places)

@@ -27,6 +27,8 @@ from typing import Any
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_model import parse_model_words
+from lit_long.config.ranges import Count, NotNegative, PositiveShare, Seed
+from lit_long.config.text import EscapedText
 from lit_long.terminal import run_command
 
 LITERAL = ("prompt=", "system=")
@@ -40,16 +42,16 @@ class GenerateConfig:
     prompts: list[str] = field(default_factory=list)
     chat: bool = False
     system: str = ""
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: list[str] = field(default_factory=list)
-    prefill_chunk: int = 2048
+    max_new_tokens: Count | None = None
+    temperature: NotNegative = 0.0
+    top_p: PositiveShare = 1.0
+    seed: Seed = 0
+    stop: list[EscapedText] = field(default_factory=list)
+    prefill_chunk: Count = 2048
     dtype: str = "auto"
     device: str = "auto"
     stage: str = ""
-    context: int | None = None
+    context: Count | None = None
     model: dict[str, Any] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
 
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        words = parse_model_words([word for word in argv if not word.startswith(LITERAL)])
+        words = parse_model_words([word for word in argv if not word.startswith(LITERAL)], GenerateConfig)
         words |= dict(word.split("=", 1) for word in argv if word.startswith(LITERAL))
         run(typed(GenerateConfig, words, "command line"), words)
         return 0

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     try:
         if any(word.startswith("experiment=") for word in argv):
             return plan_experiment(argv)
-        words = parse_model_words(argv)
+        words = parse_model_words(argv, PlanConfig)
         config = typed(PlanConfig, words, COMMAND_LINE)
         return plan_paper(config) if config.paper else plan_one(config, frozenset(SETTLED.get(word, word) for word in words))
     except UserError as error:
@@ -67,7 +67,7 @@ def plan_experiment(argv: list[str]) -> int:
     """A row for each stage."""
     own = {field.name for field in fields(MachinesConfig)}
     mine = [word for word in argv if word.partition("=")[0] in own]
-    machines = machines_of(typed(MachinesConfig, parse_words(mine), COMMAND_LINE))
+    machines = machines_of(typed(MachinesConfig, parse_words(mine, MachinesConfig), COMMAND_LINE))
     as_configured = not any(word.startswith("gpus=") for word in mine)
     plan = make_plan(
         read_layers([*(word for word in argv if word not in mine), "dry_run=true"])

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from lit_long.config import UserError, parse_words, plain, project_root, typed
+from lit_long.config.places import check_writable
 from lit_long.positions.study import TheoryConfig, study
 from lit_long.report.theory import COLUMNS, write_theory
 from lit_long.stages.folder import read_stage
@@ -38,11 +39,10 @@ def main(argv: list[str]) -> int:
         return 0
     console = Console()
     try:
-        words = parse_words(argv)
-        if "search" in words:
-            search(words, console)
+        if any(word.startswith("search=") for word in argv):
+            search(argv, console)
         else:
-            write_study(typed(TheoryConfig, words, COMMAND_LINE), console)
+            write_study(typed(TheoryConfig, parse_words(argv, TheoryConfig), COMMAND_LINE), console)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,6 +57,7 @@ def places(out: str, root: str) -> tuple[Path, Path]:
 
 def write_study(config: TheoryConfig, console: Console) -> None:
     out, root = places(config.out, config.root)
+    check_writable(out, "out")
     tables, left_out = study(config)
     setting = {name: getattr(config, name) for name in ("head_dim", "base", "length", "stretched")}
     shown = write_theory(out, tables, setting, left_out)
@@ -82,15 +83,16 @@ def record(config: TheoryConfig, out: Path, root: Path, schemes: list[dict[str, 
     tracker.finish(run, "FINISHED")
 
 
-def search(words: dict[str, Any], console: Console) -> None:
+def search(argv: list[str], console: Console) -> None:
     """Find LongRoPE's factors for the model of a trained stage, and write them as a position option."""
     from lit_long.evaluation.longrope_search import SearchConfig, search_factors, write_option
 
-    config = typed(SearchConfig, words, COMMAND_LINE)
-    folder = Path(config.stage).expanduser().resolve()
+    config = typed(SearchConfig, parse_words(argv, SearchConfig), COMMAND_LINE)
+    folder, out = Path(config.stage).expanduser().resolve(), places(config.out, config.root)[0]
+    check_writable(out, "out")
     trained, store, _ = read_stage(folder)
     found = search_factors(config, trained, store, folder, lambda line: console.print(line, highlight=False))
-    file = write_option(places(config.out, config.root)[0] / "longrope.yaml", found, config)
+    file = write_option(out / "longrope.yaml", found, config)
     console.print(
         f"perplexity at {config.length:,} tokens: {found.before:.4f} before, {found.perplexity:.4f} with the factors found"
     )

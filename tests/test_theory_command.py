@@ -85,7 +85,7 @@ assert not {{"torch", "mlflow", "matplotlib.pyplot"}} & set(sys.modules)
         (["schemes=[]"], "at least one option"),
         (["schemes=rope"], "schemes must be a list such as [a,b]"),
         (["head_dim=31"], "head_dim must be even"),
-        (["distances=[-1]"], "distances must be"),
+        (["distances=[-1]"], "distances[0] must be at least 0"),
         (["factor=0.5"], "factor must be at least 1"),
         (["--fast"], "not of the form key=value"),
         (["search=longrop", "stage=x"], "only search=longrope"),

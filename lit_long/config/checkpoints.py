@@ -23,15 +23,6 @@ def check_checkpoints(config: StageConfig, where: str) -> None:
     ):
         if value not in known:
             raise UserError(f"{where}: trainer.{key}={value}: no such way{nearest(value, known)}")
-    for key in ("checkpoint_every", "keep_checkpoints"):
-        if getattr(trainer, key) < 1:
-            raise UserError(f"{where}: trainer.{key}={getattr(trainer, key)}: must be at least 1")
-    if trainer.spike and trainer.spike <= 1:
-        raise UserError(
-            f"{where}: trainer.spike={trainer.spike:g}: must be above 1, a multiple of the median loss, or 0 for no limit"
-        )
-    if trainer.timeout_minutes < 0:
-        raise UserError(f"{where}: trainer.timeout_minutes={trainer.timeout_minutes:g}: must not be negative; 0 = no limit")
     milestone_updates(config, where)
 
 
@@ -44,9 +35,9 @@ def milestone_updates(config: StageConfig, where: str = "stage.yaml") -> set[int
     updates, found = number_of_updates(config), set()
     for number, milestone in enumerate(config.trainer.milestones):
         update = round(milestone * updates) if milestone <= 1 else -(-int(milestone) // config.tokens_per_update)
-        if milestone <= 0 or update > updates:
+        if update > updates:
             raise UserError(
-                f"{where}: trainer.milestones[{number}]={milestone:g}: must be a share of the run, above 0 and up to 1, or a number of tokens "
+                f"{where}: trainer.milestones[{number}]={milestone:g}: must be a share of the run, up to 1, or a number of tokens "
                 f"up to the stage's {updates * config.tokens_per_update:,}"
             )
         found.add(max(1, update))

@@ -36,6 +36,7 @@ from lit_long.config.grid import Point, flat_axes, grid_axes, settings_of_point
 from lit_long.config.pretrained import PRETRAINED, Pretrained, adopt, settings_of
 from lit_long.config.scales import SCALE, SCALES, at_scale, merge
 from lit_long.config.schema import ModelConfig, SharedConfig, StageConfig, SweepConfig
+from lit_long.config.text import read_node, read_types, read_word, type_at
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
 DEFAULT_OPTIONS = {
@@ -91,13 +92,19 @@ def find_file(folder: str, name: str, key: str) -> Path:
 def option_names(group: str) -> list[str]:
     """Names of all option files of a group that run by themselves: no value is ``???``, for the user to give, or of model.init."""
     names = {file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")}
-    contents = {name: read_yaml(find_file(f"configs/{group}", name, group)).values() for name in names}
+    contents = {name: read_yaml(find_file(f"configs/{group}", name, group), group_type(group)).values() for name in names}
     return sorted(name for name, values in contents.items() if MISSING not in values and PRETRAINED not in values)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def group_type(group: str) -> Any:
+    """The type of the settings of an option file."""
+    return type_at(SweepConfig, [group])
+
+
+def read_yaml(path: Path, annotation: Any) -> dict[str, Any]:
+    """The plain values of a file of settings of this type: text as it is written, the rest as YAML reads it (text.py)."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_node(path.read_text(encoding="utf-8"), annotation)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content or {}, dict):
@@ -105,30 +112,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def parse_words(argv: list[str]) -> dict[str, Any]:
-    """``key=value`` words as nested plain values. Raises UserError for a word of another form."""
+def parse_words(argv: list[str], settings: type, **groups: Any) -> dict[str, Any]:
+    """``key=value`` words as nested plain values, not yet checked: a text as it was typed, the rest as YAML reads it (text.py).
+
+    Args:
+        settings: the dataclass that the words are settings of; ``groups``: types of those that it leaves open, or has not.
+
+    Raises:
+        UserError: a word of another form.
+    """
+    types, said = read_types(settings) | groups, OmegaConf.create()
     for word in argv:
-        if "=" not in word or word.startswith("-"):
+        key, equals, value = word.partition("=")
+        if not equals or word.startswith("-"):
             raise UserError(f"{COMMAND_LINE}: {word!r} is not of the form key=value, such as model.n_layers=6 (see --help)")
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(argv), resolve=False)
-    except (
-        OmegaConfBaseException,
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-    ) as error:  # the last two: a key that is both a list and a group
-        raise UserError(f"{COMMAND_LINE}: cannot be read: {error}") from None
+        try:
+            OmegaConf.update(said, key, read_word(value, type_at(types, key.split("."))))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:  # the last two: both a list and a group
+            raise UserError(f"{COMMAND_LINE}: {word!r} cannot be read: {error}") from None
+    return OmegaConf.to_container(said, resolve=False)
 
 
 def read_layers(argv: list[str]) -> Layers:
     """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
-    cli = with_flat_grid(parse_words([spell_out(word) for word in argv]), COMMAND_LINE)
+    cli = with_flat_grid(parse_words([spell_out(word) for word in argv], SweepConfig), COMMAND_LINE)
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
-    return Layers(
-        file.stem, file, with_recipes(at_scale(with_flat_grid(read_yaml(file), str(file)), cli.pop(SCALE, None), file), file), cli
-    )
+    types = read_types(SweepConfig) | {SCALES: dict[str, SweepConfig]}
+    experiment = with_flat_grid(read_yaml(file, types), str(file))
+    return Layers(file.stem, file, with_recipes(at_scale(experiment, cli.pop(SCALE, None), file), file), cli)
 
 
 def with_flat_grid(layer: dict[str, Any], where: str) -> dict[str, Any]:
@@ -145,7 +157,8 @@ def with_recipes(experiment: dict[str, Any], file: Path) -> dict[str, Any]:
     stages = experiment.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if isinstance(stage, dict) and "recipe" in stage:
-            settings = read_yaml(find_file("experiments/bases", str(stage.pop("recipe")), f"{file}: stages.{name}.recipe"))
+            recipe = find_file("experiments/bases", str(stage.pop("recipe")), f"{file}: stages.{name}.recipe")
+            settings = read_yaml(recipe, StageConfig)
             merge(settings, stage)
             stages[name] = settings
     return experiment
@@ -172,7 +185,7 @@ def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str,
     if name in below:
         raise UserError(f"configs/{group}: the options {' → '.join([*below, name])} stand on each other")
     file = find_file(f"configs/{group}", name, group)
-    content = read_yaml(file)
+    content = read_yaml(file, group_type(group))
     beneath = content.pop("option", None)
     check(SweepConfig, {group: content}, str(file))
     settings = read_option(group, str(beneath), (*below, name)) if beneath else {}

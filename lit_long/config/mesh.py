@@ -57,9 +57,6 @@ def mesh_of(trainer: TrainerConfig) -> Mesh:
         )
     if trainer.accumulate not in ACCUMULATE:
         raise UserError(f"trainer.accumulate={trainer.accumulate}: no such way{nearest(trainer.accumulate, ACCUMULATE)}")
-    for name in SIZES:
-        if getattr(trainer, name) < 1:
-            raise UserError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")
     if trainer.strategy == "single":
         if several := [f"trainer.{name}={getattr(trainer, name)}" for name in SIZES if getattr(trainer, name) != 1]:
             raise UserError(f"trainer.strategy=single runs on one device, not {' and '.join(several)}; use trainer=fsdp")

@@ -6,15 +6,16 @@ from typing import Any
 
 from lit_long.config.compose import COMMAND_LINE, DEFAULT_OPTIONS, lay, parse_words, resolve, spell_out
 from lit_long.config.pretrained import Pretrained, adopt
-from lit_long.config.schema import StageConfig
+from lit_long.config.schema import DataConfig, ModelConfig, StageConfig
 from lit_long.config.typed import plain
 
 GROUPS = ("data", "model")
 
 
-def parse_data_words(argv: list[str]) -> dict[str, Any]:
+def parse_data_words(argv: list[str], settings: type) -> dict[str, Any]:
     """Like `parse_words`; ``data=NAME`` and ``model=NAME`` pick an option file, and their settings may stand beside it."""
-    return parse_words([spell_out(word) if word.partition("=")[0] in GROUPS else word for word in argv])
+    words = [spell_out(word) if word.partition("=")[0] in GROUPS else word for word in argv]
+    return parse_words(words, settings, data=DataConfig, model=ModelConfig)
 
 
 def compose_data(words: dict[str, Any], pretrained: Pretrained) -> StageConfig:

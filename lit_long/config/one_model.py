@@ -6,15 +6,16 @@ from typing import Any
 
 from lit_long.config.compose import COMMAND_LINE, DEFAULT_OPTIONS, lay, option_pick, parse_words, resolve, spell_out
 from lit_long.config.pretrained import Pretrained, adopt, settings_of
-from lit_long.config.schema import StageConfig
+from lit_long.config.schema import ModelConfig, StageConfig
 from lit_long.config.typed import plain
 
 GROUPS = ("model", "position")
 
 
-def parse_model_words(argv: list[str]) -> dict[str, Any]:
+def parse_model_words(argv: list[str], settings: type) -> dict[str, Any]:
     """Like `parse_words`; ``model=NAME`` and ``position=NAME`` pick an option file, and their settings may stand beside it."""
-    return parse_words([spell_out(word) if word.partition("=")[0] in GROUPS else word for word in argv])
+    words = [spell_out(word) if word.partition("=")[0] in GROUPS else word for word in argv]
+    return parse_words(words, settings, model=ModelConfig)
 
 
 def compose_model(words: dict[str, Any], pretrained: Pretrained, base: StageConfig | None = None) -> StageConfig:

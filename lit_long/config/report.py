@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lit_long.config.ranges import Base, Count, CountOrNone, Finite
+
 
 @dataclass
 class MeasuredConfig:
@@ -11,8 +13,8 @@ class MeasuredConfig:
 
     metric: str = ""
     domain: str = ""
-    length: int = 0  # 0 = the longest that was measured
-    scale: float = 1.0  # 100 where the paper prints %
+    length: CountOrNone = 0  # 0 = the longest that was measured
+    scale: Finite = 1.0  # 100 where the paper prints %
 
 
 @dataclass
@@ -21,7 +23,7 @@ class PublishedConfig:
 
     title: str = ""
     source: str = ""
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → column → number
+    rows: dict[str, dict[str, Finite]] = field(default_factory=dict)  # variant → column → number
     measured: dict[str, MeasuredConfig] = field(default_factory=dict)  # column → ours; other columns show the paper alone
 
 
@@ -30,8 +32,8 @@ class CurveConfig:
     """A paper's curve of retrieval by length, drawn thinly behind ours: its lengths as shares of its own model's context."""
 
     source: str = ""
-    context: int = 0  # of the model before it was extended, in tokens
-    rows: dict[str, list[list[float]]] = field(default_factory=dict)  # variant → its corners: [tokens, %]
+    context: CountOrNone = 0  # of the model before it was extended, in tokens
+    rows: dict[str, list[list[Finite]]] = field(default_factory=dict)  # variant → its corners: [tokens, %]
 
 
 @dataclass
@@ -39,15 +41,15 @@ class LawConfig:
     """The context-length scaling law (LLaMA 2 Long, section 1.5): given, it is fitted to our losses by length, beside the paper's constants."""
 
     source: str = ""
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # the paper's model → alpha (tokens), beta, gamma (nats)
+    rows: dict[str, dict[str, Finite]] = field(default_factory=dict)  # the paper's model → alpha (tokens), beta, gamma (nats)
 
 
 @dataclass
 class BoundConfig:
     """The base of each variant of a sweep over bases: given, retrieval is shown by base, with the criterion of positions/bounds.py."""
 
-    head_dim: int = 64
-    rows: dict[str, float] = field(default_factory=dict)  # variant → base
+    head_dim: Count = 64
+    rows: dict[str, Base] = field(default_factory=dict)  # variant → base
 
 
 @dataclass
@@ -59,8 +61,8 @@ class ReportConfig:
     reference: str | None = None
     paper_table: str = ""  # such as "5, 6": the tag paper.table of all runs
     paper_source: str = ""
-    paper_length: int = 0
-    paper: dict[str, dict[str, float]] = field(default_factory=dict)  # variant → domain → perplexity
+    paper_length: CountOrNone = 0
+    paper: dict[str, dict[str, Finite]] = field(default_factory=dict)  # variant → domain → perplexity
     published: list[PublishedConfig] = field(default_factory=list)  # further tables
     curve: CurveConfig = field(default_factory=CurveConfig)
     law: LawConfig = field(default_factory=LawConfig)

@@ -34,9 +34,9 @@ def at_scale(experiment: dict[str, Any], wanted: str | None, file: Path) -> dict
         return rest
     if not isinstance(scales, dict) or not all(isinstance(value, dict) for value in scales.values()):
         raise UserError(f"{file}: scales must be NAME: {{settings}} for each scale")
-    name = wanted or experiment.get(SCALE) or next(iter(scales), None)
+    name = str(wanted or experiment.get(SCALE) or next(iter(scales), None))
     if name not in scales:
-        raise UserError(f"scale={name}: {file} has {', '.join(map(str, scales)) or 'none'}{nearest(str(name), scales)}")
+        raise UserError(f"scale={name}: {file} has {', '.join(map(str, scales)) or 'none'}{nearest(name, scales)}")
     settled = copy.deepcopy(rest)
     merge(settled, scales[name])
     settled[SCALE] = name

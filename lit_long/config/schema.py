@@ -6,13 +6,29 @@ Fields marked ``metadata=NOT_IDENTITY`` say where and how a stage runs, not what
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from lit_long.config.launcher import LauncherConfig
+from lit_long.config.ranges import (
+    Base,
+    Count,
+    CountOrNone,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Seed,
+    Share,
+    ShareBelowOne,
+)
 from lit_long.config.report import ReportConfig
+from lit_long.config.text import Axes, EscapedText
 from lit_long.config.tracking import TrackingConfig
 
 NOT_IDENTITY = {"identity": False}
+SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
+Spike = Annotated[float, Range(above=1, or_zero=True, note="a multiple of the median loss; 0 = no limit")]
+RetrievalLength = Annotated[int, Range(least=SHORTEST_RETRIEVAL, note="tokens")]
 
 
 @dataclass
@@ -23,17 +39,17 @@ class ModelConfig:
     not their name.
     """
 
-    vocab_size: int = 32_000
-    d_model: int = 4096
-    n_layers: int = 32
-    n_heads: int = 32
-    n_kv_heads: int = 32
-    head_dim: int = 128
-    d_ffn: int = 11_008
-    norm_eps: float = 1e-5
+    vocab_size: Count = 32_000
+    d_model: Count = 4096
+    n_layers: Count = 32
+    n_heads: Count = 32
+    n_kv_heads: Count = 32
+    head_dim: Count = 128
+    d_ffn: Count = 11_008
+    norm_eps: NotNegative = 1e-5
     tie_embeddings: bool = False
-    context: int = 4096
-    rope_base: float = 10_000.0
+    context: Count = 4096
+    rope_base: Base = 10_000.0
     init: str = field(default="", metadata=NOT_IDENTITY)
 
 
@@ -47,7 +63,7 @@ class CorpusConfig:
     name: str = "builtin"
     packages: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
-    vocab_size: int = 4096
+    vocab_size: Count = 4096
     tokenizer: str = field(default="", metadata=NOT_IDENTITY)  # its content enters the identity
 
 
@@ -59,14 +75,14 @@ class InstructConfig:
     """
 
     schema: str = ""  # messages · sharegpt · prompt · qa; none: the source is plain text
-    prompt: str = ""  # schema prompt: a field, or a template such as "{chapter}\n\nSummarise this chapter."
-    answer: str = ""
+    prompt: EscapedText = ""  # schema prompt: a field, or a template such as "{chapter}\n\nSummarise this chapter."
+    answer: EscapedText = ""
     template: str = "auto"  # chat: the tokenizer's own · plain: ours · auto: chat where there is one
-    max_tokens: int = 0  # schema qa: of an example; longer documents are cut on both sides of the chunk. 0 = no limit
+    max_tokens: CountOrNone = 0  # schema qa: of an example; longer documents are cut on both sides of the chunk. 0 = no limit
     # Not what the prepared data are, but what is made of them: they enter a training stage's identity.
     packing: str = field(default="whole", metadata=NOT_IDENTITY)  # whole: several a sequence, none cut · single: one, padded
-    prompt_weight: float = field(default=0.0, metadata=NOT_IDENTITY)
-    answer_weight: float = field(default=1.0, metadata=NOT_IDENTITY)
+    prompt_weight: NotNegative = field(default=0.0, metadata=NOT_IDENTITY)
+    answer_weight: NotNegative = field(default=1.0, metadata=NOT_IDENTITY)
 
 
 @dataclass
@@ -79,17 +95,19 @@ class SourceConfig:
 
     path: str = field(default="", metadata=NOT_IDENTITY)
     kind: str = "auto"  # text · jsonl · parquet · mixed · hf; auto follows from what is there, and is settled before the identity is taken
-    text: str = "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/rows.py
+    text: EscapedText = (
+        "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/rows.py
+    )
     where: dict[str, str] = field(default_factory=dict)  # only rows with these values, such as meta.language: en
     encoding: str = "utf-8"  # of text and jsonl
     subset: str = ""  # hf: the configuration's name
     split: str = "train"  # hf
     streaming: bool = field(default=False, metadata=NOT_IDENTITY)  # hf: read while downloading
-    min_characters: int = 1  # shorter documents are left out
-    max_characters: int = 0  # longer ones, too; 0 = no limit
+    min_characters: CountOrNone = 1  # shorter documents are left out
+    max_characters: CountOrNone = 0  # longer ones, too; 0 = no limit
     dedup: bool = True  # of documents with exactly the same text keep the first
-    keep: float = 1.0  # share of the documents to keep, chosen by hash
-    validation_share: float = 0.02  # share of the documents to hold out, chosen by hash; at least one unless it is 0
+    keep: PositiveShare = 1.0  # share of the documents to keep, chosen by hash
+    validation_share: Share = 0.02  # share of the documents to hold out, chosen by hash; at least one unless it is 0
     content: str = ""  # sha256 of what was found, filled in when planned; given, it insists on that content
     instruct: InstructConfig = field(default_factory=InstructConfig)
 
@@ -98,10 +116,10 @@ class SourceConfig:
 class SamplingConfig:
     """Which documents of a domain are drawn, and how often, by their length in tokens. The domain's share of the mixture stays the same."""
 
-    min_tokens: int = 0  # shorter documents are never drawn
-    max_tokens: int = 0  # longer ones, too; 0 = no limit
-    long_tokens: int = 0  # documents of more tokens are long; 0 = no distinction
-    long_share: float = 0.0  # of the domain's tokens, that come from long documents (Fu et al. 2024: 0.7 instead of 0.3)
+    min_tokens: CountOrNone = 0  # shorter documents are never drawn
+    max_tokens: CountOrNone = 0  # longer ones, too; 0 = no limit
+    long_tokens: CountOrNone = 0  # documents of more tokens are long; 0 = no distinction
+    long_share: ShareBelowOne = 0.0  # of the domain's tokens, that come from long documents (Fu et al. 2024: 0.7 instead of 0.3)
 
 
 @dataclass
@@ -114,11 +132,11 @@ class DataConfig:
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    repeats: dict[str, float] = field(
+    weights: dict[str, NotNegative] = field(default_factory=dict)
+    repeats: dict[str, NotNegative] = field(
         default_factory=dict
     )  # instead of weights: passes over each domain, relative to one another
-    max_epochs: float = 0.0  # no domain may be passed more often in a run; 0 = no limit
+    max_epochs: NotNegative = 0.0  # no domain may be passed more often in a run; 0 = no limit
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)  # by domain
     packing: str = "concat"  # concat · best_fit · single
     mask_documents: bool = True
@@ -128,10 +146,10 @@ class DataConfig:
 class PhaseConfig:
     """A part of a run. ``scale`` and ``grow_from`` are shares of the stage's context, so that one curriculum fits all lengths."""
 
-    until: float = 1.0  # share of the stage's tokens that is trained on when the phase ends
-    scale: float = 1.0  # the context; tokens per update stay the same
-    grow_from: float = 0.0  # the context at the beginning, from where it grows linearly to ``scale``; 0 = it is constant
-    weights: dict[str, float] = field(default_factory=dict)  # instead of the stage's
+    until: PositiveShare = 1.0  # share of the stage's tokens that is trained on when the phase ends
+    scale: PositiveShare = 1.0  # the context; tokens per update stay the same
+    grow_from: Share = 0.0  # the context at the beginning, from where it grows linearly to ``scale``; 0 = it is constant
+    weights: dict[str, NotNegative] = field(default_factory=dict)  # instead of the stage's
     position: dict[str, Any] = field(default_factory=dict)  # on top of the stage's, or instead of it where a scheme is named
 
 
@@ -146,8 +164,8 @@ class CurriculumConfig:
 class AdapterConfig:
     """LoRA: beside the matrices called ``targets``, which are frozen with all the rest, products of two of ``rank`` are trained."""
 
-    rank: int = 0  # 0 = no adapter, all weights are trained
-    alpha: float = 16.0  # the product counts alpha / rank times
+    rank: CountOrNone = 0  # 0 = no adapter, all weights are trained
+    alpha: Positive = 16.0  # the product counts alpha / rank times
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     train_embeddings_and_norms: bool = False  # these too, whole (LongLoRA)
 
@@ -157,13 +175,13 @@ class OptimConfig:
     """AdamW, or Muon, with linear warm-up and cosine decay. Llama 2's settings (Touvron et al. 2023b, §2.2) unless an option says otherwise."""
 
     name: str = "adamw"  # · muon (training/optimizers.py)
-    lr: float = 3e-4
-    min_lr_ratio: float = 0.1
-    warmup_fraction: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-5
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
+    lr: NotNegative = 3e-4
+    min_lr_ratio: Share = 0.1
+    warmup_fraction: Share = 0.02
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
+    eps: NotNegative = 1e-5
+    weight_decay: NotNegative = 0.1
+    grad_clip: Positive = 1.0
 
 
 @dataclass
@@ -173,17 +191,17 @@ class TrainerConfig:
     precision: str = "auto"  # auto · 32-true · bf16-mixed · bf16-true; auto is settled before the stage's identity is taken
     accelerator: str = field(default="cpu", metadata=NOT_IDENTITY)
     strategy: str = field(default="single", metadata=NOT_IDENTITY)  # single · fsdp
-    devices: int = field(default=1, metadata=NOT_IDENTITY)  # of each machine
-    nodes: int = field(default=1, metadata=NOT_IDENTITY)  # machines
+    devices: Count = field(default=1, metadata=NOT_IDENTITY)  # of each machine
+    nodes: Count = field(default=1, metadata=NOT_IDENTITY)  # machines
     # The mesh of strategy=fsdp: nodes · devices = replicate · shard · context_parallel · tensor_parallel; shard is what is left
-    replicate: int = field(
+    replicate: Count = field(
         default=1, metadata=NOT_IDENTITY
     )  # copies of the sharded model, between which gradients alone travel (HSDP)
-    context_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share the tokens of each sequence
-    tensor_parallel: int = field(default=1, metadata=NOT_IDENTITY)  # ranks that share each matrix
-    threads: int = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
-    micro_batch_tokens: int = field(default=2048, metadata=NOT_IDENTITY)
-    loss_memory: int = field(
+    context_parallel: Count = field(default=1, metadata=NOT_IDENTITY)  # ranks that share the tokens of each sequence
+    tensor_parallel: Count = field(default=1, metadata=NOT_IDENTITY)  # ranks that share each matrix
+    threads: CountOrNone = field(default=0, metadata=NOT_IDENTITY)  # CPU threads over all processes; 0 = all cores
+    micro_batch_tokens: Count = field(default=2048, metadata=NOT_IDENTITY)
+    loss_memory: Count = field(
         default=2**29, metadata=NOT_IDENTITY
     )  # bytes that logits, and what is made of them, may take at once
     loss: str = field(default="auto", metadata=NOT_IDENTITY)  # auto · chunked · liger · cut; see model/fused_loss.py
@@ -194,21 +212,21 @@ class TrainerConfig:
     compile: bool = field(default=False, metadata=NOT_IDENTITY)  # torch.compile, block by block
     # strategy=fsdp, several micro-batches: add up whole gradients and reduce them once, or reduce each time and add up what is kept of them
     accumulate: str = field(default="whole", metadata=NOT_IDENTITY)  # whole · sharded
-    checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)  # updates
-    keep_checkpoints: int = field(default=1, metadata=NOT_IDENTITY)  # the newest so many stay
-    milestones: list[float] = field(
+    checkpoint_every: Count = field(default=100, metadata=NOT_IDENTITY)  # updates
+    keep_checkpoints: Count = field(default=1, metadata=NOT_IDENTITY)  # the newest so many stay
+    milestones: list[Positive] = field(
         default_factory=list, metadata=NOT_IDENTITY
     )  # checkpoints that stay, too: up to 1 shares of the run, above it tokens, such as [0.5, 20M]
     checkpoint_async: str = field(
         default="auto", metadata=NOT_IDENTITY
     )  # written beside training: auto (on a GPU) · always · never
-    timeout_minutes: float = field(
+    timeout_minutes: NotNegative = field(
         default=30.0, metadata=NOT_IDENTITY
     )  # several ranks: end when nothing moves for so long; 0 = never
     # A loss or gradient that is not finite, or a loss above ``spike`` times the median of the last ones (0 = no limit). With stop they change
     # no result, only whether there is one; skip enters the identity in stages/plan.py.
     bad_update: str = field(default="stop", metadata=NOT_IDENTITY)  # stop · skip
-    spike: float = field(default=0.0, metadata=NOT_IDENTITY)
+    spike: Spike = field(default=0.0, metadata=NOT_IDENTITY)
 
 
 @dataclass
@@ -216,24 +234,24 @@ class EvaluationConfig:
     """What an evaluate stage measures, on held-out documents only."""
 
     domains: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)  # perplexity: every sequence is full, one document each
-    sequences: int = 32  # at most, per domain; every length sees the same tokens
-    retrieval_lengths: list[int] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
-    passkey_lengths: list[int] = field(default_factory=list)  # PASSKEY, in the same texts
-    retrieval_examples: int = 64  # per length, of either task
+    lengths: list[Count] = field(default_factory=list)  # perplexity: every sequence is full, one document each
+    sequences: Count = 32  # at most, per domain; every length sees the same tokens
+    retrieval_lengths: list[RetrievalLength] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
+    passkey_lengths: list[RetrievalLength] = field(default_factory=list)  # PASSKEY, in the same texts
+    retrieval_examples: Count = 64  # per length, of either task
     retrieval_control: bool = (
         False  # at the shortest length also with each other's texts: what a model scores that cannot look back
     )
     retrieval_domain: str = ""  # whose documents both are made from; settled: docs, or without it the first of domains
     tasks: list[str] = field(default_factory=list)  # of python -m lit_long.evaluate, such as mmlu, needle (docs/evaluation.md)
-    task_lengths: list[int] = field(
+    task_lengths: list[Count] = field(
         default_factory=list
     )  # tokens of their prompts, the answer included; none: the model's context
-    task_samples: int = 0  # of every task and length; 0 = 8, and of public data sets all
+    task_samples: CountOrNone = 0  # of every task and length; 0 = 8, and of public data sets all
     public: str = field(default="", metadata=NOT_IDENTITY)  # folder of public data sets, or hub
     run_code: bool = field(default=False, metadata=NOT_IDENTITY)  # allows HumanEval and MBPP, which run what the model wrote
     precision: str = "32-true"  # 32-true · bf16-true
-    batch_tokens: int = field(default=4096, metadata=NOT_IDENTITY)
+    batch_tokens: Count = field(default=4096, metadata=NOT_IDENTITY)
 
     @property
     def asked_lengths(self) -> list[int]:
@@ -246,15 +264,15 @@ class EvaluationConfig:
 class ValidationConfig:
     """Validation loss during training: ``sequences`` per domain, measured ``times`` times over the run, the end included."""
 
-    times: int = 4
-    sequences: int = 8
+    times: CountOrNone = 4
+    sequences: Count = 8
 
 
 @dataclass
 class SharedConfig:
     """What a sweep sets for all its stages, and each stage may set for itself. ``position`` is checked by its scheme's own class."""
 
-    seed: int = 0
+    seed: Seed = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     position: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
@@ -273,9 +291,12 @@ class StageConfig(SharedConfig):
     kind: str = "train"  # data · train · evaluate
     parent: str | None = None
     shipped: str = ""  # training: weights in experiments/bases/ that stand for the stage if its settings made them
-    context: int = 4096
-    tokens: int = 0
-    tokens_per_update: int = 4_194_304
+    context: Count = 4096
+    tokens: CountOrNone = 0
+    tokens_per_update: Count = 4_194_304
+
+
+AXES = Axes(lambda: SweepConfig)
 
 
 @dataclass
@@ -288,9 +309,10 @@ class SweepConfig(SharedConfig):
     base: str = (
         "shipped"  # shipped: stages whose weights came with lit-long are not trained · train: they are (stages/shipped.py)
     )
-    grid: dict[str, Any] = field(default_factory=dict)
-    exclude: list[dict[str, Any]] = field(default_factory=list)  # points of the grid that are not run
-    stages: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict, metadata={"read_as": AXES})
+    # points of the grid that are not run
+    exclude: list[dict[str, Any]] = field(default_factory=list, metadata={"read_as": list[AXES]})
+    stages: dict[str, Any] = field(default_factory=dict, metadata={"read_as": dict[str, StageConfig]})
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

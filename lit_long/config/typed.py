@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
+import math
 import re
-import types
 from collections.abc import Iterable, Iterator
-from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
+
+from lit_long.config.ranges import Range
+from lit_long.config.text import bare, field_types
 
 T = TypeVar("T")
 NOT_A_SETTING = {"setting": False}  # metadata of a dataclass field that code fills in, not the user
+GROUP = "a group of settings (key: value), such as {0}.NAME=… or, in quotes, '{0}={{NAME: …}}'"
 COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKMGB])")
 COUNT_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "B": 2**30}
 
@@ -42,15 +46,9 @@ def typed(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") ->
         prefix: dotted path of ``values`` within its layer, such as ``"model."``.
 
     Raises:
-        UserError: an unknown key, or a value of the wrong type.
+        UserError: an unknown key, a value of the wrong type, or a number out of its range.
     """
     return cls(**check(cls, values, where, prefix))
-
-
-@cache
-def type_hints(cls: type) -> dict[str, Any]:
-    """`get_type_hints`, which evaluates every annotation anew, once for each class."""
-    return get_type_hints(cls)
 
 
 def check(cls: type, values: dict[str, Any], where: str, prefix: str = "", leaves: Iterable[str] = ()) -> dict[str, Any]:
@@ -59,14 +57,19 @@ def check(cls: type, values: dict[str, Any], where: str, prefix: str = "", leave
     Strings that hold an OmegaConf interpolation (``${…}``) pass unchecked; they are checked again once resolved.
     ``leaves`` are dotted names known elsewhere in the schema, offered when a key is unknown.
     """
-    annotations = type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("setting", True)]
+    annotations, names = field_types(cls), setting_names(cls)
     converted = {}
     for key, value in values.items():
         if key not in names:
             raise UserError(f"{where}: unknown key {prefix + str(key)!r}{nearest(str(key), names, prefix, leaves)}")
         converted[key] = convert(annotations[key], value, where, prefix + key)
     return converted
+
+
+@functools.cache
+def setting_names(cls: type) -> list[str]:
+    """The fields of a dataclass that are the user's to set."""
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("setting", True)]
 
 
 def nearest(key: str, names: Iterable[str], prefix: str = "", leaves: Iterable[str] = ()) -> str:
@@ -80,35 +83,38 @@ def nearest(key: str, names: Iterable[str], prefix: str = "", leaves: Iterable[s
 
 def convert(annotation: Any, value: Any, where: str, key: str) -> Any:
     """``value`` as ``annotation`` wants it."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any or (isinstance(value, str) and "${" in value):
+    kind, optional, notes = bare(annotation)
+    if kind is Any or (isinstance(value, str) and "${" in value) or (value is None and optional):
         return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        annotation = next(a for a in arguments if a is not type(None))
-        return convert(annotation, value, where, key)
-    if dataclasses.is_dataclass(annotation):
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
         if dataclasses.is_dataclass(value):
             return value
-        require(isinstance(value, dict), where, key, "a group of settings (key: value)", value)
-        return annotation(**check(annotation, value, where, key + "."))
+        require(isinstance(value, dict), where, key, GROUP.format(key), value)
+        return kind(**check(kind, value, where, key + "."))
     if origin is list:
         require(isinstance(value, list), where, key, "a list such as [a,b]", value)
         return [convert(arguments[0], item, where, f"{key}[{i}]") for i, item in enumerate(value)]
     if origin is tuple:
-        require(
-            isinstance(value, (list, tuple)) and len(value) == len(arguments),
-            where,
-            key,
-            f"{len(arguments)} values",
-            value,
-        )
+        fits = isinstance(value, (list, tuple)) and len(value) == len(arguments)
+        require(fits, where, key, f"{len(arguments)} values", value)
         return tuple(convert(a, item, where, f"{key}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
     if origin is dict:
-        require(isinstance(value, dict), where, key, "a group of settings (key: value)", value)
-        return {str(name): convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
-    return scalar(annotation, value, where, key)
+        require(isinstance(value, dict), where, key, GROUP.format(key), value)
+        entries = flat(value) if bare(arguments[1])[0] in (str, int, float) else value
+        return {str(name): convert(arguments[1], item, where, f"{key}.{name}") for name, item in entries.items()}
+    converted = scalar(kind, value, where, key)
+    if kind in (int, float):
+        allowed = next((note for note in notes if isinstance(note, Range)), Range())
+        finite = " and finite" if allowed != Range() and not math.isfinite(converted) else ""
+        require(converted in allowed, where, key, f"{allowed}{finite}", converted)
+    return converted
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{meta: {language: en}}``, as dotted keys of the command line make it, as ``{meta.language: en}``."""
+    entries = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v} for k, v in value.items()]
+    return {name: item for group in entries for name, item in group.items()}
 
 
 def scalar(annotation: type, value: Any, where: str, key: str) -> Any:
@@ -125,7 +131,8 @@ def scalar(annotation: type, value: Any, where: str, key: str) -> Any:
                 value = count(value, where, key) if COUNT.fullmatch(value) else value
         require(isinstance(value, (int, float)) and not isinstance(value, bool), where, key, "a number", value)
         return float(value)
-    require(isinstance(value, (str, int, float)) and not isinstance(value, bool), where, key, "a word", value)
+    is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    require(is_text, where, key, "a word or a text; in a file put quotes around what YAML takes for something else ('no')", value)
     return str(value)
 
 

@@ -20,9 +20,12 @@ from __future__ import annotations
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_data import GROUPS, parse_data_words
+from lit_long.config.places import check_writable
+from lit_long.config.ranges import Count, CountOrNone
 from lit_long.terminal import run_command
 
 DONE, DAMAGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -34,9 +37,9 @@ class Options:
 
     format: str = "text"
     out: str = ""
-    long: int = 2048
+    long: Count = 2048
     verify: bool = False
-    processes: int = 0
+    processes: CountOrNone = 0
     share: str = ""
     root: str = ""
 
@@ -51,10 +54,10 @@ def main(argv: list[str]) -> int:
         verb, words = (argv[0], argv[1:]) if argv else ("", [])
         if verb not in ("prepare", "inspect"):
             raise UserError(f"command line: {verb or 'nothing'!r} is neither prepare nor inspect (see --help)")
-        said = parse_data_words(words)
+        said = parse_data_words(words, Options)
         options = typed(Options, {key: value for key, value in said.items() if key not in GROUPS}, "command line")
-        if options.format not in ("text", "json") or options.processes < 0 or options.long < 1:
-            raise UserError("command line: format is text or json, processes at least 0 and long at least 1")
+        if options.format not in ("text", "json"):
+            raise UserError(f"command line: format is text or json, not {options.format!r}")
         if options.share and (verb == "inspect" or options.verify):
             raise UserError("command line: share=I/N only prepares; leave it out to inspect or to verify")
         return act(verb, words, said, options)
@@ -72,7 +75,11 @@ def act(verb: str, words: list[str], said: dict, options: Options) -> int:
     from lit_long.data.summary import progress_lines, show, show_share
     from lit_long.stages.data import data_stage, open_stage, prepare_share, prepare_stage
 
+    if options.out:
+        check_writable(Path(options.out).expanduser(), "out")
     stage, report = data_stage(said, options.root), progress_lines()
+    if verb == "prepare":
+        check_writable(stage.folder, "root")
     if options.share:
         shards = prepare_share(stage, options.share, options.processes, report)
         show_share(options.share, *shards, stage.folder, options.format)

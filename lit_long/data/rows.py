@@ -6,6 +6,8 @@ values. A dot goes into a group: ``meta.redpajama_set_name``, unless a field's n
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 from lit_long.config import SourceConfig
@@ -26,8 +28,16 @@ def document(key: str, source: SourceConfig, row: dict[str, Any], kind: str = "f
         UserError: a missing field, or one that is no text; the message begins without a place.
     """
     for name, wanted in source.where.items():
-        if str(value_of(f"{key}.where", name, row, kind)) != wanted:
+        if not holds(value_of(f"{key}.where", name, row, kind), wanted):
             return None
     if source.instruct.schema:
         return canonical(key, source, row, kind)
     return fill(f"{key}.text", source.text, row, kind)
+
+
+def holds(value: Any, wanted: str) -> bool:
+    """Whether a field's value is the one that was written: true, false and null as JSON has them, numbers however they are written."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return value == float(wanted)
+    return wanted == str(value) or (not isinstance(value, str) and wanted == json.dumps(value, default=str))

@@ -201,14 +201,10 @@ def _check_settings(key: str, name: str, source: SourceConfig) -> None:
         raise UserError(f"{key}.kind: unknown kind {source.kind!r}{nearest(source.kind, ('auto', *KINDS))}")
     if source.instruct.schema:
         check_instruct(key, source)
-    for share, lowest in (("keep", "above 0"), ("validation_share", "of at least 0")):
-        value = getattr(source, share)
-        if not (0 <= value <= 1) or (share == "keep" and value == 0):
-            raise UserError(f"{key}.{share} must be a share {lowest} and at most 1, not {value}")
-    if source.min_characters < 0 or source.max_characters < 0 or 0 < source.max_characters < source.min_characters:
+    if 0 < source.max_characters < source.min_characters:
         raise UserError(
             f"{key}: min_characters={source.min_characters} and max_characters={source.max_characters} leave no document; "
-            f"both are counts, and 0 as max_characters means no limit."
+            f"0 as max_characters means no limit."
         )
     try:
         codec = codecs.lookup(source.encoding).name

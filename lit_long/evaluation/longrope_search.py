@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ import yaml
 
 from lit_long.checkpoints.weights import WEIGHTS, load_weights
 from lit_long.config import StageConfig, UserError
+from lit_long.config.ranges import Count, CountOrNone, Range, Seed
 from lit_long.data.shuffle import permutation
 from lit_long.data.store import Store, open_store
 from lit_long.evaluation.perplexity import perplexity, token_losses
@@ -44,34 +45,24 @@ class SearchConfig:
 
     stage: str = ""  # a trained stage's folder
     search: str = "longrope"
-    length: int = 0  # context to reach, tokens; 0 = twice the trained one
+    length: CountOrNone = 0  # context to reach, tokens; 0 = twice the trained one
     out: str = ""
     root: str = ""
     domains: list[str] = field(default_factory=list)  # empty = all that have documents of that length
-    sequences: int = 4  # per domain
-    population: int = 16
-    iterations: int = 5
-    parents: int = 8
-    mutations: int = 6
-    crossovers: int = 4
-    batch_tokens: int = 4096
-    seed: int = 0
+    sequences: Count = 4  # per domain
+    population: Annotated[int, Range(least=3)] = 16
+    iterations: CountOrNone = 5
+    parents: Annotated[int, Range(least=2)] = 8
+    mutations: CountOrNone = 6
+    crossovers: CountOrNone = 4
+    batch_tokens: Count = 4096
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.search != "longrope":
             raise UserError(f"command line: search={self.search}: only search=longrope is known")
         if not self.stage:
             raise UserError("command line: search=longrope needs stage=FOLDER, a trained stage's folder (runs/stages/train-…)")
-        for name, least in (
-            ("population", 3),
-            ("iterations", 0),
-            ("parents", 2),
-            ("mutations", 0),
-            ("crossovers", 0),
-            ("sequences", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"command line: {name} must be at least {least}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

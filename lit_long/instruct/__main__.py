@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lit_long.config import UserError, typed
 from lit_long.config.one_data import parse_data_words
+from lit_long.config.places import check_writable
 from lit_long.terminal import run_command
 
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         verb, words = (argv[0], argv[1:]) if argv else ("", [])
         if verb != "generate":
             raise UserError(f"command line: {verb or 'nothing'!r} is not generate (see --help)")
-        return run(parse_data_words(words))
+        return run(words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,15 +47,17 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def run(words: dict) -> int:
+def run(argv: list[str]) -> int:
     """Generate, record, and say what came of it."""
     from lit_long.instruct.settings import InstructCommand, documents_of, make_run
     from lit_long.launch.instruct_record import open_tracker, record
     from lit_long.stages.data import data_stage, prepare_stage
     from lit_long.stages.model import load_model
 
+    words = parse_data_words(argv, InstructCommand)
     config = typed(InstructCommand, words, "command line")
     config.check()
+    check_writable(Path(config.out), "out")
     tracker = open_tracker(config.tracking, config.root)
     say = partial(print, file=sys.stderr, flush=True)
     lines = [""]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from lit_long.config import UserError
+from lit_long.config.ranges import Count, CountOrNone, NotNegative, Positive
 from lit_long.instruct.generators import Request
 
 LONGEST_WAIT = 60.0  # seconds between two tries
@@ -25,11 +26,11 @@ class EndpointConfig:
     url: str = ""
     model: str = ""
     key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 8  # requests under way
-    per_minute: float = 0.0  # requests that begin, at most; 0 = no limit
-    retries: int = 6  # of a request, after the first try
-    backoff: float = 1.0  # seconds before the first of them, twice as many before each next; the server may ask for more
-    timeout: float = 120.0  # seconds of one try
+    concurrency: Count = 8  # requests under way
+    per_minute: NotNegative = 0.0  # requests that begin, at most; 0 = no limit
+    retries: CountOrNone = 6  # of a request, after the first try
+    backoff: NotNegative = 1.0  # seconds before the first of them, twice as many before each next; the server may ask for more
+    timeout: Positive = 120.0  # seconds of one try
 
 
 class Pace:
@@ -58,10 +59,6 @@ class Endpoint:
     def __init__(self, config: EndpointConfig, temperature: float = 0.0, top_p: float = 1.0) -> None:
         if not config.url or not config.model:
             raise UserError("command line: generator=endpoint needs endpoint.url=http://HOST:PORT/v1 and endpoint.model=NAME")
-        if config.concurrency < 1 or min(config.per_minute, config.retries, config.backoff) < 0 or config.timeout <= 0:
-            raise UserError(
-                "command line: endpoint.concurrency must be at least 1, its other numbers at least 0, its timeout above"
-            )
         self.config, self.temperature, self.top_p = config, temperature, top_p
         self.openai = _openai()
         key = os.environ.get(config.key_variable) or "none"  # most servers of one's own want none

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from lit_long.config.ranges import CountOrNone, Share
+
 RULES = ("grounded", "length", "vague", "duplicate")
 _VAGUE = re.compile(
     r"\b(the|this|that|your)\s+(above |given |following )?(question|text|passage|article|answer)s?\b", re.IGNORECASE
@@ -30,10 +32,10 @@ _COMMON = frozenset(
 class FilterConfig:
     """``grounded``: share of the answer's words, common ones left out, that must stand in the chunk. The others count words."""
 
-    grounded: float = 0.6
-    question_words: tuple[int, int] = (4, 60)
-    answer_words: tuple[int, int] = (1, 120)
-    short_answer_words: int = 15  # at most, of a short answer
+    grounded: Share = 0.6
+    question_words: tuple[CountOrNone, CountOrNone] = (4, 60)
+    answer_words: tuple[CountOrNone, CountOrNone] = (1, 120)
+    short_answer_words: CountOrNone = 15  # at most, of a short answer
     vague: bool = True  # whether that rule is applied
 
 

@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lit_long.config import UserError
+from lit_long.config.ranges import Count, CountOrNone, Range, Seed, Share
 from lit_long.files import write_atomically
 from lit_long.instruct import prompts
 from lit_long.instruct.chunks import KINDS, Item, Items
@@ -34,32 +35,23 @@ Report = Callable[[str, float], None]
 class PipelineConfig:
     """``n`` items are asked. ``threshold``, filters and ``n`` may change when a run is continued; nothing else."""
 
-    n: int = 20
-    seed: int = 0
-    chunk_tokens: int = 768
-    min_tokens: int = 0  # of a document; 0 = twice the chunk's
-    short: float = 0.5  # share of the items that ask for a short answer
-    turns: int = 1  # 2: the question is asked for alone, and then its answer, which small models do better
-    max_new_tokens: int = 160  # of a reply
-    critique_tokens: int = 80
+    n: Count = 20
+    seed: Seed = 0
+    chunk_tokens: Count = 768
+    min_tokens: CountOrNone = 0  # of a document; 0 = twice the chunk's
+    short: Share = 0.5  # share of the items that ask for a short answer
+    turns: Annotated[int, Range(least=1, most=2)] = (
+        1  # 2: the question is asked for alone, and then its answer, which small models do better
+    )
+    max_new_tokens: Count = 160  # of a reply
+    critique_tokens: Count = 80
     judge: str = "text"  # text · likelihood: of the word correct, against wrong; needs a model of our own
-    threshold: float = 0.5  # score that is accepted
-    planted: int = 50
+    threshold: Share = 0.5  # score that is accepted
+    planted: CountOrNone = 50
     filters: FilterConfig = field(default_factory=FilterConfig)
 
     def check(self) -> None:
         """Raise a UserError for values that make no sense."""
-        if (
-            min(self.n, self.chunk_tokens, self.max_new_tokens, self.critique_tokens) < 1
-            or min(self.planted, self.min_tokens) < 0
-        ):
-            raise UserError(
-                "command line: n, chunk_tokens and the tokens of replies must be at least 1, planted and min_tokens at least 0"
-            )
-        if not 0 <= self.short <= 1 or not 0 <= self.threshold <= 1:
-            raise UserError("command line: short and threshold are shares from 0 to 1")
-        if self.turns not in (1, 2):
-            raise UserError(f"command line: turns must be 1 or 2, not {self.turns}")
         if self.judge not in JUDGES:
             raise UserError(f"command line: judge must be {' or '.join(JUDGES)}, not {self.judge!r}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import TrackingConfig, UserError, nearest
+from lit_long.config.ranges import Count, NotNegative, PositiveShare
 from lit_long.data.corpus import MADE
 from lit_long.data.store import Store
 from lit_long.instruct.chunks import Items
@@ -29,9 +30,9 @@ class InstructCommand(PipelineConfig):
     critic: str = "same"  # same · none · rules · endpoint · NAME
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     domains: list[str] = field(default_factory=list)
-    temperature: float = 0.7
-    top_p: float = 0.9
-    batch: int = 4
+    temperature: NotNegative = 0.7
+    top_p: PositiveShare = 0.9
+    batch: Count = 4
     device: str = "auto"
     dtype: str = "auto"
     stage: str = ""
@@ -46,8 +47,6 @@ class InstructCommand(PipelineConfig):
             raise UserError("command line: out=DIR is missing")
         if self.generator not in GENERATORS:
             raise UserError(f"command line: generator: unknown {self.generator!r}{nearest(self.generator, GENERATORS)}")
-        if self.batch < 1:
-            raise UserError(f"command line: batch must be at least 1, not {self.batch}")
 
 
 def documents_of(store: Store, weights: dict[str, float], domains: list[str]) -> list[str]:

@@ -82,8 +82,6 @@ def make_launcher(config: LauncherConfig, root: Path) -> Launcher:
     """
     if config.name not in LAUNCHERS:
         raise UserError(f"launcher.name={config.name}: there is no such launcher{nearest(config.name, LAUNCHERS)}")
-    if config.parallel < 1:
-        raise UserError(f"launcher.parallel must be at least 1, not {config.parallel}")
     if under_torchrun():
         raise UserError(
             "this sweep was started under torchrun, so that it would run once in every rank. Start it by itself, once: it starts torchrun "

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import ModelConfig, typed
+from lit_long.config.ranges import CountOrNone, NotNegative, Share
 from lit_long.planning.flops import paper_flops
 from lit_long.planning.job import Job
 
@@ -22,12 +23,12 @@ class Run:
 
     name: str = ""
     model: str = ""
-    context: int = 0
-    tokens_per_update: int = 0
-    updates: int = 0
-    gpus: int = 0
-    short: float = 0.0
-    flops: float = 0.0
+    context: CountOrNone = 0
+    tokens_per_update: CountOrNone = 0
+    updates: CountOrNone = 0
+    gpus: CountOrNone = 0
+    short: Share = 0.0
+    flops: NotNegative = 0.0
     source: str = ""
 
     @property

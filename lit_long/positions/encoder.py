@@ -14,7 +14,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from lit_long.config import NOT_A_SETTING, UserError
+from lit_long.config import NOT_A_SETTING, UserError, check
+from lit_long.config.typed import setting_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,12 +42,14 @@ class Rotation(NamedTuple):
 class PositionalEncoder(ABC):
     """Base class of all schemes, built-in and user-made.
 
-    A subclass is a frozen dataclass; its fields beyond ``head_dim`` are the keys allowed in configs/position/NAME.yaml.
+    A subclass is a frozen dataclass; its fields beyond ``head_dim`` are the keys allowed in configs/position/NAME.yaml. Ranges of numbers
+    stand in their types (config/ranges.py); `validate` checks what they cannot say.
     """
 
     head_dim: int = field(metadata=NOT_A_SETTING)  # the model's
 
     def __post_init__(self) -> None:
+        check(type(self), {name: getattr(self, name) for name in setting_names(type(self))}, "position")
         if self.head_dim < 2 or self.head_dim % 2:
             raise UserError(f"model.head_dim must be even to be rotated in pairs, not {self.head_dim}")
         self.validate()

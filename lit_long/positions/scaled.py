@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from lit_long.config import UserError
+from lit_long.config.ranges import Count, NotNegative, Positive, Range
 from lit_long.positions.schemes import RoPE
+
+Stretch = Annotated[float, Range(least=1, note="new context / old context")]
 
 
 @dataclass(frozen=True)
 class PositionInterpolation(RoPE):
     """Position interpolation: θ_j / s, positions squeezed into the range that the model was trained on."""
 
-    factor: float = 8.0
-
-    def validate(self) -> None:
-        super().validate()
-        self.require(self.factor >= 1, "factor", "at least 1 (new context / old context)")
+    factor: Stretch = 8.0
 
     def inverse_frequencies(self, length: int) -> list[float]:
         return [frequency / self.factor for frequency in super().inverse_frequencies(length)]
@@ -32,11 +32,10 @@ class PositionInterpolation(RoPE):
 class NTKAware(RoPE):
     """NTK-aware: base·s^(d/(d−2)), so that the fastest pair keeps its frequency and the slowest is divided by s."""
 
-    factor: float = 8.0
+    factor: Stretch = 8.0
 
     def validate(self) -> None:
         super().validate()
-        self.require(self.factor >= 1, "factor", "at least 1 (new context / old context)")
         self.require(self.head_dim > 2, "head_dim", "above 2")
 
     def inverse_frequencies(self, length: int) -> list[float]:
@@ -55,12 +54,8 @@ class DynamicNTK(NTKAware):
     With s = 1 that is length/L, just as much as is needed. A cache must hold keys that are not yet rotated.
     """
 
-    factor: float = 1.0
-    original: int = 4096
-
-    def validate(self) -> None:
-        super().validate()
-        self.require(self.original >= 1, "original", "at least 1 token")
+    factor: Stretch = 1.0
+    original: Count = 4096
 
     def scale(self, length: int) -> float:
         return self.factor * max(length, self.original) / self.original - (self.factor - 1)
@@ -74,13 +69,12 @@ class NTKByParts(PositionInterpolation):
     interpolated.
     """
 
-    original: int = 4096
-    alpha: float = 1.0
-    beta: float = 32.0
+    original: Count = 4096
+    alpha: NotNegative = 1.0
+    beta: Positive = 32.0
 
     def validate(self) -> None:
         super().validate()
-        self.require(self.original >= 1, "original", "at least 1 token")
         self.require(self.beta > self.alpha, "beta", f"above alpha={self.alpha:g} (turns)")
 
     def kept(self) -> list[float]:
@@ -102,12 +96,11 @@ class YaRN(NTKByParts):
     by its square.
     """
 
-    attention: float | None = None
+    attention: Positive | None = None
 
     def validate(self) -> None:
         super().validate()
         self.require(self.alpha > 0, "alpha", "above 0 (turns)")
-        self.require(self.attention is None or self.attention > 0, "attention", "above 0")
 
     def attention_factor(self, length: int) -> float:
         return 0.1 * math.log(self.factor) + 1 if self.attention is None else self.attention
@@ -128,16 +121,15 @@ class LongRoPE(PositionInterpolation):
     Tables are multiplied by √(1 + ln s/ln L), as the released models do at every length. There are no default factors.
     """
 
-    original: int = 4096
-    short_factors: list[float] = field(default_factory=list)
-    long_factors: list[float] = field(default_factory=list)
+    original: Annotated[int, Range(least=2, note="tokens")] = 4096
+    short_factors: list[Positive] = field(default_factory=list)
+    long_factors: list[Positive] = field(default_factory=list)
 
     def validate(self) -> None:
         super().validate()
-        self.require(self.original >= 2, "original", "at least 2 tokens")
         half = self.head_dim // 2
         for name, factors in (("short_factors", self.short_factors), ("long_factors", self.long_factors)):
-            if len(factors) != half or min(factors) <= 0:
+            if len(factors) != half:
                 raise UserError(
                     f"position.{name}: longrope needs a list of {half} factors above 0, one for each pair of components, searched for "
                     f"this very model; it was given {len(factors)}. `python -m lit_long.theory search=longrope` finds some"
@@ -158,13 +150,12 @@ class Llama3(PositionInterpolation):
     The blend is linear in the turns r = L·θ_j/2π: (1 − γ)·θ_j/s + γ·θ_j, γ = (r − low) / (high − low).
     """
 
-    original: int = 8192
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
+    original: Count = 8192
+    low_freq_factor: NotNegative = 1.0
+    high_freq_factor: Positive = 4.0
 
     def validate(self) -> None:
         super().validate()
-        self.require(self.original >= 1, "original", "at least 1 token")
         self.require(
             self.high_freq_factor > self.low_freq_factor, "high_freq_factor", f"above low_freq_factor={self.low_freq_factor:g}"
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lit_long.config import UserError
+from lit_long.config.ranges import Base, Count, Finite, NotNegative, Positive, Share
 from lit_long.positions.encoder import PositionalEncoder, Rotation
 
 if TYPE_CHECKING:
@@ -24,10 +25,7 @@ LARGEST_EXPONENT = 126 * math.log(2)  # e^±this are normal numbers in fp32 and 
 class RoPE(PositionalEncoder):
     """Rotary position embedding: θ_j = base^(−2j/d)."""
 
-    base: float = 10_000.0
-
-    def validate(self) -> None:
-        self.require(self.base > 1, "base", "above 1")
+    base: Base = 10_000.0
 
     def inverse_frequencies(self, length: int) -> list[float]:
         return [self.base ** (-2 * j / self.head_dim) for j in range(self.head_dim // 2)]
@@ -45,18 +43,14 @@ class NoPE(PositionalEncoder):
 class AdjustedBaseFrequency(RoPE):
     """ABF: RoPE whose base is raised before long training (10,000 → 500,000 in LLaMA 2 Long)."""
 
-    base: float = 500_000.0
+    base: Base = 500_000.0
 
 
 @dataclass(frozen=True)
 class PartialRoPE(RoPE):
     """p-RoPE: the highest ``fraction`` of the frequencies turn, the others are 0 (components without positions)."""
 
-    fraction: float = 0.75
-
-    def validate(self) -> None:
-        super().validate()
-        self.require(0 <= self.fraction <= 1, "fraction", "between 0 (no positions) and 1 (RoPE)")
+    fraction: Share = 0.75  # 0: no positions, 1: RoPE
 
     def inverse_frequencies(self, length: int) -> list[float]:
         kept = int(self.fraction * self.head_dim / 2)
@@ -67,11 +61,7 @@ class PartialRoPE(RoPE):
 class PowerBasis(RoPE):
     """Giraffe's power basis: θ_j·(1 − j/(d/2))^k, which slows the slow pairs most."""
 
-    k: float = 0.5
-
-    def validate(self) -> None:
-        super().validate()
-        self.require(self.k >= 0, "k", "at least 0 (RoPE)")
+    k: NotNegative = 0.5  # 0: RoPE
 
     def inverse_frequencies(self, length: int) -> list[float]:
         half = self.head_dim // 2
@@ -86,17 +76,15 @@ class TruncatedBasis(RoPE):
     rho = b/16 unless given; rho is a plateau, below a itself, not a ramp.
     """
 
-    truncate: int = 2048
-    a: float | None = None
-    b: float | None = None
-    rho: float | None = None
+    truncate: Count = 2048
+    a: NotNegative | None = None
+    b: NotNegative | None = None
+    rho: NotNegative | None = None
 
     def validate(self) -> None:
-        super().validate()
-        self.require(self.truncate >= 1, "truncate", "at least 1 token")
-        a, b, rho = self.cuts()
-        if not 0 <= a <= b or rho < 0:
-            raise UserError(f"position: truncated needs 0 ≤ a ≤ b and rho ≥ 0 (radians per token), not a={a}, b={b}, rho={rho}")
+        a, b, _ = self.cuts()
+        if a > b:
+            raise UserError(f"position: truncated needs 0 ≤ a ≤ b (radians per token), not a={a}, b={b}")
 
     def cuts(self) -> tuple[float, float, float]:
         """a, b and rho, radians per token."""
@@ -123,14 +111,9 @@ class XPos(RoPE):
     is not supported.
     """
 
-    gamma: float = 0.4
-    scale_base: float = 512.0
-    centre: float = 0.0
-
-    def validate(self) -> None:
-        super().validate()
-        self.require(self.gamma > 0, "gamma", "above 0")
-        self.require(self.scale_base > 0, "scale_base", "above 0 (tokens)")
+    gamma: Positive = 0.4
+    scale_base: Positive = 512.0
+    centre: Finite = 0.0
 
     def require_length(self, length: int) -> None:
         reach = LARGEST_EXPONENT * self.scale_base / math.log1p(1 / self.gamma)  # tokens from the centre; ζ_0 = 1/(1 + 1/γ)
@@ -159,4 +142,4 @@ class XPos(RoPE):
 class XPosABF(XPos):
     """xPos on ABF frequencies (LLaMA 2 Long, §4.1): `XPos` with the raised base."""
 
-    base: float = 500_000.0
+    base: Base = 500_000.0

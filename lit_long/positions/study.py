@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from lit_long.config import ModelConfig, TrackingConfig, UserError, compose_position, option_names
 from lit_long.config.compose import find_file
+from lit_long.config.ranges import Base, Count, CountOrNone, Range
 from lit_long.positions import SCHEMES, PositionalEncoder, build, settings
 from lit_long.positions.bounds import context_bound
+from lit_long.positions.scaled import Stretch
 from lit_long.positions.theory import (
     adaptation_distances,
     bound_curve,
@@ -46,12 +48,14 @@ class TheoryConfig:
     out: str = ""  # empty = runs/theory below root
     root: str = ""
     schemes: list[str] = field(default_factory=lambda: ["all"])  # option files: names in configs/position, or FILE.yaml
-    head_dim: int = HEAD_DIM
-    base: float = BASE
-    factor: float = 8.0  # stretched context / original one
-    length: int = 4096  # original context, tokens
-    truncate: int = 2048  # T of Giraffe's truncated basis, tokens
-    distances: list[int] = field(default_factory=lambda: [0, 1, 2, 5, 10, 20, 50, 100, 200, *range(500, FARTHEST + 1, 500)])
+    head_dim: Annotated[int, Range(least=2)] = HEAD_DIM
+    base: Base = BASE
+    factor: Stretch = 8.0  # stretched context / original one
+    length: Count = 4096  # original context, tokens
+    truncate: Count = 2048  # T of Giraffe's truncated basis, tokens
+    distances: list[CountOrNone] = field(
+        default_factory=lambda: [0, 1, 2, 5, 10, 20, 50, 100, 200, *range(500, FARTHEST + 1, 500)]
+    )
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
@@ -66,11 +70,8 @@ def encoders(config: TheoryConfig) -> tuple[dict[str, PositionalEncoder], list[s
     Raises:
         UserError: settings that make no sense, an unknown scheme, or a scheme named that cannot be built.
     """
-    for name, wanted in (("head_dim", 2), ("length", 1), ("factor", 1)):
-        if getattr(config, name) < wanted:
-            raise UserError(f"command line: {name} must be at least {wanted}, not {getattr(config, name)}")
-    if not config.distances or min(config.distances) < 0:
-        raise UserError(f"command line: distances must be a list of numbers of tokens from 0 up, not {config.distances}")
+    if not config.distances:
+        raise UserError("command line: distances must be a list of numbers of tokens, and is empty")
     everything = config.schemes == ["all"]
     model = ModelConfig(head_dim=config.head_dim, context=config.length, rope_base=config.base)
     found: dict[str, PositionalEncoder] = {}

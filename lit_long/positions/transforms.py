@@ -11,7 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lit_long.config import UserError
+from lit_long.config import UserError, check
+from lit_long.config.ranges import Count
+from lit_long.config.typed import setting_names
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -24,6 +26,7 @@ class PositionTransform(ABC):
     """Base class of all transforms. A subclass is a frozen dataclass; its fields are the keys allowed in ``position.training``."""
 
     def __post_init__(self) -> None:
+        check(type(self), {name: getattr(self, name) for name in setting_names(type(self))}, "position.training")
         self.validate()
 
     def validate(self) -> None:
@@ -56,10 +59,7 @@ class Randomised(PositionTransform):
     each whole sequence where documents are not masked. The first token is at the walk's first step, not at 0, as released.
     """
 
-    length: int = 2048
-
-    def validate(self) -> None:
-        self.require(self.length >= 1, "length", "at least 1 token")
+    length: Count = 2048
 
     @property
     def reach(self) -> int:
@@ -92,14 +92,13 @@ class PoSE(PositionTransform):
     a window still predicts the next token of the text.
     """
 
-    window: int = 2048
-    target: int = 16_384
-    chunks: int = 2
+    window: Count = 2048
+    target: Count = 16_384
+    chunks: Count = 2
 
     def validate(self) -> None:
-        self.require(self.window >= 1, "window", "at least 1 token")
         self.require(self.target >= self.window, "target", f"at least window={self.window}")
-        self.require(1 <= self.chunks <= self.window, "chunks", f"between 1 and window={self.window}")
+        self.require(self.chunks <= self.window, "chunks", f"at most window={self.window}")
 
     @property
     def reach(self) -> int:

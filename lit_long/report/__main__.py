@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lit_long.config import UserError, nearest, project_root
+from lit_long.config.places import check_writable
 from lit_long.report import find_sweep, write_report
 from lit_long.report.findings import write_findings
 from lit_long.report.keep import keep
@@ -34,6 +35,10 @@ def main(argv: list[str]) -> int:
         options = dict(word.partition("=")[::2] for word in argv)
         if unknown := set(options) - set(KEYS):
             raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), KEYS)}")
+        for key in ("out", "keep"):
+            if options.get(key):
+                place = Path(options[key]).expanduser()
+                check_writable(place if key == "out" and "findings" not in options else place.parent, key)
         if "findings" in options:
             return write_page(options)
         folder = folder_of(options)

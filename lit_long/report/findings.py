@@ -35,6 +35,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import UserError, typed
+from lit_long.config.ranges import CountOrNone, NotNegative
 from lit_long.report.differences import FEWEST
 
 SIGNS = {"less": -1, "more": 1}  # of first − second
@@ -49,11 +50,11 @@ class Claim:
     experiment: str = ""
     metric: str = "perplexity"
     domains: list[str] = field(default_factory=list)
-    length: int = 0
+    length: CountOrNone = 0
     first: str = ""
     second: str = ""
     claim: str = "less"
-    at_least: float = 0.0
+    at_least: NotNegative = 0.0
     why_not: str = ""
 
 

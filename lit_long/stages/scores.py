@@ -20,6 +20,7 @@ from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.weights import WEIGHTS
 from lit_long.config import StageConfig, TrackingConfig, UserError, advising, plain
 from lit_long.config.one_data import compose_data
+from lit_long.config.ranges import Count, CountOrNone, Seed
 from lit_long.data.store import Store, open_store
 from lit_long.evaluation.lm_specs import average_rows
 from lit_long.evaluation.pages import Pages, builtin_texts, own_texts
@@ -43,22 +44,22 @@ class EvaluateConfig:
 
     suite: str = "quick"
     tasks: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    samples: int = 0
-    depths: int = 0
-    stride: int = 0
-    smooth: int = 0
-    seed: int = 0
+    lengths: list[Count] = field(default_factory=list)
+    samples: CountOrNone = 0
+    depths: CountOrNone = 0
+    stride: CountOrNone = 0
+    smooth: CountOrNone = 0
+    seed: Seed = 0
     text: str = ""
     qa: str = ""
     data: str = ""
     run_code: bool = False
     out: str = ""
     checkpoint: str = ""
-    context: int | None = None
+    context: Count | None = None
     dtype: str = "auto"
     device: str = "auto"
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     root: str = ""
     model: dict[str, Any] = field(default_factory=dict)
@@ -67,11 +68,6 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.out:
             raise UserError("command line: out=FOLDER is missing: where scores.json and samples/ go")
-        for key in ("samples", "depths", "stride", "smooth", "seed"):
-            if getattr(self, key) < 0:
-                raise UserError(f"command line: {key} must be at least 0, not {getattr(self, key)}")
-        if min(self.lengths, default=1) < 1 or self.batch_tokens < 1:
-            raise UserError("command line: lengths and batch_tokens must be at least 1")
 
 
 @dataclass(frozen=True)

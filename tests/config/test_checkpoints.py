@@ -29,13 +29,8 @@ def test_milestones_are_shares_or_tokens():
     ("trainer", "message"),
     [
         ({"milestones": [0.5, 10_001]}, r"base: trainer.milestones\[1\]=10001: .* up to the stage's 10,000"),
-        ({"milestones": [0.0]}, r"trainer.milestones\[0\]=0: must be a share of the run"),
         ({"checkpoint_async": "allways"}, "trainer.checkpoint_async=allways: .*did you mean 'always'"),
         ({"bad_update": "skp"}, "trainer.bad_update=skp: .*did you mean 'skip'"),
-        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints=0: must be at least 1"),
-        ({"checkpoint_every": 0}, "trainer.checkpoint_every=0: must be at least 1"),
-        ({"spike": 0.9}, "trainer.spike=0.9: must be above 1"),
-        ({"timeout_minutes": -1.0}, "trainer.timeout_minutes=-1: must not be negative"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trainer, message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_long.config import CorpusConfig, InstructConfig, ModelConfig, SourceConfig, UserError
+from lit_long.config import CorpusConfig, InstructConfig, ModelConfig, SourceConfig, StageConfig, UserError
 from lit_long.data.accounting import describe, plan
 from lit_long.data.conversations import ChatTemplate, Encoder
 from lit_long.data.held_out import held_out_sequences
@@ -216,7 +216,7 @@ def test_damaged_answers_are_found(tmp_path: Path) -> None:
     [
         (InstructConfig("chats"), "did you mean|known here"),
         (InstructConfig("prompt", prompt="{a}"), "two templates"),
-        (InstructConfig("messages", prompt_weight=-1), "at least 0"),
+        (InstructConfig("messages", answer_weight=0.0), "must be above 0"),
         (InstructConfig("messages", template="chat"), "no chat template"),
     ],
 )
@@ -251,7 +251,7 @@ def test_the_recipe_of_llama_2_7b_32k_instruct(tmp_path: Path) -> None:
     paths = {"sharegpt": chats(60), "booksum": book, "mqa": many}
     words = ["data=together_32k_instruct", "data.corpus.vocab_size=400"]
     words += [f"data.sources.{name}.path={write(tmp_path / f'{name}.jsonl', rows)}" for name, rows in paths.items()]
-    data = compose_data(parse_data_words(words), lambda init: (_ for _ in ()).throw(AssertionError)).data
+    data = compose_data(parse_data_words(words, StageConfig), lambda init: (_ for _ in ()).throw(AssertionError)).data
     prepare(data.corpus, tmp_path / "store", sources=data.sources, builtin=False, processes=1)
     instruct = {name: source.instruct for name, source in data.sources.items()}
     module = LongContextDataModule(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_long.config import UserError
+from lit_long.config import StageConfig, UserError
 from lit_long.config.one_data import compose_data, parse_data_words
 from lit_long.data.draws import Draws
 from lit_long.data.module import LongContextDataModule
@@ -25,7 +25,7 @@ def data_of(name, places, *words):
     def pretrained(init):
         raise AssertionError(init)
 
-    said = parse_data_words([f"data={name}", *stand_ins(name, places), "data.corpus.vocab_size=400", *words])
+    said = parse_data_words([f"data={name}", *stand_ins(name, places), "data.corpus.vocab_size=400", *words], StageConfig)
     return compose_data(said, pretrained).data
 
 
@@ -121,4 +121,4 @@ def test_options_that_stand_on_each_other_in_a_circle(tmp_path, monkeypatch):
         (tmp_path / "configs" / "data" / f"{name}.yaml").write_text(f"option: {other}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="the options a → b → a stand on each other"):
-        compose_data(parse_data_words(["data=a"]), lambda init: None)
+        compose_data(parse_data_words(["data=a"], StageConfig), lambda init: None)

@@ -248,8 +248,6 @@ def test_other_encodings_and_byte_order_marks(tmp_path):
         ({"path": "nowhere"}, r"path=nowhere: there is no such file or folder"),
         ({"path": "nothing*.txt"}, r"path=nothing\*\.txt: there is no file"),
         ({"kind": "jsnl"}, r"kind: unknown kind 'jsnl'; did you mean 'jsonl'"),
-        ({"keep": 0.0}, r"keep must be a share above 0"),
-        ({"validation_share": 1.5}, r"validation_share must be a share of at least 0 and at most 1"),
         ({"min_characters": 10, "max_characters": 5}, r"leave no document"),
         ({"encoding": "utf-9"}, r"no encoding 'utf-9'"),
     ],

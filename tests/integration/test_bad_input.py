@@ -62,11 +62,11 @@ def test_a_record_of_a_newer_mlflow(tmp_path):
     ("word", "message"),
     [
         ("evaluation.lengths=[100,256]", "evaluation.lengths must divide the longest"),
-        ("evaluation.retrieval_lengths=[64]", "evaluation.retrieval_lengths must be at least 128 tokens, not 64"),
+        ("evaluation.retrieval_lengths=[64]", "evaluation.retrieval_lengths[0] must be at least 128 (tokens), not 64"),
         ("evaluation.domains=[cod]", "unknown domain 'cod' in evaluation.domains; did you mean 'code'?"),
         ("evaluation.sequences=0", "evaluation.sequences must be at least 1"),
         ("data.weights.cod=1", "data.weights.cod: unknown domain; did you mean 'code'?"),
-        ("data.weights.code=-1", "data.weights.code must be a share of at least 0"),
+        ("data.weights.code=-1", "data.weights.code must be at least 0, not -1"),
         ("data.corpus.packages=[no_such_package]", "data.corpus.packages names 'no_such_package'"),
         ("stages.extend.data.corpus.vocab_size=2048", "stages.extend: its data are not those of its parent, base"),
         ("stages.extend.data.corpus.packages=[yaml]", "Name the same data.sources and data.corpus for both"),

@@ -66,7 +66,7 @@ def test_bad_words_are_told(capsys):
         (["checkpointing=selectiv"], "did you mean 'selective'"),
         (["tensor_paralel=2"], "did you mean 'tensor_parallel'"),
         (["model=llama2-7"], "did you mean 'llama2-7b'"),
-        (["efficiency=40"], "efficiency must lie between 0 and 1"),
+        (["efficiency=40"], "efficiency must be at least 0 and at most 1"),
         (["gpus=0"], "gpus must be at least 1"),
         (["model=llama2-7b", "tensor_parallel=3", "gpus=9"], "no multiple of tensor_parallel=3"),
         (["gpus"], "not of the form key=value"),

@@ -53,18 +53,11 @@ def sampled(**sampling):
         ({"sampling": {"retrieval": SamplingConfig()}}, ": data.sampling.retrieval: unknown domain"),
         (sampled(long_tokens=100), ": data.sampling.code: long_tokens and long_share belong together"),
         (sampled(long_share=0.5), ": data.sampling.code: long_tokens and long_share belong together"),
-        (sampled(long_tokens=9, long_share=1.0), ": data.sampling.code: .* between 0 and 1, not 1.0"),
-        (sampled(long_tokens=9, long_share=-0.1), ": data.sampling.code: .* between 0 and 1, not -0.1"),
-        (sampled(min_tokens=-1), ": data.sampling.code: min_tokens, max_tokens and long_tokens must be at least 0"),
-        (sampled(max_tokens=-1), ": data.sampling.code: min_tokens, max_tokens and long_tokens must be at least 0"),
-        ({"max_epochs": -1.0}, ": data.max_epochs must be at least 0 .*not -1.0"),
         ({"repeats": {"cod": 1.0}}, ": data.repeats.cod: unknown domain; did you mean 'code'?"),
-        ({"repeats": {"code": -1.0}}, ": data.repeats.code must be a share of at least 0, not -1.0"),
         ({"repeats": {"code": 0.0}}, ": data.repeats gives no domain a share; known here: code, docs, retrieval"),
         ({"repeats": {"code": 1.0, "retrieval": 1.0}}, ": data.repeats.retrieval: there is no pass"),
         ({"repeats": {"code": 1.0, "copying": 1.0}}, ": data.repeats.copying: there is no pass"),
         ({"weights": {"cod": 1.0}}, ": data.weights.cod: unknown domain; did you mean 'code'?"),
-        ({"weights": {"code": float("nan")}}, ": data.weights.code must be a share of at least 0, not nan"),
         ({"weights": {"code": 0.0}}, ": data.weights gives no domain a share"),
         (
             {"weights": {"retrieval": 1.0}, "context": 64},
@@ -83,7 +76,6 @@ def test_data_that_make_no_sense(data, message):
     [
         ({"scale": 0.3}, r"\.scale=0\.3 makes sequences of 307"),
         ({"weights": {"cod": 1.0}}, r"\.weights\.cod: unknown domain; did you mean 'code'"),
-        ({"weights": {"code": -1.0}}, r"\.weights\.code must be a share of at least 0"),
         ({"weights": {"code": 0.0}}, r"\.weights gives no domain a share"),
         (
             {"weights": {"retrieval": 1.0}, "scale": 0.0625},
