@@ -122,6 +122,8 @@ def test_numbers_out_of_range(key, value, message):
 def test_what_borders_on_a_range_is_taken():
     typed(StageConfig, {"seed": 0, "optim": {"betas": [0, 0.5]}, "trainer": {"spike": 0, "threads": 0}, "tokens": 0}, "mine.yaml")
     typed(SweepConfig, {"launcher": {"grace_seconds": 0}}, "mine.yaml")
+    with pytest.raises(UserError, match=r"mine\.yaml: launcher\.parallel must be at least 1, not 0"):
+        typed(SweepConfig, {"launcher": {"parallel": 0}}, "mine.yaml")
 
 
 @pytest.mark.parametrize("word", ["position.base=inf", "position.base=nan", "position.base=1", "grid.position.base=[1e4,-5]"])

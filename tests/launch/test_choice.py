@@ -27,7 +27,6 @@ def stage(**trainer):
     ("config", "configs", "message"),
     [
         (LauncherConfig("slrum"), [], "launcher.name=slrum: there is no such launcher; did you mean 'slurm'"),
-        (LauncherConfig(parallel=0), [], "launcher.parallel must be at least 1"),
         (LauncherConfig(partition="gpu"), [], "launcher.partition says nothing to launcher=local; it is for launcher=slurm"),
         (
             LauncherConfig("ray", setup=["true"]),

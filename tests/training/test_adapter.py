@@ -202,7 +202,7 @@ def test_an_adapter_is_a_part_of_a_stages_identity_and_none_is_not():
     [
         (["adapter=lora"], r"stages\.base: adapter: there are no weights to adapt.*stages\.NAME\.adapter=lora"),
         (["stages.extend.adapter=lora", "stages.extend.adapter.targets=[q_pro]"], "no matrix 'q_pro'; did you mean 'q_proj'"),
-        (["stages.extend.adapter.rank=-1"], r"adapter\.rank must be at least 1"),
+        (["stages.extend.adapter.rank=-1"], r"adapter\.rank must be at least 0, not -1"),
         (["stages.extend.adapter.train_embeddings_and_norms=true"], r"adapter\.rank must be at least 1"),
     ],
 )
