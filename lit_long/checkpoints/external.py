@@ -66,6 +66,11 @@ class External(ABC):
     def tokenization(self) -> Tokenization:
         """Its tokenizer, special tokens and chat template. Raises UserError when it has none."""
 
+    @property
+    def note(self) -> str:
+        """What the files leave unsaid and was filled in, for those who use them; usually nothing."""
+        return ""
+
     def file_of(self, name: str) -> Path:
         """The file that holds the tensor of that name, for messages."""
         return self.path

@@ -14,12 +14,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gguf import ReaderTensor
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from lit_long.checkpoints.digests import file_digest
 from lit_long.checkpoints.external import External, halves
-from lit_long.checkpoints.gguf_header import Header, Stored, read_header
+from lit_long.checkpoints.gguf_header import Header
+from lit_long.checkpoints.rope_config import stretched
 from lit_long.config import ModelConfig, UserError
 from lit_long.positions import Llama3
 
@@ -41,6 +43,7 @@ BLOCK_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 ROPE_DIVISORS = "rope_freqs.weight"
+LLAMA_CPP_BASE = 10_000.0  # what llama.cpp takes where a file names none, as those of Llama 1 and 2 of 2023 (src/llama-model.cpp)
 # Settings whose effect is known, without "llama."; any other could change what the model computes.
 KNOWN = {
     "block_count",
@@ -73,7 +76,7 @@ class GGUF(External):
 
     @cached_property
     def header(self) -> Header:
-        header = read_header(self.path)
+        header = Header(self.path)
         architecture = header.settings.get("general.architecture")
         if architecture != "llama":
             raise UserError(f"{self.path}: general.architecture is {architecture!r}; only llama can be read")
@@ -88,6 +91,11 @@ class GGUF(External):
         return header
 
     @cached_property
+    def stored(self) -> dict[str, ReaderTensor]:
+        """The tensors by name."""
+        return {tensor.name: tensor for tensor in self.header.tensors}
+
+    @cached_property
     def shape(self) -> ModelConfig:
         d_model, heads = self.need("embedding_length"), self.need("attention.head_count")
         head_dim = self.need("attention.key_length", default=d_model // heads)
@@ -96,11 +104,11 @@ class GGUF(External):
                 raise UserError(
                     f"{self.path}: llama.{key}={self.setting(key)} is not the head's {head_dim}, which is not supported"
                 )
-        embedding = self.header.tensors.get("token_embd.weight")
+        embedding = self.stored.get("token_embd.weight")
         if embedding is None:
             raise UserError(f"{self.path}: tensor token_embd.weight is missing")
         return ModelConfig(
-            vocab_size=embedding.shape[0],
+            vocab_size=int(embedding.shape[-1]),  # the file counts the fastest dimension first
             d_model=d_model,
             n_layers=self.need("block_count"),
             n_heads=heads,
@@ -108,24 +116,39 @@ class GGUF(External):
             head_dim=head_dim,
             d_ffn=self.need("feed_forward_length"),
             norm_eps=decimal(self.need("attention.layer_norm_rms_epsilon")),
-            tie_embeddings="output.weight" not in self.header.tensors,
-            context=self.need("context_length"),
-            rope_base=decimal(self.need("rope.freq_base", "; a RoPE base cannot be guessed")),
+            tie_embeddings="output.weight" not in self.stored,
+            context=self.context,
+            rope_base=decimal(self.need("rope.freq_base", default=LLAMA_CPP_BASE)),
         )
+
+    @property
+    def note(self) -> str:
+        if self.setting("rope.freq_base") is not None:
+            return ""
+        return f"{self.path}: names no llama.rope.freq_base; {LLAMA_CPP_BASE:,.0f} is taken, as by llama.cpp (position.base=… is another)"
+
+    @property
+    def factor(self) -> float:
+        """By how much the context is stretched; 0 or 1: not at all."""
+        return decimal(self.setting("rope.scaling.factor", self.setting("rope.scale_linear", 0.0)))
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model is for. Converters write down config.json's max_position_embeddings, before its scaling or after it."""
+        context = self.need("context_length")
+        return stretched(context, self.setting("rope.scaling.original_context_length", context), self.factor)
 
     @cached_property
     def position(self) -> dict[str, Any]:
-        base = self.shape.rope_base
-        kind = self.setting("rope.scaling.type", "none")
-        factor = decimal(self.setting("rope.scaling.factor", self.setting("rope.scale_linear", 0.0)))
-        if ROPE_DIVISORS in self.header.tensors:
+        base, factor = self.shape.rope_base, self.factor
+        # Where a file has a factor and no type, llama.cpp takes it as linear.
+        kind = self.setting("rope.scaling.type", "linear" if factor not in (0.0, 1.0) else "none")
+        if ROPE_DIVISORS in self.stored:
             if kind != "none" or factor not in (0.0, 1.0):
                 raise UserError(
                     f"{self.path}: has both llama.rope.scaling.* and tensor {ROPE_DIVISORS}; it cannot be told which holds"
                 )
             return self.from_divisors(base)
-        if kind == "none" and "llama.rope.scale_linear" in self.header.settings:
-            kind = "linear"
         if kind == "none" and factor in (0.0, 1.0):
             return {"scheme": "rope", "base": base}
         if kind == "linear" and factor >= 1:
@@ -152,7 +175,7 @@ class GGUF(External):
 
     def from_divisors(self, base: float) -> dict[str, Any]:
         """Llama 3.1's or 3.2's scaling if the divisors are theirs; else LongRoPE with one set of factors and plain attention."""
-        divisors = [decimal(number) for number in self.numbers(self.header.tensors[ROPE_DIVISORS]).reshape(-1)]
+        divisors = [decimal(number) for number in self.numbers(self.stored[ROPE_DIVISORS]).reshape(-1)]
         head_dim, context = self.shape.head_dim, self.shape.context
         for factor in (8.0, 32.0):
             known = Llama3(head_dim, base, factor)
@@ -172,11 +195,10 @@ class GGUF(External):
 
         shape = self.shape
         heads = {"attn_q": shape.n_heads, "attn_k": shape.n_kv_heads}
-        names = {name: self.house_name(name) for name in self.header.tensors if name != ROPE_DIVISORS}
+        names = {name: self.house_name(name) for name in self.stored if name != ROPE_DIVISORS}
         for name, own in names.items():
-            stored = self.header.tensors[name]
-            tensor = torch.from_numpy(self.numbers(stored))
-            if stored.type == GGMLQuantizationType.BF16:
+            tensor = torch.from_numpy(self.numbers(self.stored[name]))
+            if self.stored[name].tensor_type == GGMLQuantizationType.BF16:
                 tensor = tensor.view(torch.bfloat16)
             part = name.split(".")[-2]
             if part in heads:
@@ -199,28 +221,32 @@ class GGUF(External):
             raise UserError(f"{self.path}: tensor {name} has no place in a Llama (biases and experts are not supported)")
         return f"{NAMES[stem]}.weight"
 
-    def numbers(self, stored: Stored) -> np.ndarray:
-        """A tensor's numbers in memory of their own: fp16 and fp32 as they are, bf16 as its bits in int16, others in fp32."""
-        plain = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}.get(stored.type.name)
+    def numbers(self, stored: ReaderTensor) -> np.ndarray:
+        """A tensor's numbers in memory of their own: fp16 and fp32 as they are, bf16 as its bits in int16, others in fp32.
+
+        The file is mapped anew for each, or the pages that were read would pile up.
+        """
+        shape = tuple(stored.shape.tolist()[::-1])
+        plain = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}.get(stored.tensor_type.name)
         if plain is not None:
-            return np.array(np.memmap(self.path, plain, "r", stored.offset, stored.shape))
-        rows = math.prod(stored.shape[:-1])
-        data = np.memmap(self.path, np.uint8, "r", stored.offset, (rows, stored.size // rows))
-        numbers = np.empty((rows, stored.shape[-1]), np.float32)
-        step = max(1, PIECE // stored.shape[-1])
+            return np.array(np.memmap(self.path, plain, "r", stored.data_offset, shape))
+        rows = math.prod(shape[:-1])
+        data = np.memmap(self.path, np.uint8, "r", stored.data_offset, (rows, stored.n_bytes // rows))
+        numbers = np.empty((rows, shape[-1]), np.float32)
+        step = max(1, PIECE // shape[-1])
         for start in range(0, rows, step):
-            numbers[start : start + step] = dequantize(data[start : start + step], stored.type)
-        return numbers.reshape(stored.shape)
+            numbers[start : start + step] = dequantize(data[start : start + step], stored.tensor_type)
+        return numbers.reshape(shape)
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The number or string ``llama.KEY``."""
         return self.header.settings.get(f"llama.{key}", default)
 
-    def need(self, key: str, why: str = "", default: float | None = None) -> Any:
+    def need(self, key: str, default: float | None = None) -> Any:
         """The number ``llama.KEY``."""
         value = self.setting(key, default)
         if not isinstance(value, int | float):
-            raise UserError(f"{self.path}: setting llama.{key} is {'missing' if value is None else 'not one number'}{why}")
+            raise UserError(f"{self.path}: setting llama.{key} is {'missing' if value is None else 'not one number'}")
         return value
 
 

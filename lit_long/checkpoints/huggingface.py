@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_long.checkpoints.external import External, content_digest
-from lit_long.checkpoints.rope_config import head_dim_of, position_from_hf, whole
+from lit_long.checkpoints.rope_config import head_dim_of, position_from_hf, trained_context, whole
 from lit_long.config import ModelConfig, UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class HuggingFace(External):
     @cached_property
     def shape(self) -> ModelConfig:
         config, where = self.config, str(self.path / "config.json")
-        heads = whole(config, "num_attention_heads", where)
+        heads, base = whole(config, "num_attention_heads", where), float(self.position["base"])
         return ModelConfig(
             vocab_size=whole(config, "vocab_size", where),
             d_model=whole(config, "hidden_size", where),
@@ -61,8 +61,8 @@ class HuggingFace(External):
             d_ffn=whole(config, "intermediate_size", where),
             norm_eps=config.get("rms_norm_eps", 1e-6),  # transformers' default for a Llama
             tie_embeddings=bool(config.get("tie_word_embeddings")),
-            context=whole(config, "max_position_embeddings", where, 2048),
-            rope_base=float(self.position["base"]),
+            context=trained_context(config, where),
+            rope_base=base,
         )
 
     @cached_property

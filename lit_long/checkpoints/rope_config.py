@@ -14,10 +14,11 @@ from lit_long.config import ModelConfig, UserError, nearest
 from lit_long.positions import PositionalEncoder, build, settings
 
 ORIGINAL = "original_max_position_embeddings"
+TRAINED = "max_sequence_length"  # tokens that the model is for, where max_position_embeddings says something else; vLLM and FastChat know it
 # Keys of each kind besides rope_type and rope_theta; `finetuned` is a remark in old YaRN configurations.
 KINDS: dict[str, set[str]] = {
     "default": set(),
-    "linear": {"factor"},
+    "linear": {"factor", ORIGINAL},
     "dynamic": {"factor", ORIGINAL},
     "yarn": {
         "factor",
@@ -176,6 +177,25 @@ def longrope_factor(rope: dict[str, Any], factor: float, original: int, label: s
     return {"factor": original ** (attention**2 - 1)}
 
 
+def trained_context(config: dict[str, Any], where: str) -> int:
+    """Tokens of context that the model of a config.json is for, its scaling included.
+
+    ``max_position_embeddings`` may be that, or the context before scaling, as transformers' documentation wants it ("don't update
+    max_position_embeddings"). It is taken for the former where an original context below it is named.
+    """
+    if config.get(TRAINED) is not None:
+        return whole(config, TRAINED, where)
+    context = whole(config, "max_position_embeddings", where, 2048)  # transformers' default for a Llama
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    original = whole(config, ORIGINAL, where, rope.get(ORIGINAL) or context)
+    return stretched(context, original, rope.get("factor") or 1.0)
+
+
+def stretched(context: int, original: int, factor: float) -> int:
+    """``context`` where it is more than the ``original`` one, as it is scaled already; else what scaling makes of the original one."""
+    return context if context > original else round(original * max(factor, 1.0))
+
+
 def hf_from_position(position: dict[str, Any], model: ModelConfig, context: int) -> dict[str, Any]:
     """Keys of config.json for transformers 4 and 5 that make a Llama compute what ``position`` does.
 
@@ -184,7 +204,8 @@ def hf_from_position(position: dict[str, Any], model: ModelConfig, context: int)
         context: tokens the exported model is for.
 
     Returns:
-        rope_theta, rope_scaling, rope_parameters and max_position_embeddings; for longrope also original_max_position_embeddings.
+        rope_theta, rope_scaling, rope_parameters and max_position_embeddings; for longrope also original_max_position_embeddings; with
+        scaling also max_sequence_length, which is ``context``.
 
     Raises:
         UserError: transformers cannot express the scheme; says why and what to use instead.
@@ -197,12 +218,19 @@ def hf_from_position(position: dict[str, Any], model: ModelConfig, context: int)
     encoder = build(position, model.head_dim)
     own = {key: value for key, value in settings(position, model.head_dim).items() if key in ("factor", "original", "fraction")}
     base, rope = expressed(scheme, encoder, own)
+    longest = context
+    if scheme == "dynamic_ntk":  # the length at which it begins to scale; it has no end
+        longest = own["original"]
+    if scheme == "yarn" and context != own["factor"] * own["original"]:
+        # Where an original context is named, transformers up to 4.53 take the factor from max_position_embeddings / original; where none
+        # is, all versions take max_position_embeddings for it, and the factor that is written.
+        longest = rope.pop(ORIGINAL)
     parameters = {"rope_theta": base, "rope_type": "default"} | rope
-    result = {"rope_theta": base, "rope_scaling": rope or None, "rope_parameters": parameters, "max_position_embeddings": context}
+    result = {"rope_theta": base, "rope_scaling": rope or None, "rope_parameters": parameters, "max_position_embeddings": longest}
     if scheme == "longrope":  # where transformers 4 looks for it
         result[ORIGINAL] = own["original"]
-    if scheme == "dynamic_ntk":  # the length at which it begins to scale; it has no end
-        result["max_position_embeddings"] = own["original"]
+    if "factor" in rope:  # then max_position_embeddings alone would be ambiguous
+        result[TRAINED] = context
     return result
 
 

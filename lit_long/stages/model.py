@@ -55,6 +55,8 @@ def load_model(
         load_weights(model, folder / WEIGHTS)
         return model, words_of(open_store(store), config.data.corpus), config
     source = external(config.model.init)
+    if source.note and "base" not in (words.get("position") or {}):
+        say(f"note: {source.note}")
     load_external(model, source)
     return model, source.tokenization(), config
 

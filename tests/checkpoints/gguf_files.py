@@ -41,11 +41,12 @@ def in_llama_cpp_layout(model) -> dict[str, torch.Tensor]:
     return {f"{name}.weight": weight for name, weight in tensors.items()}
 
 
-def write(model, file: Path, kind: str = "F32", tensors=None, without=(), words=None, **more) -> Path:
+def write(model, file: Path, kind: str = "F32", tensors=None, raw=None, without=(), words=None, **more) -> Path:
     """A GGUF file of ``model``, matrices in type ``kind``.
 
     Args:
         tensors: other tensors, or more of them.
+        raw: bytes [rows, bytes of a row] and type of matrices in the place of the model's, by name.
         without: settings that are left out.
         words: a function that adds a tokenizer to the writer.
         more: settings of the architecture, dots as double underscores.
@@ -69,7 +70,9 @@ def write(model, file: Path, kind: str = "F32", tensors=None, without=(), words=
     if words:
         words(writer)
     for name, tensor in (in_llama_cpp_layout(model) | (tensors or {})).items():
-        if tensor is not None:
+        if raw and name in raw:
+            writer.add_tensor(name, raw[name][0], raw_dtype=raw[name][1])
+        elif tensor is not None:
             add_tensor(writer, name, tensor, kind if tensor.ndim > 1 else "F32")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from lit_long.checkpoints import gguf_words
 from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.gguf_header import read_header
+from lit_long.checkpoints.gguf_header import Header
 from lit_long.config import UserError
 from tests.checkpoints.gguf_files import write
 from tests.checkpoints.llamas import random_llama
@@ -172,5 +172,5 @@ def test_sentencepiece_in_gguf_equals_transformers(tmp_path):
 def test_gguf_tokenizers_that_cannot_be_read(tmp_path, write_words, words):
     file = write(random_llama(vocab=600), tmp_path / "x.gguf", words=write_words)
     with pytest.raises(UserError) as caught:
-        gguf_words.tokenization(read_header(file), 600)
+        gguf_words.tokenization(Header(file), 600)
     assert words in str(caught.value) and str(file) in str(caught.value)

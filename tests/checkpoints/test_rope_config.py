@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lit_long.checkpoints.rope_config import hf_from_position, position_from_hf
+from lit_long.checkpoints.rope_config import hf_from_position, position_from_hf, trained_context
 from lit_long.config import ModelConfig, UserError
 from lit_long.positions import SCHEMES, build, settings
 from lit_long.positions.encoder import PositionalEncoder
@@ -28,6 +28,9 @@ EXPORTED = {
     "dynamic_ntk": {"base": 20_000.0, "factor": 2.0, "original": 64},
     "yarn": {"base": 10_000.0, "alpha": 0.1, "beta": 2.0} | STRETCHED,
     "yarn, attention": {"base": 10_000.0, "attention": 1.25} | STRETCHED,
+    "yarn, 8 times": {"base": 10_000.0, "alpha": 0.1, "beta": 2.0} | STRETCHED | {"factor": 8.0},
+    "yarn, 2.7 times": {"base": 10_000.0, "alpha": 0.1, "beta": 2.0} | STRETCHED | {"factor": 2.7},
+    "yarn, once": {"base": 10_000.0, "alpha": 0.1, "beta": 2.0} | STRETCHED | {"factor": 1.0},
     "longrope": {"base": 10_000.0, "short_factors": FACTORS, "long_factors": FACTORS[::-1]} | STRETCHED,
     "llama3": {"base": 500_000.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0} | STRETCHED,
     "p_rope": {"base": 10_000.0, "fraction": 0.6},
@@ -84,7 +87,60 @@ def test_transformers_computes_what_is_written(name, layout):
         for one, other in zip(build(position, 16).rotation(positions, length), build(back, 16).rotation(positions, length)):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     assert keys.get("original_max_position_embeddings") == (64 if name == "longrope" else None)  # transformers 4 looks there
-    assert keys["max_position_embeddings"] == (64 if position["scheme"] == "dynamic_ntk" else 256)
+    assert trained_context(keys, "FOLDER/config.json") == 256
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTED if name.startswith("yarn")])
+@pytest.mark.parametrize("context", [64, 256, 300])
+def test_yarn_says_its_factor_twice_or_once(name, context):
+    """transformers up to 4.53 takes max_position_embeddings / original for it where an original context is named
+    (test_transformers_4.py has that version compute it)."""
+    position = {"scheme": "yarn"} | EXPORTED[name]
+    keys = hf_from_position(position, MODEL, context)
+    for group in (keys["rope_scaling"], keys["rope_parameters"]):
+        original = group.get("original_max_position_embeddings", keys["max_position_embeddings"])
+        named = "original_max_position_embeddings" in group
+        assert (keys["max_position_embeddings"] / original if named else group["factor"]) == position["factor"]
+        assert original == 64
+    assert trained_context(keys, "FOLDER/config.json") == context
+
+
+SCALING = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+KEYS = {"linear": ["factor"], "dynamic": ["factor"], "yarn": ["factor"]}
+KEYS |= {"llama3": ["factor", "low_freq_factor", "high_freq_factor"], "longrope": ["factor", "short_factor", "long_factor"]}
+
+
+@pytest.mark.parametrize("layout", ["old", "new"])
+@pytest.mark.parametrize("kind", KEYS)
+def test_context_of_weights_with_scaling(kind, layout):
+    """max_position_embeddings may be before the scaling, as transformers' documentation wants it, or after it."""
+    group = {"rope_type": kind} | {key: SCALING[key] for key in KEYS[kind]}
+
+    def context(top=None, **more):
+        scaling = group | more
+        keys = (
+            {"rope_theta": 1e4, "rope_scaling": scaling}
+            if layout == "old"
+            else {"rope_parameters": scaling | {"rope_theta": 1e4}}
+        )
+        read(**keys, **(top or {}))  # an encoder that is known
+        return trained_context(LLAMA | keys | (top or {}), "FOLDER/config.json")
+
+    original = "original_max_position_embeddings"
+    assert context() == 1024
+    assert context(**{original: 256}) == 1024  # both before: Qwen's way
+    assert context(top={"max_sequence_length": 300}) == 300  # FastChat's key
+    if kind != "dynamic":  # which begins at max_position_embeddings, and there alone
+        assert context(**{original: 64}) == 256  # after it: Llama 3.1's way, whose factor times original is not its context
+        assert context(top={original: 64}) == 256  # Phi-3's
+
+
+def test_context_without_scaling():
+    for keys in ({}, {"rope_scaling": None}, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}):
+        assert trained_context(LLAMA | keys, "x") == 256
+    assert trained_context({}, "x") == 2048
+    with pytest.raises(UserError, match="x: max_sequence_length must be a whole number"):
+        trained_context(LLAMA | {"max_sequence_length": "long"}, "x")
 
 
 @pytest.mark.parametrize("scheme", REFUSED)
@@ -201,6 +257,12 @@ def test_nothing_is_dropped_silently(config, words):
     for word in ("FOLDER/config.json", *words):
         assert word in str(caught.value), f"no {word!r} in: {caught.value}"
     assert str(caught.value).count("known here") <= 1
+
+
+def test_known_kinds_are_listed_once():
+    with pytest.raises(UserError) as caught:
+        read(rope_theta=1e4, rope_scaling={"type": "su"})
+    assert str(caught.value).count("longrope") == 1
 
 
 def test_harmless_keys():
