@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from lit_long.checkpoints.huggingface_words import optional
 from lit_long.checkpoints.rope_config import hf_from_position
 from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.checkpoints.weights import misfit
@@ -33,6 +34,7 @@ from lit_long.positions import build
 
 PART_BYTES = 5 * 10**9
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FAST = "PreTrainedTokenizerFast"
 # What belongs to a tokenizer in a Hugging Face folder; taken over as it is when the model's tokenizer came from one.
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 
@@ -164,10 +166,12 @@ def write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> torch.
 
 def write_words(folder: Path, words: Tokenization, context: int) -> None:
     """The tokenizer's files: those it came from if it came from a Hugging Face folder, else made from what is known of it."""
-    source = Path(words.where)
+    source, file = Path(words.where), folder / "tokenizer_config.json"
     if (source / "tokenizer.json").is_file() or (source / "tokenizer.model").is_file():
-        for file in (file for pattern in TOKENIZER_FILES for file in source.glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
+        for each in (each for pattern in TOKENIZER_FILES for each in source.glob(pattern)):
+            shutil.copyfile(each, folder / each.name)
+        if file.is_file():  # without it transformers takes the class of Llama's own tokenizer
+            write_json(file, for_both_versions(optional(file)))
         return
     tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
     if words.add_bos and words.bos is not None:
@@ -177,7 +181,7 @@ def write_words(folder: Path, words: Tokenization, context: int) -> None:
         )
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = words.special | {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": FAST,
         "add_bos_token": words.add_bos,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
@@ -185,8 +189,22 @@ def write_words(folder: Path, words: Tokenization, context: int) -> None:
     if words.chat_template is not None:
         settings["chat_template"] = words.chat_template
         (folder / "chat_template.jinja").write_text(words.chat_template, encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", settings)
-    write_json(folder / "generation_config.json", {"bos_token_id": words.bos, "eos_token_id": list(words.eos)})
+    write_json(file, for_both_versions(settings))
+    write_json(folder / "generation_config.json", {"bos_token_id": words.bos, "eos_token_id": list(words.eos) or None})
+
+
+def for_both_versions(settings: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer_config.json that transformers 4 and 5 read alike.
+
+    Version 4 makes ``token_type_ids``, which a Llama's `generate` refuses, unless told what the model takes; it knows neither version 5's
+    name of the class nor its list of further special tokens.
+    """
+    settings = settings | {"model_input_names": ["input_ids", "attention_mask"]}
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = FAST
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    return settings
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
