@@ -30,15 +30,18 @@ def adopt(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretraine
             raw["position"] = {"scheme": "rope", "base": "${model.rope_base}"}
         return
     shape, position = found
+    context = shape.context
     for layer in said:
         wanted = layer.get("model")
         for key, value in check(ModelConfig, settings_of(wanted), where, "model.").items():
-            if key != "init" and value != getattr(shape, key):
+            if key == "context":  # no tensor shows what it was trained with, and files are not always right
+                context = value
+            elif key != "init" and value != getattr(shape, key):
                 raise UserError(
                     f"{where}: model.{key}={value} contradicts the weights of model.init={init}, which have {getattr(shape, key)}; "
                     f"leave it out"
                 )
-    raw["model"] = plain(shape) | {"init": init}
+    raw["model"] = plain(shape) | {"init": init, "context": context}
     corpus = raw["data"]["corpus"]
     own = {"tokenizer": corpus.get("tokenizer") or init, "vocab_size": shape.vocab_size}
     raw["data"] = raw["data"] | {"corpus": corpus | own}  # other stages hold the same corpus

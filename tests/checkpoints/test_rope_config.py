@@ -259,12 +259,6 @@ def test_nothing_is_dropped_silently(config, words):
     assert str(caught.value).count("known here") <= 1
 
 
-def test_known_kinds_are_listed_once():
-    with pytest.raises(UserError) as caught:
-        read(rope_theta=1e4, rope_scaling={"type": "su"})
-    assert str(caught.value).count("longrope") == 1
-
-
 def test_harmless_keys():
     """As in SmolLM2's own config.json."""
     assert read(rope_theta=1e5, rope_scaling=None, rope_interleaved=False) == {"scheme": "rope", "base": 1e5}

@@ -47,9 +47,16 @@ def test_shape_tokenizer_and_encoder_come_along(stage, llama):
 def test_a_named_encoder_replaces_theirs(stage):
     assert stage("position=rope").position == {"scheme": "rope", "base": 7000.0}
     assert stage("position=abf").position["base"] == 50 * 7000.0
-    assert stage(yaml="position: yarn").position["factor"] == 256 / 64  # its contexts: 64 in config.json
+    assert stage(yaml="position: yarn").position["factor"] == 256 / 128  # 64 in config.json, which their scaling doubles
     trained = stage("position=pretrained", "position.training={transform: pose, window: 64, target: 256, chunks: 2}").position
     assert trained["scheme"] == "pi" and trained["training"]["window"] == 64
+
+
+def test_their_context_can_be_said(stage):
+    """Of weights whose config.json leaves open whether it is before the scaling or after it."""
+    assert stage().model.context == 128
+    found = stage("model.context=64", "position=yarn")
+    assert (found.model.context, found.position["original"], found.position["factor"]) == (64, 64, 4.0)
 
 
 @pytest.mark.parametrize(
