@@ -67,8 +67,9 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     from lit_long.checkpoints.weights import WEIGHTS
     from lit_long.data.store import open_store, words_of
     from lit_long.stages.folder import read_stage
+    from lit_long.stages.identity import recipe
     from lit_long.stages.lineage import model_card, stage_of
-    from lit_long.stages.shipped import RECIPE, recipe
+    from lit_long.stages.shipped import RECIPE
 
     checkpoint = Path(config.checkpoint).expanduser().resolve()
     folder = stage_of(checkpoint)

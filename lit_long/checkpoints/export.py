@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from lit_long.checkpoints.huggingface_words import optional
 from lit_long.checkpoints.rope_config import hf_from_position
-from lit_long.checkpoints.tokenization import Tokenization, copy_tokenizer, has_state
+from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.checkpoints.weights import misfit
 from lit_long.config import ModelConfig, UserError
 from lit_long.model.llama import Llama
@@ -171,10 +172,8 @@ def write_words(folder: Path, words: Tokenization, context: int) -> None:
             shutil.copyfile(each, folder / each.name)
         if file.is_file():  # without it transformers takes the class of Llama's own tokenizer
             write_json(file, for_both_versions(optional(file)))
-        if (source / "tokenizer.json").is_file() and has_state(source / "tokenizer.json"):
-            words.tokenizer.save(str(folder / "tokenizer.json"))
         return
-    tokenizer = copy_tokenizer(words.tokenizer)
+    tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
     if words.add_bos and words.bos is not None:
         bos = words.tokenizer.id_to_token(words.bos)
         tokenizer.post_processor = TemplateProcessing(

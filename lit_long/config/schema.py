@@ -1,6 +1,7 @@
 """The typed schema: every setting of every stage, with its default.
 
-Fields marked ``metadata=NOT_IDENTITY`` say where and how a stage runs, not what it computes: they never enter its identity.
+Fields marked ``metadata=NOT_IDENTITY`` say where and how a stage runs, not what it computes: they never enter its identity. Those marked
+GPU_IDENTITY enter it on GPUs only, those marked TRAIN_IDENTITY not that of prepared data.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from lit_long.config.ranges import (
 from lit_long.config.report import ReportConfig
 from lit_long.config.text import Axes, EscapedText
 from lit_long.config.tracking import TrackingConfig
+from lit_long.config.typed import NOT_IDENTITY, TRAIN_IDENTITY
 
-NOT_IDENTITY = {"identity": False}
 SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
 Spike = Annotated[float, Range(above=1, or_zero=True, note="a multiple of the median loss; 0 = no limit")]
 RetrievalLength = Annotated[int, Range(least=SHORTEST_RETRIEVAL, note="tokens")]
@@ -79,10 +80,9 @@ class InstructConfig:
     answer: EscapedText = ""
     template: str = "auto"  # chat: the tokenizer's own · plain: ours · auto: chat where there is one
     max_tokens: CountOrNone = 0  # schema qa: of an example; longer documents are cut on both sides of the chunk. 0 = no limit
-    # Not what the prepared data are, but what is made of them: they enter a training stage's identity.
-    packing: str = field(default="whole", metadata=NOT_IDENTITY)  # whole: several a sequence, none cut · single: one, padded
-    prompt_weight: NotNegative = field(default=0.0, metadata=NOT_IDENTITY)
-    answer_weight: NotNegative = field(default=1.0, metadata=NOT_IDENTITY)
+    packing: str = field(default="whole", metadata=TRAIN_IDENTITY)  # whole: several a sequence, none cut · single: one, padded
+    prompt_weight: NotNegative = field(default=0.0, metadata=TRAIN_IDENTITY)
+    answer_weight: NotNegative = field(default=1.0, metadata=TRAIN_IDENTITY)
 
 
 @dataclass
@@ -136,7 +136,9 @@ class DataConfig:
     repeats: dict[str, NotNegative] = field(
         default_factory=dict
     )  # instead of weights: passes over each domain, relative to one another
-    max_epochs: NotNegative = 0.0  # no domain may be passed more often in a run; 0 = no limit
+    max_epochs: NotNegative = field(
+        default=0.0, metadata=NOT_IDENTITY
+    )  # no domain may be passed more often in a run; 0 = no limit
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)  # by domain
     packing: str = "concat"  # concat · best_fit · single
     mask_documents: bool = True
@@ -224,9 +226,9 @@ class TrainerConfig:
         default=30.0, metadata=NOT_IDENTITY
     )  # several ranks: end when nothing moves for so long; 0 = never
     # A loss or gradient that is not finite, or a loss above ``spike`` times the median of the last ones (0 = no limit). With stop they change
-    # no result, only whether there is one; skip enters the identity in stages/plan.py.
-    bad_update: str = field(default="stop", metadata=NOT_IDENTITY)  # stop · skip
-    spike: Spike = field(default=0.0, metadata=NOT_IDENTITY)
+    # no result, only whether there is one (stages/identity.py).
+    bad_update: str = "stop"  # stop · skip
+    spike: Spike = 0.0
 
 
 @dataclass

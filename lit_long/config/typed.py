@@ -15,6 +15,9 @@ from lit_long.config.ranges import Range
 from lit_long.config.text import bare, field_types
 
 T = TypeVar("T")
+NOT_IDENTITY = {"identity": False}  # metadata of a dataclass field that says where or how a stage runs, not what it computes
+GPU_IDENTITY = {"identity": "gpu"}  # of one that changes a result on GPUs only
+TRAIN_IDENTITY = {"identity": "train"}  # of one in the data that changes not the prepared data, but what is trained on
 NOT_A_SETTING = {"setting": False}  # metadata of a dataclass field that code fills in, not the user
 GROUP = "a group of settings (key: value), such as {0}.NAME=… or, in quotes, '{0}={{NAME: …}}'"
 COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKMGB])")
@@ -164,9 +167,24 @@ def plain(value: Any) -> Any:
     return value
 
 
-def identity_fields(value: Any) -> Any:
-    """Like `plain`, without the fields that say only where or how something runs."""
+def differing(value: Any, *scopes: str) -> Any:
+    """The fields of a dataclass that differ from their defaults, those of nested dataclasses likewise, as plain values.
+
+    Left out are fields marked NOT_IDENTITY, and those marked GPU_IDENTITY or TRAIN_IDENTITY unless "gpu" or "train" is among ``scopes``. This is
+    what identities are made of (stages/identity.py): a new field with its default changes none.
+    """
     if dataclasses.is_dataclass(value):
-        fields = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-        return {f.name: identity_fields(getattr(value, f.name)) for f in fields}
-    return plain(value)
+        default, found = type(value)(), {}
+        for f in dataclasses.fields(value):
+            counts, own = f.metadata.get("identity", True), getattr(value, f.name)
+            if own == getattr(default, f.name) or (counts is not True and counts not in scopes):
+                continue
+            part = differing(own, *scopes)
+            if part or not dataclasses.is_dataclass(own):
+                found[f.name] = part
+        return found
+    if isinstance(value, dict):
+        return {key: differing(item, *scopes) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [differing(item, *scopes) for item in value]
+    return value

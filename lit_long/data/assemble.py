@@ -83,18 +83,7 @@ def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict
     """By source, the shards it will have."""
     return {
         name: [
-            Task(
-                f"data.sources.{name}",
-                source,
-                part,
-                file,
-                words.file,
-                words.digest,
-                words.separator,
-                words.dtype,
-                template,
-                words.embeddings,
-            )
+            Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype, template)
             for number, part in enumerate(parts(name, source))
             for file in [shard_file(folder / name / FOLDER, number)]
         ]

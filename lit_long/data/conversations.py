@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lit_long.checkpoints.tokenization import Tokenization, copy_tokenizer
+from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import SourceConfig, UserError, nearest
 from lit_long.data.fields import fields_of, fill, value_of
 
@@ -183,7 +183,7 @@ class Encoder:
     def make(cls, plain: Tokenizer, separator: int, template: ChatTemplate | None, max_tokens: int) -> Encoder:
         if template is None:
             return cls(plain, separator, None, max_tokens)
-        reading = copy_tokenizer(plain)  # special tokens are read, unlike with ``plain``
+        reading = Tokenizer.from_str(plain.to_str())  # special tokens are read, unlike with ``plain``
         words = Tokenization(reading, None, (), False, separator, template.source, template.special, template.where)
         return cls(plain, separator, words, max_tokens)
 

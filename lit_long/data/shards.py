@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lit_long.checkpoints.tokenization import check_embedded
 from lit_long.config import SourceConfig, UserError
 from lit_long.data.conversations import ChatTemplate, Encoder
 from lit_long.data.pool import side_by_side
@@ -53,7 +52,6 @@ class Task:
     separator: int
     dtype: str
     template: ChatTemplate | None = None  # of instruction data
-    embeddings: int | None = None  # ids beyond them are refused; see `Words`
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -130,7 +128,6 @@ def _make_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
     digest, tokens = hashlib.sha256(), 0
     with replacing(task.file.with_suffix(".tokens")) as writing, writing.open("wb") as file:
         for document in rows.documents(tokenizer):
-            check_embedded(tokenizer, int(document.max()), task.embeddings, f"{task.key} ({', '.join(task.part.names[:1])})")
             content = document.astype(task.dtype).tobytes()
             digest.update(content)
             file.write(content)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.checkpoints.digests import file_digests
-from lit_long.config import SourceConfig, UserError, identity_fields, nearest
+from lit_long.config import SourceConfig, UserError, differing, nearest
 from lit_long.data.conversations import check_instruct
 from lit_long.data.paths import Look, list_files
 from lit_long.data.rows import columns
@@ -235,4 +235,4 @@ def plain_source(source: SourceConfig) -> dict[str, Any]:
 
 def instruct_identity(source: SourceConfig) -> dict[str, Any]:
     """What prepared instruction data depend on; nothing of a source of plain text, as before there was another kind."""
-    return {"instruct": identity_fields(source.instruct)} if source.instruct.schema else {}
+    return {"instruct": differing(source.instruct)} if source.instruct.schema else {}

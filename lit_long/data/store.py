@@ -6,24 +6,22 @@ FOLDER/DOMAIN/SPLIT/tokens.bin            all documents end to end, uint16 (uint
 FOLDER/DOMAIN/SPLIT/offsets.npy           int64 [documents + 1]: document i is tokens[offsets[i]:offsets[i + 1]]
 FOLDER/DOMAIN/SPLIT/names.json            names of the documents
 FOLDER/SOURCE/shards, FOLDER/SOURCE/SPLIT/index.npy    the same of one's own sources: see shards.py and documents.py
-FOLDER/sources.log, FOLDER/DOMAIN/SPLIT/tokens.log       how far the built-in corpus is; gone when the store is complete
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.tokenization import Tokenization, check_embedded
+from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.assemble import make_share, prepare_sources
 from lit_long.data.corpus import SPLITS, Document, build_corpus, fingerprint
@@ -33,8 +31,8 @@ from lit_long.data.pool import available_cores
 from lit_long.data.shards import FOLDER as SHARDS
 from lit_long.data.sources import left_out, settle_source
 from lit_long.data.tokenizer import borrowed_digest, encode_documents, load_tokenizer
-from lit_long.data.words import TRAINED, Words, file_sha256, settle_words
-from lit_long.files import Log, write_atomically
+from lit_long.data.words import file_sha256, settle_words
+from lit_long.files import write_atomically
 
 __all__ = [
     "LONG_DOCUMENT",
@@ -49,8 +47,7 @@ __all__ = [
 ]
 
 _FORMAT = 2
-_MANIFEST, _SOURCES, _TOKENS = "manifest.json", "sources.log", "tokens.log"
-_AT_ONCE = 64  # documents of the built-in corpus that are encoded between two entries of the log
+_MANIFEST = "manifest.json"
 
 Report = Callable[[str, float], None]
 
@@ -132,13 +129,12 @@ def prepare(
     inputs = fingerprint(corpus, builtin)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
-    log = folder / _SOURCES
-    found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done), log) if builtin else {}
+    found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done)) if builtin else {}
     words, tokenizer = settle_words(corpus, folder, lambda: found, sources, inputs, report)
     domains: dict[str, dict] = {}
     for done, ((domain, split), documents) in enumerate(found.items()):
         report(f"encoding {domain}, {split}", 0.5 + (0.1 if sources else 0.5) * done / len(found))
-        entry = _write(folder / domain / split, documents, tokenizer, words)
+        entry = _write(folder / domain / split, documents, tokenizer, words.separator, words.dtype)
         domains.setdefault(domain, {})[split] = entry
     accounts: dict[str, dict] = {}
     if sources:
@@ -169,8 +165,6 @@ def prepare(
         "domains": domains,
     } | ({"sources": accounts} if accounts else {})
     write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    for file in (log, *(folder / domain / split / _TOKENS for domain, split in found), *([] if sources else [folder / TRAINED])):
-        file.unlink(missing_ok=True)
     report(f"data ready{''.join(told)}", 1.0)
     return manifest
 
@@ -199,8 +193,7 @@ def prepare_share(
     sources = {name: settle_source(name, source) for name, source in sorted(sources.items())}
     inputs = fingerprint(corpus, builtin)
     with alone:
-        found = partial(build_corpus, corpus, report, folder / _SOURCES) if builtin else dict
-        words, _ = settle_words(corpus, folder, found, sources, inputs, report)
+        words, _ = settle_words(corpus, folder, lambda: build_corpus(corpus, report) if builtin else {}, sources, inputs, report)
     return make_share(folder, sources, words, share, processes or available_cores(), report)
 
 
@@ -277,30 +270,14 @@ def _check_shards(folder: Path, shards: list[dict], item_bytes: int) -> None:
             raise ValueError(f"{file} has {file_bytes} bytes instead of {shard['tokens'] * item_bytes}")
 
 
-def _write(folder: Path, documents: list[Document], tokenizer: Tokenizer, words: Words) -> dict:
-    """Write one split, or go on with it, and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
+def _write(folder: Path, documents: list[Document], tokenizer: Tokenizer, separator: int, dtype: str) -> dict:
+    """Write one split and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = hashlib.sha256(f"{words.digest} {words.separator} {words.dtype}".encode())
-    for document in documents:
-        about.update(hashlib.sha256(document.text.encode()).digest())
-    tokens, log = folder / "tokens.bin", Log(folder / _TOKENS, about.hexdigest())
-    tokens.touch()
-    lengths = [length for entry in log.entries for length in entry]
-    size = sum(lengths) * np.dtype(words.dtype).itemsize
-    if tokens.stat().st_size < size:
-        raise UserError(f"{tokens} was cut off by something else; delete {folder} and prepare again")
-    os.truncate(tokens, size)
-    with tokens.open("ab") as file:
-        for start in range(len(lengths), len(documents), _AT_ONCE):
-            texts = [document.text for document in documents[start : start + _AT_ONCE]]
-            encoded = list(encode_documents(tokenizer, texts, words.separator))
-            for name, row in zip((document.name for document in documents[start:]), encoded, strict=False):
-                check_embedded(tokenizer, int(row.max()), words.embeddings, f"the built-in corpus ({name})")
-                file.write(row.astype(words.dtype).tobytes())
-            file.flush()
-            os.fsync(file.fileno())  # what the log says must be there, after a power cut, too
-            log.add([len(row) for row in encoded])
-            lengths += log.entries[-1]
+    lengths = []
+    with (folder / "tokens.bin").open("wb") as file:
+        for tokens in encode_documents(tokenizer, [document.text for document in documents], separator):
+            file.write(tokens.astype(dtype).tobytes())
+            lengths.append(len(tokens))
     np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
     (folder / "names.json").write_text(json.dumps([document.name for document in documents]), encoding="utf-8")
     return counts(np.array(lengths)) | {"bytes": sum(len(document.text.encode()) for document in documents)}

@@ -16,7 +16,6 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.tokenization import read_tokenizer
 from lit_long.config import UserError
 from lit_long.data.conversations import ChatTemplate
 
@@ -50,23 +49,23 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read ``tokenizer.json``. Raises UserError if it is missing or not a tokenizer."""
     try:
-        return _as_plain_text(read_tokenizer(path))
-    except UserError as error:
-        raise UserError(f"{error}. Prepare the data again.") from None
+        return _as_plain_text(Tokenizer.from_file(str(path)))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"Cannot read the tokenizer {path}: {error}. Prepare the data again.") from error
 
 
 @functools.cache
-def borrow_tokenizer(name: str) -> tuple[Tokenizer, int, int | None]:
-    """The tokenizer of the external weights called ``name``, the id that opens a document, and rows of embeddings. Cached: reading a GGUF file's takes a third
+def borrow_tokenizer(name: str) -> tuple[Tokenizer, int]:
+    """The tokenizer of the external weights called ``name``, and the id that opens a document. Cached: reading a GGUF file's takes a third
     of a second, planning asks once a stage, and a process sees one version."""
     words = open_external(name).tokenization()
-    return _as_plain_text(words.tokenizer), words.separator, words.embeddings
+    return _as_plain_text(words.tokenizer), words.separator
 
 
 @functools.cache
 def borrowed_digest(name: str) -> str:
     """sha256 of the tokenizer of external weights. Cached, as `borrow_tokenizer`."""
-    tokenizer, separator, _ = borrow_tokenizer(name)
+    tokenizer, separator = borrow_tokenizer(name)
     return hashlib.sha256(f"{separator} {tokenizer.to_str()}".encode()).hexdigest()
 
 

@@ -65,9 +65,9 @@ class Record:
         }
         run = self.tracker.stage(
             self.parent,
-            stage.identity,
+            stage.key,
             run_name(self.plan, stage),
-            params=flatten(stage.settings() | {"identity": stage.identity}),
+            params=flatten(stage.settings() | {"identity": stage.key}),
             tags=tags,
             cached=cached,
         )

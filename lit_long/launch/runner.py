@@ -160,7 +160,7 @@ class Runner:
             if active.running is None:
                 for leftover in (ERROR, "progress.json", JOB):
                     (folder / leftover).unlink(missing_ok=True)
-                write_stage(folder, active.stage.identity, active.stage.settings(), active.stage.store, active.stage.parent)
+                write_stage(folder, active.stage.key, active.stage.settings(), active.stage.store, active.stage.parent)
                 fresh.append(active)
             else:
                 self.active[active.stage.identity] = active

@@ -126,6 +126,20 @@ def settings(position: dict[str, Any], head_dim: int, where: str = "position", l
     return values
 
 
+def default_settings(position: dict[str, Any]) -> dict[str, Any]:
+    """Those settings of ``position``'s scheme (and of its transform, in ``training``) that have a default, with it."""
+    found = class_defaults(find(PositionalEncoder, SCHEMES, position["scheme"], "position", "scheme"))
+    if training := position.get("training"):
+        found["training"] = class_defaults(find(PositionTransform, TRANSFORMS, training["transform"], "position", "transform"))
+    return found
+
+
+def class_defaults(cls: type) -> dict[str, Any]:
+    usual = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    made = {f.name: f.default_factory() for f in dataclasses.fields(cls) if f.default_factory is not dataclasses.MISSING}
+    return usual | made
+
+
 __all__ = [
     "SCHEMES",
     "TRANSFORMS",
@@ -134,6 +148,7 @@ __all__ = [
     "Rotation",
     "build",
     "build_transform",
+    "default_settings",
     "rotate",
     "settings",
 ]

@@ -1,64 +1,139 @@
-"""What a stage is known by: the settings that it computes with. What its inputs are made of is covered by their own identities."""
+"""What a stage is known by: a hash of what it is made of.
+
+    the settings that its result depends on and that differ from their defaults, so that a new setting changes no identity
+    the identities of its inputs: data store, parent, external weights by their content
+    the code of the user's own modules
+    a version number of its kind, raised by hand when the meaning of a result changes, or a default
+
+tests/stages/defaults.yaml holds the defaults; a test fails when one changes and the version does not.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lit_long.config import DataConfig, OptimConfig, StageConfig, identity_fields, plain
-from lit_long.data.corpus import RETRIEVAL
-from lit_long.stages.mixture import DOCS, data_identity
+from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, SourceConfig, StageConfig, differing
+from lit_long.data.corpus import fingerprint
+from lit_long.positions import default_settings
+from lit_long.stages.mixture import chat_templates, uses_builtin
+
+KIND_VERSIONS = {"data": 3, "train": 2, "evaluate": 3}
+# The settings that mean something to a stage of each kind; of those the result of training does not depend on ``validation``.
+TRAIN = ("context", "tokens", "tokens_per_update", "seed", "model", "position", "data", "curriculum", "adapter", "optim")
+RELEVANT = {
+    "data": ("data",),
+    "train": (*TRAIN, "validation", "trainer"),
+    "evaluate": ("model", "position", "evaluation", "trainer"),
+}
+COUNTED = {"data": ("data",), "train": (*TRAIN, "trainer"), "evaluate": ("model", "position", "evaluation")}
+DEFAULT = StageConfig()
+
+
+def stage_identity(config: StageConfig, inputs: Sequence[str]) -> str:
+    """The identity of a resolved stage, 12 hexadecimal digits.
+
+    Args:
+        inputs: the identities of data store and parent, and the digest of external weights that it starts from.
+    """
+    content = {
+        "kind": config.kind,
+        "version": KIND_VERSIONS[config.kind],
+        "inputs": list(inputs),
+        "settings": identity_settings(config),
+    }
+    return digest(content, 12)
+
+
+def digest(content: Any, length: int) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def identity_settings(config: StageConfig) -> dict[str, Any]:
-    """The settings that a stage of this kind computes with; its inputs' identities cover the rest."""
+    """The settings that the stage's result depends on, where they differ from their defaults; its inputs' identities cover the rest."""
+    scopes = [config.kind] + (["gpu"] if config.kind != "data" and config.trainer.accelerator != "cpu" else [])
+    counted, settings = without_idle_settings(config), {}
+    for name in COUNTED[config.kind]:
+        value = getattr(counted, name)
+        found = differing_position(value) if name == "position" else differing(value, *scopes)
+        if found != {} and value != getattr(DEFAULT, name):
+            settings[name] = found
     if config.kind == "data":
-        return data_identity(config.data)
-    settings = {name: identity_fields(getattr(config, name)) for name in ("model", "position")} | own_code(config.position)
-    if config.kind == "evaluate":
-        evaluation = identity_fields(config.evaluation)
-        if evaluation["retrieval_domain"] in ("", DOCS):  # as it was before it could be chosen: results of that time stay valid
-            del evaluation["retrieval_domain"]
-        if not evaluation["retrieval_control"]:  # likewise
-            del evaluation["retrieval_control"]
-        if not evaluation["tasks"]:  # likewise
-            evaluation = {key: value for key, value in evaluation.items() if not key.startswith("task")}
-        return settings | {"evaluation": evaluation}
-    names = ("context", "tokens", "tokens_per_update", "seed")
-    return (
-        settings
-        | {name: getattr(config, name) for name in names}
-        | {
-            "data": mixture_identity(config.data),
-            "optim": optim_identity(config.optim),
-            "trainer": identity_fields(config.trainer),
+        settings["made_from"] = fingerprint(config.data.corpus, uses_builtin(config.data))
+        if templates := chat_templates(config.data):
+            settings["chat_templates"] = templates
+    elif code := own_code(config.position):
+        settings["code"] = code
+    return settings
+
+
+def without_idle_settings(config: StageConfig) -> StageConfig:
+    """``config`` with what does not count for it at its default: the corpus of a mixture that does not use it, weights of 0, and so on."""
+    data = config.data
+    if config.kind == "data":
+        corpus = data.corpus if uses_builtin(data) else CorpusConfig(vocab_size=data.corpus.vocab_size)
+        sources = {
+            name: source if source.instruct.schema else replace(source, instruct=SourceConfig().instruct)
+            for name, source in data.sources.items()
         }
-        | ({"curriculum": plain(config.curriculum)} if config.curriculum.phases else {})
-        | ({"adapter": plain(config.adapter)} if config.adapter.rank else {})
-        # Its examples have all lengths; they once had the context's.
-        | ({"retrieval": "all lengths"} if any(weights.get(RETRIEVAL) for weights in all_weights(config)) else {})
-        # It leaves out updates only where stop would have no result at all; what it leaves out depends on the limit.
-        | ({"bad_update": {"skip": config.trainer.spike}} if config.trainer.bad_update == "skip" else {})
-    )
+        return replace(config, data=DataConfig(corpus=corpus, sources=sources))
+    trainer = config.trainer
+    if trainer.bad_update == "stop":  # then the limit changes no result, only whether there is one
+        trainer = replace(trainer, spike=0.0)
+    return replace(config, data=mixture(data), curriculum=phases_of(config.curriculum), trainer=trainer)
 
 
-def own_code(position: dict[str, Any]) -> dict[str, Any]:
-    """{"code": {module: digest}} of the modules that hold the user's own encoder or transform (``module:Class``), {} without one.
+def mixture(data: DataConfig) -> DataConfig:
+    """What of the data makes the stream of training sequences: which documents there are is the data stage's identity."""
+    weights = {name: weight for name, weight in data.weights.items() if weight}
+    mixed = {name for name, share in (data.repeats or weights).items() if share}
+    loss = {name: loss_of(source) for name, source in data.sources.items() if source.instruct.schema and name in mixed}
+    return replace(data, corpus=CorpusConfig(), sources=loss, weights=weights)
+
+
+def loss_of(source: SourceConfig) -> SourceConfig:
+    """The settings of instruction data that enter the loss, not the store."""
+    names = ("packing", "prompt_weight", "answer_weight")
+    default = SourceConfig()
+    return replace(default, instruct=replace(default.instruct, **{name: getattr(source.instruct, name) for name in names}))
+
+
+def phases_of(curriculum: CurriculumConfig) -> CurriculumConfig:
+    """The phases with each position as `differing_position` describes it."""
+    return CurriculumConfig([replace(phase, position=differing_position(phase.position)) for phase in curriculum.phases])
+
+
+def differing_position(position: dict[str, Any]) -> dict[str, Any]:
+    """A complete positional encoder: its scheme (and transform), and the settings that differ from their defaults; {} without one."""
+    if not position:
+        return {}
+    usual = default_settings(position)
+    found = {key: value for key, value in position.items() if key != "training" and (key not in usual or value != usual[key])}
+    if training := position.get("training"):
+        usual = usual["training"]
+        found["training"] = {key: value for key, value in training.items() if key not in usual or value != usual[key]}
+    return found
+
+
+def own_code(position: dict[str, Any]) -> dict[str, str]:
+    """{module: digest} of the modules that hold the user's own encoder or transform (``module:Class``), {} without one.
 
     Comments and layout do not count, and what such a module imports does not either.
     """
     names = (str(position.get("scheme", "")), str((position.get("training") or {}).get("transform", "")))
     modules = {name.partition(":")[0] for name in names if ":" in name}
     files = {module: spec.origin for module in modules if (spec := importlib.util.find_spec(module))}
-    found = {
+    return {
         module: hashlib.sha256(ast.unparse(ast.parse(Path(file).read_bytes())).encode()).hexdigest()[:12]
         for module, file in files.items()
         if file and file.endswith(".py")
     }
-    return {"code": found} if found else {}
 
 
 def all_weights(config: StageConfig) -> list[dict[str, float]]:
@@ -66,23 +141,9 @@ def all_weights(config: StageConfig) -> list[dict[str, float]]:
     return [config.data.repeats or config.data.weights, *(phase.weights for phase in config.curriculum.phases)]
 
 
-def optim_identity(optim: OptimConfig) -> dict[str, Any]:
-    """Without its name where there was no other: results from before there was a choice stay valid."""
-    return {key: value for key, value in plain(optim).items() if (key, value) != ("name", "adamw")}
-
-
-def mixture_identity(data: DataConfig) -> dict[str, Any]:
-    """How the stream of training sequences is made. What is at its default is left out, so that results from before it existed stay valid."""
-    default = DataConfig()
-    later = {name: plain(getattr(data, name)) for name in ("repeats", "sampling", "packing")}
-    mixed = {k: w for k, w in (data.repeats or data.weights).items() if w}
-    instruct = {k: plain(source.instruct) for k, source in data.sources.items() if source.instruct.schema and k in mixed}
-    loss = {k: {name: v[name] for name in ("packing", "prompt_weight", "answer_weight")} for k, v in instruct.items()}
-    return (
-        {
-            "weights": {k: w for k, w in data.weights.items() if w},
-            "mask_documents": data.mask_documents,
-        }
-        | {name: value for name, value in later.items() if value != plain(getattr(default, name))}
-        | ({"instruct": loss} if loss else {})
-    )
+def recipe(config: StageConfig) -> dict[str, Any]:
+    """What a resolved training stage computes, but for the machine's precision and the versions of the corpus' packages (shipped.py)."""
+    settings = identity_settings(replace(config, trainer=replace(config.trainer, precision=DEFAULT.trainer.precision)))
+    mixed = {name for weights in all_weights(config) for name, weight in weights.items() if weight}
+    made = {"version": KIND_VERSIONS["train"], "settings": settings, "corpus": differing(config.data.corpus)}
+    return json.loads(json.dumps(made | {"sources": sorted(mixed & set(config.data.sources))}))

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lit_long.config import CorpusConfig, DataConfig, EvaluationConfig, SourceConfig, UserError, identity_fields
+from lit_long.config import DataConfig, EvaluationConfig, SourceConfig, UserError
 from lit_long.data.conversations import template_of
-from lit_long.data.corpus import DOMAINS, MADE, fingerprint
+from lit_long.data.corpus import DOMAINS, MADE
 from lit_long.data.retrieval import DOMAIN as DOCS
-from lit_long.data.sources import instruct_identity, settle_source
+from lit_long.data.sources import settle_source
 from lit_long.data.tokenizer import borrowed_template
 
 BUILTIN = (*DOMAINS, *MADE)
@@ -79,20 +79,12 @@ def settle_evaluation(evaluation: EvaluationConfig, data: DataConfig) -> Evaluat
     return replace(evaluation, domains=domains, retrieval_domain=retrieval)
 
 
-def source_identity(name: str, source: SourceConfig, corpus: CorpusConfig) -> dict[str, Any]:
-    """A source's settings that its prepared documents depend on; of instruction data the chat template, too."""
-    settings = {key: value for key, value in identity_fields(source).items() if key != "instruct"}
-    if source.instruct.schema:
-        template = template_of(f"data.sources.{name}", source, borrowed_template(corpus.tokenizer))
-        settings |= instruct_identity(source) | {"chat_template": template and template.digest}
-    return settings
-
-
-def data_identity(data: DataConfig) -> dict[str, Any]:
-    """The settings that prepared data depend on. Sources are known by their content, the built-in corpus by what is installed."""
-    if not data.sources:
-        return {"corpus": identity_fields(data.corpus), "sources": fingerprint(data.corpus)}
-    builtin = uses_builtin(data)
-    corpus = identity_fields(data.corpus) if builtin else {"vocab_size": data.corpus.vocab_size}
-    own = {name: source_identity(name, source, data.corpus) for name, source in data.sources.items()}
-    return {"corpus": corpus, "sources": fingerprint(data.corpus, builtin), "own": own}
+def chat_templates(data: DataConfig) -> dict[str, str | None]:
+    """{source: digest} of the chat templates that the instruction data among the sources are written with."""
+    borrowed = borrowed_template(data.corpus.tokenizer)
+    templates = {
+        name: template_of(f"data.sources.{name}", source, borrowed)
+        for name, source in data.sources.items()
+        if source.instruct.schema
+    }
+    return {name: template and template.digest for name, template in templates.items()}

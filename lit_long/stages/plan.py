@@ -7,8 +7,6 @@ share them. Planning imports no torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +23,7 @@ from lit_long.config import (
     SweepConfig,
     UserError,
     compose_sweep,
+    differing,
     nearest,
     plain,
     project_root,
@@ -32,34 +31,21 @@ from lit_long.config import (
 from lit_long.config.grid import points, variant_name
 from lit_long.stages.axes import Axes
 from lit_long.stages.folder import is_done
-from lit_long.stages.identity import identity_settings
+from lit_long.stages.identity import RELEVANT, digest, stage_identity
+from lit_long.stages.identity_0_1 import identity_0_1, sweep_key_0_1
 from lit_long.stages.mixture import settle_data
 from lit_long.stages.settle import check_optimizer, settle
 from lit_long.stages.shipped import SHIPPED, check_base, shipped_folder, stand_in
 
-# Raised by hand when the meaning of a kind's result changes; results of older versions are then not taken for new ones.
-KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 2}
-TRAIN = (
-    "context",
-    "tokens",
-    "tokens_per_update",
-    "seed",
-    "model",
-    "position",
-    "data",
-    "curriculum",
-    "adapter",
-    "optim",
-    "validation",
-    "trainer",
-)
-RELEVANT = {"data": ("data",), "train": TRAIN, "evaluate": ("model", "position", "evaluation", "trainer")}
 CORPUS = "corpus"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the plan. ``store`` and ``parent`` are the folders of its inputs."""
+    """One stage of the plan. ``store`` and ``parent`` are the folders of its inputs.
+
+    ``folder`` is named after the identity; after that of 0.1 where 0.1 began the stage.
+    """
 
     name: str
     config: StageConfig
@@ -67,10 +53,16 @@ class Stage:
     folder: Path
     store: Path | None = None
     parent: Path | None = None
+    identity_0_1: str = ""
 
     @property
     def done(self) -> bool:
         return is_done(self.folder)
+
+    @property
+    def key(self) -> str:
+        """The identity that its folder and its runs in MLflow go by."""
+        return self.folder.name.partition("-")[2]
 
     def settings(self) -> dict[str, Any]:
         """What means something for a stage of this kind, as plain values: enough to run it."""
@@ -218,7 +210,7 @@ def make_plan(layers: Layers) -> Plan:
             raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
     # Data first: what cannot be read is found before a model is trained that would then wait for it.
     order = sorted(stages.values(), key=lambda stage: stage.config.kind != "data")
-    key = sweep_key(sweep, trials)
+    key = sweep_key(sweep, trials, root)
     return Plan(sweep, root, trials, order, key, list(look.unseen.values()), shipped, notes)
 
 
@@ -323,21 +315,25 @@ def place(
     init: External | None = None,
 ) -> Stage:
     """The stage with its identity and its folder. ``init``: weights made elsewhere that it starts from, known by their content."""
-    content = {
-        "kind": config.kind,
-        "version": KIND_VERSIONS[config.kind],
-        "inputs": [stage.identity for stage in (corpus, parent) if stage] + ([init.digest] if init else []),
-        "settings": identity_settings(config),
-    }
-    identity = digest(content, 12)
-    folder = root / "runs" / "stages" / f"{config.kind}-{identity}"
-    return Stage(name, config, identity, folder, corpus.folder if corpus else None, parent.folder if parent else None)
+    inputs = [stage for stage in (corpus, parent) if stage]
+    digests = [init.digest] if init else []
+    identity = stage_identity(config, [*(stage.identity for stage in inputs), *digests])
+    former = identity_0_1(config, [*(stage.identity_0_1 for stage in inputs), *digests])
+    folder, begun = (root / "runs" / "stages" / f"{config.kind}-{name}" for name in (identity, former))
+    if former and begun.is_dir() and not folder.is_dir():
+        folder = begun
+    return Stage(name, config, identity, folder, corpus.folder if corpus else None, parent.folder if parent else None, former)
 
 
-def sweep_key(sweep: SweepConfig, trials: list[Trial]) -> str:
-    rows = [[trial.variant, trial.seed, {name: stage.identity for name, stage in trial.stages.items()}] for trial in trials]
-    return digest([sweep.experiment, rows, plain(sweep.report)], 8)
+def sweep_key(sweep: SweepConfig, trials: list[Trial], root: Path) -> str:
+    """What the sweep's folder is called: a hash of its stages and of its report; that of 0.1 where 0.1 began the sweep."""
 
+    def rows(kind: str) -> list[Any]:
+        return [
+            [trial.variant, trial.seed, {name: getattr(stage, kind) for name, stage in trial.stages.items()}] for trial in trials
+        ]
 
-def digest(content: Any, length: int) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
+    key = digest([sweep.experiment, rows("identity"), differing(sweep.report)], 8)
+    former = sweep_key_0_1(sweep.experiment, rows("identity_0_1"), sweep.report)
+    folders = root / "runs" / sweep.experiment
+    return former if former and (folders / former).is_dir() and not (folders / key).is_dir() else key

@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lit_long.config import ModelConfig, StageConfig, UserError, identity_fields, plain
+from lit_long.config import ModelConfig, StageConfig, UserError
 from lit_long.config.compose import folders
-from lit_long.stages.identity import all_weights, identity_settings
+from lit_long.stages.identity import recipe
+from lit_long.stages.identity_0_1 import recipe_0_1
 
 SHIPPED, TRAIN = "shipped", "train"
 BASES = "bases"  # below experiments/
@@ -31,14 +31,6 @@ def check_base(base: str, stages: dict[str, dict], file: Path) -> None:
         raise UserError(f"base={base}: must be {SHIPPED} or {TRAIN}")
     if base == TRAIN and not any(stage.get("shipped") for stage in stages.values()):
         raise UserError(f"base={TRAIN}: no stage of {file} has shipped weights, so all are trained anyway; leave the word out")
-
-
-def recipe(config: StageConfig) -> dict[str, Any]:
-    """What a settled training stage computes, but for the machine's precision and the versions of the corpus' packages."""
-    settings = {key: value for key, value in identity_settings(config).items() if key != "trainer"}
-    mixed = {name for weights in all_weights(config) for name, weight in weights.items() if weight}
-    data = {"corpus": identity_fields(config.data.corpus), "sources": sorted(mixed & set(config.data.sources))}
-    return json.loads(json.dumps(plain(settings | data)))
 
 
 def shipped_folder(config: StageConfig) -> str:
@@ -58,7 +50,7 @@ def shipped_folder(config: StageConfig) -> str:
                 f"{folder / RECIPE}: cannot be read ({error}), so nothing says with which settings these weights were made. "
                 f"Export the stage anew (python -m lit_long.export), or base={TRAIN} trains it."
             ) from error
-        if made_with == recipe(config):
+        if made_with in (recipe(config), recipe_0_1(config)):
             return str(folder)
     return ""
 

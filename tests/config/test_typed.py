@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lit_long.config import StageConfig, UserError, identity_fields, plain, typed
+from lit_long.config import UserError, plain, typed
 
 
 @dataclass
@@ -67,11 +67,3 @@ def test_errors_name_layer_key_and_remedy(values, message):
     with pytest.raises(UserError, match="here: ") as raised:
         typed(Outer, values, "here")
     assert message in str(raised.value)
-
-
-def test_where_something_runs_is_no_identity():
-    one, other = StageConfig(), StageConfig()
-    other.trainer.devices, other.trainer.micro_batch_tokens, other.evaluation.batch_tokens = 8, 1, 1
-    assert identity_fields(one) == identity_fields(other)
-    other.trainer.precision = "32-true"
-    assert identity_fields(one) != identity_fields(other)

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from lit_long.config import CorpusConfig, DataConfig, SourceConfig, UserError
+from lit_long.config import CorpusConfig, DataConfig, SourceConfig, StageConfig, UserError
 from lit_long.data.store import open_store, prepare, words_of
 from lit_long.data.tokenizer import borrow_tokenizer, borrowed_digest, train_tokenizer
-from lit_long.stages.mixture import data_identity
+from lit_long.stages.identity import identity_settings
 from tests.checkpoints.llamas import random_llama, save
 from tests.data.own import TEXTS, all_texts, write_jsonl
 
@@ -50,7 +50,7 @@ def test_a_changed_one_is_refused_and_the_next_store_has_it(lender, corpus, sour
     words = words_of(store, corpus)
     assert words.decode(words.encode(TEXTS[3])) == TEXTS[3]
     data = DataConfig(corpus=corpus, sources=sources, weights={"mine": 1.0})
-    before = data_identity(data)
+    before = identity_settings(StageConfig(kind="data", data=data))
     original = (lender / "tokenizer.json").read_bytes()
 
     put_tokenizer(lender, 310)
@@ -58,7 +58,7 @@ def test_a_changed_one_is_refused_and_the_next_store_has_it(lender, corpus, sour
         words_of(store, corpus)
     for said in (f"data.corpus.tokenizer={lender}", str(store.folder), "Put it back, or prepare the data again"):
         assert said in str(refused.value)
-    assert data_identity(data) != before  # so that the same command makes a store of its own
+    assert identity_settings(StageConfig(kind="data", data=data)) != before  # so that the same command makes a store of its own
     assert open_store(store.folder).tokenizer.get_vocab_size() == 300  # the old one can still be read
 
     (lender / "tokenizer.json").write_bytes(original)

@@ -18,7 +18,6 @@ from lit_long.config import (
     UserError,
 )
 from lit_long.config.schema import PhaseConfig
-from lit_long.stages.identity import identity_settings
 from lit_long.stages.settle import check_optimizer, settle
 
 WHERE = "my.yaml: stages.base"
@@ -133,17 +132,6 @@ def test_optimizers():
         match=f"^{re.escape(WHERE)}: optim.name=muon needs whole matrices, and trainer.strategy=fsdp .*; stages.base.optim.name=adamw, or",
     ):
         check_optimizer(trained_by("muon", "fsdp"), WHERE)
-
-
-def test_what_adamw_gave_before_there_was_a_choice_stays_valid():
-    adamw, muon = (identity_settings(trained_by(name, "single"))["optim"] for name in ("adamw", "muon"))
-    assert muon == {"name": "muon"} | adamw
-
-
-def test_retrieval_of_all_lengths_has_an_identity_of_its_own():
-    assert "retrieval" not in identity_settings(settled())
-    assert "retrieval" in identity_settings(settled(weights={"code": 0.5, "retrieval": 0.5}))
-    assert "retrieval" in identity_settings(settled({"until": 0.5, "weights": {"retrieval": 1.0}}, {"until": 1.0}))
 
 
 def test_where_sources_take_the_mixture_over_they_do_so_in_phases_too():

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from lit_long.config import UserError, read_layers
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.launch.names import run_name
+from lit_long.stages.identity import recipe
 from lit_long.stages.plan import make_plan
-from lit_long.stages.shipped import RECIPE, recipe
+from lit_long.stages.shipped import RECIPE
 from lit_long.stages.sweep_folder import outline
 from tests.checkpoints.llamas import random_llama, save
 
@@ -124,7 +125,7 @@ def test_what_makes_no_sense_is_refused(plan, tmp_path):
         plan()
     plan("base=train")
     changed = json.loads(text)
-    changed["model"]["n_layers"] = 3
+    changed["settings"]["model"]["n_layers"] = 3
     file.write_text(json.dumps(changed))
     with pytest.raises(
         UserError, match=r"stages.base: the weights in .*mine-s0 are of another shape than its recipe.json says; base=train"

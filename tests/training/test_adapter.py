@@ -17,7 +17,8 @@ from lit_long.config import AdapterConfig, ModelConfig, UserError, read_layers
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.stages.plan import identity_settings, make_plan
+from lit_long.stages.identity import identity_settings
+from lit_long.stages.plan import make_plan
 from lit_long.training.adapter import ADAPTER, add_adapter, merged, save_adapted
 from lit_long.training.run import train
 from tests.data.own import TEXTS, store_of, write_text

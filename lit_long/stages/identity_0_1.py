@@ -1,0 +1,197 @@
+"""The identities that stages had in 0.1 (to commit 6d0d953), so that folders, records and weights of that time go on. Goes with 0.3.
+
+An identity of 0.1 holds every setting, at its default or not. The settings are listed here: what was added since has none there, so a stage
+that uses it was never run by 0.1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lit_long.config import (
+    AdapterConfig,
+    CorpusConfig,
+    CurriculumConfig,
+    DataConfig,
+    EvaluationConfig,
+    InstructConfig,
+    ModelConfig,
+    OptimConfig,
+    ReportConfig,
+    SamplingConfig,
+    SourceConfig,
+    StageConfig,
+    TrainerConfig,
+    differing,
+    plain,
+)
+from lit_long.config.schema import PhaseConfig
+from lit_long.data.corpus import RETRIEVAL, fingerprint
+from lit_long.positions import default_settings
+from lit_long.stages.identity import all_weights, digest, own_code
+from lit_long.stages.mixture import DOCS, chat_templates, uses_builtin
+
+KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 2}
+SETTINGS = {
+    ModelConfig: "vocab_size d_model n_layers n_heads n_kv_heads head_dim d_ffn norm_eps tie_embeddings context rope_base",
+    CorpusConfig: "name packages validation vocab_size",
+    InstructConfig: "schema prompt answer template max_tokens",
+    SourceConfig: "kind text where encoding subset split min_characters max_characters dedup keep validation_share content",
+    SamplingConfig: "min_tokens max_tokens long_tokens long_share",
+    DataConfig: "corpus sources weights repeats max_epochs sampling packing mask_documents",
+    PhaseConfig: "until scale grow_from weights position",
+    AdapterConfig: "rank alpha targets train_embeddings_and_norms",
+    OptimConfig: "name lr min_lr_ratio warmup_fraction betas eps weight_decay grad_clip",
+    TrainerConfig: "precision",
+    EvaluationConfig: "domains lengths sequences retrieval_lengths passkey_lengths retrieval_examples retrieval_control retrieval_domain "
+    "tasks task_lengths task_samples precision",
+    ReportConfig: "title rows reference paper_table paper_source paper_length paper published curve law bound notes",
+}
+BY_THEMSELVES = {
+    TrainerConfig: ("bad_update", "spike"),
+    SourceConfig: ("instruct",),
+    InstructConfig: ("packing", "prompt_weight", "answer_weight"),
+}  # treated below
+SCHEMES = {
+    **dict.fromkeys(("rope", "abf"), "base"),
+    **dict.fromkeys(("pi", "ntk"), "base factor"),
+    **dict.fromkeys(("xpos", "xpos_abf"), "base gamma scale_base centre"),
+    "dynamic_ntk": "base factor original",
+    "ntk_by_parts": "base factor original alpha beta",
+    "yarn": "base factor original alpha beta attention",
+    "longrope": "base factor original short_factors long_factors",
+    "llama3": "base factor original low_freq_factor high_freq_factor",
+    "p_rope": "base fraction",
+    "power": "base k",
+    "truncated": "base truncate a b rho",
+    "nope": "",
+}
+
+
+class NotIn01(Exception):
+    """The stage has a setting that 0.1 did not know."""
+
+
+def identity_0_1(config: StageConfig, inputs: Sequence[str]) -> str:
+    """The identity that a resolved stage had in 0.1; "" for one that 0.1 could not run, or whose inputs it could not make."""
+    if not all(inputs):
+        return ""
+    try:
+        settings = identity_settings(config)
+    except NotIn01:
+        return ""
+    return digest({"kind": config.kind, "version": KIND_VERSIONS[config.kind], "inputs": list(inputs), "settings": settings}, 12)
+
+
+def sweep_key_0_1(experiment: str, rows: list[Any], report: ReportConfig) -> str:
+    """The key of a sweep's folder in 0.1; ``rows`` as in `plan.sweep_key`, with the identities of that time. "" as `identity_0_1`."""
+    try:
+        return digest([experiment, rows, known(report)], 8)
+    except NotIn01:
+        return ""
+
+
+def recipe_0_1(config: StageConfig) -> dict[str, Any] | None:
+    """The recipe.json that 0.1 wrote of a training stage; None where it could not have made it."""
+    try:
+        settings = {key: value for key, value in identity_settings(config).items() if key != "trainer"}
+        corpus = known(config.data.corpus)
+    except NotIn01:
+        return None
+    mixed = {name for weights in all_weights(config) for name, weight in weights.items() if weight}
+    return json.loads(json.dumps(plain(settings | {"corpus": corpus, "sources": sorted(mixed & set(config.data.sources))})))
+
+
+def known(value: Any) -> dict[str, Any]:
+    """All settings of 0.1 that a dataclass holds. Raises NotIn01 for one that differs from its default and is not among them."""
+    refuse_later(value)
+    return {name: plain(getattr(value, name)) for name in SETTINGS[class_0_1(value)].split()}
+
+
+def refuse_later(value: Any) -> None:
+    cls = class_0_1(value)
+    if set(differing(value, "gpu", "train")) - {*SETTINGS[cls].split(), *BY_THEMSELVES.get(cls, ())}:
+        raise NotIn01
+
+
+def class_0_1(value: Any) -> type:
+    return next(cls for cls in type(value).__mro__ if cls in SETTINGS)
+
+
+def position_of(position: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's settings of 0.1. Raises NotIn01 as `known`."""
+    if not position or ":" in position["scheme"]:
+        return position
+    if position["scheme"] not in SCHEMES:
+        raise NotIn01
+    usual, names = default_settings(position), {"scheme", "training", *SCHEMES[position["scheme"]].split()}
+    if any(name not in names and value != usual.get(name, object()) for name, value in position.items()):
+        raise NotIn01
+    return {name: value for name, value in position.items() if name in names}
+
+
+def identity_settings(config: StageConfig) -> dict[str, Any]:
+    if config.kind == "data":
+        return data_settings(config.data)
+    code = {"code": found} if (found := own_code(config.position)) else {}
+    settings = {"model": known(config.model), "position": position_of(config.position)} | code
+    if config.kind == "evaluate":
+        evaluation = known(config.evaluation)
+        if evaluation["retrieval_domain"] in ("", DOCS):
+            del evaluation["retrieval_domain"]
+        if not evaluation["retrieval_control"]:
+            del evaluation["retrieval_control"]
+        if not evaluation["tasks"]:
+            evaluation = {key: value for key, value in evaluation.items() if not key.startswith("task")}
+        return settings | {"evaluation": evaluation}
+    trainer = config.trainer
+    skips = {"bad_update": {"skip": trainer.spike}} if trainer.bad_update == "skip" else {}
+    names = ("context", "tokens", "tokens_per_update", "seed")
+    return (
+        settings
+        | {name: getattr(config, name) for name in names}
+        | {"data": mixture(config.data), "trainer": known(trainer)}
+        | {"optim": {key: value for key, value in known(config.optim).items() if (key, value) != ("name", "adamw")}}
+        | ({"curriculum": phases(config.curriculum)} if config.curriculum.phases else {})
+        | ({"adapter": known(config.adapter)} if config.adapter.rank else {})
+        | ({"retrieval": "all lengths"} if any(weights.get(RETRIEVAL) for weights in all_weights(config)) else {})
+        | skips
+    )
+
+
+def phases(curriculum: CurriculumConfig) -> dict[str, Any]:
+    return {"phases": [known(phase) | {"position": position_of(phase.position)} for phase in curriculum.phases]}
+
+
+def mixture(data: DataConfig) -> dict[str, Any]:
+    default = DataConfig()
+    for value in (data, *data.sampling.values()):
+        refuse_later(value)
+    later = {name: plain(getattr(data, name)) for name in ("repeats", "sampling", "packing")}
+    mixed = {name for name, weight in (data.repeats or data.weights).items() if weight}
+    loss = {
+        name: {key: getattr(source.instruct, key) for key in ("packing", "prompt_weight", "answer_weight")}
+        for name, source in data.sources.items()
+        if source.instruct.schema and name in mixed
+    }
+    return (
+        {"weights": {name: weight for name, weight in data.weights.items() if weight}, "mask_documents": data.mask_documents}
+        | {name: value for name, value in later.items() if value != plain(getattr(default, name))}
+        | ({"instruct": loss} if loss else {})
+    )
+
+
+def data_settings(data: DataConfig) -> dict[str, Any]:
+    if not data.sources:
+        return {"corpus": known(data.corpus), "sources": fingerprint(data.corpus)}
+    builtin = uses_builtin(data)
+    corpus = known(data.corpus) if builtin else {"vocab_size": data.corpus.vocab_size}
+    templates = chat_templates(data)
+    own = {}
+    for name, source in data.sources.items():
+        own[name] = known(source)
+        if source.instruct.schema:
+            own[name] |= {"instruct": known(source.instruct), "chat_template": templates[name]}
+    return {"corpus": corpus, "sources": fingerprint(data.corpus, builtin), "own": own}

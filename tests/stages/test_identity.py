@@ -1,0 +1,111 @@
+"""What a stage is known by: what differs from the defaults, and the same for everyone as long as nothing that counts changes.
+
+identities.json   of sweeps that people run, the identity of every stage, in 0.1 and now
+defaults.yaml     every default that an identity leaves out, and the version of each kind that it belongs to
+Both are written again by `python -m tests.stages.pins`; read its difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_long.config import AdapterConfig, DataConfig, ModelConfig, SourceConfig, StageConfig, TrainerConfig, differing
+from lit_long.config.schema import InstructConfig
+from lit_long.config.typed import GPU_IDENTITY
+from lit_long.stages.identity import KIND_VERSIONS, identity_settings, stage_identity
+from lit_long.stages.identity_0_1 import identity_0_1
+from tests.stages.pins import DEFAULTS, PINS, defaults, planned, same_everywhere
+
+ROPE = {"scheme": "rope", "base": 10_000.0}
+
+
+def stage(**settings) -> StageConfig:
+    return StageConfig(tokens=1024, position=ROPE, **settings)
+
+
+def newer(cls: type, **fields) -> type:
+    """The dataclass with fields that a later version might have."""
+    return dataclasses.make_dataclass(f"Newer{cls.__name__}", [(n, type(f.default), f) for n, f in fields.items()], bases=(cls,))
+
+
+def test_a_new_setting_changes_no_identity():
+    for kind in ("train", "evaluate"):
+        before = stage(kind=kind, model=ModelConfig(d_model=64))
+        model = newer(ModelConfig, qk_norm=dataclasses.field(default="none"))
+        assert stage_identity(stage(kind=kind, model=model(d_model=64)), []) == stage_identity(before, [])
+        assert stage_identity(stage(kind=kind, model=model(d_model=64, qk_norm="head")), []) != stage_identity(before, [])
+        former = identity_0_1(before, ["corpus"])
+        assert former and identity_0_1(stage(kind=kind, model=model(d_model=64)), ["corpus"]) == former
+        assert identity_0_1(stage(kind=kind, model=model(d_model=64, qk_norm="head")), ["corpus"]) == ""  # 0.1 never ran that
+
+
+def test_a_new_setting_in_a_list_or_a_mapping_changes_no_identity():
+    source = newer(SourceConfig, language=dataclasses.field(default=""))
+    before = DataConfig(sources={"mine": SourceConfig(content="abc")})
+    assert differing(DataConfig(sources={"mine": source(content="abc")})) == differing(before)
+    assert differing(DataConfig(sources={"mine": source(content="abc", language="de")})) != differing(before)
+
+
+def test_what_counts_on_a_gpu_only_enters_there():
+    trainer = newer(TrainerConfig, reduce=dataclasses.field(default="fp32", metadata=GPU_IDENTITY))
+    on = {
+        place: [stage(trainer=trainer(accelerator=place, reduce=kind)) for kind in ("fp32", "bf16")] for place in ("cpu", "gpu")
+    }
+    assert identity_settings(on["cpu"][0]) == identity_settings(on["cpu"][1])
+    assert identity_settings(on["gpu"][0]) != identity_settings(on["gpu"][1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"trainer": TrainerConfig(devices=8, micro_batch_tokens=1, milestones=[0.5], spike=3.0)}, {}),
+        ({"data": DataConfig(weights={"code": 1.0, "docs": 0.0})}, {"data": DataConfig(weights={"code": 1.0})}),
+        ({"data": DataConfig(sources={"a": SourceConfig(text="body")})}, {"data": DataConfig()}),  # the store's identity says so
+        ({"model": ModelConfig(init="/here")}, {"model": ModelConfig(init="/there")}),  # its content is an input
+    ],
+)
+def test_what_does_not_count(one, other):
+    assert identity_settings(stage(**one)) == identity_settings(stage(**other))
+
+
+def test_what_counts():
+    """Each of these is another stage than the plain one, and than the others."""
+    loss = [InstructConfig("qa"), InstructConfig("qa", prompt_weight=1.0), InstructConfig("qa", packing="single")]
+    stages = [
+        stage(),
+        stage(seed=1),
+        *(stage(trainer=TrainerConfig(bad_update="skip", spike=spike)) for spike in (0.0, 2.0)),
+        stage(trainer=TrainerConfig(precision="bf16-true")),
+        *(stage(adapter=AdapterConfig(rank=4, targets=targets)) for targets in (["q_proj"], [])),
+        *(stage(data=DataConfig(packing=packing, mask_documents=False)) for packing in ("concat", "best_fit")),
+        *(stage(data=DataConfig(weights={"a": 1.0}, sources={"a": SourceConfig(instruct=form)})) for form in loss),
+    ]
+    settings = [identity_settings(config) for config in stages]
+    assert all(one not in settings[:number] for number, one in enumerate(settings))
+
+
+def test_a_changed_default_wants_a_new_version():
+    """An identity leaves out what is at its default: a default that changes must change the version of the kinds that it counts for."""
+    known = yaml.safe_load(DEFAULTS.read_text())
+    for kind, now in defaults().items():
+        then = known[kind]
+        changed = {key for key, value in then["defaults"].items() if now["defaults"].get(key, "gone") != value}
+        assert not changed or KIND_VERSIONS[kind] > then["version"], f"{kind}: raise KIND_VERSIONS: {sorted(changed)} changed"
+        assert now == then, f"{kind}: new settings or a new version: write {DEFAULTS.name} again (python -m tests.stages.pins)"
+
+
+@pytest.mark.parametrize("command", json.loads(PINS.read_text()))
+def test_identities_are_what_they_were(command, monkeypatch):
+    same_everywhere(monkeypatch.setattr)
+    assert planned(command) == json.loads(PINS.read_text())[command]
+
+
+def test_shipped_weights_are_taken_for_the_stages_that_made_them():
+    for seed in (0, 1, 2):
+        recipe = json.loads(Path(f"experiments/bases/mini-s{seed}/recipe.json").read_text())
+        assert recipe["version"] == KIND_VERSIONS["train"]
