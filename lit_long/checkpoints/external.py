@@ -36,6 +36,7 @@ SHAPE = (  # ModelConfig in 0.1
     *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "norm_eps", "tie_embeddings"),
     *("context", "rope_base", "init"),
 )
+POINTER, POINTER_BYTES = b"version https://git-lfs", 1024  # how one begins, and more than one has
 FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pth", ".pt", ".json")
 
 
@@ -87,6 +88,8 @@ def open_external(name: str) -> External:
         UserError: there is nothing of that name, or it is of no known format.
     """
     path = locate(name)
+    for file in sorted(path.iterdir()) if path and path.is_dir() else [path] if path else []:
+        refuse_pointer(file)
     if path is not None and path.is_file() and path.suffix == ".gguf":
         from lit_long.checkpoints.gguf_file import GGUF
 
@@ -102,6 +105,14 @@ def open_external(name: str) -> External:
     raise UserError(
         f"model.init={name}: {path} is neither a Hugging Face folder (config.json), nor Meta's (params.json), nor a .gguf file"
     )
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise a UserError for what a clone has in a file's place where git-lfs was not there."""
+    if not file.is_file() or file.stat().st_size > POINTER_BYTES:
+        return
+    if file.read_bytes().startswith(POINTER):
+        raise UserError(f"{file}: is a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder")
 
 
 def locate(name: str) -> Path | None:

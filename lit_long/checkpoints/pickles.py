@@ -1,12 +1,13 @@
 """Tensors in PyTorch's own files (.bin, .pth), read without ever running what else a pickle may hold.
 
 The files are mapped into memory, not read as a whole. Pages that were read stay with the process as long as the map does, so the
-maps are opened anew after every few megabytes.
+maps are opened anew after every few megabytes. What torch saved before 1.6 cannot be mapped, and is read as a whole.
 """
 
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lit_long.config import UserError
 
+ZIP = b"PK\x03\x04"  # torch's files since 1.6
 WINDOW = 16 * 2**20  # bytes read before the maps are opened anew
 
 
@@ -35,7 +37,7 @@ class Pickles:
         Raises:
             UserError: a file that cannot be read or lacks it.
         """
-        if self.bytes_read > WINDOW:
+        if self.bytes_read > WINDOW and all(map(can_be_mapped, self.files)):
             self.close()
         parts = []
         for file, tensors in zip(self.files, self.open(), strict=True):
@@ -54,24 +56,28 @@ class Pickles:
         self.opened, self.bytes_read = [], 0
 
 
+def can_be_mapped(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(ZIP)) == ZIP
+
+
 def open_pickle(file: Path) -> dict[str, Tensor]:
-    """The tensors in ``file``, mapped.
+    """The tensors in ``file``, mapped where it can be.
 
     Raises:
         UserError: a missing or damaged file, or one that holds anything but tensors.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=can_be_mapped(file))
     except pickle.UnpicklingError as error:
         cause = str(error).split("\n")[0][:200]
         raise UserError(
             f"{file}: holds more than tensors, perhaps code that would run on loading, so it was not loaded ({cause}); take the model "
             f"as safetensors, or convert it where you trust it"
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, struct.error) as error:
         cause = str(error).split("\n")[0][:200]
-        remedy = "it is older than PyTorch 1.6: load and save it anew" if "mmap" in cause else "copy or download it again"
-        raise UserError(f"{file}: cannot be read as PyTorch weights: {cause}; {remedy}") from None
+        raise UserError(f"{file}: cannot be read as PyTorch weights: {cause}; copy or download it again") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file}: is not a dictionary of tensors by name")
     return content

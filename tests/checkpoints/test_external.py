@@ -71,6 +71,17 @@ def test_names_of_nothing(name, words):
         assert word in str(caught.value)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.model", "x.gguf"])
+def test_pointers_of_git_lfs(tmp_path, name):
+    save(random_llama(), tmp_path)
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(UserError, match=rf"{name}: is a pointer of Git LFS.*git lfs pull"):
+        open_external(str(tmp_path / name if name.endswith("gguf") else tmp_path))
+
+
 def test_remedy_for_smollm2(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "meta_path", [])

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from lit_long.checkpoints import pickles
 from lit_long.checkpoints.external import open_external
 from lit_long.checkpoints.huggingface import download
 from lit_long.config import UserError
@@ -92,25 +93,27 @@ def test_bits_stay(tmp_path, how, tied, dtype):
         assert found[name].dtype == dtype and found[name].equal(parameter), name
 
 
-def to_bin(folder, shards=1, extra=None):
-    """The folder's weights as transformers 4 saved them: pytorch_model.bin, or several with an index."""
+def to_bin(folder, shards=1, extra=None, new=True):
+    """The folder's weights as transformers 4 saved them: pytorch_model.bin, or several with an index. ``new``: in the form of torch 1.6."""
     tensors = load_file(folder / "model.safetensors") | (extra or {})
     (folder / "model.safetensors").unlink()
     if shards == 1:
-        torch.save(tensors, folder / "pytorch_model.bin")
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=new)
         return
     names, files = list(tensors), [f"pytorch_model-{i + 1:05d}-of-{shards:05d}.bin" for i in range(shards)]
     for i, file in enumerate(files):
-        torch.save({name: tensors[name] for name in names[i::shards]}, folder / file)
+        torch.save({name: tensors[name] for name in names[i::shards]}, folder / file, _use_new_zipfile_serialization=new)
     weight_map = {name: files[i % shards] for i, name in enumerate(names)}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_bin(folder, shards):
-    """With the buffers that old versions saved."""
+def test_bin(folder, shards, new, monkeypatch):
+    """With the buffers that old versions saved, and as torch saved before 1.6, each file then read once, however large."""
+    monkeypatch.setattr(pickles, "WINDOW", 1000)
     theirs = LlamaForCausalLM.from_pretrained(folder)
-    to_bin(folder, shards, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    to_bin(folder, shards, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, new)
     assert_same(theirs, read(folder), 100)
 
 
@@ -209,7 +212,10 @@ def test_truncated_bin(folder):
     file.write_bytes(file.read_bytes()[:-2000])
     fails(folder, "pytorch_model.bin", "cannot be read", "download it again")
     torch.save({"model.norm.weight": torch.ones(64)}, file, _use_new_zipfile_serialization=False)
-    fails(folder, "pytorch_model.bin", "cannot be read", "older than PyTorch 1.6")
+    whole = file.read_bytes()
+    for size in (len(whole) - 100, 100, 3, 0):
+        file.write_bytes(whole[:size])
+        fails(folder, "pytorch_model.bin")
 
 
 class Code:
@@ -219,11 +225,12 @@ class Code:
         return (print, ("the pickle's code ran",))
 
 
+@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
-def test_pickle_with_code_in_it(folder, name, capsys):
+def test_pickle_with_code_in_it(folder, name, new, capsys):
     """It is refused, and does not run."""
     (folder / "model.safetensors").unlink()
-    torch.save({"model.norm.weight": torch.ones(64), "x": Code()}, folder / name)
+    torch.save({"model.norm.weight": torch.ones(64), "x": Code()}, folder / name, _use_new_zipfile_serialization=new)
     if name.startswith("consolidated"):
         (folder / "config.json").unlink()
         (folder / "params.json").write_text(json.dumps({"dim": 64, "n_heads": 4, "n_layers": 2, "norm_eps": 1e-5}))
