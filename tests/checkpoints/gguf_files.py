@@ -87,3 +87,17 @@ def add_tensor(writer: GGUFWriter, name: str, tensor: torch.Tensor, kind: str) -
         writer.add_tensor(name, numbers.astype(np.float16 if kind.name == "F16" else np.float32))
     else:
         writer.add_tensor(name, quantize(numbers, kind), raw_dtype=kind)
+
+
+def tokens_of(count):
+    """Adds a tokenizer of ``count`` numbers, for `write`."""
+
+    def add(writer):
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(["<unk>", "<s>", "</s>", *(f"▁{number}" for number in range(count - 3))])
+        writer.add_token_scores([0.0] * count)
+        writer.add_token_types([2, 3, 3] + [1] * (count - 3))
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+
+    return add

@@ -21,7 +21,7 @@ from lit_long.checkpoints.gguf_header import Header, readable
 from lit_long.config import UserError
 from lit_long.generation import generate_text
 from lit_long.positions import build
-from tests.checkpoints.gguf_files import write
+from tests.checkpoints.gguf_files import tokens_of, write
 from tests.checkpoints.llamas import SHAPES, assert_same, batch_of, random_llama, read
 
 STORIES = Path("/work/shared/data/stories260K.gguf")  # a real file; see its MANIFEST.md
@@ -185,20 +185,6 @@ def test_head_in_another_type_equals_transformers(tmp_path):
     file = write(theirs, tmp_path / "x.gguf", "Q4_0", raw={"output.weight": (head, kind)}, words=tokens_of(40))
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype=torch.float32)
     assert_same(expected, read(GGUF(file)), 50)
-
-
-def tokens_of(count):
-    """A tokenizer, for transformers will not read a file without."""
-
-    def add(writer):
-        writer.add_tokenizer_model("llama")
-        writer.add_token_list(["<unk>", "<s>", "</s>", *(f"▁{number}" for number in range(count - 3))])
-        writer.add_token_scores([0.0] * count)
-        writer.add_token_types([2, 3, 3] + [1] * (count - 3))
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
-
-    return add
 
 
 def test_head_dim_of_its_own(tmp_path):

@@ -110,11 +110,21 @@ def to_bin(folder, shards=1, extra=None, new=True):
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_bin(folder, shards, new, monkeypatch):
-    """With the buffers that old versions saved, and as torch saved before 1.6, each file then read once, however large."""
+    """With the buffers that old versions saved, and as torch saved before 1.6."""
     monkeypatch.setattr(pickles, "WINDOW", 1000)
     theirs = LlamaForCausalLM.from_pretrained(folder)
     to_bin(folder, shards, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, new)
     assert_same(theirs, read(folder), 100)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_bin_is_opened_anew_where_it_is_mapped(folder, new, monkeypatch):
+    """What torch saved before 1.6 is in memory as a whole, and would be read as a whole for every few megabytes."""
+    monkeypatch.setattr(pickles, "WINDOW", 1000)
+    to_bin(folder, new=new)
+    opened = pickles.Pickles([folder / "pytorch_model.bin"])
+    one, other = (opened.parts("model.embed_tokens.weight")[0] for _ in range(2))
+    assert one.equal(other) and (one is other) is not new
 
 
 def test_what_a_config_may_leave_out(folder):

@@ -17,6 +17,8 @@ from lit_long.config import ModelConfig, StageConfig, plain
 from lit_long.generate import main
 from lit_long.generation import generate, generate_text
 from lit_long.stages.folder import write_stage
+from lit_long.stages.model import load_model
+from tests.checkpoints.gguf_files import tokens_of, write
 from tests.checkpoints.llamas import random_llama, read, save
 from tests.generation.llamas import small
 from tests.integration.mini import REPOSITORY
@@ -55,6 +57,18 @@ def test_the_text_alone(capsys, folder):
     code, out, err = run(capsys, f"model.init={folder}", f"prompt={PROMPT}", "max_new_tokens=12")
     assert (code, out) == (0, expected(folder, PROMPT)[0] + "\n")
     assert err == f"reading {folder}\n"
+
+
+def test_a_base_that_a_file_leaves_unsaid(capsys, tmp_path):
+    """llama.cpp's is taken and named; position.base supplies another."""
+    file = write(random_llama(vocab=40), tmp_path / "x.gguf", without=["rope.freq_base"], words=tokens_of(40))
+    words = [f"model.init={file}", "prompt=5", "max_new_tokens=2"]
+    code, _, err = run(capsys, *words)
+    assert code == 0 and "names no llama.rope.freq_base; 10,000 is taken, as by llama.cpp" in err
+    code, _, err = run(capsys, *words, "position.base=5e5")
+    assert (code, err) == (0, f"reading {file}\n")
+    _, _, config = load_model({"model": {"init": str(file)}, "position": {"base": 5e5}}, "", "cpu", "float32", print)
+    assert config.position["base"] == 5e5
 
 
 def test_prompts_are_taken_literally(capsys, folder, monkeypatch, tmp_path):
