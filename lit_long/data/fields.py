@@ -54,7 +54,8 @@ def value_of(setting: str, name: str, row: dict[str, Any], kind: str) -> Any:
                 break
             value = value[part]
         there = names(value) if isinstance(value, dict) else f"a {type(value).__name__}"
-        wanted = f"the one that holds {'it' if 'where' in setting else 'the text'}"
+        meant = {"where": "the one that holds it", "schema": "the form that the rows have"}
+        wanted = meant.get(setting.rpartition(".")[2], "the one that holds the text")
         raise UserError(f"has no {kind} '{name}', but {there}. {advice(setting, wanted)}.")
     return found[0]
 

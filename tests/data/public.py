@@ -28,6 +28,18 @@ def rows(path: str) -> list[dict]:
             {"instruction": f"Say {i}", "context": text("context", i), "response": f"It is {i}.", "category": "qa"}
             for i in range(30)
         ]
+    if "sharegpt" in path:
+        return [
+            {"conversations": [{"from": "human", "value": f"Say {i}"}, {"from": "gpt", "value": f"It is {i}."}]}
+            for i in range(30)
+        ]
+    if "booksum" in path:
+        return [{"chapter": text("chapter", i), "summary_text": f"It is about {i}."} for i in range(30)]
+    if "mqa" in path:
+        return [{"prompt": text("documents", i), "completion": f"It is {i}."} for i in range(30)]
+    if path.startswith("data/instruct/"):
+        asked = {"question": "What is it?", "answer": "It.", "chunk_start": 0, "chunk_end": 8, "kind": "normal", "depth": 0.0}
+        return [{"document": text("document", i)} | asked for i in range(30)]
     return [{"text": text(path.split("/")[1], i), "id": i} for i in range(30)]
 
 
