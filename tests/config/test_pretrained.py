@@ -7,6 +7,7 @@ import pytest
 from lit_long.config import UserError, read_layers
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.stages.plan import make_plan
+from tests.checkpoints.gguf_files import tokens_of, write
 from tests.checkpoints.llamas import random_llama, save
 
 
@@ -95,3 +96,14 @@ def test_their_content_is_their_identity(stage, llama, tmp_path):
             (folder / name).write_bytes((llama / name).read_bytes())
     first = identity(f"model.init={llama}")
     assert identity(f"model.init={moved}") == first != identity(f"model.init={other}")
+
+
+def test_a_base_that_a_file_leaves_unsaid(tmp_path):
+    """The plan says that llama.cpp's was taken; position.base is another."""
+    file = write(random_llama(vocab=40), tmp_path / "x.gguf", without=["rope.freq_base"], words=tokens_of(40))
+    experiment = tmp_path / "mine.yaml"
+    experiment.write_text("stages: {extend: {context: 256, tokens: 1k, tokens_per_update: 256}}\nreport: {rows: extend}\n")
+    for words, base in ((), 1e4), (["position.base=5e5"], 5e5):
+        plan = make_plan(read_layers([f"experiment={experiment}", f"model.init={file}", *words]))
+        assert plan.trials[0].stages["extend"].config.position == {"scheme": "rope", "base": base}
+        assert [note for note in plan.notes if "names no llama.rope.freq_base" in note] == plan.notes and len(plan.notes) == 1
