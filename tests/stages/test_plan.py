@@ -28,7 +28,13 @@ class Counted(list):
 def work(monkeypatch):
     """Counts calls of the parts of planning, the real ones."""
     done = Counter()
-    parts = [(OmegaConf, "create"), (compose, "read_yaml"), (compose, "check"), (planning, "settle"), (planning, "digest")]
+    parts = [
+        (OmegaConf, "create"),
+        (compose, "read_yaml"),
+        (compose, "check"),
+        (planning, "settle"),
+        (planning, "stage_identity"),
+    ]
     for owner, name in parts:
         real = getattr(owner, name)
 
@@ -59,8 +65,8 @@ def test_what_trials_share_is_done_once(work):
     assert many["check"] - few["check"] == 10 * (3 * 4 + 1)  # laid, before and after interpolations, in four stages; that name
     # The base keeps its own encoder and optimizer, so eight trials of a seed share it.
     assert many["settle"] - few["settle"] == 10 * (1 + 8 + 8 + 8)
-    # An identity for each stage that was settled, for the data as three stages mix them, and for the sweep.
-    assert many["digest"] == many["settle"] + 3 + 1
+    # An identity for each stage that was settled, and for the data as three stages mix them.
+    assert many["stage_identity"] == many["settle"] + 3
     assert len(plan.stages) == 1 + 12 * (1 + 1 + 8 + 8)
 
 
