@@ -20,8 +20,8 @@ from lit_long.config import LauncherConfig, UserError
 from lit_long.data.room import disk_room
 from lit_long.launch.base import Launcher, Running, Task, make_launcher
 from lit_long.launch.display import Display
+from lit_long.launch.eta import duration
 from lit_long.launch.job import JOB, forget_job, read_job
-from lit_long.launch.pace import duration
 from lit_long.launch.record import Record
 from lit_long.planning.flops import parameters
 from lit_long.stages.failures import ERROR, note_failure, why_failed

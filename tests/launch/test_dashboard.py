@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from lit_long.config import read_layers
-from lit_long.launch.board import Board, Curve
+from lit_long.launch.dashboard import Curve, Dashboard
 from lit_long.launch.display import Display
-from lit_long.launch.pace import Estimate
+from lit_long.launch.eta import SweepEta
 from lit_long.stages.plan import make_plan
 
 
@@ -134,10 +134,10 @@ def test_a_log_has_lines_and_no_table(plan):
 
 def test_the_work_left_counts_what_runs_by_its_share(plan):
     """After 10 s for one extension, half of another is 5 s."""
-    estimate = Estimate(plan.chosen)
-    board = Board(plan, estimate)
-    estimate.finished(stage(plan, "extend abf s0").identity, 10.0)
+    eta = SweepEta(plan.chosen)
+    dashboard = Dashboard(plan, eta)
+    eta.finished(stage(plan, "extend abf s0").identity, 10.0)
     one = stage(plan, "extend abf s1").identity
-    assert estimate.work([one], {}) == pytest.approx(10.0)
-    board.ended.add(one)
-    assert board.row(next(t for t in plan.trials if (t.variant, t.seed) == ("abf", 1)), {}).state == "failed"
+    assert eta.of_stages([one], {}) == pytest.approx(10.0)
+    dashboard.ended.add(one)
+    assert dashboard.row(next(t for t in plan.trials if (t.variant, t.seed) == ("abf", 1)), {}).state == "failed"

@@ -1,4 +1,4 @@
-"""How fast a sweep goes: the pace of each stage that runs, and the time to go of trials and of the whole."""
+"""The time that stages, trials and the whole sweep have yet to go, from the speed so far."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def duration(seconds: float | None) -> str:
 
 
 @dataclass
-class Shown:
+class RunningStage:
     """A stage on the screen. Its speed counts from the first share heard of: after the start, or the resume."""
 
     label: str
@@ -31,7 +31,7 @@ class Shown:
     now: float = 0.0
     message: str = ""
 
-    def hear(self, message: str, share: float) -> None:
+    def update(self, message: str, share: float) -> None:
         """``share`` of it is done by now."""
         self.now, self.message, self.share = time.monotonic(), message, share
         if self.first is None and share > 0:
@@ -46,11 +46,11 @@ class Shown:
     def gained(self) -> float:
         return self.share - self.first[1] if self.first else 0.0
 
-    def to_go(self) -> float | None:
+    def eta(self) -> float | None:
         return self.seconds / self.gained * (1 - self.share) if self.gained > 0.01 else None
 
 
-class Estimate:
+class SweepEta:
     """Time to go of the whole sweep: every stage's expected cost, calibrated by the time that finished cost has taken."""
 
     def __init__(self, stages: list[Stage]) -> None:
@@ -63,14 +63,14 @@ class Estimate:
         if seconds is not None and cost:
             self.done_cost, self.done_seconds = self.done_cost + cost, self.done_seconds + seconds
 
-    def to_go(self, shown: dict[str, Shown]) -> float | None:
+    def of_sweep(self, shown: dict[str, RunningStage]) -> float | None:
         """Seconds left in the sweep, while the stages ``shown`` run side by side and as many will. None before there is a measure."""
-        if (left := self.work(self.costs, shown)) is None:
+        if (left := self.of_stages(self.costs, shown)) is None:
             return None
-        slowest = max((stage.to_go() or 0.0 for stage in shown.values()), default=0.0)
-        return max(left / max(1, len(shown)), slowest)  # a slow stage is seen in its own pace first
+        slowest = max((stage.eta() or 0.0 for stage in shown.values()), default=0.0)
+        return max(left / max(1, len(shown)), slowest)  # a slow stage shows in its own ETA first
 
-    def work(self, identities: Iterable[str], shown: dict[str, Shown]) -> float | None:
+    def of_stages(self, identities: Iterable[str], shown: dict[str, RunningStage]) -> float | None:
         """Seconds that what is left of these stages will take, one after the other. None before there is a measure."""
         cost, seconds = self.done_cost, self.done_seconds
         for identity, stage in shown.items():

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_long.config import UserError
-from lit_long.launch.pace import Estimate, Shown, duration
+from lit_long.launch.eta import RunningStage, SweepEta, duration
 from lit_long.stages.folder import read_result
 from lit_long.stages.plan import Plan, Stage, Trial
 
@@ -80,17 +80,17 @@ class Row:
     left: float | None
 
 
-class Board:
+class Dashboard:
     """``ended`` holds the identities of stages that are over, however they ended."""
 
-    def __init__(self, plan: Plan, estimate: Estimate) -> None:
-        self.plan, self.estimate, self.ended = plan, estimate, set[str]()
-        self.costs = dict(estimate.costs)  # of all stages; the estimate's own shrink
+    def __init__(self, plan: Plan, eta: SweepEta) -> None:
+        self.plan, self.eta, self.ended = plan, eta, set[str]()
+        self.costs = dict(eta.costs)  # of all stages; the own ones of ``eta`` shrink
         self.left = {stage.identity for stage in plan.left}
         self.curves: dict[str, Curve] = {}
         self.results: dict[str, dict[str, Any]] = {}
 
-    def table(self, shown: dict[str, Shown], width: int, height: int) -> Table:
+    def table(self, shown: dict[str, RunningStage], width: int, height: int) -> Table:
         """What the terminal shows, in at most ``height`` lines of ``width`` columns."""
         rows = [self.row(trial, shown) for trial in self.plan.trials]
         room = max(1, height - FRAME)
@@ -121,7 +121,7 @@ class Board:
             )
         return table
 
-    def row(self, trial: Trial, shown: dict[str, Shown]) -> Row:
+    def row(self, trial: Trial, shown: dict[str, RunningStage]) -> Row:
         stages = list(trial.stages.values())
         running = [stage for stage in stages if stage.identity in shown]
         broken = [stage for stage in stages if stage.identity in self.ended and not stage.done]
@@ -138,7 +138,7 @@ class Board:
         shares = {s.identity: 1.0 if s.done else shown[s.identity].share if s in running else 0.0 for s in stages}
         total = sum(cost.values())
         share = sum(shares[one] * cost[one] for one in cost) / total if total else fmean(shares.values())
-        left = self.estimate.work([stage.identity for stage in stages if not stage.done], shown)
+        left = self.eta.of_stages([stage.identity for stage in stages if not stage.done], shown)
         return Row(trial, state, words, share, self.losses(stages), self.perplexity(trial), left)
 
     def losses(self, stages: list[Stage]) -> list[float]:
