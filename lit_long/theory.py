@@ -1,4 +1,4 @@
-"""Study positional encoders on paper: decay, granularity, adaptation, base bound and spectrum, beside the papers' statements.
+"""Analyze positional encoders on paper: decay, granularity, adaptation, base bound and spectrum, beside the papers' statements.
 
     python -m lit_long.theory                                  every scheme in configs/position, Llama 2's numbers
     python -m lit_long.theory schemes=[rope,abf] out=DIR       some of them, written to DIR (default: runs/theory)
@@ -23,7 +23,7 @@ from rich.console import Console
 
 from lit_long.config import UserError, parse_words, plain, project_root, typed
 from lit_long.config.places import check_writable
-from lit_long.positions.study import TheoryConfig, study
+from lit_long.positions.analysis import TheoryConfig, analyze
 from lit_long.report.theory import COLUMNS, write_theory
 from lit_long.stages.folder import read_stage
 from lit_long.stages.plan import digest
@@ -58,7 +58,7 @@ def places(out: str, root: str) -> tuple[Path, Path]:
 def write_study(config: TheoryConfig, console: Console) -> None:
     out, root = places(config.out, config.root)
     check_writable(out, "out")
-    tables, left_out = study(config)
+    tables, left_out = analyze(config)
     setting = {name: getattr(config, name) for name in ("head_dim", "base", "length", "stretched")}
     shown = write_theory(out, tables, setting, left_out)
     for part in (part for table in shown for part in table.terminal()):
@@ -70,7 +70,7 @@ def write_study(config: TheoryConfig, console: Console) -> None:
 
 
 def record(config: TheoryConfig, out: Path, root: Path, schemes: list[dict[str, Any]]) -> None:
-    """One MLflow run per configuration, found again when it is studied again."""
+    """One MLflow run per configuration, found again when it is analyzed again."""
     uri = config.tracking.uri or default_uri(root)
     tracker = Tracker.open(uri, "theory", root / "mlflow" / "artifacts") if config.tracking.enabled else NoTracker()
     settings = {key: value for key, value in plain(config).items() if key not in ("out", "root", "tracking")}

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lit_long.positions import SCHEMES
-from lit_long.positions.study import TheoryConfig, encoders
+from lit_long.positions.analysis import TheoryConfig, encoders
 from lit_long.theory import main
 from lit_long.tracking import default_uri
 from tests.integration.mini import REPOSITORY
@@ -54,7 +54,7 @@ def test_files_and_columns(written):
 def test_recorded_once(written, tmp_path):
     from mlflow import MlflowClient
 
-    assert main([*SMALL, f"root={written}", f"out={tmp_path}"]) == 0  # the same study: the same run
+    assert main([*SMALL, f"root={written}", f"out={tmp_path}"]) == 0  # the same analysis: the same run
     client = MlflowClient(tracking_uri=default_uri(written))
     experiment = client.get_experiment_by_name("theory")
     (run,) = client.search_runs([experiment.experiment_id])

@@ -4,7 +4,7 @@ One tensor [layers, 2, B, G, S, K] holds them all, as large as the longest seque
 a CPU gives memory only to what has been written. Rows of unequal length end in the same column, so that a step writes and reads the
 same columns in every row; the columns before a shorter row are hidden by a mask, and rows of equal length need none.
 
-Keys are kept as attention wants them, rotated; or not yet rotated, where an encoder turns all of them anew with every token
+Keys are kept as attention wants them, rotated; or not yet rotated, where an encoder rotates all of them anew with every token
 (`rotated` is False; decode.py decides).
 
 Shapes: B sequences, G key-value heads, T tokens, S columns, K components a head.
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lit_long.model.llama import Llama
-from lit_long.positions import Rotation, rotate
+from lit_long.positions import Rotation
+from lit_long.positions.rotary import apply_rotary
 
 
 class KeyValueCache:
@@ -87,7 +88,7 @@ class Prompt:
     mask: Tensor | None = None
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        rotated_BGTK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k)
+        rotated_BGTK = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k)
         kept_BGTK = rotated_BGTK if self.rotated else k_BGTK
         first, last, pad = self.rows[0], self.rows[-1], self.pads[0]
         if self.rows == list(range(first, last + 1)) and set(self.pads) == {pad}:
@@ -114,12 +115,12 @@ class Step:
 
     def extend(self, k_BG1K: Tensor, v_BG1K: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         if self.rotated:
-            k_BG1K = rotate(k_BG1K, rotation.cos_k, rotation.sin_k)
+            k_BG1K = apply_rotary(k_BG1K, rotation.cos_k, rotation.sin_k)
         self.keys_BGSK[:, :, self.stop - 1 : self.stop] = k_BG1K
         self.values_BGSK[:, :, self.stop - 1 : self.stop] = v_BG1K
         keys_BGSK, values_BGSK = self.keys_BGSK[:, :, : self.stop], self.values_BGSK[:, :, : self.stop]
         if not self.rotated:
-            keys_BGSK = rotate(keys_BGSK, rotation.cos_k, rotation.sin_k)
+            keys_BGSK = apply_rotary(keys_BGSK, rotation.cos_k, rotation.sin_k)
         return keys_BGSK, values_BGSK
 
 
@@ -136,6 +137,6 @@ class More:
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         start = self.stop - k_BGTK.shape[2]
-        self.keys_BGSK[:, :, start : self.stop] = rotate(k_BGTK, rotation.cos_k, rotation.sin_k)
+        self.keys_BGSK[:, :, start : self.stop] = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k)
         self.values_BGSK[:, :, start : self.stop] = v_BGTK
         return self.keys_BGSK[:, :, : self.stop], self.values_BGSK[:, :, : self.stop]

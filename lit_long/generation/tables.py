@@ -1,6 +1,6 @@
 """Rotation tables for sequences that grow, and when what is cached goes stale because they changed.
 
-Most encoders turn a token by its position alone: tables are made once. Others look at the live length, and which way they do is found
+Most encoders rotate a token by its position alone: tables are made once. Others look at the live length, and which way they do is found
 by comparing their tables, so that it holds for anyone's encoder:
 
 * they switch at some length (LongRoPE, from its short factors to the long ones): everything before is computed again, once, and equals
@@ -27,7 +27,7 @@ PROBED = 4  # positions at which tables are compared, over the whole length
 class Tables:
     """The tables of one run of generation, whose sequences have ``shortest`` to ``longest`` tokens.
 
-    An encoder that turns alike at both lengths is taken to do so at all lengths between: it is ``steady``.
+    An encoder that rotates alike at both lengths is taken to do so at all lengths between: it is ``steady``.
     """
 
     def __init__(self, encoder: PositionalEncoder, shortest: int, longest: int, device: torch.device) -> None:
@@ -82,7 +82,7 @@ class Tables:
 
 
 def same_tables(encoder: PositionalEncoder, shorter: int, longer: int) -> bool:
-    """Whether the encoder turns positions of the shorter context alike in both."""
+    """Whether the encoder rotates positions of the shorter context alike in both."""
     probed = torch.linspace(0, shorter - 1, PROBED).round()[None]
     pairs = zip(encoder.rotation(probed, shorter), encoder.rotation(probed, longer), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)

@@ -23,7 +23,8 @@ from lit_long.model.attention import PLAIN, Past, Sight, attention, sight
 from lit_long.model.batch import Batch
 from lit_long.model.fused_loss import CHUNKED
 from lit_long.model.loss import Vocabulary, computing, summed_nats, token_nats
-from lit_long.positions import PositionalEncoder, Rotation, rotate
+from lit_long.positions import PositionalEncoder, Rotation
+from lit_long.positions.rotary import apply_rotary
 
 INIT_STD = 0.02
 
@@ -46,9 +47,9 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation, sight: Sight, past: Past | None = None) -> Tensor:
         projected = self.together(x_BTD) if self.together else (self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD))
         q_BHTK, k_BGTK, v_BGTK = (heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for heads in projected)
-        q_BHTK = rotate(q_BHTK, rotation.cos_q, rotation.sin_q)
+        q_BHTK = apply_rotary(q_BHTK, rotation.cos_q, rotation.sin_q)
         if past is None:
-            k_BGSK, v_BGSK = rotate(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK
+            k_BGSK, v_BGSK = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK
         else:
             k_BGSK, v_BGSK = past.extend(k_BGTK, v_BGTK, rotation)
             q_BHTK = q_BHTK[:, :, -past.wanted :]

@@ -52,7 +52,7 @@ def kept(job: Job) -> float:
 def selected(job: Job) -> tuple[float, float]:
     """What selective checkpointing keeps besides, and of it what the block would keep anyway.
 
-    It keeps what attention gives, and every second product in their order: q (not yet turned), v, gate and down.
+    It keeps what attention gives, and every second product in their order: q (not yet rotated), v, gate and down.
     """
     model, width, tensor = job.model, job.widths.computed, job.mesh.tensor
     queries = model.n_heads * model.head_dim / tensor

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from lit_long.config import UserError, check, nearest
 from lit_long.positions.bounds import smallest_base
-from lit_long.positions.encoder import PositionalEncoder, Rotation, rotate
+from lit_long.positions.encoder import PositionalEncoder, Rotation
 from lit_long.positions.scaled import DynamicNTK, Llama3, LongRoPE, NTKAware, NTKByParts, PositionInterpolation, YaRN
 from lit_long.positions.schemes import (
     AdjustedBaseFrequency,
@@ -149,6 +149,5 @@ __all__ = [
     "build",
     "build_transform",
     "default_settings",
-    "rotate",
     "settings",
 ]

@@ -1,7 +1,7 @@
 """What a positional encoder is: plain numbers in, rotations out.
 
-Every scheme of the RoPE family turns each pair of query and key components by an angle that grows with the position. A scheme
-is a small dataclass whose fields are its settings; it says with which angular frequencies it turns (`inverse_frequencies`), may
+Every scheme of the RoPE family rotates each pair of query and key components by an angle that grows with the position. A scheme
+is a small dataclass whose fields are its settings; it says with which angular frequencies it rotates them (`inverse_frequencies`), may
 sharpen the attention (`attention_factor`), and may change `rotation` itself when it does more (xPos).
 
 Components are paired half by half (component j with j + head_dim/2, the layout of Hugging Face weights), not interleaved.
@@ -30,7 +30,7 @@ class Rotation(NamedTuple):
     sin_k: Tensor
 
     def widened(self) -> Rotation:
-        """The same with cosines [B, T, head_dim], each there for both components of its pair: `rotate` multiplies by these in one go."""
+        """The same with cosines [B, T, head_dim], each there for both components of its pair: `apply_rotary` multiplies by these in one go."""
         import torch
 
         cos_q = torch.cat((self.cos_q, self.cos_q), dim=-1)
@@ -91,14 +91,3 @@ class PositionalEncoder(ABC):
         """Raise the UserError of a bad setting unless ``condition`` holds."""
         if not condition:
             raise UserError(f"position.{name} must be {wanted}, not {getattr(self, name)!r}")
-
-
-def rotate(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor) -> Tensor:
-    """Turn component pairs (j, j + K/2) of queries or keys [B, H, T, K] by the tables [B, T, K/2], in fp32. Cosines may be widened."""
-    import torch
-
-    from lit_long.positions.turn import Turn, turned
-
-    if torch.is_grad_enabled() and x_BHTK.requires_grad:
-        return Turn.apply(x_BHTK, cos_BTJ, sin_BTJ)
-    return turned(x_BHTK, cos_BTJ, sin_BTJ)

@@ -63,9 +63,9 @@ class DynamicNTK(NTKAware):
 
 @dataclass(frozen=True)
 class NTKByParts(PositionInterpolation):
-    """NTK-by-parts, the formula of the YaRN paper: (1 − γ)·θ_j/s + γ·θ_j, γ a ramp in r = L·θ_j/2π, the turns within L.
+    """NTK-by-parts, the formula of the YaRN paper: (1 − γ)·θ_j/s + γ·θ_j, γ a ramp in r = L·θ_j/2π, the rotations within L.
 
-    γ = 0 for r < ``alpha``, 1 for r > ``beta``, linear in r between: pairs with many turns stay, those with less than one are
+    γ = 0 for r < ``alpha``, 1 for r > ``beta``, linear in r between: pairs with many rotations stay, those with less than one are
     interpolated.
     """
 
@@ -75,12 +75,12 @@ class NTKByParts(PositionInterpolation):
 
     def validate(self) -> None:
         super().validate()
-        self.require(self.beta > self.alpha, "beta", f"above alpha={self.alpha:g} (turns)")
+        self.require(self.beta > self.alpha, "beta", f"above alpha={self.alpha:g} (rotations)")
 
     def kept(self) -> list[float]:
         """γ of every pair: the share of θ_j that stays as it was."""
-        turns = [self.original * frequency / (2 * math.pi) for frequency in RoPE.inverse_frequencies(self, self.original)]
-        return [min(1.0, max(0.0, (r - self.alpha) / (self.beta - self.alpha))) for r in turns]
+        rotations = [self.original * frequency / (2 * math.pi) for frequency in RoPE.inverse_frequencies(self, self.original)]
+        return [min(1.0, max(0.0, (r - self.alpha) / (self.beta - self.alpha))) for r in rotations]
 
     def inverse_frequencies(self, length: int) -> list[float]:
         plain = RoPE.inverse_frequencies(self, length)
@@ -91,7 +91,7 @@ class NTKByParts(PositionInterpolation):
 class YaRN(NTKByParts):
     """YaRN as released: by parts, with a ramp linear in the pair's index j, and sharper attention.
 
-    The ramp runs from ⌊j(beta)⌋ to ⌈j(alpha)⌉, where j(r) = d·ln(L/2πr) / (2·ln base) is the pair that turns r times within L. It
+    The ramp runs from ⌊j(beta)⌋ to ⌈j(alpha)⌉, where j(r) = d·ln(L/2πr) / (2·ln base) is the pair that rotates r times within L. It
     agrees with the paper's ramp at both ends only. Tables are multiplied by ``attention``, 0.1·ln s + 1 unless given, so scores
     by its square.
     """
@@ -100,14 +100,14 @@ class YaRN(NTKByParts):
 
     def validate(self) -> None:
         super().validate()
-        self.require(self.alpha > 0, "alpha", "above 0 (turns)")
+        self.require(self.alpha > 0, "alpha", "above 0 (rotations)")
 
     def attention_factor(self, length: int) -> float:
         return 0.1 * math.log(self.factor) + 1 if self.attention is None else self.attention
 
     def kept(self) -> list[float]:
-        def pair(turns: float) -> float:
-            return self.head_dim * math.log(self.original / (2 * math.pi * turns)) / (2 * math.log(self.base))
+        def pair(rotations: float) -> float:
+            return self.head_dim * math.log(self.original / (2 * math.pi * rotations)) / (2 * math.log(self.base))
 
         low, high = max(math.floor(pair(self.beta)), 0), min(math.ceil(pair(self.alpha)), self.head_dim - 1)
         width = high - low or 0.001
@@ -147,7 +147,7 @@ class LongRoPE(PositionInterpolation):
 class Llama3(PositionInterpolation):
     """Llama 3.1: θ_j/s for wavelengths above L/low_freq_factor, θ_j below L/high_freq_factor, blended between.
 
-    The blend is linear in the turns r = L·θ_j/2π: (1 − γ)·θ_j/s + γ·θ_j, γ = (r − low) / (high − low).
+    The blend is linear in the rotations r = L·θ_j/2π: (1 − γ)·θ_j/s + γ·θ_j, γ = (r − low) / (high − low).
     """
 
     original: Count = 8192

@@ -48,7 +48,7 @@ class AdjustedBaseFrequency(RoPE):
 
 @dataclass(frozen=True)
 class PartialRoPE(RoPE):
-    """p-RoPE: the highest ``fraction`` of the frequencies turn, the others are 0 (components without positions)."""
+    """p-RoPE: the highest ``fraction`` of the frequencies rotate, the others are 0 (components without positions)."""
 
     fraction: Share = 0.75  # 0: no positions, 1: RoPE
 
@@ -72,7 +72,7 @@ class PowerBasis(RoPE):
 class TruncatedBasis(RoPE):
     """Giraffe's truncated basis: θ_j where θ_j ≥ b, ``rho`` where a ≤ θ_j < b, 0 below a; all in radians per token.
 
-    Pairs that do not turn fully within T = ``truncate`` tokens are not trusted. As in the released code b = 2π/T, a = b/8 and
+    Pairs that do not make a full rotation within T = ``truncate`` tokens are not trusted. As in the released code b = 2π/T, a = b/8 and
     rho = b/16 unless given; rho is a plateau, below a itself, not a ramp.
     """
 
@@ -88,8 +88,8 @@ class TruncatedBasis(RoPE):
 
     def cuts(self) -> tuple[float, float, float]:
         """a, b and rho, radians per token."""
-        turn = 2 * math.pi / self.truncate
-        a, b, rho = turn / 8, turn, turn / 16
+        slowest = 2 * math.pi / self.truncate
+        a, b, rho = slowest / 8, slowest, slowest / 16
         return (
             a if self.a is None else self.a,
             b if self.b is None else self.b,

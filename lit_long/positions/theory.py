@@ -116,7 +116,7 @@ def adaptation_distances(
 
 
 def critical_dimension(head_dim: int, base: float, original: int) -> int:
-    """Components that turn at least once in ``original`` tokens: 2·⌈(d/2)·log_base(original/2π)⌉ (2310.05209); 92 for Llama 2."""
+    """Components that rotate at least once in ``original`` tokens: 2·⌈(d/2)·log_base(original/2π)⌉ (2310.05209); 92 for Llama 2."""
     return int(2 * np.ceil(head_dim / 2 * np.log(original / (2 * np.pi)) / np.log(base)))
 
 

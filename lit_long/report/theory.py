@@ -1,6 +1,6 @@
-"""The study of positional encoders on paper: CSV files for scripts, theory.md for people, one page of figures.
+"""The analysis of positional encoders on paper: CSV files for scripts, theory.md for people, one page of figures.
 
-It is given plain tables (name → rows; see `lit_long.positions.study.study`), so that the report stays free of models.
+It is given plain tables (name → rows; see `lit_long.positions.analysis.analyze`), so that the report stays free of models.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def write_theory(folder: Path, tables: Tables, setting: dict[str, Any], left_out
 
     Args:
         setting: ``head_dim``, ``base``, ``length`` and ``stretched`` (tokens) that the tables were computed for.
-        left_out: a line for each scheme that could not be studied.
+        left_out: a line for each scheme that could not be analyzed.
     """
     from lit_long.report.theory_figure import draw
 

@@ -1,4 +1,4 @@
-"""The page of figures of the study: decay (Figure 4), base bound, helix (Figure 8), spectrum and granularity by scheme.
+"""The page of figures of the analysis: decay (Figure 4), base bound, helix (Figure 8), spectrum and granularity by scheme.
 
 Lines are labelled where they end, and the schemes share one list of names, so that there is no legend to look up. Okabe and Ito's
 palette for lines, cividis for the spectrum: both readable with any colour vision.

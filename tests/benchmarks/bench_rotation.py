@@ -16,7 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from lit_long.config import ModelConfig
 from lit_long.model.attention import PLAIN
 from lit_long.model.llama import Attention
-from lit_long.positions import build, rotate
+from lit_long.positions import build
+from lit_long.positions.rotary import apply_rotary
 from lit_long.training.callbacks import machine
 
 SHAPES = {  # heads, components, d_model, rounds: those of configs/model/
@@ -64,7 +65,7 @@ def test_rotation(name, dtype, backward):
             finish(layer(x, rotation, PLAIN))
 
     def ours():
-        finish(rotate(q, rotation.cos_q, rotation.sin_q), rotate(k, rotation.cos_k, rotation.sin_k))
+        finish(apply_rotary(q, rotation.cos_q, rotation.sin_q), apply_rotary(k, rotation.cos_k, rotation.sin_k))
 
     def theirs():
         finish(*apply_rotary_pos_emb(q, k, cos, sin))

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_long.config import UserError
-from lit_long.positions import SCHEMES, build, rotate, turn
+from lit_long.positions import SCHEMES, build, rotary
 from lit_long.positions import settings as spelt_out
 from lit_long.positions.bounds import smallest_base
+from lit_long.positions.rotary import apply_rotary
 from lit_long.positions.schemes import RoPE
 from tests.positions.cases import KEEPS_NORMS, LONG, SETTINGS, SHORT, TABLE
 
@@ -60,7 +61,7 @@ def test_neutral_settings_are_rope(position, neutral):
 def test_nope_leaves_queries_as_they_are():
     x = torch.randn(1, 2, 10, 64)
     rotation = build({"scheme": "nope"}, 64).rotation(torch.arange(10)[None], 10)
-    assert torch.equal(rotate(x, rotation.cos_q, rotation.sin_q), x)
+    assert torch.equal(apply_rotary(x, rotation.cos_q, rotation.sin_q), x)
 
 
 # ----------------------------------------------------------------------------------------------- closed forms, by scheme
@@ -130,8 +131,8 @@ def scores(encoder, q, k, positions):
     """Attention scores [T, T] of one query and one key vector placed at every position."""
     rotation = encoder.rotation(positions[None], 2048)
     count = len(positions)
-    q_rotated = rotate(q.expand(1, 1, count, -1), rotation.cos_q, rotation.sin_q)[0, 0]
-    k_rotated = rotate(k.expand(1, 1, count, -1), rotation.cos_k, rotation.sin_k)[0, 0]
+    q_rotated = apply_rotary(q.expand(1, 1, count, -1), rotation.cos_q, rotation.sin_q)[0, 0]
+    k_rotated = apply_rotary(k.expand(1, 1, count, -1), rotation.cos_k, rotation.sin_k)[0, 0]
     return q_rotated.double() @ k_rotated.double().T
 
 
@@ -152,13 +153,13 @@ def test_scores_depend_on_distance_alone(seed, offset, scheme):
 def test_rotation_keeps_norms(seed, scheme):
     x = torch.randn(2, 3, 40, 64, generator=torch.Generator().manual_seed(seed))
     rotation = build(small(scheme), 64).rotation(torch.arange(40).expand(2, 40), 40)
-    torch.testing.assert_close(rotate(x, rotation.cos_q, rotation.sin_q).norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(apply_rotary(x, rotation.cos_q, rotation.sin_q).norm(dim=-1), x.norm(dim=-1))
 
 
-@pytest.mark.parametrize("block", [turn.BLOCK, 7 * 2 * 3 * 64], ids=["one block", "blocks of 7 tokens"])
+@pytest.mark.parametrize("block", [rotary.BLOCK, 7 * 2 * 3 * 64], ids=["one block", "blocks of 7 tokens"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotate_is_a_complex_product_and_so_is_its_gradient(dtype, block, monkeypatch):
-    monkeypatch.setattr(turn, "BLOCK", block)
+    monkeypatch.setattr(rotary, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 20, 3, 64, generator=generator).to(dtype).transpose(1, 2).requires_grad_()
     upstream = torch.randn(2, 3, 20, 64, generator=generator).to(dtype)
@@ -166,10 +167,10 @@ def test_rotate_is_a_complex_product_and_so_is_its_gradient(dtype, block, monkey
     factor = torch.complex(rotation.cos_q.double(), rotation.sin_q.double())[:, None]
 
     def product(values, factor):
-        turned = torch.complex(*values.detach().double().chunk(2, -1)) * factor
-        return torch.cat((turned.real, turned.imag), -1)
+        rotated = torch.complex(*values.detach().double().chunk(2, -1)) * factor
+        return torch.cat((rotated.real, rotated.imag), -1)
 
-    out = rotate(x, rotation.cos_q, rotation.sin_q)
+    out = apply_rotary(x, rotation.cos_q, rotation.sin_q)
     out.backward(upstream)
     assert out.dtype == x.grad.dtype == dtype
     tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 1e-2}
@@ -198,7 +199,7 @@ def test_xpos_is_the_published_one_on_permuted_components(scheme, base):
     half_split = torch.cat((torch.arange(0, 64, 2), torch.arange(1, 64, 2)))  # interleaved → our layout
     for x, cos, sin, downscale in ((q, rotation.cos_q, rotation.sin_q, False), (k, rotation.cos_k, rotation.sin_k, True)):
         expected = torch.view_as_real(published_xpos(x, positions, base, 0.4, 512, downscale)).flatten(-2)
-        ours = rotate(x[None, None, :, half_split], cos, sin)[0, 0]
+        ours = apply_rotary(x[None, None, :, half_split], cos, sin)[0, 0]
         torch.testing.assert_close(ours.double(), expected[:, half_split], atol=1e-5, rtol=1e-5)
 
 

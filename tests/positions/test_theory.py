@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_long.positions import build, theory
-from lit_long.positions.study import statements
+from lit_long.positions.analysis import statements
 
 DISTANCES = [0, 1, 100, 1_000, 5_000, 10_000, 30_000]
 XPOS = {"gamma": 0.4, "scale_base": 512.0}

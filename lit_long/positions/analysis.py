@@ -1,4 +1,4 @@
-"""The study of positional encoders: every scheme's numbers, and the paper's statements checked beside ours. Tables only, no files.
+"""The analysis of positional encoders: every scheme's numbers, and the paper's statements checked beside ours. Tables only, no files.
 
 A scheme is an option file configs/position/NAME.yaml, the user's own included, for a model pretrained with ``base`` on ``length``
 tokens and stretched to ``factor`` times that; its spectrum is the one in force at the stretched length.
@@ -101,7 +101,7 @@ def familiarity(name: str) -> int:
     return list(SCHEMES).index(name) if name in SCHEMES else len(SCHEMES)
 
 
-def study(config: TheoryConfig) -> tuple[dict[str, Rows], list[str]]:
+def analyze(config: TheoryConfig) -> tuple[dict[str, Rows], list[str]]:
     """All tables by name, and what was left out.
 
     ``spectrum``, ``decay``, ``granularity`` and ``base_bound`` are those that others script against; ``schemes`` sums every scheme
@@ -162,8 +162,8 @@ def helices() -> Rows:
     a = BASE ** (-np.log(2) / np.log(BETA))
     panels = {"(a) RoPE": (a, 1.0), "(b) RoPE + PI": (a, ALPHA), "(c) RoPE + ABF": (a / 2, 1.0)}
     rows: Rows = []
-    for name, (turn, alpha) in panels.items():
-        drawn = helix(turn, alpha)
+    for name, (frequency, alpha) in panels.items():
+        drawn = helix(frequency, alpha)
         for kind, points in drawn._asdict().items():
             rows += [{"panel": name, "kind": kind, "x": x, "y": y, "z": z} for x, y, z in points.tolist()]
     return rows
@@ -223,7 +223,7 @@ def statements() -> Rows:
             "holds" if bound >= CONTEXT else "not by this criterion",
         ),
         (
-            "components trained over a full turn, L = 4,096 (2310.05209)",
+            "components trained over a full rotation, L = 4,096 (2310.05209)",
             "92",
             str(critical_dimension(HEAD_DIM, BASE, 4096)),
             "holds" if critical_dimension(HEAD_DIM, BASE, 4096) == 92 else "fails",
