@@ -128,7 +128,7 @@ def runs_position_tiny(there: Place) -> None:
     assert "Validation perplexity" in said and {each.name for each in there.work.iterdir()} == {"runs", "mlflow"}
     sweep = there.work / "runs" / "position_tiny" / "latest"
     with (sweep / "table.csv").open() as file:
-        values = [float(row["value"]) for row in csv.DictReader(file)]
+        values = [float(row["mean"]) for row in csv.DictReader(file)]
     assert values and (sweep / "report.md").is_file() and (sweep / "figures").is_dir()
     assert len(list(there.work.glob("runs/stages/*/DONE"))) == 4  # corpus, extend, two evaluations
     assert (there.work / "mlflow" / "mlflow.db").is_file()
