@@ -62,10 +62,10 @@ def export(config: ExportConfig) -> None:
 
 def export_stage(config: ExportConfig, out: Path) -> None:
     """A checkpoint of one of our stages."""
-    from lit_long.checkpoints.export import copy_adapter, write_huggingface
-    from lit_long.checkpoints.own import own_tensors
-    from lit_long.checkpoints.weights import WEIGHTS
     from lit_long.data.store import open_store, words_of
+    from lit_long.pretrained.export import copy_adapter, write_huggingface
+    from lit_long.pretrained.own import own_tensors
+    from lit_long.pretrained.weights import WEIGHTS
     from lit_long.stages.folder import read_stage
     from lit_long.stages.identity import recipe
     from lit_long.stages.lineage import model_card, stage_of
@@ -92,8 +92,8 @@ def export_stage(config: ExportConfig, out: Path) -> None:
 
 def export_external(config: ExportConfig, out: Path) -> None:
     """Weights made elsewhere, in another format."""
-    from lit_long.checkpoints.export import write_huggingface
-    from lit_long.checkpoints.external import open_external
+    from lit_long.pretrained.export import write_huggingface
+    from lit_long.pretrained.external import open_external
 
     source = open_external(config.checkpoint)
     shape, words = source.shape, source.tokenization()

@@ -36,7 +36,7 @@ RetrievalLength = Annotated[int, Range(least=SHORTEST_RETRIEVAL, note="tokens")]
 class ModelConfig:
     """Shape of a Llama. ``context`` and ``rope_base`` are those it was (or is to be) pretrained with.
 
-    ``init`` names weights made elsewhere (checkpoints/external.py); they bring the shape along. Their content enters a stage's identity,
+    ``init`` names weights made elsewhere (pretrained/external.py); they bring the shape along. Their content enters a stage's identity,
     not their name.
     """
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import SourceConfig, UserError, nearest
 from lit_long.data.fields import fields_of, fill, value_of
+from lit_long.tokenizers.tokenizer import Tokenization
 
 SCHEMAS = ("messages", "sharegpt", "prompt", "qa")
 TEMPLATES = ("auto", "chat", "plain")

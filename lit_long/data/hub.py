@@ -15,12 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lit_long.checkpoints.digests import file_digests
 from lit_long.config import SourceConfig, UserError
 from lit_long.data.paths import Listing, files_below, look_at
 from lit_long.data.readers import columns_in
 from lit_long.data.rows import columns
 from lit_long.data.sources import HUGGING_FACE, PART_ROWS, Part
+from lit_long.pretrained.digests import file_digests
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

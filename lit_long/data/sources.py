@@ -26,11 +26,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_long.checkpoints.digests import file_digests
 from lit_long.config import SourceConfig, UserError, differing, nearest
 from lit_long.data.conversations import check_instruct
 from lit_long.data.paths import Look, list_files
 from lit_long.data.rows import columns
+from lit_long.pretrained.digests import file_digests
 
 KINDS = ("text", "jsonl", "parquet", "mixed", "hf")
 HUGGING_FACE = "hf:"

@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.assemble import make_share, prepare_sources
 from lit_long.data.corpus import SPLITS, Document, build_corpus, fingerprint
@@ -33,6 +31,8 @@ from lit_long.data.sources import left_out, settle_source
 from lit_long.data.tokenizer import borrowed_digest, encode_documents, load_tokenizer
 from lit_long.data.words import file_sha256, settle_words
 from lit_long.files import write_atomically
+from lit_long.pretrained.external import open_external
+from lit_long.tokenizers.tokenizer import Tokenization
 
 __all__ = [
     "LONG_DOCUMENT",

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lit_long.checkpoints.external import open_external
 from lit_long.config import UserError
 from lit_long.data.conversations import ChatTemplate
+from lit_long.pretrained.external import open_external
 
 SEPARATOR = "<|endoftext|>"
 _SMALLEST_VOCABULARY = 257  # the bytes and the separator

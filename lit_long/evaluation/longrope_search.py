@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import yaml
 
-from lit_long.checkpoints.weights import WEIGHTS, load_weights
 from lit_long.config import StageConfig, UserError
 from lit_long.config.ranges import Count, CountOrNone, Range, Seed
 from lit_long.data.shuffle import permutation
@@ -34,6 +33,7 @@ from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, build
 from lit_long.positions.scaled import NTKAware, PositionInterpolation, YaRN
 from lit_long.positions.schemes import RoPE
+from lit_long.pretrained.weights import WEIGHTS, load_weights
 
 Factors = tuple[int, ...]  # hundredths
 STEP = 0.25  # of a mutation, standard deviation of ln λ

@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.stream import load_external
-from lit_long.checkpoints.weights import WEIGHTS, load_weights
 from lit_long.config import EvaluationConfig, StageConfig, advising
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import Store, open_store, words_of
@@ -20,6 +17,9 @@ from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import build
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.stream import load_external
+from lit_long.pretrained.weights import WEIGHTS, load_weights
 
 SAMPLES, DEPTHS = 8, 10
 HOLD_OUT = "hold out more or longer documents (data.corpus.validation, data.sources.NAME.validation_share)"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import UserError
 from lit_long.generation.decode import PREFILL_CHUNK, generate, generate_in_turn
 from lit_long.generation.sampling import Sampler
 from lit_long.model.llama import Llama
+from lit_long.tokenizers.tokenizer import Tokenization
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of a character whose last bytes are yet to come
 BEFORE = 8  # tokens of the prompt that new ones are decoded after: some decoders drop a space at the very beginning

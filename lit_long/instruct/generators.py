@@ -13,11 +13,11 @@ from typing import Protocol
 
 import torch
 
-from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.generation import Sampler, continue_tokens
 from lit_long.generation.decode import Sequences
 from lit_long.instruct.chunks import Item
 from lit_long.model.llama import Llama
+from lit_long.tokenizers.tokenizer import Tokenization
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_long.checkpoints.external import open_external
 from lit_long.config import ModelConfig, StageConfig, UserError
 from lit_long.config.mesh import mesh_of
 from lit_long.config.one_model import compose_model
@@ -14,6 +13,7 @@ from lit_long.planning.job import Job, why_not
 from lit_long.planning.paper import paper_runs
 from lit_long.planning.rows import RUN_HEADER, run_row
 from lit_long.planning.search import Machines, Planned, plan, search
+from lit_long.pretrained.external import open_external
 from lit_long.stages.plan import Plan
 
 NOTHING = "–"

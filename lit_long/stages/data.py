@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lit_long.checkpoints.external import open_external
 from lit_long.config import ModelConfig, UserError, project_root
 from lit_long.config.one_data import compose_data
 from lit_long.data.room import disk_room
 from lit_long.data.store import Store, open_store, prepare, verify
 from lit_long.data.store import prepare_share as share_of
 from lit_long.files import is_disk_full, write_atomically
+from lit_long.pretrained.external import open_external
 from lit_long.stages.folder import finish, locked, write_stage
 from lit_long.stages.mixture import settle_data, uses_builtin
 from lit_long.stages.plan import CORPUS, Stage, place

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.stream import load_external
-from lit_long.checkpoints.tokenization import Tokenization
-from lit_long.checkpoints.weights import WEIGHTS, load_weights
 from lit_long.config import StageConfig, UserError
 from lit_long.config.one_model import compose_model
 from lit_long.data.store import open_store, words_of
 from lit_long.model.llama import Llama
 from lit_long.positions import build, settings
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.stream import load_external
+from lit_long.pretrained.weights import WEIGHTS, load_weights
 from lit_long.stages.folder import read_stage
+from lit_long.tokenizers.tokenizer import Tokenization
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_long.checkpoints.external import External, open_external
 from lit_long.config import (
     Composer,
     Layers,
@@ -29,6 +28,7 @@ from lit_long.config import (
     project_root,
 )
 from lit_long.config.grid import points, variant_name
+from lit_long.pretrained.external import External, open_external
 from lit_long.stages.axes import Axes
 from lit_long.stages.folder import is_done
 from lit_long.stages.identity import RELEVANT, digest, stage_identity

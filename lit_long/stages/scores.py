@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lit_long import __version__
-from lit_long.checkpoints.digests import file_digest
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.weights import WEIGHTS
 from lit_long.config import StageConfig, TrackingConfig, UserError, advising, plain
 from lit_long.config.one_data import compose_data
 from lit_long.config.ranges import Count, CountOrNone, Seed
@@ -30,6 +27,9 @@ from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fi
 from lit_long.evaluation.task import Report, Task, run_tasks
 from lit_long.files import write_atomically
 from lit_long.generation import pack
+from lit_long.pretrained.digests import file_digest
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.weights import WEIGHTS
 from lit_long.stages.folder import read_stage
 from lit_long.stages.lineage import stage_of
 from lit_long.stages.model import load_model

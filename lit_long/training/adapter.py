@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_long.checkpoints.weights import WEIGHTS, whole_state, write_state
 from lit_long.config import AdapterConfig, UserError
+from lit_long.pretrained.weights import WEIGHTS, whole_state, write_state
 
 ADAPTER = "adapter"  # its folder in a training stage's folder
 _NAME = "default"  # peft's name of the only adapter

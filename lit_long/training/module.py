@@ -22,15 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
-from lit_long.checkpoints.external import External
-from lit_long.checkpoints.stream import load_external
-from lit_long.checkpoints.weights import load_weights
 from lit_long.config import AdapterConfig, ModelConfig, OptimConfig
 from lit_long.model.batch import Batch
 from lit_long.model.fused_loss import AUTO, choose_loss
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
+from lit_long.pretrained.external import External
+from lit_long.pretrained.stream import load_external
+from lit_long.pretrained.weights import load_weights
 from lit_long.training.adapter import add_adapter
 from lit_long.training.bad_updates import Judge
 from lit_long.training.context import ContextShare

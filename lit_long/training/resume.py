@@ -34,9 +34,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
-from lit_long.checkpoints.own import read_entry
 from lit_long.config import UserError
 from lit_long.files import is_disk_full
+from lit_long.pretrained.own import read_entry
 
 META = "meta.pt"
 STEP = "step-{:08d}.ckpt"

@@ -13,8 +13,6 @@ import torch
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import Strategy
 
-from lit_long.checkpoints.external import External, open_external
-from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import StageConfig, TrainerConfig, UserError
 from lit_long.config.checkpoints import check_checkpoints, milestone_updates, number_of_updates, writes_in_background
 from lit_long.config.mesh import check_mesh
@@ -23,6 +21,8 @@ from lit_long.data.curriculum import make_phases
 from lit_long.data.module import LongContextDataModule
 from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
+from lit_long.pretrained.external import External, open_external
+from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.bad_updates import Judge
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts, machine

@@ -28,10 +28,10 @@ from lit_long.config import CorpusConfig, SourceConfig
 from lit_long.data.pool import available_cores
 from lit_long.data.store import prepare
 from lit_long.data.tokenizer import borrow_tokenizer
-from tests.checkpoints.conftest import SMOLLM2
 from tests.data.own import write_jsonl
 from tests.data.synthetic import opening, synthetic_store
 from tests.integration.mini import REPOSITORY
+from tests.pretrained.conftest import SMOLLM2
 
 FILE_CHARACTERS = 20 * 2**20  # of a file: it becomes one shard
 BATCH = 1000  # texts: what `datasets.map(batched=True)` hands to a tokenizer

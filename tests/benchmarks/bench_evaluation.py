@@ -25,16 +25,16 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from lit_long.checkpoints.external import open_external
 from lit_long.evaluation.harness import Harness
 from lit_long.evaluation.needle import NEW, needle_prompt
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.subject import Subject
 from lit_long.generation import pack
+from lit_long.pretrained.external import open_external
 from lit_long.training.callbacks import machine
 from tests.benchmarks.bench_generation import SHAPE, their_tokens, theirs
-from tests.checkpoints.llamas import read
 from tests.evaluation.subjects import bytes_tokenizer
+from tests.pretrained.llamas import read
 
 BATCH, ROUNDS, QUESTIONS = 8, 2, 8
 LIKELIHOOD_TARGET, NEEDLE_TARGET = 1.2, 1.5

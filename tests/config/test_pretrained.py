@@ -7,8 +7,8 @@ import pytest
 from lit_long.config import UserError, read_layers
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.stages.plan import make_plan
-from tests.checkpoints.gguf_files import tokens_of, write
-from tests.checkpoints.llamas import random_llama, save
+from tests.pretrained.gguf_files import tokens_of, write
+from tests.pretrained.llamas import random_llama, save
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from lit_long.config import CorpusConfig, DataConfig, SourceConfig, StageConfig,
 from lit_long.data.store import open_store, prepare, words_of
 from lit_long.data.tokenizer import borrow_tokenizer, borrowed_digest, train_tokenizer
 from lit_long.stages.identity import identity_settings
-from tests.checkpoints.llamas import random_llama, save
 from tests.data.own import TEXTS, all_texts, write_jsonl
+from tests.pretrained.llamas import random_llama, save
 
 
 def forget():

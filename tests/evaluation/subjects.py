@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import ModelConfig
 from lit_long.data.store import Store
 from lit_long.evaluation.subject import Subject
-from tests.checkpoints.llamas import random_llama, save
+from lit_long.tokenizers.tokenizer import Tokenization
 from tests.generation.llamas import small
+from tests.pretrained.llamas import random_llama, save
 
 SHAPE = ModelConfig(1024, 64, 2, 4, 2, 16, 96, 1e-5, True, 2048)
 

@@ -8,11 +8,11 @@ import re
 import pytest
 from mlflow import MlflowClient
 
-from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import StageConfig, plain
 from lit_long.evaluate import main
 from lit_long.evaluation.samples import Samples
 from lit_long.evaluation.subject import Subject
+from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.report.scores import value
 from lit_long.stages.folder import write_stage
 from tests.evaluation.subjects import SHAPE, bytes_folder

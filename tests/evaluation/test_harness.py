@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_long.checkpoints.external import open_external
 from lit_long.config import UserError
 from lit_long.evaluation.subject import Subject
 from lit_long.positions import build
-from tests.checkpoints.llamas import read
+from lit_long.pretrained.external import open_external
 from tests.evaluation.subjects import bytes_folder
+from tests.pretrained.llamas import read
 
 PAIRS = [
     ("The capital of France is", " Paris"),

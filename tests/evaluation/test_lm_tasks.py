@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from lit_long.checkpoints.external import open_external
 from lit_long.evaluate import main
 from lit_long.evaluation.lm_specs import LONG, SHORT, SPECS, paper_averages
 from lit_long.evaluation.lm_tasks import HarnessTask
 from lit_long.evaluation.local_data import local_rows
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import run_tasks
-from tests.checkpoints.llamas import read
+from lit_long.pretrained.external import open_external
 from tests.evaluation import public
 from tests.evaluation.subjects import bytes_folder
 from tests.integration.mini import REPOSITORY
+from tests.pretrained.llamas import read
 
 CONTEXT = 2048
 

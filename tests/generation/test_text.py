@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import ModelConfig, UserError
 from lit_long.generation import Continuation, generate, generate_text
 from lit_long.generation.terminal import InOrder
+from lit_long.tokenizers.tokenizer import Tokenization
 from tests.generation.llamas import small
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

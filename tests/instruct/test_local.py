@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from lit_long.checkpoints.tokenization import Tokenization
 from lit_long.config import ModelConfig
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.generation.decode import Sequences
@@ -16,6 +15,7 @@ from lit_long.instruct.chunks import Item
 from lit_long.instruct.generators import Local, Request
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.tokenizers.tokenizer import Tokenization
 
 TEXT = "The mill on the river was built by two sisters and burnt down in the same year."
 TEMPLATE = "{% for m in messages %}<|u|>{{ m['content'] }}<|e|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"

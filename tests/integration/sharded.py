@@ -11,11 +11,11 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.weights import save_weights
 from lit_long.config import OptimConfig
 from lit_long.config.mesh import Mesh
 from lit_long.data.module import LongContextDataModule
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.weights import save_weights
 from lit_long.training.module import LongContextModule
 from lit_long.training.strategy import MeshStrategy
 

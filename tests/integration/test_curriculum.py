@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from lit_long.checkpoints.weights import WEIGHTS, load_weights
 from lit_long.config import (
     CurriculumConfig,
     DataConfig,
@@ -24,6 +23,7 @@ from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import open_store
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.weights import WEIGHTS, load_weights
 from lit_long.training import resume
 from lit_long.training.run import train
 from tests.data.own import TEXTS, store_of, write_text

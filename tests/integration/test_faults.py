@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_long.checkpoints.own import own_tensors
 from lit_long.config import StageConfig, plain
 from lit_long.launch.local import command
+from lit_long.pretrained.own import own_tensors
 from lit_long.stages.folder import is_done, write_stage
 from lit_long.stages.run import run_stage
 from tests.integration import test_stage_processes as processes

@@ -14,7 +14,7 @@ from lit_long.stages.identity import recipe
 from lit_long.stages.plan import make_plan
 from lit_long.stages.shipped import RECIPE
 from lit_long.stages.sweep_folder import outline
-from tests.checkpoints.llamas import random_llama, save
+from tests.pretrained.llamas import random_llama, save
 
 EXPERIMENT = """
 model: {vocab_size: 300, d_model: 64, n_layers: 2, n_heads: 4, n_kv_heads: 2, head_dim: 16, d_ffn: 96, context: 128, rope_base: 7000, tie_embeddings: false}

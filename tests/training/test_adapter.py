@@ -11,12 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lit_long.checkpoints.export import copy_adapter
-from lit_long.checkpoints.weights import WEIGHTS, save_weights
 from lit_long.config import AdapterConfig, ModelConfig, UserError, read_layers
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.export import copy_adapter
+from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.stages.identity import identity_settings
 from lit_long.stages.plan import make_plan
 from lit_long.training.adapter import ADAPTER, add_adapter, merged, save_adapted

@@ -20,7 +20,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_long.checkpoints.external import open_external
 from lit_long.config import (
     CorpusConfig,
     DataConfig,
@@ -36,13 +35,14 @@ from lit_long.config.mesh import mesh_of
 from lit_long.config.schema import ValidationConfig
 from lit_long.data.module import LongContextDataModule
 from lit_long.data.store import prepare
+from lit_long.pretrained.external import open_external
 from lit_long.stages.folder import is_done, read_result, write_stage
 from lit_long.stages.run import run_stage
 from lit_long.training.resume import Writer
 from lit_long.training.run import strategy
-from tests.checkpoints.llamas import random_llama, save
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
+from tests.pretrained.llamas import random_llama, save
 
 UPDATES, PER_UPDATE, CONTEXT = 8, 1024, 64
 DOMAINS = ("long", "short")

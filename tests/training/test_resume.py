@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_long.checkpoints.own import own_tensors
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.store import prepare
+from lit_long.pretrained.own import own_tensors
 from lit_long.training.resume import OneFile, Writer, assembled, newest_checkpoint
 from lit_long.training.run import train
 from tests.data.own import TEXTS, write_text

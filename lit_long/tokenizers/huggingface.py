@@ -15,9 +15,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lit_long.checkpoints.sentencepiece_words import BEGIN, END, UNK, read_model
-from lit_long.checkpoints.tokenization import Tokenization, check_vocabulary, separator_of
 from lit_long.config import UserError
+from lit_long.tokenizers.sentencepiece import BEGIN, END, UNK, read_model
+from lit_long.tokenizers.tokenizer import Tokenization, check_vocabulary, separator_of
 
 
 def tokenization(folder: Path, vocab_size: int) -> Tokenization:

@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lit_long.checkpoints.rope_config import hf_from_position, position_from_hf, trained_context
 from lit_long.config import ModelConfig, UserError
 from lit_long.positions import SCHEMES, build, settings
 from lit_long.positions.encoder import PositionalEncoder
+from lit_long.pretrained.rope_config import hf_from_position, position_from_hf, trained_context
 
 LLAMA = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256}
 MODEL = ModelConfig(d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, context=64)
@@ -44,7 +44,7 @@ REFUSED = {
     "power": {},
     "ntk_by_parts": STRETCHED,
     "nope": {},
-    "tests.checkpoints.test_rope_config:Own": {},
+    "tests.pretrained.test_rope_config:Own": {},
 }
 
 

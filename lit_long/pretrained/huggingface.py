@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_long.checkpoints.external import External, content_digest
-from lit_long.checkpoints.rope_config import head_dim_of, position_from_hf, trained_context, whole
 from lit_long.config import ModelConfig, UserError
+from lit_long.pretrained.external import External, content_digest
+from lit_long.pretrained.rope_config import head_dim_of, position_from_hf, trained_context, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_long.checkpoints.tokenization import Tokenization
+    from lit_long.tokenizers.tokenizer import Tokenization
 
 # In transformers' order of preference: the weights in one file, else the index of several.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -129,7 +129,7 @@ class HuggingFace(External):
             )
 
     def tokenization(self) -> Tokenization:
-        from lit_long.checkpoints.huggingface_words import tokenization
+        from lit_long.tokenizers.huggingface import tokenization
 
         return tokenization(self.path, self.shape.vocab_size)
 
@@ -137,7 +137,7 @@ class HuggingFace(External):
 def names_in(file: Path) -> list[str]:
     """Names of the tensors in a weight file."""
     if file.suffix == ".bin":
-        from lit_long.checkpoints.pickles import Pickles
+        from lit_long.pretrained.pickles import Pickles
 
         return Pickles([file]).names()
     from safetensors import SafetensorError, safe_open
@@ -154,7 +154,7 @@ def names_in(file: Path) -> list[str]:
 def read_tensors(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
     """The tensors called ``names``, one at a time, mapped. A file is opened anew for each, or the pages read would pile up."""
     if file.suffix == ".bin":
-        from lit_long.checkpoints.pickles import Pickles
+        from lit_long.pretrained.pickles import Pickles
 
         opened = Pickles([file])
         for name in names:

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from lit_long.checkpoints.external import open_external
 from lit_long.config import UserError
-from tests.checkpoints.llamas import assert_same, random_llama, read
+from lit_long.pretrained.external import open_external
+from tests.pretrained.llamas import assert_same, random_llama, read
 
 LLAMA3_ROPE = {"rope_type": "llama3", "original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 PER_LAYER = {

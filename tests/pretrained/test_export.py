@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_long.checkpoints.export import write_huggingface
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.tokenization import Tokenization
-from tests.checkpoints.llamas import random_llama, save
-from tests.checkpoints.texts import trained
+from lit_long.pretrained.export import write_huggingface
+from lit_long.pretrained.external import open_external
+from lit_long.tokenizers.tokenizer import Tokenization
 from tests.integration.mini import REPOSITORY
+from tests.pretrained.llamas import random_llama, save
+from tests.tokenizers.texts import trained
 
 TAKES = ["input_ids", "attention_mask"]
 

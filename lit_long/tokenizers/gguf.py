@@ -11,10 +11,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from lit_long.checkpoints.gguf_header import Header
-from lit_long.checkpoints.sentencepiece_words import NORMAL, add_special, sentencepiece
-from lit_long.checkpoints.tokenization import Tokenization, check_vocabulary, separator_of
 from lit_long.config import UserError
+from lit_long.pretrained.gguf_header import Header
+from lit_long.tokenizers.sentencepiece import NORMAL, add_special, sentencepiece
+from lit_long.tokenizers.tokenizer import Tokenization, check_vocabulary, separator_of
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_WORDS = (

@@ -14,15 +14,15 @@ from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lit_long.checkpoints import gguf_file
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.gguf_file import GGUF
-from lit_long.checkpoints.gguf_header import Header, readable
 from lit_long.config import UserError
 from lit_long.generation import generate_text
 from lit_long.positions import build
-from tests.checkpoints.gguf_files import tokens_of, write
-from tests.checkpoints.llamas import SHAPES, assert_same, batch_of, random_llama, read
+from lit_long.pretrained import gguf_file
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.gguf_file import GGUF
+from lit_long.pretrained.gguf_header import Header, readable
+from tests.pretrained.gguf_files import tokens_of, write
+from tests.pretrained.llamas import SHAPES, assert_same, batch_of, random_llama, read
 
 STORIES = Path("/work/shared/data/stories260K.gguf")  # a real file; see its MANIFEST.md
 PAGE = """The tide had gone out by the time the fishermen returned to the harbour. Along the sea wall, children were looking for crabs

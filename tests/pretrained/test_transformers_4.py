@@ -13,14 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_long.checkpoints.export import write_huggingface
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.huggingface_words import tokenization
 from lit_long.positions import build
-from tests.checkpoints.llamas import random_llama, save
-from tests.checkpoints.test_rope_config import EXPORTED
-from tests.checkpoints.texts import trained
+from lit_long.pretrained.export import write_huggingface
+from lit_long.pretrained.external import open_external
+from lit_long.tokenizers.huggingface import tokenization
 from tests.integration.mini import REPOSITORY
+from tests.pretrained.llamas import random_llama, save
+from tests.pretrained.test_rope_config import EXPORTED
+from tests.tokenizers.texts import trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 VERSIONS = {"4.53.3": ">=0.21,<0.22", "4.57.6": ">=0.22,<=0.23"}  # of transformers: the tokenizers that it takes

@@ -24,13 +24,13 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from lit_long.checkpoints.huggingface_words import optional
-from lit_long.checkpoints.rope_config import hf_from_position
-from lit_long.checkpoints.tokenization import Tokenization
-from lit_long.checkpoints.weights import misfit
 from lit_long.config import ModelConfig, UserError
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.rope_config import hf_from_position
+from lit_long.pretrained.weights import misfit
+from lit_long.tokenizers.huggingface import optional
+from lit_long.tokenizers.tokenizer import Tokenization
 
 PART_BYTES = 5 * 10**9
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

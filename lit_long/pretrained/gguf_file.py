@@ -18,17 +18,17 @@ from gguf import ReaderTensor
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from lit_long.checkpoints.digests import file_digest
-from lit_long.checkpoints.external import External, halves
-from lit_long.checkpoints.gguf_header import Header
-from lit_long.checkpoints.rope_config import stretched
 from lit_long.config import ModelConfig, UserError
 from lit_long.positions import Llama3
+from lit_long.pretrained.digests import file_digest
+from lit_long.pretrained.external import External, halves
+from lit_long.pretrained.gguf_header import Header
+from lit_long.pretrained.rope_config import stretched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_long.checkpoints.tokenization import Tokenization
+    from lit_long.tokenizers.tokenizer import Tokenization
 
 NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 BLOCK_NAMES = {
@@ -207,7 +207,7 @@ class GGUF(External):
             del tensor  # or two would be in memory while the next is read
 
     def tokenization(self) -> Tokenization:
-        from lit_long.checkpoints.gguf_words import tokenization
+        from lit_long.tokenizers.gguf import tokenization
 
         return tokenization(self.header, self.shape.vocab_size)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.stream import load_external
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from tests.checkpoints import gguf_files, test_huggingface, test_meta
-from tests.checkpoints.llamas import random_llama, save
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.stream import load_external
 from tests.integration.mini import REPOSITORY
+from tests.pretrained import gguf_files, test_huggingface, test_meta
+from tests.pretrained.llamas import random_llama, save
 
 HERE = Path(__file__).parent
 

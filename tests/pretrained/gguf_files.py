@@ -9,7 +9,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
-from tests.checkpoints.test_meta import interleaved
+from tests.pretrained.test_meta import interleaved
 
 PER_LAYER = {
     "attn_norm": "input_layernorm",

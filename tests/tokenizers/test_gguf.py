@@ -9,13 +9,13 @@ from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer
 
-from lit_long.checkpoints import gguf_words
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.gguf_header import Header
 from lit_long.config import UserError
-from tests.checkpoints.gguf_files import write
-from tests.checkpoints.llamas import random_llama
-from tests.checkpoints.texts import CHAT, CUTS, SENTENCEPIECE, TEXTS, spm_pieces, trained
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.gguf_header import Header
+from lit_long.tokenizers import gguf as gguf_words
+from tests.pretrained.gguf_files import write
+from tests.pretrained.llamas import random_llama
+from tests.tokenizers.texts import CHAT, CUTS, SENTENCEPIECE, TEXTS, spm_pieces, trained
 
 
 @pytest.fixture(scope="module")

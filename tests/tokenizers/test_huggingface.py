@@ -9,12 +9,12 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import sentencepiece_model_pb2_new as protocol
 
-from lit_long.checkpoints import huggingface_words
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.sentencepiece_words import read_model
 from lit_long.config import UserError
-from tests.checkpoints.llamas import random_llama, save
-from tests.checkpoints.texts import CHAT, SENTENCEPIECE, TEXTS, spm_pieces, trained
+from lit_long.pretrained.external import open_external
+from lit_long.tokenizers import huggingface as huggingface_words
+from lit_long.tokenizers.sentencepiece import read_model
+from tests.pretrained.llamas import random_llama, save
+from tests.tokenizers.texts import CHAT, SENTENCEPIECE, TEXTS, spm_pieces, trained
 
 
 def write_model(file, pieces=None, kind=2, **normal):

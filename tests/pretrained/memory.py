@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from lit_long.checkpoints.external import open_external
-from lit_long.checkpoints.stream import load_external
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.external import open_external
+from lit_long.pretrained.stream import load_external
 
 
 def peak() -> int:
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     first, *sources = sys.argv[1:]
     measure(first, "meta")  # imports what is imported at first use, before the forks
     for suffix in ("gguf_file", "huggingface", "meta"):
-        __import__(f"lit_long.checkpoints.{suffix}")
+        __import__(f"lit_long.pretrained.{suffix}")
     print(
         json.dumps({f"{Path(source).name} {device}": forked(source, device) for source in sources for device in ("meta", "cpu")})
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from lit_long.checkpoints import digests
+from lit_long.pretrained import digests
 
 
 def test_large_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):

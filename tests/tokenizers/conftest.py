@@ -1,0 +1,1 @@
+from tests.pretrained.conftest import smollm2  # noqa: F401
