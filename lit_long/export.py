@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> None:
 
 def export_stage(config: ExportConfig, out: Path) -> None:
     """A checkpoint of one of our stages."""
-    from lit_long.data.store import open_store, words_of
+    from lit_long.data.token_store import open_store, words_of
     from lit_long.pretrained.export import copy_adapter, write_huggingface
     from lit_long.pretrained.own import own_tensors
     from lit_long.pretrained.weights import WEIGHTS

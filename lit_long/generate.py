@@ -102,7 +102,7 @@ def run(config: GenerateConfig, words: dict[str, Any]) -> None:
 def prompts_in(path: str, say: Callable[[str], None]) -> list[str]:
     """The prompts of a file: a text is one, of JSON lines, parquet or a folder each document is one. A pipe holds one, too."""
     from lit_long.data.paths import claimed
-    from lit_long.data.readers import documents_at
+    from lit_long.data.sources import documents_at
 
     place = Path(path).expanduser()
     if place.exists() and not place.is_file() and not place.is_dir():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lit_long.config import CorpusConfig
-from lit_long.data.store import open_store, prepare
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import open_store
 
 
 def pytest_collection_modifyitems(items):

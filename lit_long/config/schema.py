@@ -27,7 +27,7 @@ from lit_long.config.text import Axes, EscapedText
 from lit_long.config.tracking import TrackingConfig
 from lit_long.config.typed import NOT_IDENTITY, TRAIN_IDENTITY
 
-SHORTEST_RETRIEVAL = 128  # tokens; see data/retrieval.py
+SHORTEST_RETRIEVAL = 128  # tokens; see data/synthetic.py
 Spike = Annotated[float, Range(above=1, or_zero=True, note="a multiple of the median loss; 0 = no limit")]
 RetrievalLength = Annotated[int, Range(least=SHORTEST_RETRIEVAL, note="tokens")]
 
@@ -96,7 +96,7 @@ class SourceConfig:
     path: str = field(default="", metadata=NOT_IDENTITY)
     kind: str = "auto"  # text · jsonl · parquet · mixed · hf; auto follows from what is there, and is settled before the identity is taken
     text: EscapedText = (
-        "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/rows.py
+        "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/readers.py
     )
     where: dict[str, str] = field(default_factory=dict)  # only rows with these values, such as meta.language: en
     encoding: str = "utf-8"  # of text and jsonl

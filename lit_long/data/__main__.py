@@ -71,8 +71,8 @@ def main(argv: list[str]) -> int:
 
 def act(verb: str, words: list[str], said: dict, options: Options) -> int:
     """Prepare or inspect, and print."""
-    from lit_long.data.store import verify
-    from lit_long.data.summary import progress_lines, show, show_share
+    from lit_long.data.inspect import progress_lines, show, show_share
+    from lit_long.data.token_store import verify
     from lit_long.stages.data import data_stage, open_stage, prepare_share, prepare_stage
 
     if options.out:

@@ -2,7 +2,7 @@
 
     messages    {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}
     sharegpt    {"conversations": [{"from": "human", "value": …}, {"from": "gpt", …}]}
-    prompt      two templates over the row's fields, ``prompt`` and ``answer``, as in data/rows.py
+    prompt      two templates over the row's fields, ``prompt`` and ``answer``, as in data/readers.py
     qa          a document, and a question about a chunk of it, with its answer: what lit_long.instruct writes
 
 Turns of an assistant are answers, all else is prompt. What stands before the first prompt or after the last answer teaches nothing

@@ -8,11 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lit_long.batch import NO_LOSS, PADDING, Batch
 from lit_long.config import Unfit
-from lit_long.data.documents import ShardedDocuments, longest
-from lit_long.data.shuffle import permutation
-from lit_long.data.store import Store
-from lit_long.model.batch import NO_LOSS, PADDING, Batch
+from lit_long.data.sampling import permutation
+from lit_long.data.token_store import ShardedDocuments, Store, longest
 
 _SEED = 0  # not the run's: every run is measured on the same documents
 

@@ -10,18 +10,16 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lit_long.config import SourceConfig, UserError
 from lit_long.data.paths import Listing, files_below, look_at
-from lit_long.data.readers import columns_in
-from lit_long.data.rows import columns
-from lit_long.data.sources import HUGGING_FACE, PART_ROWS, Part
 from lit_long.pretrained.digests import file_digests
 
+HUGGING_FACE = "hf:"
+PART_ROWS = 2**17
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -64,33 +62,20 @@ def fingerprint(key: str, source: SourceConfig) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
-def parts_of(key: str, source: SourceConfig) -> list[Part]:
-    """Ranges of rows, or the data set's shards when streaming."""
-    found = (fingerprint(key, source),)
+def ranges(key: str, source: SourceConfig) -> list[tuple[int, int]]:
+    """Where the parts of the data set start and stop: ranges of rows, or (when streaming) the number of a shard and -1."""
     if source.streaming:
-        return [Part("hf", (), (), found, shard, -1) for shard in range(_load(key, source).num_shards)]
+        return [(shard, -1) for shard in range(_load(key, source).num_shards)]
     rows = len(_load(key, source))
-    return [Part("hf", (), (), found, start, min(start + PART_ROWS, rows)) for start in range(0, rows, PART_ROWS)]
+    return [(start, min(start + PART_ROWS, rows)) for start in range(0, rows, PART_ROWS)]
 
 
-def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, row: the fields that the source names) of one part; when streaming, rows count within the shard."""
+def load_rows(key: str, source: SourceConfig, start: int, stop: int) -> tuple[Any, int]:
+    """The rows of one part, a Dataset or IterableDataset, and the number of the first; when streaming, rows count within the shard."""
     data = _load(key, source)
     if source.streaming:
-        rows: Any = data.shard(data.num_shards, part.start)
-        first = 0
-    else:
-        rows = data.select(range(part.start, part.stop))
-        first = part.start
-    found = rows.column_names
-    wanted = columns_in(key, source, found, f"{source.path} has no field") if found is not None else columns(key, source)
-    rows = rows.select_columns(wanted)
-    try:
-        yield from enumerate(rows, start=first)
-    except UserError:
-        raise
-    except Exception as error:  # each of the many formats raises its own
-        raise UserError(f"{key}: {source.path}, after row {first}: cannot be read: {type(error).__name__}: {error}") from None
+        return data.shard(data.num_shards, start), 0
+    return data.select(range(start, stop)), start
 
 
 def _load(key: str, source: SourceConfig) -> Any:

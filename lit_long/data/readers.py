@@ -2,6 +2,10 @@
 
 Nothing is skipped but blank lines of JSON lines, which end at "\\n" and nowhere else: a line that cannot be read, a missing field or a compressed file without its end stops
 the preparation, for a store that is silently short is worse than none.
+
+What of a row is the document: a field (``text: content``), or a text that several fields make (``text: "{question}\\n\\n{answer}"``). ``where`` keeps
+the rows that hold the given values. A dot goes into a group: ``meta.redpajama_set_name``, unless a field's name has it. Of instruction data the
+whole row is the document (conversations.py).
 """
 
 from __future__ import annotations
@@ -10,21 +14,38 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.fields import advice, column_of, names
-from lit_long.data.paths import HEAD, Look, compression_of, opened, readable, tell_left_out, text_advice
-from lit_long.data.rows import columns, document
-from lit_long.data.sources import Part, cuts_of, left_out, parts, settle_source
+from lit_long.data.conversations import canonical, columns_of
+from lit_long.data.fields import advice, column_of, fields_of, fill, names, value_of
+from lit_long.data.hub import load_rows
+from lit_long.data.paths import HEAD, opened, readable, text_advice
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 _BATCH_ROWS = 256  # of parquet; long documents make rows large
 _READ_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a source.
+
+    ``files`` are paths and ``names`` what messages and document names call them (none for hf). ``start`` and ``stop`` count bytes (jsonl),
+    row groups (parquet) or rows (hf); of a whole file they are 0 and -1. ``digests`` are the files' sha256, or the data set's fingerprint.
+    """
+
+    kind: str
+    files: tuple[str, ...]
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    start: int = 0
+    stop: int = -1
 
 
 class Text(NamedTuple):
@@ -41,40 +62,18 @@ def read_part(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     Raises:
         UserError: naming the file and the line, byte or row.
     """
-    if part.kind == "hf":
-        from lit_long.data.hub import read_rows
-
-        for place, row in read_rows(key, source, part):
-            if (text := _document(key, source, row, f"row {place}", "field")) is not None:
-                yield Text(place, text)
-    else:
-        yield from _READERS[part.kind](key, source, part)
+    yield from _READERS[part.kind](key, source, part)
 
 
-def try_first_row(key: str, source: SourceConfig, kind: str, path: str) -> None:
-    """Raise the UserError that `read_part` would raise at the beginning of a file."""
-    if kind == "text":
+def try_first_row(key: str, source: SourceConfig, part: Part) -> None:
+    """Raise the UserError that `read_part` would raise at the beginning of a part that is a file, or of its first piece."""
+    if part.kind == "text":
+        (path,) = part.files
         with readable(key, path), opened(path) as file:
             head = file.read(HEAD)
         _decoded(key, source, path, head, whole=len(head) < HEAD)
         return
-    start, stop = next(iter(cuts_of(path, Look(kind, compression_of(path)))), (0, 0))
-    part = Part(kind, (path,), (path,), ("",), start, stop)
-    next(_read_parquet(key, source, part, 1) if kind == "parquet" else _READERS[kind](key, source, part), None)
-
-
-def documents_at(key: str, path: str, kind: str = "auto") -> tuple[list[str], str]:
-    """The documents of a path that a command names, and what to say of files that were left out.
-
-    Args:
-        key: begins the messages, such as ``text=FOLDER``.
-
-    Raises:
-        UserError: as `settle_source` and `read_part` do.
-    """
-    source = settle_source("text", SourceConfig(path=path, kind=kind), key)
-    texts = [each.text for part in parts("text", source, key) for each in read_part(key, source, part)]
-    return texts, tell_left_out(left_out("text", source, key))
+    next(_read_parquet(key, source, part, 1) if part.kind == "parquet" else _READERS[part.kind](key, source, part), None)
 
 
 def _read_text(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
@@ -219,7 +218,21 @@ def _read_parquet(key: str, source: SourceConfig, part: Part, batch_rows: int = 
                 place += 1
 
 
-_READERS = {"text": _read_text, "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
+def _read_hub(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
+    rows, first = load_rows(key, source, part.start, part.stop)
+    found = rows.column_names
+    wanted = columns_in(key, source, found, f"{source.path} has no field") if found is not None else columns(key, source)
+    try:
+        for place, row in enumerate(rows.select_columns(wanted), start=first):
+            if (text := _document(key, source, row, f"row {place}", "field")) is not None:
+                yield Text(place, text)
+    except UserError:
+        raise
+    except Exception as error:  # each of the many formats raises its own
+        raise UserError(f"{key}: {source.path}, after row {first}: cannot be read: {type(error).__name__}: {error}") from None
+
+
+_READERS = {"text": _read_text, "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet, "hf": _read_hub}
 
 
 def columns_in(key: str, source: SourceConfig, found: list[str], lacking: str) -> list[str]:
@@ -285,3 +298,31 @@ def _line_number(path: str, place: int) -> int:
             lines += block.count(b"\n")
             place -= len(block)
     return lines
+
+
+def columns(key: str, source: SourceConfig) -> list[str]:
+    """Fields that a source's rows must have, in groups or not. Raises UserError for a template that is none."""
+    of_text = columns_of(key, source) if source.instruct.schema else fields_of(f"{key}.text", source.text)
+    return sorted({*of_text, *source.where})
+
+
+def document(key: str, source: SourceConfig, row: dict[str, Any], kind: str = "field") -> str | None:
+    """The row's text, or None where ``where`` leaves it out; of instruction data a conversation's JSON, None where it has no answer.
+
+    Raises:
+        UserError: a missing field, or one that is no text; the message begins without a place.
+    """
+    for name, wanted in source.where.items():
+        if not holds(value_of(f"{key}.where", name, row, kind), wanted):
+            return None
+    if source.instruct.schema:
+        return canonical(key, source, row, kind)
+    return fill(f"{key}.text", source.text, row, kind)
+
+
+def holds(value: Any, wanted: str) -> bool:
+    """Whether a field's value is the one that was written: true, false and null as JSON has them, numbers however they are written."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return value == float(wanted)
+    return wanted == str(value) or (not isinstance(value, str) and wanted == json.dumps(value, default=str))

@@ -26,12 +26,11 @@ from tokenizers import Tokenizer
 from lit_long.config import SourceConfig, UserError
 from lit_long.data.conversations import ChatTemplate, Encoder
 from lit_long.data.pool import side_by_side
-from lit_long.data.readers import Text, read_part
-from lit_long.data.sources import Part, plain_source
+from lit_long.data.readers import Part, Text, read_part
+from lit_long.data.sources import plain_source
 from lit_long.data.tokenizer import encode_documents, load_tokenizer
 from lit_long.files import is_disk_full, replacing, write_atomically
 
-FOLDER = "shards"
 # ``first`` and ``second`` are the halves of the text's hash: the one chooses what is held out, the other what is kept.
 ROW = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8"), ("place", "<i8")])
 HASHES = 2.0**64

@@ -10,8 +10,6 @@ the store is the same whatever the number of processes:
     hf         131,072 rows, or one of the data set's own shards when streaming
 
 A source of kind ``mixed`` has files of several kinds, a source of kind jsonl may have json files, too.
-
-Imports neither pyarrow nor `datasets` before there is something for them to read: planning a sweep must be quick.
 """
 
 from __future__ import annotations
@@ -28,33 +26,16 @@ from typing import Any
 
 from lit_long.config import SourceConfig, UserError, differing, nearest
 from lit_long.data.conversations import check_instruct
-from lit_long.data.paths import Look, list_files
-from lit_long.data.rows import columns
+from lit_long.data.hub import HUGGING_FACE, fingerprint, ranges
+from lit_long.data.paths import Look, list_files, tell_left_out
+from lit_long.data.readers import Part, columns, open_parquet, read_part, try_first_row
 from lit_long.pretrained.digests import file_digests
 
 KINDS = ("text", "jsonl", "parquet", "mixed", "hf")
-HUGGING_FACE = "hf:"
 PART_BYTES = 2**26
-PART_ROWS = 2**17
 # Where texts lie, and what is decided of them once all are there.
 _NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "content", "instruct")
 _SAVED = ("state.json", "dataset_dict.json")  # what `datasets` leaves in a folder it saved
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a source.
-
-    ``files`` are paths and ``names`` what messages and document names call them (none for hf). ``start`` and ``stop`` count bytes (jsonl),
-    row groups (parquet) or rows (hf); of a whole file they are 0 and -1. ``digests`` are the files' sha256, or the data set's fingerprint.
-    """
-
-    kind: str
-    files: tuple[str, ...]
-    names: tuple[str, ...]
-    digests: tuple[str, ...]
-    start: int = 0
-    stop: int = -1
 
 
 @dataclass(frozen=True)
@@ -106,8 +87,6 @@ def find(name: str, source: SourceConfig, key: str = "") -> Found:
     """Files of a settled source, with their digests. Raises UserError if there is none."""
     key = key or f"data.sources.{name}"
     if source.kind == "hf":
-        from lit_long.data.hub import fingerprint
-
         return Found((), (), (fingerprint(key, source),))
     listing = list_files(key, source.path, source.kind, source.encoding)
     digests = tuple(file_digests(listing.files))
@@ -123,14 +102,13 @@ def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
         if importlib.util.find_spec("datasets") is None:
             raise UserError(f"{key}: {HUGGING_FACE} paths need the package datasets: pip install 'lit-long[datasets]'")
         return
-    from lit_long.data.readers import try_first_row
-
-    by_kind: dict[str, list[Path]] = {}
+    by_kind: dict[str, list[tuple[Path, Look]]] = {}
     for file, look in zip(found.files, found.looks):
-        by_kind.setdefault(look.kind, []).append(file)
+        by_kind.setdefault(look.kind, []).append((file, look))
     for kind, files in by_kind.items():
-        for file in {files[0]: None, files[-1]: None}:
-            try_first_row(key, source, kind, str(file))
+        for file, look in {files[0]: None, files[-1]: None}:
+            start, stop = (0, -1) if kind == "text" else next(iter(_cuts_of(str(file), look)), (0, 0))
+            try_first_row(key, source, Part(kind, (str(file),), (str(file),), ("",), start, stop))
 
 
 def left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[str]]:
@@ -145,9 +123,9 @@ def left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[s
 def parts(name: str, source: SourceConfig, key: str = "") -> list[Part]:
     """All parts of a settled source, in order."""
     if source.kind == "hf":
-        from lit_long.data.hub import parts_of
-
-        return parts_of(key or f"data.sources.{name}", source)
+        key = key or f"data.sources.{name}"
+        found = (fingerprint(key, source),)
+        return [Part("hf", (), (), found, start, stop) for start, stop in ranges(key, source)]
     found = find(name, source, key)
     files = list(zip(map(str, found.files), found.names, found.digests, found.looks))
     cut: list[Part] = []
@@ -158,11 +136,25 @@ def parts(name: str, source: SourceConfig, key: str = "") -> list[Part]:
             cut += [Part("text", *map(tuple, zip(*[texts[i] for i in run]))) for run in runs]
         else:
             for path, file, digest, look in group:
-                cut += [Part(kind, (path,), (file,), (digest,), start, stop) for start, stop in cuts_of(path, look)]
+                cut += [Part(kind, (path,), (file,), (digest,), start, stop) for start, stop in _cuts_of(path, look)]
     return cut
 
 
-def cuts_of(path: str, look: Look) -> list[tuple[int, int]]:
+def documents_at(key: str, path: str, kind: str = "auto") -> tuple[list[str], str]:
+    """The documents of a path that a command names, and what to say of files that were left out.
+
+    Args:
+        key: begins the messages, such as ``text=FOLDER``.
+
+    Raises:
+        UserError: as `settle_source` and `read_part` do.
+    """
+    source = settle_source("text", SourceConfig(path=path, kind=kind), key)
+    texts = [each.text for part in parts("text", source, key) for each in read_part(key, source, part)]
+    return texts, tell_left_out(left_out("text", source, key))
+
+
+def _cuts_of(path: str, look: Look) -> list[tuple[int, int]]:
     """Where the parts of a file of rows start and stop."""
     if look.kind == "parquet":
         return _cut_parquet(path)
@@ -185,8 +177,6 @@ def _runs(sizes: list[int]) -> Iterator[range]:
 
 
 def _cut_parquet(path: str) -> list[tuple[int, int]]:
-    from lit_long.data.readers import open_parquet
-
     with open_parquet(path) as file:
         sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
     return [(run.start, run.stop) for run in _runs(sizes)]

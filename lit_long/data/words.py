@@ -5,7 +5,6 @@ It follows from the settings and the texts alone and is put in place whole, so i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from lit_long.config import CorpusConfig, SourceConfig, plain
+from lit_long.data.builtin_corpus import Corpus
 from lit_long.data.conversations import ChatTemplate, words_in
-from lit_long.data.corpus import Corpus
-from lit_long.data.readers import read_part
+from lit_long.data.readers import Part, read_part
 from lit_long.data.shards import passes
-from lit_long.data.sources import Part, parts
+from lit_long.data.sources import parts
 from lit_long.data.tokenizer import (
     SAMPLE_CHARACTERS,
     SEPARATOR,
@@ -28,6 +27,7 @@ from lit_long.data.tokenizer import (
     train_tokenizer,
 )
 from lit_long.files import write_atomically
+from lit_long.pretrained.digests import read_digest
 
 _TRAINED = "trained.json"  # which tokenizer.json was trained on what, while the store is not yet complete
 _SAMPLED_PARTS = 64  # of a source, at most, spread over it
@@ -75,11 +75,11 @@ def settle_words(
         separator = tokenizer.token_to_id(SEPARATOR)
         _save(tokenizer, file)
         if sources:
-            write_atomically(note, json.dumps([file_sha256(file), trained_on]))
+            write_atomically(note, json.dumps([read_digest(file), trained_on]))
     dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
     instructs = any(source.instruct.schema for source in sources.values())
     template = borrowed_template(corpus.tokenizer) if instructs else None
-    return Words(file, file_sha256(file), separator, dtype, template), tokenizer
+    return Words(file, read_digest(file), separator, dtype, template), tokenizer
 
 
 def _save(tokenizer: Tokenizer, file: Path) -> None:
@@ -91,7 +91,7 @@ def _save(tokenizer: Tokenizer, file: Path) -> None:
 
 def _was_trained(note: Path, file: Path, trained_on: str) -> bool:
     try:
-        return json.loads(note.read_text(encoding="utf-8")) == [file_sha256(file), trained_on]
+        return json.loads(note.read_text(encoding="utf-8")) == [read_digest(file), trained_on]
     except (OSError, ValueError):
         return False
 
@@ -116,8 +116,3 @@ def _beginning(name: str, source: SourceConfig, part: Part, characters: int) -> 
             characters -= len(content)
             if characters <= 0:
                 return
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from lit_long.batch import Batch
 from lit_long.config import UserError
 from lit_long.evaluation.subject import Subject
 from lit_long.generation import Sampler, continue_tokens
 from lit_long.generation.tables import same_tables
-from lit_long.model.batch import Batch
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lit_long.config import UserError
-from lit_long.data.shuffle import permutation, random_words
+from lit_long.data.sampling import permutation, random_words
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import share
 from lit_long.evaluation.subject import Subject

@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lit_long.config import UserError
-from lit_long.data.documents import longest
-from lit_long.data.shuffle import random_words
-from lit_long.data.store import Store
+from lit_long.data.sampling import random_words
+from lit_long.data.token_store import Store, longest
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import mean

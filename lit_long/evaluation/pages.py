@@ -14,8 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lit_long.config import CorpusConfig, UserError
-from lit_long.data.corpus import build_corpus
-from lit_long.data.readers import documents_at
+from lit_long.data.builtin_corpus import build_corpus
+from lit_long.data.sources import documents_at
 from lit_long.tokenizers.tokenizer import Tokenization
 
 OWN = "text"  # the domain of one's own texts

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_long.model.batch import NO_LOSS, Batch
+from lit_long.batch import NO_LOSS, Batch
 from lit_long.model.llama import Llama
 
 

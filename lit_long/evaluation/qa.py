@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from lit_long.config import UserError
-from lit_long.data.store import Store
+from lit_long.data.token_store import Store
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.qa_built import built_question
 from lit_long.evaluation.qa_published import Published, read_published

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lit_long.config import UserError
-from lit_long.data.shuffle import permutation, random_words
-from lit_long.data.store import Store
+from lit_long.data.sampling import permutation, random_words
+from lit_long.data.token_store import Store
 from lit_long.evaluation.needle import border, haystack
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.subject import Subject

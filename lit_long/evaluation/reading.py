@@ -17,16 +17,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from lit_long.batch import NO_LOSS, Batch
 from lit_long.config import UserError
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.store import Store
+from lit_long.data.token_store import Store
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.perplexity import position_edges
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import exponential, ratio
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Sample, Task, by
-from lit_long.model.batch import NO_LOSS, Batch
 
 AT = "loss_by_position"
 

@@ -1,4 +1,4 @@
-"""FIRST-SENTENCE-RETRIEVAL and PASSKEY as tasks: the examples of data/retrieval.py, answered by retrieval.py, a sample each.
+"""FIRST-SENTENCE-RETRIEVAL and PASSKEY as tasks: the examples of data/synthetic.py, answered by retrieval.py, a sample each.
 
 Of PASSKEY also k_max, the effective window of Position Interpolation (Chen et al. 2023, §3.3): the largest distance between the key and
 the end of the prompt at which at least a fifth of the trials find it. PI takes 32 distances and 10 trials at the window to be tested;
@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lit_long.data.retrieval import PASSKEY, RetrievalExample, passkey_examples, retrieval_examples
-from lit_long.data.store import Store
+from lit_long.data.synthetic import PASSKEY, RetrievalExample, passkey_examples, retrieval_examples
+from lit_long.data.token_store import Store
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.retrieval import Answered, answer, rouge_l
 from lit_long.evaluation.samples import Key

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_long.config import EvaluationConfig
-from lit_long.data.retrieval import DOMAIN, RetrievalExample, passkey_examples, retrieval_examples
-from lit_long.data.store import Store
+from lit_long.data.synthetic import DOMAIN, RetrievalExample, passkey_examples, retrieval_examples
+from lit_long.data.token_store import Store
 from lit_long.generation.decode import Sequences
 from lit_long.model.llama import Llama
 

@@ -11,7 +11,7 @@ import torch
 
 from lit_long.config import EvaluationConfig, StageConfig, advising
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.store import Store, open_store, words_of
+from lit_long.data.token_store import Store, open_store, words_of
 from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_long.batch import Batch
 from lit_long.config import UserError
 from lit_long.evaluation.perplexity import token_losses
 from lit_long.generation import continue_tokens
-from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.tokenizers.tokenizer import Tokenization, check_vocabulary
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lit_long.config import Unfit, UserError, nearest
-from lit_long.data.store import Store
+from lit_long.data.token_store import Store
 from lit_long.evaluation.lines import Lines
 from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
 from lit_long.evaluation.local_data import Unavailable

@@ -8,5 +8,5 @@ filters.py      rules that an example must pass · critique.py a model's verdict
 journal.py      what was answered already: nothing is asked twice
 pipeline.py     all of it in order, and the files that come out
 
-What comes out is trained on as a source of instruction data (lit_long/data/instruction.py).
+What comes out is trained on as a source of instruction data (lit_long/data/conversations.py).
 """

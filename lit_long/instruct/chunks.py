@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lit_long.config import UserError
-from lit_long.data.documents import longest
-from lit_long.data.shuffle import Shuffled, random_words
-from lit_long.data.store import Store
+from lit_long.data.sampling import Shuffled, random_words
+from lit_long.data.token_store import Store, longest
 
 KINDS = ("normal", "short")
 _BREAKS = [re.compile(pattern) for pattern in (r"\n\s*\n", r"\n", r"[.!?]\s", r"\s")]

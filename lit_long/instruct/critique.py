@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_long.data.shuffle import permutation
+from lit_long.data.sampling import permutation
 from lit_long.instruct.extract import between
 
 if TYPE_CHECKING:

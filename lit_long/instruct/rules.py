@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lit_long.data.shuffle import permutation
+from lit_long.data.sampling import permutation
 from lit_long.instruct.chunks import Item
 from lit_long.instruct.generators import Request
 

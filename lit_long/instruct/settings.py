@@ -9,8 +9,8 @@ from typing import Any
 
 from lit_long.config import TrackingConfig, UserError, nearest
 from lit_long.config.ranges import Count, NotNegative, PositiveShare
-from lit_long.data.corpus import MADE
-from lit_long.data.store import Store
+from lit_long.data.synthetic import MADE
+from lit_long.data.token_store import Store
 from lit_long.instruct.chunks import Items
 from lit_long.instruct.endpoint import Endpoint, EndpointConfig
 from lit_long.instruct.generators import Generator, Local

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lit_long.config import LauncherConfig, UserError
-from lit_long.data.room import disk_room
+from lit_long.data.disk_space import disk_room
 from lit_long.launch.base import Launcher, Running, Task, make_launcher
 from lit_long.launch.display import Display
 from lit_long.launch.eta import duration

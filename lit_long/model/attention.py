@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_long.batch import Batch
 from lit_long.config import UserError, nearest
 from lit_long.model import flash, short
-from lit_long.model.batch import Batch
 from lit_long.model.documents import attend_documents, pieces
 from lit_long.model.spans import PACKED, Spans, attend_part, spans_of
 from lit_long.positions import Rotation

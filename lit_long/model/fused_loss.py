@@ -13,8 +13,8 @@ import importlib
 import torch
 from torch import Tensor
 
+from lit_long.batch import NO_LOSS
 from lit_long.config import UserError, nearest
-from lit_long.model.batch import NO_LOSS
 
 AUTO, CHUNKED = "auto", "chunked"
 PACKAGES = {"liger": ("liger_kernel.transformers.functional", "liger-kernel"), "cut": ("cut_cross_entropy", "cut-cross-entropy")}

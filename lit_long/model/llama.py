@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_long.batch import Batch
 from lit_long.config import ModelConfig, UserError
 from lit_long.model.attention import PLAIN, Past, Sight, attention, sight
-from lit_long.model.batch import Batch
 from lit_long.model.fused_loss import CHUNKED
 from lit_long.model.loss import Vocabulary, computing, summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation

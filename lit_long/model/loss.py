@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_long.model.batch import NO_LOSS, counted
+from lit_long.batch import NO_LOSS, counted
 from lit_long.model.fused_loss import CHUNKED, fused_nats
 
 BYTES_A_LOGIT = 10  # that live at once: logits and probabilities in fp32, and a copy in half precision

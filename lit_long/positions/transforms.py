@@ -2,7 +2,7 @@
 
 A transform takes a batch and returns another, and never sees evaluation or validation. It is a pure function of the batch's rows,
 the seed, the step and the rows' numbers in the update, so that it is the same on any number of ranks and after a resume.
-`Batch` (lit_long/model/batch.py) is taken as it comes: a named tuple with ``document_ids``, ``positions`` and ``mask_documents``.
+`Batch` (lit_long/batch.py) is taken as it comes: a named tuple with ``document_ids``, ``positions`` and ``mask_documents``.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ from typing import Any
 
 from lit_long.config import ModelConfig, UserError, project_root
 from lit_long.config.one_data import compose_data
-from lit_long.data.room import disk_room
-from lit_long.data.store import Store, open_store, prepare, verify
-from lit_long.data.store import prepare_share as share_of
+from lit_long.data.disk_space import disk_room
+from lit_long.data.prepare import prepare
+from lit_long.data.prepare import prepare_share as share_of
+from lit_long.data.token_store import Store, open_store, verify
 from lit_long.files import is_disk_full, write_atomically
 from lit_long.pretrained.external import open_external
 from lit_long.stages.folder import finish, locked, write_stage

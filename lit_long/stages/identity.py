@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, SourceConfig, StageConfig, differing
-from lit_long.data.corpus import fingerprint
+from lit_long.data.builtin_corpus import fingerprint
 from lit_long.positions import default_settings
 from lit_long.stages.mixture import chat_templates, uses_builtin
 

@@ -28,7 +28,8 @@ from lit_long.config import (
     plain,
 )
 from lit_long.config.schema import PhaseConfig
-from lit_long.data.corpus import RETRIEVAL, fingerprint
+from lit_long.data.builtin_corpus import fingerprint
+from lit_long.data.synthetic import RETRIEVAL
 from lit_long.positions import default_settings
 from lit_long.stages.identity import all_weights, digest, own_code
 from lit_long.stages.mixture import DOCS, chat_templates, uses_builtin

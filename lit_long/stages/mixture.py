@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from lit_long.config import DataConfig, EvaluationConfig, SourceConfig, UserError
+from lit_long.data.builtin_corpus import DOMAINS
 from lit_long.data.conversations import template_of
-from lit_long.data.corpus import DOMAINS, MADE
-from lit_long.data.retrieval import DOMAIN as DOCS
 from lit_long.data.sources import settle_source
+from lit_long.data.synthetic import DOMAIN as DOCS
+from lit_long.data.synthetic import MADE
 from lit_long.data.tokenizer import borrowed_template
 
 BUILTIN = (*DOMAINS, *MADE)

@@ -26,7 +26,7 @@ def run_stage(folder: Path, report: Report, rank: int = 0) -> None:
 def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path | None, report: Report) -> dict[str, Any]:
     """The stage's result. Imports are here so that each kind loads only what it needs (a data stage needs no torch)."""
     if config.kind == "data":
-        from lit_long.data.store import prepare
+        from lit_long.data.prepare import prepare
 
         own = config.data.sources
         return {"kind": "data"} | prepare(config.data.corpus, folder, report, own, uses_builtin(config.data))

@@ -18,7 +18,7 @@ from lit_long import __version__
 from lit_long.config import StageConfig, TrackingConfig, UserError, advising, plain
 from lit_long.config.one_data import compose_data
 from lit_long.config.ranges import Count, CountOrNone, Seed
-from lit_long.data.store import Store, open_store
+from lit_long.data.token_store import Store, open_store
 from lit_long.evaluation.lm_specs import average_rows
 from lit_long.evaluation.pages import Pages, builtin_texts, own_texts
 from lit_long.evaluation.scaling_law import law_rows

@@ -24,9 +24,9 @@ from lit_long.config import (
 from lit_long.config.checkpoints import check_checkpoints
 from lit_long.config.mesh import check_mesh
 from lit_long.config.schema import SHORTEST_RETRIEVAL
-from lit_long.data.corpus import MADE, RETRIEVAL
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
+from lit_long.data.synthetic import MADE, RETRIEVAL
 from lit_long.evaluation.lm_specs import OURS, SPECS
 from lit_long.positions import settings as position_settings
 from lit_long.stages.mixture import measurable, mixable, settle_evaluation, uses_builtin

@@ -16,10 +16,10 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_long.batch import Batch
 from lit_long.config import UserError
-from lit_long.data.accounting import consumed
+from lit_long.data.mixture import consumed
 from lit_long.files import lines_of
-from lit_long.model.batch import Batch
 from lit_long.training.faults import Stopped, StopRequest
 from lit_long.training.resume import DELETING, STEP, WRITING, Writer, discard
 from lit_long.training.strategy import row_sharers, sum_of_rows
@@ -29,7 +29,7 @@ Report = Callable[[str, float], None]  # a line for people, and the share that i
 QUICK_SECONDS = 15  # torchrun and SLURM kill 30 s after asking; the update has to end, too
 
 
-COUNTED = ("tokens", "documents", "cut", "cropped")  # of a domain, so far; see data/accounting.py
+COUNTED = ("tokens", "documents", "cut", "cropped")  # of a domain, so far; see data/mixture.py
 DOMAIN = "data/{}/{}"
 
 

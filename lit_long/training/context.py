@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 
+from lit_long.batch import Batch, Part
 from lit_long.config import UserError
 from lit_long.model.attention import choose
-from lit_long.model.batch import Batch, Part
 from lit_long.model.spans import PACKED, natural_order, own_tokens
 
 # Two names of one function; older versions of torch have the second only. torch.distributed.nn's gives wrong gradients where these are not

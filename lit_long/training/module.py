@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
+from lit_long.batch import Batch
 from lit_long.config import AdapterConfig, ModelConfig, OptimConfig
-from lit_long.model.batch import Batch
 from lit_long.model.fused_loss import AUTO, choose_loss
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens

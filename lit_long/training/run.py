@@ -16,9 +16,9 @@ from lightning.pytorch.strategies import Strategy
 from lit_long.config import StageConfig, TrainerConfig, UserError
 from lit_long.config.checkpoints import check_checkpoints, milestone_updates, number_of_updates, writes_in_background
 from lit_long.config.mesh import check_mesh
-from lit_long.data import accounting
 from lit_long.data.curriculum import make_phases
-from lit_long.data.module import LongContextDataModule
+from lit_long.data.datamodule import LongContextDataModule
+from lit_long.data.mixture import describe_plan
 from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
 from lit_long.pretrained.external import External, open_external
@@ -61,7 +61,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         instruct={name: source.instruct for name, source in config.data.sources.items() if source.instruct.schema},
     )
     planned = data.plan()
-    report(f"data: {accounting.describe(planned)}", 0.0)
+    report(f"data: {describe_plan(planned)}", 0.0)
     if config.validation.times:
         data.check_validation()
     module = LongContextModule(

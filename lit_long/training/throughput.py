@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from lit_long.batch import Batch
 from lit_long.config import ModelConfig
-from lit_long.model.batch import Batch
 from lit_long.planning.flops import training_flops
 from lit_long.planning.hardware import GPUS
 

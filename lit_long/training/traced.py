@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_long.batch import Batch
 from lit_long.config import UserError
-from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.planning.job import Job

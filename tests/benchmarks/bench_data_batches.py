@@ -22,8 +22,9 @@ import pytest
 import torch
 
 from lit_long.config import CorpusConfig, SourceConfig
-from lit_long.data.module import LongContextDataModule
-from lit_long.data.store import Store, open_store, prepare
+from lit_long.data.datamodule import LongContextDataModule
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import Store, open_store
 from tests.benchmarks.bench_data_prepare import Row, row, write_texts
 from tests.data.synthetic import synthetic_store
 from tests.integration.mini import REPOSITORY
@@ -98,7 +99,7 @@ def batch_rows() -> list[Row]:
 START = """
 import json, sys, time
 from pathlib import Path
-from lit_long.data.module import LongContextDataModule
+from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.mixture import import_grain
 import_grain()
 def anonymous():

@@ -26,7 +26,7 @@ import tokenizers
 
 from lit_long.config import CorpusConfig, SourceConfig
 from lit_long.data.pool import available_cores
-from lit_long.data.store import prepare
+from lit_long.data.prepare import prepare
 from lit_long.data.tokenizer import borrow_tokenizer
 from tests.data.own import write_jsonl
 from tests.data.synthetic import opening, synthetic_store

@@ -27,9 +27,9 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lit_long.batch import Batch
 from lit_long.config import ModelConfig, TrainerConfig
 from lit_long.launch.local import KEEP_MEMORY
-from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.planning.flops import matmul_weights

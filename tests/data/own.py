@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 
 from lit_long.config import CorpusConfig, SourceConfig
-from lit_long.data.store import Store, open_store, prepare
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import Store, open_store
 
 CORPUS = CorpusConfig(vocab_size=300)
 TEXTS = [

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_long.data.documents import INDEX, counts, shard_file
-from lit_long.data.store import open_store
+from lit_long.data.token_store import INDEX, counts, open_store, shard_file
 from lit_long.data.tokenizer import SEPARATOR, train_tokenizer
-from lit_long.data.words import file_sha256
+from lit_long.pretrained.digests import read_digest
 from tests.data.own import TEXTS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -53,7 +52,7 @@ def synthetic_store(folder: Path, documents: int) -> Path:
     manifest = {
         "format": 2,
         "digest": "0" * 64,
-        "tokenizer": file_sha256(folder / "tokenizer.json"),
+        "tokenizer": read_digest(folder / "tokenizer.json"),
         "vocab_size": 300,
         "separator": tokenizer.token_to_id(SEPARATOR),
         "dtype": "uint16",
@@ -70,7 +69,7 @@ OPENING = """
 import json, sys, time
 begun = time.perf_counter()
 from pathlib import Path
-from lit_long.data.store import open_store
+from lit_long.data.token_store import open_store
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * {page}
 imported, before = time.perf_counter(), resident()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_long.batch import PADDING
 from lit_long.config import UserError
-from lit_long.data.accounting import consumed, describe, plan
 from lit_long.data.curriculum import Phase
-from lit_long.data.mixture import Recipe, Updates, mixtures
-from lit_long.model.batch import PADDING
+from lit_long.data.mixture import Recipe, Updates, consumed, describe_plan, mixtures, plan_tokens
 from tests.data.memory import MemoryStore, numbered
 
 PER_UPDATE = 64 * 8
@@ -25,7 +24,7 @@ def mixed(packing, phases=PHASES):
 def test_the_plan_is_what_is_consumed(packing):
     """Within a sequence a domain and a phase; for best_fit, whose sequences differ in what they hold, within 2 %."""
     found = mixed(packing)
-    planned = plan(found, PHASES, PER_UPDATE, 0.0)
+    planned = plan_tokens(found, PHASES, PER_UPDATE, 0.0)
     source = Updates(found, PHASES, ["a", "b"], PER_UPDATE)
     sums, seen, documents = torch.zeros(2, 4, dtype=torch.int64), {"a": 0, "b": 0}, set()
     for step in range(40):
@@ -57,18 +56,18 @@ def test_sums_by_domain_by_hand():
 
 def test_a_share_that_cannot_be_met():
     found = mixed("concat")
-    passes = plan(found, PHASES, PER_UPDATE, 0.0)["b"]["epochs"]
+    passes = plan_tokens(found, PHASES, PER_UPDATE, 0.0)["b"]["epochs"]
     assert passes > 10
-    assert plan(found, PHASES, PER_UPDATE, passes + 0.01)
+    assert plan_tokens(found, PHASES, PER_UPDATE, passes + 0.01)
     message = (
         rf"data\.weights: a share of .*% for 'b' is .* {passes:.1f} passes over its documents, and data\.max_epochs=10\. Lower"
     )
     with pytest.raises(UserError, match=message):
-        plan(found, PHASES, PER_UPDATE, 10.0)
+        plan_tokens(found, PHASES, PER_UPDATE, 10.0)
 
 
 def test_retrieval_has_no_end(store):
     found = mixtures(store, Recipe({"docs": 0.75, "retrieval": 0.25}), [Phase(0, 4, 128)], 1024)
-    planned = plan(found, [Phase(0, 4, 128)], 1024, 1e-9 + 1)
+    planned = plan_tokens(found, [Phase(0, 4, 128)], 1024, 1e-9 + 1)
     assert planned["retrieval"] == {"tokens": 1024.0, "epochs": None, "utilisation": 1.0, "share": 0.25}
-    assert describe(planned).startswith("docs 75.0% (") and describe(planned).endswith(" epochs), retrieval 25.0%")
+    assert describe_plan(planned).startswith("docs 75.0% (") and describe_plan(planned).endswith(" epochs), retrieval 25.0%")

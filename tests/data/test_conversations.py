@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from lit_long.batch import NO_LOSS, PADDING, Batch
 from lit_long.config import CorpusConfig, InstructConfig, ModelConfig, SourceConfig, StageConfig, UserError
-from lit_long.data.accounting import describe, plan
 from lit_long.data.conversations import ChatTemplate, Encoder
+from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.mixture import Recipe, mixtures
-from lit_long.data.module import LongContextDataModule
+from lit_long.data.mixture import Recipe, describe_plan, mixtures, plan_tokens
 from lit_long.data.packing import PackedDocuments
-from lit_long.data.store import Store, open_store, prepare, verify
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import Store, open_store, verify
 from lit_long.data.tokenizer import train_tokenizer
-from lit_long.model.batch import NO_LOSS, PADDING, Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 
@@ -278,7 +278,7 @@ def test_how_many_conversations_have_no_room_is_said_before_training(store: Stor
     assert longer[64] > 0 == longer[4096]
     for size, count in longer.items():
         phases = [_phase(size)]
-        planned = plan(mixtures(store, recipe, phases, size), phases, size, 0)
+        planned = plan_tokens(mixtures(store, recipe, phases, size), phases, size, 0)
         assert planned["chat"].get("no_room", 0) == count and "no_room" not in planned["text"]  # which is cut instead
         said = f"; {count} conversations of chat have no room in a sequence"
-        assert describe(planned).endswith(said) if count else "no room" not in describe(planned)
+        assert describe_plan(planned).endswith(said) if count else "no room" not in describe_plan(planned)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lit_long.config import UserError
-from lit_long.data.copying import SPAN, CopyDocuments
 from lit_long.data.curriculum import Phase
 from lit_long.data.mixture import Recipe, mixtures
+from lit_long.data.synthetic import SPAN, CopyDocuments
 
 
 def whole(sequence):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lit_long.config import UserError
+from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.module import LongContextDataModule
 
 
 @pytest.mark.parametrize("domain", ["code", "docs"])
@@ -49,5 +49,5 @@ def test_errors(store):
 
 
 def test_evaluation_need_not_import_lightning():
-    script = "import sys, lit_long.data.held_out, lit_long.data.retrieval; assert 'torch' in sys.modules and 'lightning' not in sys.modules"
+    script = "import sys, lit_long.data.held_out, lit_long.data.synthetic; assert 'torch' in sys.modules and 'lightning' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

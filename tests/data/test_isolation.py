@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_long.batch import NO_LOSS, PADDING, Batch
 from lit_long.data.packing import PackedDocuments
-from lit_long.model.batch import NO_LOSS, PADDING, Batch
 from tests.data.memory import MemoryStore
 from tests.model.test_llama import SMALL, small
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_long.batch import PADDING
 from lit_long.config import SamplingConfig, UserError
 from lit_long.data.curriculum import Phase
 from lit_long.data.mixture import Recipe, Updates, mixtures
 from lit_long.data.packing import PackedDocuments
-from lit_long.data.retrieval import RetrievalDocuments
-from lit_long.model.batch import PADDING
+from lit_long.data.synthetic import RetrievalDocuments
 from tests.data.memory import MemoryStore, numbered
 
 WEIGHTS = {"code": 0.45, "docs": 0.4, "retrieval": 0.15}
@@ -105,8 +105,8 @@ def test_ranks_that_cannot_share_equally(store):
 
 def test_nothing_is_said_about_jax(store):
     script = (
-        "import sys; from pathlib import Path; from lit_long.data.store import open_store\n"
-        "from lit_long.data.module import LongContextDataModule\n"
+        "import sys; from pathlib import Path; from lit_long.data.token_store import open_store\n"
+        "from lit_long.data.datamodule import LongContextDataModule\n"
         f"store = open_store(Path({str(store.folder)!r}))\n"
         "data = LongContextDataModule(store, weights={'code': 1.0}, context=128, tokens_per_update=1024, updates=2)\n"
         "next(iter(data.train_dataloader()))\n"

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lit_long.batch import NO_LOSS, PADDING
 from lit_long.config import UserError
-from lit_long.data import draws
+from lit_long.data import sampling as sampling_file
 from lit_long.data.packing import PackedDocuments
-from lit_long.data.shuffle import permutation
-from lit_long.model.batch import NO_LOSS, PADDING
+from lit_long.data.sampling import permutation
 from tests.data.memory import SEPARATOR, MemoryStore, numbered, origins
 
 CONTEXT = 1000
@@ -163,7 +163,7 @@ LENGTHS = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 70)), min_size=1
 def test_every_token_once_and_everything_about_it(lengths, packing, context, seed, mask_documents, block, number):
     assume(packing != "concat" or sum(lengths) > context)
     documents = numbered(lengths)
-    with patch.object(draws, "BLOCK", block):
+    with patch.object(sampling_file, "BLOCK", block):
         source = PackedDocuments(MemoryStore(d=documents), "d", context, seed, mask_documents, packing)
         sequences = epoch_of(source, number)
         told = source.packing.utilisation(source.draws.epoch(number)), source.packing.tokens(source.draws.epoch(number))

@@ -18,8 +18,9 @@ from lit_long.config import CorpusConfig, InstructConfig, SamplingConfig, Source
 from lit_long.data.curriculum import Phase
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.mixture import Recipe, Updates, mixtures
-from lit_long.data.retrieval import passkey_examples, retrieval_examples
-from lit_long.data.store import Store, open_store, prepare
+from lit_long.data.prepare import prepare
+from lit_long.data.synthetic import passkey_examples, retrieval_examples
+from lit_long.data.token_store import Store, open_store
 
 pytestmark = pytest.mark.skipif(
     importlib.metadata.version("tokenizers") != "0.23.3", reason="the tokenizer of another version may be another one"

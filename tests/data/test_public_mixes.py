@@ -8,9 +8,10 @@ import yaml
 
 from lit_long.config import StageConfig, UserError
 from lit_long.config.one_data import compose_data, parse_data_words
-from lit_long.data.draws import Draws
-from lit_long.data.module import LongContextDataModule
-from lit_long.data.store import open_store, prepare
+from lit_long.data.datamodule import LongContextDataModule
+from lit_long.data.prepare import prepare
+from lit_long.data.sampling import Draws
+from lit_long.data.token_store import open_store
 from tests.data.public import PUBLIC, stand_ins
 
 CONTEXT, PER_UPDATE, UPDATES = 128, 8192, 12

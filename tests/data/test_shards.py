@@ -13,7 +13,8 @@ import pytest
 
 from lit_long.config import SourceConfig, UserError
 from lit_long.data import shards, sources
-from lit_long.data.store import open_store, prepare, verify
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import open_store, verify
 from tests.data.own import CORPUS, TEXTS, all_texts, store_of, write_jsonl, write_text
 
 REPOSITORY = Path(__file__).parents[2]
@@ -126,7 +127,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays(many, tmp_path, monkeypa
 
 
 def test_documents_are_packed_like_any_other(tmp_path, monkeypatch):
-    from lit_long.data.module import LongContextDataModule
+    from lit_long.data.datamodule import LongContextDataModule
 
     monkeypatch.setattr(sources, "PART_BYTES", 3000)
     store = store_of(tmp_path / "store", write_text(tmp_path / "in"), validation_share=0.3)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from lit_long.config import SourceConfig, UserError
 from lit_long.data import hub, sources
+from lit_long.data.prepare import prepare
 from lit_long.data.readers import read_part
 from lit_long.data.sources import find, parts, settle_source
-from lit_long.data.store import open_store, prepare
+from lit_long.data.token_store import open_store
 from tests.data.own import (
     CORPUS,
     TEXTS,

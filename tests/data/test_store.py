@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from lit_long.config import CorpusConfig, UserError
-from lit_long.data.python_source import read_source
-from lit_long.data.store import _digest, open_store, prepare
+from lit_long.data.builtin_corpus import read_source
+from lit_long.data.prepare import _digest, prepare
+from lit_long.data.token_store import open_store
 from lit_long.data.tokenizer import SEPARATOR, encode_documents, train_tokenizer
 
 
@@ -84,7 +85,7 @@ def test_progress_is_reported(store, reports):
 
 def test_another_process_prepares_the_same_bytes(store, corpus, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from lit_long.config import CorpusConfig; from lit_long.data.store import prepare\n"
+        "import sys; from pathlib import Path; from lit_long.config import CorpusConfig; from lit_long.data.prepare import prepare\n"
         "if __name__ == '__main__':\n"
         f"    print(prepare(CorpusConfig(packages={corpus.packages}, validation={corpus.validation[::-1]}, vocab_size=1024), "
         "Path(sys.argv[1]), lambda message, done: None)['digest'])"
@@ -144,7 +145,7 @@ def test_an_interrupted_rewrite_leaves_no_manifest(copied, monkeypatch):
     def fail(*_):
         raise RuntimeError
 
-    monkeypatch.setattr("lit_long.data.store.build_corpus", fail)
+    monkeypatch.setattr("lit_long.data.prepare.build_corpus", fail)
     with pytest.raises(RuntimeError):
         prepare(CorpusConfig(), copied, lambda message, done: None)
     with pytest.raises(UserError, match="no prepared data"):

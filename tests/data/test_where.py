@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_long.data.rows import document, holds
+from lit_long.data.readers import document, holds
 from tests.config.test_text import source
 
 ROWS = [  # as /cases/where_bool.jsonl

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from lit_long.config import CorpusConfig, DataConfig, SourceConfig, StageConfig, UserError
-from lit_long.data.store import open_store, prepare, words_of
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import open_store, words_of
 from lit_long.data.tokenizer import borrow_tokenizer, borrowed_digest, train_tokenizer
 from lit_long.stages.identity import identity_settings
 from tests.data.own import TEXTS, all_texts, write_jsonl

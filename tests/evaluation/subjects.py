@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lit_long.config import ModelConfig
-from lit_long.data.store import Store
+from lit_long.data.token_store import Store
 from lit_long.evaluation.subject import Subject
 from lit_long.tokenizers.tokenizer import Tokenization
 from tests.generation.llamas import small

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from lit_long.batch import NO_LOSS
 from lit_long.config import UserError
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.reading import AT, Perplexity, SlidingPerplexity, edges_of, sliding
 from lit_long.evaluation.subject import Subject
-from lit_long.model.batch import NO_LOSS
 from tests.evaluation.subjects import bytes_tokenizer, subject_of, words_in
 from tests.pretrained.llamas import random_llama, read, save
 

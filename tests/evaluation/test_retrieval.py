@@ -9,10 +9,10 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from lit_long.batch import Batch
 from lit_long.config import EvaluationConfig, ModelConfig
-from lit_long.data.retrieval import RetrievalExample, passkey_examples, retrieval_examples
+from lit_long.data.synthetic import RetrievalExample, passkey_examples, retrieval_examples
 from lit_long.evaluation.retrieval import answer, control_examples, retrieval, rouge_l
-from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from lit_long.config import EvaluationConfig, UserError
-from lit_long.data.retrieval import PASSKEY
+from lit_long.data.synthetic import PASSKEY
 from lit_long.evaluation import lines, needle
 from lit_long.evaluation.lines import Lines, first_integer, lines_prompt
 from lit_long.evaluation.needle import EXPECTED, NEEDLE, Needle, haystack, needle_prompt, overlap

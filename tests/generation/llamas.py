@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from lit_long.batch import Batch
 from lit_long.config import ModelConfig
 from lit_long.generation import Sequences, generate
-from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import PositionalEncoder, build
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
+from lit_long.batch import Batch
 from lit_long.config import ModelConfig
 from lit_long.model.attention import describe
-from lit_long.model.batch import Batch
 from lit_long.model.fused_loss import PACKAGES, fused_nats, why_not
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.training.callbacks import machine

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lit_long.config import CorpusConfig, SourceConfig, UserError
-from lit_long.data.store import Store, open_store, prepare
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import Store, open_store
 from lit_long.instruct.chunks import Item, Items
 from lit_long.instruct.critique import Verdict, read_verdict, worth
 from lit_long.instruct.endpoint import Endpoint, EndpointConfig

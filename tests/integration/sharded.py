@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 from lit_long.config import OptimConfig
 from lit_long.config.mesh import Mesh
-from lit_long.data.module import LongContextDataModule
+from lit_long.data.datamodule import LongContextDataModule
 from lit_long.pretrained.external import open_external
 from lit_long.pretrained.weights import save_weights
 from lit_long.training.module import LongContextModule

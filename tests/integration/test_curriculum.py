@@ -20,7 +20,7 @@ from lit_long.config import (
 )
 from lit_long.config.schema import PhaseConfig, ValidationConfig
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.store import open_store
+from lit_long.data.token_store import open_store
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained.weights import WEIGHTS, load_weights

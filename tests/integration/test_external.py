@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_long.batch import Batch
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.store import open_store
+from lit_long.data.token_store import open_store
 from lit_long.data.tokenizer import train_tokenizer
-from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained.external import open_external

@@ -29,7 +29,8 @@ from lit_long.config import (
     plain,
 )
 from lit_long.config.schema import PhaseConfig, ValidationConfig
-from lit_long.data.store import open_store, prepare
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import open_store
 from lit_long.launch.local import command
 from lit_long.stages.folder import is_done, write_stage
 from tests.data.own import TEXTS, write_text

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.store import open_store
+from lit_long.data.token_store import open_store
 from tests.integration.mini import MINI, losses, run, runs, stages, table
 
 VARIANTS = ["rope", "abf"]
@@ -119,7 +119,7 @@ def test_perplexity_is_recomputed_independently(finished, root):
     """Weights from the folder, tokens from the store's raw file, torch's own loss on full logits."""
     from lit_long.config import ModelConfig
     from lit_long.data.held_out import held_out_sequences
-    from lit_long.data.store import open_store
+    from lit_long.data.token_store import open_store
     from lit_long.model.llama import Llama
     from lit_long.positions import build
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
+from lit_long.batch import PADDING, Batch
 from lit_long.config import UserError
 from lit_long.model import flash
 from lit_long.model.attention import KERNELS, Sight, attention, choose, describe, document_borders, use
-from lit_long.model.batch import PADDING, Batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 IDS = torch.tensor([[0] * 21 + [1] * 1 + [2] * 15, [3] * 30 + [PADDING] * 7])  # odd lengths, one of 1, padding

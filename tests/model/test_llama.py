@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lit_long.batch import NO_LOSS, PADDING, Batch
 from lit_long.config import ModelConfig, UserError
 from lit_long.model.attention import Sight, attention, document_borders
-from lit_long.model.batch import NO_LOSS, PADDING, Batch
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, parameters
 from lit_long.positions import build

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_long.batch import NO_LOSS
 from lit_long.config import UserError
 from lit_long.model import fused_loss
-from lit_long.model.batch import NO_LOSS
 from lit_long.model.fused_loss import CHUNKED, choose_loss, fused_nats
 from lit_long.model.loss import chunk_tokens, summed_nats, token_nats
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_long.batch import PADDING
 from lit_long.config import UserError
 from lit_long.model import flash
 from lit_long.model.attention import KERNELS, choose, document_starts, use
-from lit_long.model.batch import PADDING
 from lit_long.model.spans import PACKED, attend_part, attend_spans, natural_order, own_tokens, scores, span_by_span, spans_of
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6))  # ranks, tokens of a chunk

@@ -8,8 +8,8 @@ import lightning
 import pytest
 import torch
 
+from lit_long.batch import Batch
 from lit_long.config import ModelConfig, OptimConfig, UserError
-from lit_long.model.batch import Batch
 from lit_long.positions import build
 from lit_long.positions import settings as spelt_out
 from lit_long.training.module import LongContextModule

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_long.batch import Batch
 from lit_long.config import OptimConfig
 from lit_long.model.attention import document_borders
-from lit_long.model.batch import Batch
 from lit_long.model.documents import document_runs
 from lit_long.positions import build_transform
 from lit_long.positions import settings as spelt_out

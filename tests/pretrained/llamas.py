@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_long.model.batch import Batch
+from lit_long.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained.external import External, open_external

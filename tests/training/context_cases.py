@@ -16,9 +16,9 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch._dynamo.utils import counters
 
+from lit_long.batch import NO_LOSS, PADDING, Batch
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.config.mesh import Mesh
-from lit_long.model.batch import NO_LOSS, PADDING, Batch
 from lit_long.training.module import LongContextModule
 from lit_long.training.strategy import MeshStrategy
 

@@ -11,8 +11,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from lit_long.batch import Batch
 from lit_long.config import AdapterConfig, ModelConfig, UserError, read_layers
-from lit_long.model.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained.export import copy_adapter

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_long.batch import Part
 from lit_long.config import ModelConfig, UserError
 from lit_long.config.mesh import Mesh
-from lit_long.model.batch import Part
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.training.context import check_compiled, check_divisible

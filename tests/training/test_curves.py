@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lit_long.batch import NO_LOSS
 from lit_long.config import ModelConfig
-from lit_long.model.batch import NO_LOSS
 from lit_long.training.parallel import parallelize
 from tests.model.test_llama import batch_of, small
 

@@ -33,8 +33,8 @@ from lit_long.config import (
 )
 from lit_long.config.mesh import mesh_of
 from lit_long.config.schema import ValidationConfig
-from lit_long.data.module import LongContextDataModule
-from lit_long.data.store import prepare
+from lit_long.data.datamodule import LongContextDataModule
+from lit_long.data.prepare import prepare
 from lit_long.pretrained.external import open_external
 from lit_long.stages.folder import is_done, read_result, write_stage
 from lit_long.stages.run import run_stage

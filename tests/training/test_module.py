@@ -9,8 +9,8 @@ import lightning
 import pytest
 import torch
 
+from lit_long.batch import NO_LOSS, Batch
 from lit_long.config import ModelConfig, OptimConfig
-from lit_long.model.batch import NO_LOSS, Batch
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
 from lit_long.positions import build

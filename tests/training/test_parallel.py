@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_long.batch import PADDING
 from lit_long.config import UserError
-from lit_long.model.batch import PADDING
 from lit_long.training.parallel import parallelize
 from tests.model.test_llama import batch_of, small
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_long.config import CorpusConfig, SourceConfig, UserError
-from lit_long.data.store import prepare
+from lit_long.data.prepare import prepare
 from lit_long.pretrained.own import own_tensors
 from lit_long.training.resume import OneFile, Writer, assembled, newest_checkpoint
 from lit_long.training.run import train

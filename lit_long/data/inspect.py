@@ -14,9 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_long.config import UserError
-from lit_long.data.corpus import SPLITS
-from lit_long.data.shuffle import permutation
-from lit_long.data.store import Store
+from lit_long.data.sampling import permutation
+from lit_long.data.token_store import SPLITS, Store
 
 _BAR = 40  # columns of the terminal's longest bar
 _SAMPLE_CHARACTERS = 400

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_long.config import UserError
-from lit_long.data.retrieval import (
+from lit_long.data.synthetic import (
     PASSKEY,
     PASSKEY_QUESTION,
     QUESTION,

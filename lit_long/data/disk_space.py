@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_long.config import CorpusConfig, SourceConfig
+from lit_long.data.hub import HUGGING_FACE
 from lit_long.data.paths import Listing, Look, files_below, list_files, look_at
-from lit_long.data.shards import FOLDER
-from lit_long.data.sources import HUGGING_FACE
+from lit_long.data.token_store import SHARDS
 from lit_long.data.tokenizer import borrow_tokenizer
 
 BYTES_PER_TOKEN = 4  # of English text, with 32,000 words
@@ -27,7 +27,7 @@ def disk_room(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Pa
     token_bytes = 2 if words <= 65_535 else 4
     about = least = 0
     for name, source in sources.items():
-        there = sum(file.stat().st_size for file in (folder / name / FOLDER).glob("*.tokens"))
+        there = sum(file.stat().st_size for file in (folder / name / SHARDS).glob("*.tokens"))
         size = int(_text_bytes(name, source) * source.keep) * token_bytes // BYTES_PER_TOKEN
         about += max(0, size - there)
         if source.min_characters <= 1 and not source.max_characters and not source.where:

@@ -1,27 +1,137 @@
-"""From sources to their part of the store: parts → shards → which documents are trained on, which are held out, which are duplicates.
+"""From sources to a token store: parts → shards → which documents are trained on, which are held out, which are duplicates → manifest.
 
-The last step is the only one that looks at a whole source. It keeps about 100 bytes a document in memory, and no text or token.
+Which documents make which split is the only step that looks at a whole source. It keeps about 100 bytes a document in memory, and no text
+or token.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from lit_long.config import SourceConfig, UserError
+from lit_long.config import CorpusConfig, SourceConfig, UserError
+from lit_long.data.builtin_corpus import Document, build_corpus, fingerprint
 from lit_long.data.conversations import template_of
-from lit_long.data.documents import INDEX, counts, shard_file
-from lit_long.data.shards import FOLDER, HASHES, Task, make_shards, read_record
-from lit_long.data.sources import parts
-from lit_long.data.words import Words
-from lit_long.files import replacing
+from lit_long.data.paths import tell_left_out
+from lit_long.data.pool import available_cores
+from lit_long.data.shards import HASHES, Task, make_shards, read_record
+from lit_long.data.sources import left_out, parts, settle_source
+from lit_long.data.token_store import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    SHARDS,
+    SPLITS,
+    counts,
+    shard_file,
+)
+from lit_long.data.tokenizer import encode_documents
+from lit_long.data.words import Words, settle_words
+from lit_long.files import replacing, write_atomically
+from lit_long.pretrained.digests import read_digest
 
 _WIDE = np.dtype([*INDEX.descr, ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8")])
 Report = Callable[[str, float], None]
+
+
+def prepare(
+    corpus: CorpusConfig,
+    folder: Path,
+    report: Report = lambda message, done: None,
+    sources: dict[str, SourceConfig] | None = None,
+    builtin: bool = True,
+    processes: int = 0,
+) -> dict:
+    """Build the corpus and its tokenizer, write the store into ``folder``, and return the manifest.
+
+    Called again after it was interrupted, it goes on with the sources' shards that are not there yet; the result is the same.
+
+    Args:
+        report: called as ``report(message, fraction done)`` along the way.
+        sources: one's own documents, by the name of their domain.
+        builtin: whether the built-in corpus is a part of it.
+        processes: that tokenise sources side by side; 0 = one a core. The store does not depend on it.
+
+    Raises:
+        UserError: as `build_corpus`, `train_tokenizer`, `settle_source` and `prepare_sources` do.
+    """
+    sources = {name: settle_source(name, source) for name, source in sorted((sources or {}).items())}
+    inputs = fingerprint(corpus, builtin)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
+    found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done)) if builtin else {}
+    words, tokenizer = settle_words(corpus, folder, lambda: found, sources, inputs, report)
+    domains: dict[str, dict] = {}
+    for done, ((domain, split), documents) in enumerate(found.items()):
+        report(f"encoding {domain}, {split}", 0.5 + (0.1 if sources else 0.5) * done / len(found))
+        entry = _write_tokens(folder / domain / split, documents, tokenizer, words.separator, words.dtype)
+        domains.setdefault(domain, {})[split] = entry
+    accounts: dict[str, dict] = {}
+    if sources:
+        start = 0.6 if builtin else 0.1
+        own, accounts = prepare_sources(
+            folder,
+            sources,
+            words,
+            processes or available_cores(),
+            lambda message, done: report(message, start + (0.99 - start) * done),
+        )
+        domains |= own
+    told = []
+    for name, account in accounts.items():
+        if said := tell_left_out(left_out(name, sources[name])):
+            account["files_left_out"] = said
+            told.append(f" · {name}: {said}")
+        if count := account.get("instruct", {}).get("left_out"):
+            told.append(f" · {name}: {count:,} conversations left out")
+    manifest = {
+        "format": FORMAT,
+        "digest": _digest(folder, domains, accounts),
+        "tokenizer": words.digest,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "separator": words.separator,
+        "dtype": words.dtype,
+        "inputs": inputs,
+        "domains": domains,
+    } | ({"sources": accounts} if accounts else {})
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    report(f"data ready{''.join(told)}", 1.0)
+    return manifest
+
+
+def prepare_share(
+    corpus: CorpusConfig,
+    folder: Path,
+    share: tuple[int, int],
+    report: Report,
+    sources: dict[str, SourceConfig],
+    builtin: bool,
+    processes: int,
+    alone: AbstractContextManager,
+) -> tuple[int, int]:
+    """Make one share of the sources' shards: `prepare` finds them there, and makes what is missing and the rest of the store.
+
+    Any number of calls may run at once, on machines that share the file system, as long as no `prepare` does.
+
+    Args:
+        share: (i, n) is the i-th of n, counted from 1.
+        alone: entered while the tokenizer is settled, so that the first of many trains it and the others do not.
+
+    Returns:
+        How many shards there are now, of all shares, and how many there will be.
+    """
+    sources = {name: settle_source(name, source) for name, source in sorted(sources.items())}
+    inputs = fingerprint(corpus, builtin)
+    with alone:
+        words, _ = settle_words(corpus, folder, lambda: build_corpus(corpus, report) if builtin else {}, sources, inputs, report)
+    return make_share(folder, sources, words, share, processes or available_cores(), report)
 
 
 def prepare_sources(
@@ -40,8 +150,8 @@ def prepare_sources(
     of_source: dict[str, list[dict[str, Any]]] = {}
     for name, found in tasks.items():
         of_source[name], records = records[: len(found)], records[len(found) :]
-        _clean(folder / name / FOLDER, len(found))
-    tables = {name: _read_rows(folder / name / FOLDER, of_source[name]) for name in tasks}
+        _clean(folder / name / SHARDS, len(found))
+    tables = {name: _read_rows(folder / name / SHARDS, of_source[name]) for name in tasks}
     for name, rows in tables.items():
         if not len(rows):
             raise UserError(_empty(name, sources[name], of_source[name]))
@@ -60,7 +170,7 @@ def prepare_sources(
                 f"data.sources.{name} ({source.path}): all its {int(unique.sum())} documents are held out, so there are none to train on. "
                 f"Give it more documents, or lower data.sources.{name}.validation_share (0 holds out none)."
             )
-        domains[name] = {split: _write(folder / name / split, rows, chosen) for split, chosen in splits.items()}
+        domains[name] = {split: _write_index(folder / name / split, rows, chosen) for split, chosen in splits.items()}
         accounts[name] = _account(source, of_source[name], int((~unique).sum()), int((unique & leaked).sum()))
     return domains, accounts
 
@@ -85,7 +195,7 @@ def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict
         name: [
             Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype, template)
             for number, part in enumerate(parts(name, source))
-            for file in [shard_file(folder / name / FOLDER, number)]
+            for file in [shard_file(folder / name / SHARDS, number)]
         ]
         for name, source in sorted(sources.items())
         for template in [template_of(f"data.sources.{name}", source, words.template) if source.instruct.schema else None]
@@ -142,7 +252,7 @@ def _first_of_equals(rows: np.ndarray) -> np.ndarray:
     return unique
 
 
-def _write(folder: Path, rows: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
+def _write_index(folder: Path, rows: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
     """Write the index of one split and return its entry in the manifest."""
     index = np.zeros(int(chosen.sum()), INDEX)
     for field in INDEX.names:
@@ -192,3 +302,35 @@ def _empty(name: str, source: SourceConfig, records: list[dict[str, Any]]) -> st
         f"data.sources.{name} is empty: none of the {read} documents in {source.path} is left ({left_out}). "
         f"Change min_characters, max_characters or keep."
     )
+
+
+def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer, separator: int, dtype: str) -> dict:
+    """Write one split and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = []
+    with (folder / "tokens.bin").open("wb") as file:
+        for tokens in encode_documents(tokenizer, [document.text for document in documents], separator):
+            file.write(tokens.astype(dtype).tobytes())
+            lengths.append(len(tokens))
+    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+    (folder / "names.json").write_text(json.dumps([document.name for document in documents]), encoding="utf-8")
+    return counts(np.array(lengths)) | {"bytes": sum(len(document.text.encode()) for document in documents)}
+
+
+def _digest(folder: Path, domains: dict, accounts: dict | None = None) -> str:
+    """sha256 over the tokenizer and over every token and offset file, with their paths. Of shards and indices their checksums stand in."""
+    digest = hashlib.sha256()
+    accounts = accounts or {}
+    splits = [
+        f"{domain}/{split}/{file}"
+        for domain in domains
+        if domain not in accounts
+        for split in SPLITS
+        for file in ("tokens.bin", "offsets.npy")
+    ]
+    for name in ["tokenizer.json", *splits]:
+        digest.update(f"{name} {read_digest(folder / name)}\n".encode())
+    for name, account in accounts.items():
+        sums = [shard["sha256"] for shard in account["shards"]] + [domains[name][split]["index"] for split in SPLITS]
+        digest.update(f"{name} {' '.join(sums)}\n".encode())
+    return digest.hexdigest()

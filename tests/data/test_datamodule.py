@@ -8,10 +8,10 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_long.batch import NO_LOSS
 from lit_long.config import UserError
+from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.module import LongContextDataModule
-from lit_long.model.batch import NO_LOSS
 
 UPDATES = 8
 

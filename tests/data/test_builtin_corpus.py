@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from lit_long.config import CorpusConfig, UserError
-from lit_long.data.corpus import build_corpus, fingerprint
-from lit_long.data.python_source import read_source
+from lit_long.data.builtin_corpus import build_corpus, fingerprint, read_source
 
 SOURCE = '''\
 # A comment that stays. ü
@@ -154,8 +153,8 @@ def test_duplicates_across_splits_stay_in_validation(tmp_path, monkeypatch):
 
 def test_fingerprint_knows_versions_and_imports_nothing():
     script = (
-        "import sys, json; from lit_long.config import CorpusConfig; import lit_long.data.store; "
-        "from lit_long.data.corpus import fingerprint; inputs = fingerprint(CorpusConfig(packages=['sklearn', 'networkx'])); "
+        "import sys, json; from lit_long.config import CorpusConfig; import lit_long.data.token_store; "
+        "from lit_long.data.builtin_corpus import fingerprint; inputs = fingerprint(CorpusConfig(packages=['sklearn', 'networkx'])); "
         "print(json.dumps([inputs, [name for name in ('torch', 'sklearn', 'networkx', 'lightning') if name in sys.modules]]))"
     )
     output = subprocess.run(

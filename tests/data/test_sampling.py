@@ -12,9 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lit_long.config import SamplingConfig, UserError
-from lit_long.data import draws, shuffle
-from lit_long.data.draws import Draws
-from lit_long.data.shuffle import Shuffled
+from lit_long.data import sampling as sampling_file
+from lit_long.data.sampling import Draws, Shuffled
 from tests.data.memory import MemoryDocuments, numbered
 
 
@@ -40,7 +39,7 @@ def draws_of(lengths, seed=0, domain="d", **sampling):
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(1, 3000), cuts=st.lists(st.integers(0, 3000), max_size=5), seed=st.integers(0, 99), sort=st.booleans())
 def test_shuffled_is_a_permutation_whose_stretches_agree(count, cuts, seed, sort):
-    with patch.object(shuffle, "SORTED", 4000 if sort else 0):
+    with patch.object(sampling_file, "SORTED", 4000 if sort else 0):
         order = Shuffled(count, seed, "x")
         other = Shuffled(count, seed + 1, "x")
     whole = order.stretch(0, count)
@@ -55,7 +54,7 @@ def test_shuffled_is_a_permutation_whose_stretches_agree(count, cuts, seed, sort
 def test_the_feistel_order_is_as_good_as_random(count):
     """Where a number lands says nothing of where it, or its neighbour, was: means and correlations of 64 orders stay within 5 sigma."""
     places = np.arange(count)
-    with patch.object(shuffle, "SORTED", 0):
+    with patch.object(sampling_file, "SORTED", 0):
         orders = np.array([Shuffled(count, "key", i).stretch(0, count) for i in range(64)])
     sigma = 1 / np.sqrt(count * 64)
     assert abs(np.mean([np.corrcoef(places, order)[0, 1] for order in orders])) < 5 * sigma
@@ -71,7 +70,7 @@ def test_the_feistel_order_has_all_its_rounds(same_in, same_out):
     half-rounds they differ by as much after as before, always; with four in up to twice as many pairs as by chance (Patarin 1991)."""
     count, mask = 2**16, 255
     places = np.arange(count)
-    with patch.object(shuffle, "SORTED", 0):
+    with patch.object(sampling_file, "SORTED", 0):
         numbers = Shuffled(count, "rounds").stretch(0, count)
     halves = {"low": lambda values: values & mask, "high": lambda values: values >> 8}
     (kept_in, free_in), (kept_out, free_out) = (
@@ -113,9 +112,9 @@ def test_blocks_change_nothing(lengths, block, number, feistel, share, limits):
     long, short = (any(a and (n > 10) == wanted for n, a in zip(lengths, allowed, strict=True)) for wanted in (True, False))
     assume(long and short if share else any(allowed))
     sampling = {"min_tokens": low, "max_tokens": high} | ({"long_tokens": 10, "long_share": share} if share else {})
-    with patch.object(shuffle, "SORTED", 0 if feistel else 2**20):
+    with patch.object(sampling_file, "SORTED", 0 if feistel else 2**20):
         expected = drawn(draws_of(lengths, **sampling), number)
-        with patch.object(draws, "BLOCK", block):
+        with patch.object(sampling_file, "BLOCK", block):
             assert drawn(draws_of(lengths, **sampling), number) == expected
     assert len(set(expected)) == len(expected)
     assert all(allowed[i] for i in expected)
@@ -143,7 +142,7 @@ def test_long_share(shorts, longs, share, number, block):
     """Of long and short documents, those that must be fewer are as many as makes the wanted share of tokens, give or take one.
     Of the others, all are there."""
     lengths = np.array(shorts + longs)
-    with patch.object(draws, "BLOCK", block):
+    with patch.object(sampling_file, "BLOCK", block):
         found = drawn(draws_of(lengths, long_tokens=10, long_share=share), number)
     long = sum(lengths[i] > 10 for i in found)
     short = len(found) - long

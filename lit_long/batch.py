@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     document_ids  int64 [B, T]  equal within a document, different in neighbouring documents; ``PADDING`` right of the last
     positions     int64 [B, T]  0, 1, 2 …; restart with every document when documents are masked, else run through
     mask_documents              whether attention stops at document borders
-    account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/accounting.py)
+    account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/mixture.py)
     weights       fp32 [B, T]   how much each target counts in the loss; None: all of them alike
     part                        of longer sequences, which ranks share; None: the T tokens are whole sequences
     """

@@ -11,7 +11,7 @@ import pytest
 
 from lit_long.config import CorpusConfig, DataConfig, SourceConfig, StageConfig
 from lit_long.data import sources as reading
-from lit_long.data.room import disk_room
+from lit_long.data.disk_space import disk_room
 from lit_long.data.sources import settle_source
 from lit_long.launch.runner import CORPUS_BYTES, bytes_of
 from lit_long.stages.plan import CORPUS, place
