@@ -102,7 +102,7 @@ def search_factors(
     @torch.no_grad()
     def measure(candidate: PositionalEncoder) -> float:
         model.encoder = candidate
-        return perplexity(token_losses(model, batch, rows, lambda tokens: None)[0], batch, "search")["value"]
+        return perplexity(token_losses(model, batch, rows, lambda tokens: None)[0], batch, "search").value
 
     def option(factors: Factors) -> dict[str, Any]:
         scale, ones = config.length / trained.context, [1.0] * len(factors)

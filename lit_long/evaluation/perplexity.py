@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_long.batch import NO_LOSS, Batch
+from lit_long.evaluation.measurement import BY_POSITION, PERPLEXITY, Measurement
 from lit_long.model.llama import Llama
 
 
@@ -33,27 +33,20 @@ def token_losses(model: Llama, batch: Batch, rows: int, advance: Callable[[int],
     return torch.cat(nats), torch.cat(hits)
 
 
-def perplexity(nats_BT: Tensor, batch: Batch, domain: str) -> dict[str, Any]:
+def perplexity(nats_BT: Tensor, batch: Batch, domain: str) -> Measurement:
     """exp(mean nats per token) over the whole batch."""
     length, tokens = batch.tokens.shape[1], int(batch.loss_tokens())
     mean = float(nats_BT.double().sum()) / tokens
-    return {
-        "metric": "perplexity",
-        "domain": domain,
-        "length": length,
-        "value": math.exp(mean),
-        "nats": mean,
-        "tokens": tokens,
-    }
+    return Measurement(PERPLEXITY, domain, length, math.exp(mean), tokens=tokens, settings={"nats": mean})
 
 
-def loss_by_position(nats_BT: Tensor, batch: Batch, domain: str) -> list[dict[str, Any]]:
+def loss_by_position(nats_BT: Tensor, batch: Batch, domain: str) -> list[Measurement]:
     """Mean nats per token in each position bin; ``length`` is the bin's upper edge."""
     rows, start = [], 0
     for edge in position_edges(batch.tokens.shape[1]):
         tokens = int((batch.targets[:, start:edge] != NO_LOSS).sum())
         if tokens:  # of instruction data only answers are predicted
             value = float(nats_BT[:, start:edge].double().sum()) / tokens
-            rows.append({"metric": "loss_by_position", "domain": domain, "length": edge, "value": value, "tokens": tokens})
+            rows.append(Measurement(BY_POSITION, domain, edge, value, tokens=tokens))
         start = edge
     return rows

@@ -21,14 +21,13 @@ from lit_long.batch import NO_LOSS, Batch
 from lit_long.config import UserError
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import Store
+from lit_long.evaluation.measurement import BY_POSITION, PERPLEXITY, Measurement
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.perplexity import position_edges
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import exponential, ratio
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Sample, Task, by
-
-AT = "loss_by_position"
 
 
 @dataclass
@@ -73,21 +72,21 @@ class Perplexity(Task):
             record: dict[str, Any] = {"nats": float(nats.sum()), "tokens": int(piece.loss_tokens())}
             if length == longest:
                 cuts = [0, *edges]
-                record[AT] = [float(nats[:, low:high].sum()) for low, high in zip(cuts, edges, strict=False)]
+                record[BY_POSITION] = [float(nats[:, low:high].sum()) for low, high in zip(cuts, edges, strict=False)]
             yield key, record
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []
         for (domain, length), group in by(samples, "domain", "length"):
             nats = ratio([each["nats"] for each in group], [each["tokens"] for each in group])
-            about = {"length": length, "domain": domain}
-            rows.append({"metric": "perplexity", **about, **exponential(nats)})
-            rows.append({"metric": "nats", **about, **nats})
+            about = {"unit": "documents", "tokens": sum(each["tokens"] for each in group)}
+            rows.append(Measurement(PERPLEXITY, domain, length, **exponential(nats), **about))
+            rows.append(Measurement("nats", domain, length, **nats, **about))
         edges = edges_of(max(self.lengths), self.smooth)
-        for (domain,), group in by([each for each in samples if AT in each], "domain"):
+        for (domain,), group in by([each for each in samples if BY_POSITION in each], "domain"):
             for place, (low, high) in enumerate(zip([0, *edges], edges, strict=False)):
-                value = ratio([each[AT][place] for each in group], [high - low] * len(group))
-                rows.append({"metric": AT, "length": high, "domain": domain, **value})
+                value = ratio([each[BY_POSITION][place] for each in group], [high - low] * len(group))
+                rows.append(Measurement(BY_POSITION, domain, high, **value, unit="documents", tokens=(high - low) * len(group)))
         return rows
 
 
@@ -137,12 +136,13 @@ class SlidingPerplexity(Task):
             windows = sliding(whole.numpy(), key.length, self.stride)
             yield key, {"nats": float(subject.nats(windows).double().sum()), "tokens": int(windows.loss_tokens())}
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []
         for (domain, length), group in by(samples, "domain", "length"):
             nats = ratio([each["nats"] for each in group], [each["tokens"] for each in group])
-            about = {"length": length, "domain": domain, "stride": self.stride}
-            rows.append({"metric": "sliding_perplexity", **about, **exponential(nats)})
+            about = {"unit": "documents", "tokens": sum(each["tokens"] for each in group)}
+            settings = {"stride": self.stride}
+            rows.append(Measurement("sliding_perplexity", domain, length, **exponential(nats), **about, settings=settings))
         return rows
 
 

@@ -1,4 +1,4 @@
-"""FIRST-SENTENCE-RETRIEVAL and PASSKEY as tasks: the examples of data/synthetic.py, answered by retrieval.py, a sample each.
+"""FIRST-SENTENCE-RETRIEVAL and PASSKEY as tasks: the examples of data/retrieval.py, answered by retrieval.py, a sample each.
 
 Of PASSKEY also k_max, the effective window of Position Interpolation (Chen et al. 2023, §3.3): the largest distance between the key and
 the end of the prompt at which at least a fifth of the trials find it. PI takes 32 distances and 10 trials at the window to be tested;
@@ -15,6 +15,7 @@ import numpy as np
 
 from lit_long.data.synthetic import PASSKEY, RetrievalExample, passkey_examples, retrieval_examples
 from lit_long.data.token_store import Store
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.retrieval import Answered, answer, rouge_l
 from lit_long.evaluation.samples import Key
@@ -78,12 +79,13 @@ class FirstSentence(Task):
             "tokens": len(found.hits),
         }
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []
         for (domain, length), group in by(samples, "domain", "length"):
-            about = {"length": length, "domain": domain}
-            rows.append({"metric": "rouge_l", **about, **mean([each["rouge_l"] for each in group])})
-            rows.append({"metric": "token_accuracy", **about, **mean([each["hits"] / each["tokens"] for each in group])})
+            about = {"unit": "examples", "tokens": sum(each["tokens"] for each in group)}
+            accuracy = mean([each["hits"] / each["tokens"] for each in group])
+            rows.append(Measurement("rouge_l", domain, length, **mean([each["rouge_l"] for each in group]), **about))
+            rows.append(Measurement("token_accuracy", domain, length, **accuracy, **about))
         return rows
 
 
@@ -120,17 +122,17 @@ class Passkey(FirstSentence):
             "found": bool(found.hits.all()),
         }
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []
         for (domain, length), group in by(samples, "domain", "length"):
-            rows.append({"metric": "accuracy", "length": length, "domain": domain, **share([each["found"] for each in group])})
+            found = share([each["found"] for each in group])
+            rows.append(Measurement("accuracy", domain, length, **found, unit="examples"))
         longest = [each for each in samples if each["length"] == max(self.lengths)]
         trials = [
             (round(np.mean([each["distance"] for each in g])), [each["found"] for each in g]) for _, g in by(longest, "place")
         ]
-        unknown = dict.fromkeys(("stderr", "low", "high"))
-        k_row = {"metric": "k_max", "length": max(self.lengths), "domain": self.domain, "value": k_max(trials), **unknown}
-        return [*rows, k_row | {"n": len(longest)}]
+        most = max(self.lengths)
+        return [*rows, Measurement("k_max", self.domain, most, k_max(trials), n=len(longest), unit="examples")]
 
 
 def distance(example: RetrievalExample, needle: list[int]) -> int:

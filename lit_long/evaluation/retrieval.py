@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from lit_long.config import EvaluationConfig
 from lit_long.data.synthetic import DOMAIN, RetrievalExample, passkey_examples, retrieval_examples
 from lit_long.data.token_store import Store
+from lit_long.evaluation.measurement import Measurement
 from lit_long.generation.decode import Sequences
 from lit_long.model.llama import Llama
 
@@ -34,9 +34,9 @@ class Answered:
     written: list[int]
 
 
-def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance: Advance) -> list[dict[str, Any]]:
+def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance: Advance) -> list[Measurement]:
     """Measurements of both tasks, at every length the evaluation asks for; the same texts at each."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Measurement] = []
     domain = evaluation.retrieval_domain or DOMAIN
     for length in evaluation.retrieval_lengths:
         longest = max(evaluation.retrieval_lengths)
@@ -44,28 +44,23 @@ def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance:
         answers = answer(model, examples, evaluation.batch_tokens, advance)
         nats, hits = (torch.cat([getattr(found, name) for found in answers]).double() for name in ("nats", "hits"))
         rouge = rouge_l([store.tokenizer.decode(found.written) for found in answers], [example.text for example in examples])
-        common = {"domain": domain, "length": length, "tokens": len(nats), "examples": len(examples)}
-        rows.append({"metric": "retrieval_accuracy", "value": float(hits.mean()), **common})
-        rows.append({"metric": "retrieval_nats", "value": float(nats.mean()), **common})
-        rows.append({"metric": "retrieval_rouge_l", "value": rouge, **common})
+        common = {"n": len(examples), "unit": "examples", "tokens": len(nats)}
+        rows.append(Measurement("retrieval_accuracy", domain, length, float(hits.mean()), **common))
+        rows.append(Measurement("retrieval_nats", domain, length, float(nats.mean()), **common))
+        rows.append(Measurement("retrieval_rouge_l", domain, length, rouge, **common))
         if evaluation.retrieval_control and length == min(evaluation.retrieval_lengths):
             answers = answer(model, control_examples(examples), evaluation.batch_tokens, advance)
             hits = torch.cat([found.hits for found in answers]).double()
             rouge = rouge_l([store.tokenizer.decode(found.written) for found in answers], [example.text for example in examples])
-            rows.append({"metric": "retrieval_control", "value": float(hits.mean()), **common})
-            rows.append({"metric": "retrieval_control_rouge_l", "value": rouge, **common})
+            rows.append(Measurement("retrieval_control", domain, length, float(hits.mean()), **common))
+            rows.append(Measurement("retrieval_control_rouge_l", domain, length, rouge, **common))
     for length in evaluation.passkey_lengths:
         longest = max(evaluation.passkey_lengths)
         examples = passkey_examples(store, length, evaluation.retrieval_examples, max_length=longest, domain=domain)
         answers = answer(model, examples, evaluation.batch_tokens, advance, write=False)
         found = sum(bool(each.hits.all()) for each in answers) / len(answers)
-        common = {
-            "domain": domain,
-            "length": length,
-            "tokens": sum(len(each.hits) for each in answers),
-            "examples": len(examples),
-        }
-        rows.append({"metric": "passkey_accuracy", "value": found, **common})
+        common = {"n": len(examples), "unit": "examples", "tokens": sum(len(each.hits) for each in answers)}
+        rows.append(Measurement("passkey_accuracy", domain, length, found, **common))
     return rows
 
 
