@@ -18,11 +18,6 @@ LONGBENCH = (
     *("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum", "multi_news", "trec"),
     *("triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p"),
 )
-# Tasks of this project's, for which suites.py has the makers: named here, where no torch is imported.
-OURS = (
-    *("perplexity", "sliding_perplexity", "first_sentence", "passkey", "needle"),
-    *("longchat_lines", "free_form_qa", "altered_numeric_qa"),
-)
 OWN = "own"  # the folder tasks/ beside this file
 
 

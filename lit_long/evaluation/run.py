@@ -15,6 +15,7 @@ from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import Store, open_store, words_of
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
+from lit_long.evaluation.registry import BUILT_IN, is_custom, reads_texts
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
@@ -102,7 +103,7 @@ def task_measurements(model: Llama, store: Store, config: StageConfig, folder: P
     """The scores of ``evaluation.tasks``: those that hold for a whole length, under TASK.METRIC."""
     from lit_long.evaluation.lm_specs import average_measurements  # lm-eval's tasks are for those who ask
     from lit_long.evaluation.subject import Subject
-    from lit_long.evaluation.suites import MAKERS, Asked, Size, build_tasks, domains_for, reads_texts
+    from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for
     from lit_long.evaluation.task import run_tasks
 
     evaluation = config.evaluation
@@ -112,7 +113,7 @@ def task_measurements(model: Llama, store: Store, config: StageConfig, folder: P
     domains = domains_for(evaluation.tasks, store, max(lengths)) if texts else []
     tasks = []
     for ours, samples in ((True, evaluation.task_samples or SAMPLES), (False, evaluation.task_samples)):
-        if names := [name for name in evaluation.tasks if (name in MAKERS) == ours]:
+        if names := [name for name in evaluation.tasks if (name in BUILT_IN or is_custom(name)) == ours]:
             size = Size(lengths, samples, samples, DEPTHS, max(1, max(lengths) // 4))
             public = {"public": evaluation.public, "run_code": evaluation.run_code}
             asked = Asked(subject, texts, store.manifest["digest"], domains, size, **public)

@@ -28,22 +28,6 @@ TASKS = {
     PASSKEY: ("PASSKEY in {domain}: found, % (higher is better)", max),
 }
 
-NAMES = {
-    "rope": "RoPE",
-    "pi": "RoPE PI",
-    "abf": "RoPE ABF",
-    "xpos": "xPOS",
-    "xpos_abf": "xPOS ABF",
-    "ntk": "NTK",
-    "dynamic_ntk": "Dynamic NTK",
-    "ntk_by_parts": "NTK-by-parts",
-    "yarn": "YaRN",
-    "longrope": "LongRoPE",
-    "llama3": "Llama 3",
-    "p_rope": "p-RoPE",
-    "nope": "NoPE",
-}
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -131,8 +115,10 @@ class Results:
 
 
 def display(row: str) -> str:
-    """The paper's name of a variant, or the variant's own."""
-    return NAMES.get(row, row)
+    """The name of an encoder in papers, or the variant's own."""
+    from lit_long.positions import TITLES  # which imports numpy
+
+    return TITLES.get(row, row)
 
 
 def aggregate(sweep: Sweep) -> Results:

@@ -9,19 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from lit_long.evaluation.measurement import Measurement
+from lit_long.evaluation.registry import BUILT_IN
 from lit_long.report.tables import MISSING, Table
-
-# The metric that stands for each task in the table, its words, and whether it is a share to be shown in %.
-MAIN = {
-    "perplexity": ("perplexity", "perplexity", False),
-    "sliding_perplexity": ("sliding_perplexity", "sliding window", False),
-    "first_sentence": ("rouge_l", "first sentence", True),
-    "passkey": ("accuracy", "passkey", True),
-    "needle": ("score", "needle", True),
-    "longchat_lines": ("accuracy", "LongChat-Lines", True),
-    "free_form_qa": ("presence", "FreeFormQA", True),
-    "altered_numeric_qa": ("presence", "AltNumericQA", True),
-}
 
 
 def score_tables(rows: list[Measurement], title: str) -> list[Table]:
@@ -53,19 +42,27 @@ def through_table(rows: list[Measurement], title: str) -> Table:
 
 
 def score_table(rows: list[Measurement], title: str) -> Table:
-    """Main metrics by length."""
-    shown = [row for row in rows if row.task in MAIN and row.metric == MAIN[row.task][0]]
+    """Main metrics by length; of the user's own tasks all metrics, as they are."""
+    shown = [row for row in rows if in_table(row)]
     lengths = sorted({row.length for row in shown})
-    lines: dict[tuple[str, str], dict[int, Measurement]] = {}
+    lines: dict[tuple[str, bool, str], dict[int, Measurement]] = {}
     for row in shown:
-        lines.setdefault((row.task, row.domain), {})[row.length] = row
+        known = BUILT_IN.get(row.task)
+        title, share = (known.title, known.share) if known else (f"{row.task}, {row.metric}", False)
+        lines.setdefault((title, share, row.domain), {})[row.length] = row
     body = []
-    for (task, domain), cells in lines.items():
-        words, share = MAIN[task][1:]
+    for (title, share, domain), cells in lines.items():
         counts = sorted({cell.n for cell in cells.values()})
         n = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-        body.append([words, domain, *(value(cells.get(length), share) for length in lengths), n])
+        body.append([title, domain, *(value(cells.get(length), share) for length in lengths), n])
     return Table(title, ["task", "texts", *(f"{length:,}" for length in lengths), "n"], body)
+
+
+def in_table(row: Measurement) -> bool:
+    """Whether the row stands in `score_table`: the main metric of a task of ours, or any of the user's own."""
+    if row.task in BUILT_IN:
+        return row.metric == BUILT_IN[row.task].metric
+    return row.task not in ("scaling_law", "paper_average") and "main" not in row.settings and "depth" not in row.settings
 
 
 def value(row: Measurement | None, share: bool) -> str:

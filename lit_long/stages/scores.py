@@ -22,9 +22,10 @@ from lit_long.data.token_store import Store, open_store
 from lit_long.evaluation.lm_specs import average_measurements
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.pages import Pages, builtin_texts, own_texts
+from lit_long.evaluation.registry import reads_texts
 from lit_long.evaluation.scaling_law import law_measurements
 from lit_long.evaluation.subject import Subject
-from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of, reads_texts
+from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of
 from lit_long.evaluation.task import Report, Task, run_tasks
 from lit_long.files import write_atomically
 from lit_long.generation import pack
