@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from lit_long.config import EvaluationConfig, StageConfig, advising
-from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import Store, open_store, words_of
 from lit_long.evaluation.measurement import Measurement
-from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
+from lit_long.evaluation.perplexity import text_measurements
 from lit_long.evaluation.registry import BUILT_IN, is_custom, reads_texts
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama
@@ -81,22 +80,6 @@ def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None
         "parameters": sum(p.numel() for p in model.parameters()),
         "pretrained_context": config.model.context,
     }
-
-
-def text_measurements(
-    model: Llama, store: Store, evaluation: EvaluationConfig, device: torch.device, advance: Advance
-) -> list[Measurement]:
-    """Perplexity for every domain and length, and the loss by position at the longest length."""
-    rows: list[Measurement] = []
-    longest = max(evaluation.lengths, default=0)
-    for domain in evaluation.domains:
-        for length in evaluation.lengths:
-            batch = held_out_sequences(store, domain, length, evaluation.sequences, longest).to(device)
-            nats, _ = token_losses(model, batch, max(1, evaluation.batch_tokens // length), advance)
-            rows.append(perplexity(nats, batch, domain))
-            if length == longest:
-                rows += loss_by_position(nats, batch, domain)
-    return rows
 
 
 def task_measurements(model: Llama, store: Store, config: StageConfig, folder: Path, report: Report) -> list[Measurement]:

@@ -21,10 +21,10 @@ from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
 from lit_long.evaluation.local_data import Unavailable
 from lit_long.evaluation.needle import Needle
 from lit_long.evaluation.pages import Pages
+from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity
 from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
-from lit_long.evaluation.reading import Perplexity, SlidingPerplexity
-from lit_long.evaluation.recall import FirstSentence, Passkey
 from lit_long.evaluation.registry import BUILT_IN, check_task, is_custom, is_known, needs_whole_documents
+from lit_long.evaluation.retrieval import FirstSentence, Passkey
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Task
 

@@ -45,23 +45,6 @@ SCHEMES: dict[str, type[PositionalEncoder]] = {
     "truncated": TruncatedBasis,
     "nope": NoPE,
 }
-TITLES = {  # the schemes' names in tables and figures
-    "rope": "RoPE",
-    "pi": "RoPE PI",
-    "abf": "RoPE ABF",
-    "xpos": "xPOS",
-    "xpos_abf": "xPOS ABF",
-    "ntk": "NTK",
-    "dynamic_ntk": "Dynamic NTK",
-    "ntk_by_parts": "NTK-by-parts",
-    "yarn": "YaRN",
-    "longrope": "LongRoPE",
-    "llama3": "Llama 3",
-    "p_rope": "p-RoPE",
-    "power": "Power basis",
-    "truncated": "Truncated basis",
-    "nope": "NoPE",
-}
 
 
 def build(position: dict[str, Any], head_dim: int, where: str = "position") -> PositionalEncoder:
@@ -159,7 +142,6 @@ def class_defaults(cls: type) -> dict[str, Any]:
 
 __all__ = [
     "SCHEMES",
-    "TITLES",
     "TRANSFORMS",
     "PositionTransform",
     "PositionalEncoder",

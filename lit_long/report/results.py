@@ -116,7 +116,7 @@ class Results:
 
 def display(row: str) -> str:
     """The name of an encoder in papers, or the variant's own."""
-    from lit_long.positions import TITLES  # which imports numpy
+    from lit_long.positions.titles import TITLES  # its package imports numpy
 
     return TITLES.get(row, row)
 

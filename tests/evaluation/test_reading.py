@@ -12,7 +12,7 @@ from lit_long.batch import NO_LOSS
 from lit_long.config import UserError
 from lit_long.evaluation.measurement import BY_POSITION
 from lit_long.evaluation.pages import Pages
-from lit_long.evaluation.reading import Perplexity, SlidingPerplexity, edges_of, sliding
+from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity, edges_of, sliding
 from lit_long.evaluation.subject import Subject
 from tests.evaluation.subjects import bytes_tokenizer, subject_of, words_in
 from tests.pretrained.llamas import random_llama, read, save

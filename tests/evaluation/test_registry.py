@@ -10,7 +10,8 @@ import pytest
 from lit_long.config import EvaluationConfig, StageConfig, UserError
 from lit_long.evaluation.registry import BUILT_IN, check_task, task_code
 from lit_long.evaluation.suites import MAKERS, Asked, Size, make_task
-from lit_long.positions import SCHEMES, TITLES
+from lit_long.positions import SCHEMES
+from lit_long.positions.titles import TITLES
 from lit_long.stages.identity import identity_settings, stage_identity
 from tests.evaluation.own_task import Likeliest
 from tests.evaluation.subjects import subject_of

@@ -11,8 +11,7 @@ from lit_long.data.synthetic import PASSKEY
 from lit_long.evaluation import lines, needle
 from lit_long.evaluation.lines import Lines, first_integer, lines_prompt
 from lit_long.evaluation.needle import EXPECTED, NEEDLE, Needle, haystack, needle_prompt, overlap
-from lit_long.evaluation.recall import FirstSentence, Passkey, distance, k_max
-from lit_long.evaluation.retrieval import retrieval
+from lit_long.evaluation.retrieval import FirstSentence, Passkey, distance, k_max, retrieval
 from lit_long.evaluation.subject import Subject
 from tests.evaluation.subjects import subject_of
 
