@@ -17,6 +17,7 @@ import numpy as np
 
 from lit_long.config import UserError
 from lit_long.data.sampling import permutation, random_words
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import share
 from lit_long.evaluation.subject import Subject
@@ -66,9 +67,9 @@ class Lines(Task):
             right = first_integer(written) == value
             yield keys[place], {"prompt_tokens": len(prompt), "reference": value, "written": written, "right": right}
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         return [
-            {"metric": "accuracy", "length": length, "domain": domain, **share([each["right"] for each in group])}
+            Measurement("accuracy", domain, length, **share([each["right"] for each in group]))
             for (domain, length), group in by(samples, "domain", "length")
         ]
 

@@ -8,8 +8,8 @@ al. do, by the text of the answer. TriviaQA is the set without evidence; the pap
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.ruler import RULER
 
 PROMPT = 16384  # tokens of the longest prompt: LLaMA 2 Long, §3.1
@@ -17,11 +17,6 @@ COMMONSENSE = ("piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc
 LONGBENCH = (
     *("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum", "multi_news", "trec"),
     *("triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p"),
-)
-# Tasks of this project's, for which suites.py has the makers: named here, where no torch is imported.
-OURS = (
-    *("perplexity", "sliding_perplexity", "first_sentence", "passkey", "needle"),
-    *("longchat_lines", "free_form_qa", "altered_numeric_qa"),
 )
 OWN = "own"  # the folder tasks/ beside this file
 
@@ -112,13 +107,11 @@ def paper_averages(scores: dict[str, float]) -> dict[str, float]:
     }
 
 
-def average_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def average_measurements(measured: list[Measurement]) -> list[Measurement]:
     """The columns of the paper's Table 1, of which all tasks were measured."""
-    main = {row["task"]: row for row in rows if row.get("main") and row["domain"] == "all"}
-    found = paper_averages({task: row["value"] for task, row in main.items()})
-    unknown = dict.fromkeys(("stderr", "low", "high"))
+    main = {each.task: each.value for each in measured if each.settings.get("main") and each.domain == "all"}
+    settings = {"truncated": 0.0, "prompt": "none", "seed": None, "data": "", "verified": False}
     return [
-        {"task": "paper_average", "metric": name, "domain": "all", "value": value, **unknown, "n": len(AVERAGES[name])}
-        | {"truncated": 0.0, "prompt": "none", "seed": None, "data": "", "length": 0, "verified": False}
-        for name, value in found.items()
+        Measurement(name, "all", 0, value, n=len(AVERAGES[name]), unit="tasks", task="paper_average", settings=settings)
+        for name, value in paper_averages(main).items()
     ]

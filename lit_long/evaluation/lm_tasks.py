@@ -19,6 +19,7 @@ from lit_long.config import UserError
 from lit_long.evaluation.harness import Harness
 from lit_long.evaluation.lm_loading import described, load_parts
 from lit_long.evaluation.lm_specs import SPECS, VERIFIED, Spec
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import geometric, mean, share
 from lit_long.evaluation.subject import Subject
@@ -82,16 +83,17 @@ class HarnessTask(Task):
                 cut = any(cuts[id(request)] for request in item.requests)
                 yield key, {"reference": item.reference, "truncated": cut, **scored(self.name, item)}
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []
         for (length,), group in by(samples, "length"):
             domains = [domain for (domain,), _ in by(group, "domain")]
             for domain in dict.fromkeys(["all", *domains]):
                 own = [each["metrics"] for each in group if domain in ("all", each["domain"])]
-                about = {"length": length, "domain": domain, "shots": self.shots, "verified": self.name in VERIFIED}
-                rows += [{"metric": metric, **about, **values} for metric, values in statistics(own).items()]
-        for row in rows:
-            row["main"] = row["metric"] == (self.spec.metric or rows[0]["metric"])
+                found = statistics(own)
+                for metric, values in found.items():
+                    main = metric == (self.spec.metric or next(iter(found)))
+                    settings = {"shots": self.shots, "verified": self.name in VERIFIED, "main": main}
+                    rows.append(Measurement(metric, domain, length, **values, unit="documents", settings=settings))
         return rows
 
 

@@ -26,7 +26,8 @@ from lit_long.config import StageConfig, UserError
 from lit_long.config.ranges import Count, CountOrNone, Range, Seed
 from lit_long.data.sampling import permutation
 from lit_long.data.token_store import Store, open_store
-from lit_long.evaluation.perplexity import perplexity, token_losses
+from lit_long.evaluation.perplexity import perplexity
+from lit_long.evaluation.subject import token_losses
 from lit_long.files import write_atomically
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
@@ -102,7 +103,7 @@ def search_factors(
     @torch.no_grad()
     def measure(candidate: PositionalEncoder) -> float:
         model.encoder = candidate
-        return perplexity(token_losses(model, batch, rows, lambda tokens: None)[0], batch, "search")["value"]
+        return perplexity(token_losses(model, batch, rows, lambda tokens: None)[0], batch, "search").value
 
     def option(factors: Factors) -> dict[str, Any]:
         scale, ones = config.length / trained.context, [1.0] * len(factors)

@@ -19,6 +19,7 @@ import numpy as np
 from lit_long.config import UserError
 from lit_long.data.sampling import random_words
 from lit_long.data.token_store import Store, longest
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import mean
@@ -79,13 +80,13 @@ class Needle(Task):
             found = {"depth": round(100 * self.depth(key.index), 1), "written": written, "score": overlap(written, EXPECTED)}
             yield key, {"prompt_tokens": len(prompts[place]), "reference": EXPECTED} | found
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []
         for (domain, length), group in by(samples, "domain", "length"):
-            about = {"length": length, "domain": domain}
-            rows.append({"metric": "score", **about, **mean([each["score"] for each in group])})
+            rows.append(Measurement("score", domain, length, **mean([each["score"] for each in group])))
             for (depth,), cell in by(group, "depth"):
-                rows.append({"metric": "score_at_depth", **about, "depth": depth, **mean([each["score"] for each in cell])})
+                found = mean([each["score"] for each in cell])
+                rows.append(Measurement("score_at_depth", domain, length, **found, settings={"depth": depth}))
         return rows
 
 

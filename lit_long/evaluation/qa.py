@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from lit_long.config import UserError
 from lit_long.data.token_store import Store
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.qa_built import built_question
 from lit_long.evaluation.qa_published import Published, read_published
@@ -81,9 +82,9 @@ class FreeFormQA(Task):
             return subject.words.encode(f"{question.prompt}\n\nAnswer:"), question.answer
         return subject.words.encode(subject.words.chat([{"role": "user", "content": question.prompt}])), question.answer
 
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         return [
-            {"metric": "presence", "length": length, "domain": domain, **share([each["present"] for each in group])}
+            Measurement("presence", domain, length, **share([each["present"] for each in group]))
             for (domain, length), group in by(samples, "domain", "length")
         ]
 

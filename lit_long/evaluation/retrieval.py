@@ -3,13 +3,20 @@
 A prompt is read once. Then the model is scored on the right answer, teacher-forced (each token is predicted with the true ones before
 it: token accuracy and nats), and goes back to write an answer of its own, token by token the likeliest, whose ROUGE-L is the paper's
 measure. A passkey is found when all its digits are the likeliest tokens, which is when greedy decoding writes it.
+
+An evaluate stage (`retrieval`) and the tasks of `python -m lit_long.evaluate` ask the same examples and answer them with the same code.
+Stages pool tokens: their accuracy is Σ hits / Σ tokens, that of the task ``first_sentence`` the mean over examples.
+
+Of PASSKEY also k_max, the effective window of Position Interpolation (Chen et al. 2023, §3.3): the largest distance between the key and
+the end of the prompt at which at least a fifth of the trials find it. PI takes 32 distances and 10 trials at the window to be tested;
+here the distances are those of the examples at the longest length, and each trial (a seed) has other texts and keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,12 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_long.config import EvaluationConfig
-from lit_long.data.synthetic import DOMAIN, RetrievalExample, passkey_examples, retrieval_examples
+from lit_long.data.synthetic import DOMAIN, PASSKEY, RetrievalExample, passkey_examples, retrieval_examples
 from lit_long.data.token_store import Store
+from lit_long.evaluation.measurement import Measurement
+from lit_long.evaluation.pages import Pages
+from lit_long.evaluation.samples import Key
+from lit_long.evaluation.statistics import mean, ratio, share
+from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.task import Sample, Task, by
 from lit_long.generation.decode import Sequences
 from lit_long.model.llama import Llama
 
 Advance = Callable[[int], None]
+LEAST = 0.2  # of the trials that must find the key
 
 
 @dataclass(frozen=True)
@@ -34,39 +48,49 @@ class Answered:
     written: list[int]
 
 
-def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance: Advance) -> list[dict[str, Any]]:
-    """Measurements of both tasks, at every length the evaluation asks for; the same texts at each."""
-    rows: list[dict[str, Any]] = []
-    domain = evaluation.retrieval_domain or DOMAIN
+def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance: Advance) -> list[Measurement]:
+    """Of an evaluate stage: both tasks, at every length the evaluation asks for; the same texts at each."""
+    found: list[Measurement] = []
+    domain, count = evaluation.retrieval_domain or DOMAIN, evaluation.retrieval_examples
+    sentences = FirstSentence(store, "", domain, evaluation.retrieval_lengths, count)
     for length in evaluation.retrieval_lengths:
-        longest = max(evaluation.retrieval_lengths)
-        examples = retrieval_examples(store, length, evaluation.retrieval_examples, max_length=longest, domain=domain)
+        examples = sentences.examples(length)
         answers = answer(model, examples, evaluation.batch_tokens, advance)
-        nats, hits = (torch.cat([getattr(found, name) for found in answers]).double() for name in ("nats", "hits"))
-        rouge = rouge_l([store.tokenizer.decode(found.written) for found in answers], [example.text for example in examples])
-        common = {"domain": domain, "length": length, "tokens": len(nats), "examples": len(examples)}
-        rows.append({"metric": "retrieval_accuracy", "value": float(hits.mean()), **common})
-        rows.append({"metric": "retrieval_nats", "value": float(nats.mean()), **common})
-        rows.append({"metric": "retrieval_rouge_l", "value": rouge, **common})
+        accuracy, nats, rouge = pooled(store, domain, length, examples, answers)
+        found += [
+            replace(accuracy, metric="retrieval_accuracy"),
+            replace(nats, metric="retrieval_nats"),
+            replace(rouge, metric="retrieval_rouge_l"),
+        ]
         if evaluation.retrieval_control and length == min(evaluation.retrieval_lengths):
             answers = answer(model, control_examples(examples), evaluation.batch_tokens, advance)
-            hits = torch.cat([found.hits for found in answers]).double()
-            rouge = rouge_l([store.tokenizer.decode(found.written) for found in answers], [example.text for example in examples])
-            rows.append({"metric": "retrieval_control", "value": float(hits.mean()), **common})
-            rows.append({"metric": "retrieval_control_rouge_l", "value": rouge, **common})
+            accuracy, _, rouge = pooled(store, domain, length, examples, answers)
+            found += [replace(accuracy, metric="retrieval_control"), replace(rouge, metric="retrieval_control_rouge_l")]
+    keys = Passkey(store, "", domain, evaluation.passkey_lengths, count)
     for length in evaluation.passkey_lengths:
-        longest = max(evaluation.passkey_lengths)
-        examples = passkey_examples(store, length, evaluation.retrieval_examples, max_length=longest, domain=domain)
-        answers = answer(model, examples, evaluation.batch_tokens, advance, write=False)
-        found = sum(bool(each.hits.all()) for each in answers) / len(answers)
-        common = {
-            "domain": domain,
-            "length": length,
-            "tokens": sum(len(each.hits) for each in answers),
-            "examples": len(examples),
-        }
-        rows.append({"metric": "passkey_accuracy", "value": found, **common})
-    return rows
+        answers = answer(model, keys.examples(length), evaluation.batch_tokens, advance, write=False)
+        hits = share([bool(each.hits.all()) for each in answers])
+        tokens = sum(len(each.hits) for each in answers)
+        found.append(Measurement("passkey_accuracy", domain, length, **hits, unit="examples", tokens=tokens))
+    return found
+
+
+def pooled(
+    store: Store, domain: str, length: int, examples: list[RetrievalExample], answers: list[Answered]
+) -> tuple[Measurement, Measurement, Measurement]:
+    """Token accuracy and nats over the tokens of all answers, and the mean ROUGE-L; the intervals are over examples."""
+    tokens = [len(each.hits) for each in answers]
+    accuracy = ratio([int(each.hits.sum()) for each in answers], tokens)
+    nats = ratio([float(each.nats.double().sum()) for each in answers], tokens)
+    nats["value"] = float(torch.cat([each.nats for each in answers]).double().mean())  # summed at once, which rounds otherwise
+    written = [store.tokenizer.decode(each.written) for each in answers]
+    rouge = mean([rouge_l([text], [example.text]) for text, example in zip(written, examples, strict=True)])
+    rouge["value"] = rouge_l(written, [example.text for example in examples])
+    about = {"unit": "examples", "tokens": sum(tokens)}
+    return tuple(
+        Measurement(name, domain, length, **each, **about)
+        for name, each in (("accuracy", accuracy), ("nats", nats), ("rouge_l", rouge))
+    )
 
 
 def control_examples(examples: list[RetrievalExample]) -> list[RetrievalExample]:
@@ -134,3 +158,124 @@ def rouge_l(written: list[str], sentences: list[str]) -> float:
 
     lines = [text.strip().partition("\n")[0] for text in written]
     return float(rouge_score(lines, sentences, rouge_keys="rougeL")["rougeL_fmeasure"])
+
+
+@dataclass
+class FirstSentence(Task):
+    """``count`` examples at every length, about the same texts."""
+
+    name: ClassVar[str] = "first_sentence"
+    prompt: ClassVar[str] = "lit-long/1"  # the paper does not give its own
+    writes: ClassVar[bool] = True  # an answer of the model's own
+
+    texts: Pages | Store
+    data: str
+    domain: str
+    lengths: list[int]
+    count: int = 4
+    seed: int = 0
+    found: dict[Any, list[RetrievalExample]] = field(default_factory=dict, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        return {"data": self.data, "longest": max(self.lengths), "count": self.count, "seed": self.seed}
+
+    def examples(self, length: int) -> list[RetrievalExample]:
+        """All of one length, made once."""
+        if length not in self.found:
+            self.found[length] = self.make(length)
+        return self.found[length]
+
+    def make(self, length: int) -> list[RetrievalExample]:
+        longest = max(self.lengths)
+        return retrieval_examples(self.texts, length, self.count, max_length=longest, seed=self.seed, domain=self.domain)
+
+    def keys(self) -> list[Key]:
+        return [Key(self.domain, length, index) for length in self.lengths for index in range(len(self.examples(length)))]
+
+    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+        examples = self.examples(keys[0].length)
+        at_once = max(1, subject.batch_tokens // keys[0].length)
+        for start in range(0, len(keys), at_once):
+            group = keys[start : start + at_once]
+            asked = [examples[key.index] for key in group]
+            answers = answer(subject.model, asked, 10**9, lambda tokens: None, write=self.writes)
+            yield from ((key, self.record(subject, key, *each)) for key, *each in zip(group, asked, answers, strict=True))
+
+    def record(self, subject: Subject, key: Key, example: RetrievalExample, found: Answered) -> dict[str, Any]:
+        """What is kept of one answer."""
+        written = subject.words.decode(found.written)
+        return {
+            "reference": example.text,
+            "written": written,
+            "rouge_l": rouge_l([written], [example.text]),
+            "hits": int(found.hits.sum()),
+            "nats": float(found.nats.double().sum()),
+            "tokens": len(found.hits),
+        }
+
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
+        rows = []
+        for (domain, length), group in by(samples, "domain", "length"):
+            about = {"unit": "examples", "tokens": sum(each["tokens"] for each in group)}
+            accuracy = mean([each["hits"] / each["tokens"] for each in group])
+            rows.append(Measurement("rouge_l", domain, length, **mean([each["rouge_l"] for each in group]), **about))
+            rows.append(Measurement("token_accuracy", domain, length, **accuracy, **about))
+        return rows
+
+
+@dataclass
+class Passkey(FirstSentence):
+    """``count`` depths in each of ``trials``, of which each has a seed of its own."""
+
+    name: ClassVar[str] = "passkey"
+    prompt: ClassVar[str] = "lit-long/1"
+    writes: ClassVar[bool] = False
+
+    trials: int = 1
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"trials": self.trials}
+
+    def make(self, length: int) -> list[RetrievalExample]:
+        longest = max(self.lengths)
+        return [
+            example
+            for trial in range(self.trials)
+            for example in passkey_examples(
+                self.texts, length, self.count, max_length=longest, seed=self.seed + trial, domain=self.domain
+            )
+        ]
+
+    def record(self, subject: Subject, key: Key, example: RetrievalExample, found: Answered) -> dict[str, Any]:
+        return {
+            "reference": example.text,
+            "distance": distance(example, subject.encode(PASSKEY.format(key=example.text))),
+            "place": key.index % (len(self.examples(key.length)) // self.trials),
+            "hits": int(found.hits.sum()),
+            "tokens": len(found.hits),
+            "found": bool(found.hits.all()),
+        }
+
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
+        rows = []
+        for (domain, length), group in by(samples, "domain", "length"):
+            found = share([each["found"] for each in group])
+            rows.append(Measurement("accuracy", domain, length, **found, unit="examples"))
+        longest = [each for each in samples if each["length"] == max(self.lengths)]
+        trials = [
+            (round(np.mean([each["distance"] for each in g])), [each["found"] for each in g]) for _, g in by(longest, "place")
+        ]
+        most = max(self.lengths)
+        return [*rows, Measurement("k_max", self.domain, most, k_max(trials), n=len(longest), unit="examples")]
+
+
+def distance(example: RetrievalExample, needle: list[int]) -> int:
+    """Tokens from the beginning of the needle to the end of the prompt."""
+    prompt = example.tokens[: example.answer_start].tolist()
+    starts = (place for place in range(len(prompt)) if prompt[place : place + len(needle)] == needle)
+    return len(prompt) - next(starts)
+
+
+def k_max(trials: list[tuple[int, list[bool]]]) -> int:
+    """The largest distance, in tokens, of which at least 20 % of the trials found the key; 0 if there is none."""
+    return max((distance for distance, found in trials if sum(found) >= LEAST * len(found)), default=0)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lit_long.config import EvaluationConfig, StageConfig, advising
-from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import Store, open_store, words_of
-from lit_long.evaluation.perplexity import loss_by_position, perplexity, token_losses
+from lit_long.evaluation.measurement import Measurement
+from lit_long.evaluation.perplexity import text_measurements
+from lit_long.evaluation.registry import BUILT_IN, is_custom, reads_texts
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
@@ -38,7 +40,7 @@ def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None
     """Measure the model with ``config.model`` and ``config.position`` that the stage in ``parent`` trained, or ``model.init`` names.
 
     Returns:
-        ``result.json`` of the stage: its ``measurements`` are rows of metric, domain, length, value and tokens. Outputs of
+        ``result.json`` of the stage: its ``measurements`` are rows as `Measurement.to_row` makes them. Outputs of
         ``evaluation.tasks`` lie in ``folder``/samples.
     """
     evaluation = config.evaluation
@@ -73,34 +75,18 @@ def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None
             rows += task_measurements(model, opened, config, folder, report)
     return {
         "kind": "evaluate",
-        "measurements": rows,
+        "measurements": [row.to_row() for row in rows],
         "seconds": time.perf_counter() - started,
         "parameters": sum(p.numel() for p in model.parameters()),
         "pretrained_context": config.model.context,
     }
 
 
-def text_measurements(
-    model: Llama, store: Store, evaluation: EvaluationConfig, device: torch.device, advance: Advance
-) -> list[dict[str, Any]]:
-    """Perplexity for every domain and length, and the loss by position at the longest length."""
-    rows: list[dict[str, Any]] = []
-    longest = max(evaluation.lengths, default=0)
-    for domain in evaluation.domains:
-        for length in evaluation.lengths:
-            batch = held_out_sequences(store, domain, length, evaluation.sequences, longest).to(device)
-            nats, _ = token_losses(model, batch, max(1, evaluation.batch_tokens // length), advance)
-            rows.append(perplexity(nats, batch, domain))
-            if length == longest:
-                rows += loss_by_position(nats, batch, domain)
-    return rows
-
-
-def task_measurements(model: Llama, store: Store, config: StageConfig, folder: Path, report: Report) -> list[dict[str, Any]]:
-    """The scores of ``evaluation.tasks``: those that hold for a whole length, under TASK.METRIC; ``tokens`` counts samples."""
-    from lit_long.evaluation.lm_specs import average_rows  # lm-eval's tasks are for those who ask
+def task_measurements(model: Llama, store: Store, config: StageConfig, folder: Path, report: Report) -> list[Measurement]:
+    """The scores of ``evaluation.tasks``: those that hold for a whole length, under TASK.METRIC."""
+    from lit_long.evaluation.lm_specs import average_measurements  # lm-eval's tasks are for those who ask
     from lit_long.evaluation.subject import Subject
-    from lit_long.evaluation.suites import MAKERS, Asked, Size, build_tasks, domains_for, reads_texts
+    from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for
     from lit_long.evaluation.task import run_tasks
 
     evaluation = config.evaluation
@@ -110,15 +96,15 @@ def task_measurements(model: Llama, store: Store, config: StageConfig, folder: P
     domains = domains_for(evaluation.tasks, store, max(lengths)) if texts else []
     tasks = []
     for ours, samples in ((True, evaluation.task_samples or SAMPLES), (False, evaluation.task_samples)):
-        if names := [name for name in evaluation.tasks if (name in MAKERS) == ours]:
+        if names := [name for name in evaluation.tasks if (name in BUILT_IN or is_custom(name)) == ours]:
             size = Size(lengths, samples, samples, DEPTHS, max(1, max(lengths) // 4))
             public = {"public": evaluation.public, "run_code": evaluation.run_code}
             asked = Asked(subject, texts, store.manifest["digest"], domains, size, **public)
             tasks += build_tasks(names, asked, chosen=True, say=lambda line: report(line, 0.0))[0]
     found = run_tasks(subject, tasks, {"stage": folder.name}, folder / "samples", report)
-    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for row in [*found, *average_rows(found)]:
-        if not {"depth", "position"} & set(row):
-            key = f"{row['task']}.{row['metric']}", row.get("domain", "all"), row["length"]
-            rows.setdefault(key, {"value": row["value"], "tokens": row["n"]})
-    return [{"metric": metric, "domain": domain, "length": length} | row for (metric, domain, length), row in rows.items()]
+    rows: dict[tuple[str, str, int], Measurement] = {}
+    for each in [*found, *average_measurements(found)]:
+        if "depth" not in each.settings:
+            metric = f"{each.task}.{each.metric}"
+            rows.setdefault((metric, each.domain, each.length), replace(each, metric=metric, task=""))
+    return list(rows.values())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lit_long.config import UserError
+from lit_long.evaluation.measurement import Measurement
 
 LEAST_POINTS = 4  # three parameters, and one to contradict them
 NAMES = ("alpha", "beta", "gamma")
@@ -90,20 +91,20 @@ def fit(contexts: Sequence[float], losses: Sequence[float]) -> Law:
     )
 
 
-def law_rows(rows: list[dict]) -> list[dict]:
-    """Rows of the law's parameters and of its R², for every domain whose nats were measured at four lengths or more.
+def law_measurements(measured: list[Measurement]) -> list[Measurement]:
+    """The law's parameters and its R², for every domain whose nats were measured at four lengths or more.
 
-    A loss that does not fall with the context (beyond the range of the model) has no such law: R² tells, and the row stays.
+    A loss that does not fall with the context (beyond the range of the model) has no such law: R² tells, and the measurement stays.
     """
     found = []
-    for domain in dict.fromkeys(row["domain"] for row in rows if row["metric"] == "nats"):
-        points = [row for row in rows if row["metric"] == "nats" and row["domain"] == domain]
+    for domain in dict.fromkeys(each.domain for each in measured if each.metric == "nats"):
+        points = [each for each in measured if each.metric == "nats" and each.domain == domain]
         if len(points) < LEAST_POINTS:
             continue
-        law = fit([row["length"] for row in points], [row["value"] for row in points])
-        common = {"length": max(row["length"] for row in points), "domain": domain, "stderr": None, "n": law.points}
+        law = fit([each.length for each in points], [each.value for each in points])
+        longest, common = max(each.length for each in points), {"n": law.points, "unit": "lengths"}
         for name in NAMES:
             low, high = law.intervals[name] or (None, None)
-            found.append({"metric": f"law_{name}", "value": getattr(law, name), "low": low, "high": high, **common})
-        found.append({"metric": "law_r2", "value": law.r2, "low": None, "high": None, **common})
+            found.append(Measurement(f"law_{name}", domain, longest, getattr(law, name), low=low, high=high, **common))
+        found.append(Measurement("law_r2", domain, longest, law.r2, **common))
     return found

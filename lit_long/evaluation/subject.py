@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,22 @@ from torch import Tensor
 
 from lit_long.batch import Batch
 from lit_long.config import UserError
-from lit_long.evaluation.perplexity import token_losses
 from lit_long.generation import continue_tokens
 from lit_long.model.llama import Llama
 from lit_long.tokenizers.tokenizer import Tokenization, check_vocabulary
 
 FEW = 4  # prompts in a batch below which reading a shared beginning once saves more than writing together does
+
+
+def token_losses(model: Llama, batch: Batch, rows: int, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+    """Per-token nats [B, T] and greedy hits [B, T], ``rows`` sequences at a time; ``advance`` hears of tokens done."""
+    results = []
+    for start in range(0, len(batch.tokens), rows):
+        piece = batch.rows(start, start + rows)
+        results.append(model(piece, per_token=True))
+        advance(piece.tokens.numel())
+    nats, hits = zip(*results, strict=True)
+    return torch.cat(nats), torch.cat(hits)
 
 
 @dataclass(frozen=True)

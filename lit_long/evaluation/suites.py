@@ -10,6 +10,7 @@ A task of the last two whose data are not there is left out and named; one that 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,9 +21,10 @@ from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
 from lit_long.evaluation.local_data import Unavailable
 from lit_long.evaluation.needle import Needle
 from lit_long.evaluation.pages import Pages
+from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity
 from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
-from lit_long.evaluation.reading import Perplexity, SlidingPerplexity
-from lit_long.evaluation.recall import FirstSentence, Passkey
+from lit_long.evaluation.registry import BUILT_IN, check_task, is_custom, is_known, needs_whole_documents
+from lit_long.evaluation.retrieval import FirstSentence, Passkey
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Task
 
@@ -78,7 +80,6 @@ MAKERS: dict[str, Callable[[Asked], Task]] = {
         a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
     ),
 }
-WHOLE = {Perplexity.name, SlidingPerplexity.name, FirstSentence.name, Passkey.name}  # read one document; others join several
 GIRAFFE = [Lines.name, FreeFormQA.name, AlteredNumericQA.name]
 SUITES = {
     "quick": (
@@ -97,8 +98,8 @@ def names_of(suite: str, tasks: list[str]) -> tuple[Size, list[str]]:
         raise UserError(f"command line: suite={suite}: there is no such suite{nearest(suite, SUITES)}")
     size, own = SUITES[suite]
     for name in tasks:
-        if name not in MAKERS and name not in SPECS and not any_of_lm_eval(name):
-            raise UserError(f"command line: tasks: there is no task {name!r}{nearest(name, [*MAKERS, *SPECS])}")
+        if is_custom(name) or not any_of_lm_eval(name):
+            check_task(name, "command line: tasks")
     return size, list(dict.fromkeys(tasks)) or own
 
 
@@ -116,6 +117,8 @@ def fitting(lengths: tuple[int, ...], context: int, suite: str, say: Callable[[s
 
 def any_of_lm_eval(name: str) -> bool:
     """Whether lm-eval, if it is installed, has a task that no table here has."""
+    if is_known(name):
+        return False
     try:
         from lit_long.evaluation.lm_loading import task_files
     except UserError:
@@ -135,7 +138,7 @@ def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str
     tasks, left_out = [], {}
     for name in names:
         try:
-            tasks.append(MAKERS[name](asked) if name in MAKERS else through_lm_eval(name, asked))
+            tasks.append(make_task(name, asked))
         except Unavailable as error:
             if chosen:
                 raise
@@ -144,6 +147,33 @@ def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str
     if not tasks:
         raise UserError(f"nothing of the suite can be measured; the first task says: {next(iter(left_out.values()))}")
     return tasks, left_out
+
+
+def make_task(name: str, asked: Asked) -> Task:
+    """The task of that name: ours, the user's own, or one through lm-eval."""
+    if name in MAKERS:
+        return MAKERS[name](asked)
+    return custom_task(name, asked) if is_custom(name) else through_lm_eval(name, asked)
+
+
+def custom_task(name: str, asked: Asked) -> Task:
+    """The user's own ``module:Task``, called with ``asked``. The module runs as any code of theirs.
+
+    Raises:
+        UserError: it cannot be imported, or is no `Task`.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"tasks: {name}: cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise UserError(f"tasks: {name}: must be a class made from lit_long.evaluation.task.Task")
+    if missing := [each for each in ("name", "prompt") if not isinstance(getattr(kind, each, None), str)]:
+        raise UserError(f'tasks: {name}: has no {missing[0]}; write {missing[0]} = "…" into the class')
+    if kind.name in BUILT_IN or kind.name in SPECS:
+        raise UserError(f"tasks: {name}: its name, {kind.name!r}, is that of a task that lit-long has; choose another")
+    return kind(asked)
 
 
 def through_lm_eval(name: str, asked: Asked) -> Task:
@@ -157,14 +187,9 @@ def through_lm_eval(name: str, asked: Asked) -> Task:
     return HarnessTask(name, asked.subject, list(asked.size.lengths), asked.size.samples, asked.seed, asked.public)
 
 
-def reads_texts(names: list[str]) -> bool:
-    """Whether any of the tasks reads held-out texts, or hides things in them."""
-    return any(name in MAKERS and name != Lines.name for name in names)
-
-
 def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:
     """The domains that have a held-out document long enough for the tasks of those names. Raises Unfit if none has."""
-    needed = longest if set(names) & WHOLE else 1
+    needed = longest if needs_whole_documents(names) else 1
     lengths = {domain: texts.documents(domain, "validation").lengths for domain in texts.domains}
     found = [domain for domain, each in lengths.items() if len(each) and each.max() > needed]
     if not found:

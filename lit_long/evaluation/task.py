@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_long.config import UserError
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.samples import Key, Samples
 from lit_long.evaluation.subject import Subject
 
@@ -39,8 +41,8 @@ class Task(ABC):
         """The samples of ``keys``, which share domain and length, as soon as each is known."""
 
     @abstractmethod
-    def scores(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of metric, length, value, stderr, low, high, n, and what else tells them apart (domain, depth …)."""
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
+        """What the samples give; ``settings`` of a measurement hold what else tells it apart (depth, stride …)."""
 
     def cost(self, key: Key) -> int:
         """Tokens that are read for it, to tell progress by."""
@@ -62,7 +64,7 @@ def by(samples: list[dict[str, Any]], *fields: str) -> Iterator[tuple[tuple[Any,
         yield key, list(group)
 
 
-def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder: Path, report: Report) -> list[dict[str, Any]]:
+def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder: Path, report: Report) -> list[Measurement]:
     """The scores of all tasks; their samples lie in ``folder``, one file a task. Samples that are there are not made again.
 
     Args:
@@ -94,11 +96,13 @@ def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder
                     f"{samples.file}: {len(keys) - len(found)} of {len(keys)} samples of {task.name} were not measured"
                 )
         common = {"prompt": task.prompt, "seed": settings.get("seed"), "data": settings.get("data", "")[:16]}
-        rows += [{"task": task.name, **row, **truncation(found, row), **common} for row in task.scores(found)]
+        for each in task.scores(found):
+            settings = {"truncated": truncated(found, each.length), **common, **each.settings}
+            rows.append(replace(each, task=task.name, settings=settings))
     return rows
 
 
-def truncation(samples: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, float]:
-    """The share of the row's samples whose prompt was cut to the model's range."""
-    same = [sample.get("truncated", False) for sample in samples if sample["length"] == row["length"]]
-    return {"truncated": sum(same) / len(same) if same else 0.0}
+def truncated(samples: list[dict[str, Any]], length: int) -> float:
+    """The share of the samples of that length whose prompt was cut to the model's range."""
+    same = [sample.get("truncated", False) for sample in samples if sample["length"] == length]
+    return sum(same) / len(same) if same else 0.0

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_long.config import UserError
+from lit_long.evaluation.measurement import PERPLEXITY, Measurement
 from lit_long.launch.eta import RunningStage, SweepEta, duration
 from lit_long.stages.folder import read_result
 from lit_long.stages.plan import Plan, Stage, Trial
@@ -160,9 +161,10 @@ class Dashboard:
             except UserError:  # the report will say so
                 return None
         domain, length = measured_at(stage)
-        for entry in self.results[stage.identity].get("measurements", []):
-            if (entry["metric"], entry["domain"], entry["length"]) == ("perplexity", domain, length):
-                return entry["value"]
+        for row in self.results[stage.identity].get("measurements", []):
+            each = Measurement.from_row(row)
+            if (each.metric, each.domain, each.length) == (PERPLEXITY, domain, length):
+                return each.value
         return None
 
     def note(self, rows: list[Row], rest: list[Row]) -> Text:

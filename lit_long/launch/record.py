@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import project_root
+from lit_long.evaluation.measurement import Measurement, mlflow_metrics
 from lit_long.files import write_atomically
 from lit_long.launch.names import run_name, sweep_name
 from lit_long.report import Report
@@ -119,14 +120,9 @@ class Record:
 
 
 def final_metrics(result: dict[str, Any]) -> dict[tuple[str, int], float]:
-    """``result.json`` as MLflow metrics, by (name, step). The loss by position is a curve: its step is the position."""
+    """``result.json`` as MLflow metrics, by (name, step)."""
     if result["kind"] == "evaluate":
-        metrics = {}
-        for row in result["measurements"]:
-            curve = row["metric"] == "loss_by_position"
-            name = f"eval/{row['metric']}/{row['domain']}" + ("" if curve else f"/{row['length']}")
-            metrics[name, row["length"] if curve else 0] = row["value"]
-        return metrics
+        return mlflow_metrics([Measurement.from_row(row) for row in result["measurements"]])
     numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
     return {(f"result/{key}", 0): value for key, value in numbers.items()}
 

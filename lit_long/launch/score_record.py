@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from lit_long.config import TrackingConfig, project_root
+from lit_long.evaluation.measurement import mlflow_metrics
 from lit_long.stages.scores import EVALUATION, SAMPLES, SCORES, Evaluation
 from lit_long.tracking import NoTracker, Tracker, default_uri, environment_tags
 
@@ -35,27 +36,12 @@ def record(tracker: Tracker, evaluation: Evaluation, figures: list[Path]) -> Non
     tags = environment_tags() | {"lit_long.kind": "evaluate", "lit_long.folder": str(evaluation.folder.resolve())}
     params = {key: about[key] for key in ("model", "suite", "tasks", "lengths", "context", "weights", "position", "precision")}
     run = tracker.sweep(evaluation.key, f"{about['suite']} | {Path(about['model']).name}", params=params, tags=tags)
-    tracker.metrics(run, metrics(evaluation))
-    for digest in dict.fromkeys(row["data"] for row in evaluation.rows if row["data"] not in ("", GENERATED)):
+    tracker.metrics(run, mlflow_metrics(evaluation.rows))
+    for digest in dict.fromkeys(row.settings["data"] for row in evaluation.rows if row.settings["data"] not in ("", GENERATED)):
         tracker.dataset(run, "texts", digest, "evaluation")
     tracker.text(run, json.dumps(about, indent=1), EVALUATION)
-    tracker.table(run, evaluation.rows, SCORES)
+    tracker.table(run, [row.to_row() for row in evaluation.rows], SCORES)
     tracker.artifact(run, evaluation.folder / SAMPLES, SAMPLES)
     for figure in figures:
         tracker.artifact(run, figure, "figures")
     tracker.finish(run, "FINISHED")
-
-
-def metrics(evaluation: Evaluation) -> dict[tuple[str, int], float]:
-    """By (name, step): ``eval/TASK/METRIC/DOMAIN/LENGTH``; the loss by position is a curve, whose step is the position.
-
-    Cells of a grid are left to the table.
-    """
-    found = {}
-    for row in evaluation.rows:
-        if "depth" in row:
-            continue
-        name = f"eval/{row['task']}/{row['metric']}/{row['domain']}"
-        curve = row["metric"] == "loss_by_position"
-        found[name if curve else f"{name}/{row['length']}", row["length"] if curve else 0] = row["value"]
-    return found

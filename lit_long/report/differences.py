@@ -15,8 +15,9 @@ import io
 import math
 from dataclasses import dataclass
 
+from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.report.published import measured
-from lit_long.report.results import NATS, PERPLEXITY, TASKS, Results, display
+from lit_long.report.results import NATS, TASKS, Results, display
 from lit_long.report.tables import COLUMNS_AT_ONCE, MISSING, Table, perplexity_columns
 
 FEWEST = 3  # pairs

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
+from lit_long.evaluation.measurement import BY_POSITION
 from lit_long.report.bound import TITLE, bases
 from lit_long.report.canvas import COLOURS, GREY, MARKERS, Point, colour_of, draw_line, log2_axis, panels_of
 from lit_long.report.laws import fitted_laws
 from lit_long.report.page import papers_curves
-from lit_long.report.results import ACCURACY, BY_POSITION, CONTROL, CONTROL_ROUGE, PASSKEY, ROUGE, Results, display
+from lit_long.report.results import ACCURACY, CONTROL, CONTROL_ROUGE, PASSKEY, ROUGE, Results, display
 
 CONTROLS = {ACCURACY: CONTROL, ROUGE: CONTROL_ROUGE}
 

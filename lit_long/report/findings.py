@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ import yaml
 
 from lit_long.config import UserError, typed
 from lit_long.config.ranges import CountOrNone, NotNegative
+from lit_long.evaluation.measurement import PERPLEXITY, Measurement
 from lit_long.report.differences import FEWEST
 
 SIGNS = {"less": -1, "more": 1}  # of first − second
@@ -132,7 +133,7 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
     from lit_long.evaluation.statistics import paired  # which imports numpy
 
     difference = paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
-    unit = "nats" if claim.metric == "perplexity" else ""
+    unit = "nats" if claim.metric == PERPLEXITY else ""
     measured = " against ".join(mean(claim, [side[seed] for seed in seeds]) for side in (first, second))
     interval = "–" if difference["low"] is None else f"{difference['low']:+.3f} … {difference['high']:+.3f}"
     where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "")
@@ -142,7 +143,7 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
 def mean(claim: Claim, many: list[float]) -> str:
     """What one side measured, the mean over seeds: of perplexities the geometric one, as nats are what is averaged."""
     average = sum(many) / len(many)
-    return f"{math.exp(average):.2f}" if claim.metric == "perplexity" else f"{average:.3f}"
+    return f"{math.exp(average):.2f}" if claim.metric == PERPLEXITY else f"{average:.3f}"
 
 
 def verdict(claim: Claim, difference: dict[str, Any]) -> str:
@@ -161,25 +162,24 @@ def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]
     for run in kept["runs"]:
         if variant not in run["rows"]:
             continue
-        for metric, domain, length, value in measured(run, claim.metric):
-            if (metric, length) == (claim.metric, claim.length) and (not claim.domains or domain in claim.domains):
+        for each in measured(run, claim.metric):
+            if (each.metric, each.length) == (claim.metric, claim.length) and each.domain in (claim.domains or [each.domain]):
+                value = math.log(each.value) if each.metric == PERPLEXITY else each.value
                 for seed in run["seeds"]:
-                    found.setdefault(seed, []).append(math.log(value) if metric == "perplexity" else value)
+                    found.setdefault(seed, []).append(value)
     whole = max(1, len(claim.domains))
     return {seed: sum(many) / len(many) for seed, many in found.items() if len(many) == whole or not claim.domains}
 
 
-def measured(run: dict[str, Any], metric: str) -> list[list[Any]]:
-    """Rows (metric, domain, length, value) of one stage; ``law_…`` are fitted to its perplexities, at their longest length."""
+def measured(run: dict[str, Any], metric: str) -> list[Measurement]:
+    """What one stage measured; ``law_…`` are fitted to its perplexities, at their longest length."""
+    found = [Measurement(*row) for row in run["measurements"]]
     if not metric.startswith("law_"):
-        return run["measurements"]
-    from lit_long.evaluation.scaling_law import law_rows  # which imports numpy and scipy
+        return found
+    from lit_long.evaluation.scaling_law import law_measurements  # which imports numpy and scipy
 
-    nats = [
-        ("nats", domain, length, math.log(value)) for name, domain, length, value in run["measurements"] if name == "perplexity"
-    ]
-    keys = ("metric", "domain", "length", "value")
-    return [[row[key] for key in keys] for row in law_rows([dict(zip(keys, row, strict=True)) for row in nats])]
+    nats = [replace(each, metric="nats", value=math.log(each.value)) for each in found if each.metric == PERPLEXITY]
+    return law_measurements(nats)
 
 
 def write_findings(claims_file: Path, results: Path, out: Path) -> None:

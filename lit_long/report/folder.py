@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import ReportConfig, UserError, typed
+from lit_long.evaluation.measurement import REQUIRED, Measurement
 
 DONE, ERROR = "DONE", "error.txt"
 
@@ -27,6 +28,7 @@ class Stage:
     name: str
     folder: Path
     result: dict[str, Any] | None
+    measurements: list[Measurement] | None = None  # of a finished evaluate stage
     users: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -152,25 +154,27 @@ def _trial(record: dict[str, Any], folder: Path, stages: dict[Path, Stage]) -> T
         stage_folder = (folder / path).resolve()
         stage = stages.get(stage_folder)
         if stage is None:
-            stage = stages[stage_folder] = Stage(name, stage_folder, _result(stage_folder))
+            stage = stages[stage_folder] = Stage(name, stage_folder, *_result(stage_folder))
         stage.users.append((variant, seed))
         mine[name] = stage
     return Trial(variant, seed, mine)
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
+def _result(folder: Path) -> tuple[dict[str, Any] | None, list[Measurement] | None]:
+    """What the stage left, and of it the measurements of an evaluation; None where there is none."""
     if not (folder / DONE).exists():
-        return None
+        return None, None
     path = folder / "result.json"
     result = _read(path, json.loads, ValueError, remedy=f"Remove {folder / DONE} and run the sweep again to redo this stage.")
     for index, entry in enumerate(result.get("measurements") or []):
-        lacking = sorted({"metric", "domain", "length", "value"} - set(entry if isinstance(entry, dict) else ()))
+        lacking = sorted(set(REQUIRED) - set(entry if isinstance(entry, dict) else ()))
         if lacking:
             raise UserError(
                 f"{path}: measurements[{index}] lacks {', '.join(lacking)}. Remove {folder / DONE} and run the sweep again "
                 "to redo this stage."
             )
-    return result
+    rows = result.get("measurements")
+    return result, None if rows is None else [Measurement.from_row(row) for row in rows]
 
 
 def _read(path: Path, parse: Any, malformed: type[Exception], remedy: str = "Run the sweep again.") -> dict[str, Any]:

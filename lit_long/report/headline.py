@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.report.differences import FEWEST, difference, versus, words
-from lit_long.report.results import ACCURACY, NATS, PASSKEY, PERPLEXITY, ROUGE, Cell, Results, display
+from lit_long.report.results import ACCURACY, NATS, PASSKEY, ROUGE, Cell, Results, display
 from lit_long.report.tables import format_cell, places_of
 
 ROWS, DOMAINS = 6, 3  # told in a sentence; the table has all

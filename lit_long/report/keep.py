@@ -50,7 +50,7 @@ def kept(sweep: Sweep) -> dict[str, Any]:
         "date": datetime.datetime.fromtimestamp(newest, datetime.UTC).date().isoformat(),
         "machine": sorted({stage.result["machine"] for stage in trained}),
         "versions": trained[0].result["versions"] if trained else {},
-        "runs": [evaluated(stage, sweep.report.rows) for stage in sweep.stages if "measurements" in stage.result],
+        "runs": [evaluated(stage, sweep.report.rows) for stage in sweep.stages if stage.measurements is not None],
         "training": [training(stage) for stage in trained],
     }
 
@@ -67,9 +67,12 @@ def named(stage: Stage) -> dict[str, Any]:
 
 def evaluated(stage: Stage, rows: str) -> dict[str, Any]:
     """Its measurements, and the rows of the table that they are: its variants', or (the model before it was extended) its own."""
-    keys, found = ("metric", "domain", "length", "value"), named(stage)
+    found = named(stage)
     own = found["variants"] if stage.name == rows else [stage.name.removeprefix("evaluate_")]
-    return found | {"rows": own, "measurements": [[row[key] for key in keys] for row in stage.result["measurements"]]}
+    return found | {
+        "rows": own,
+        "measurements": [[each.metric, each.domain, each.length, each.value] for each in stage.measurements],
+    }
 
 
 def training(stage: Stage) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lit_long.report.results import PERPLEXITY, Results, display
+from lit_long.evaluation.measurement import PERPLEXITY
+from lit_long.report.results import Results, display
 from lit_long.report.tables import MISSING, Table
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.report.bound import EXPLAINED, bound_table
 from lit_long.report.differences import difference_tables, explained
 from lit_long.report.folder import Stage
 from lit_long.report.headline import headline
 from lit_long.report.laws import law_table
 from lit_long.report.published import published_tables
-from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, PERPLEXITY, ROUGE, Results, display
+from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, ROUGE, Results, display
 from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
 
 CAPTIONS = {

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_long.config import UserError
+from lit_long.evaluation.measurement import Measurement
 from lit_long.report.folder import Stage, Sweep, Trial
 
-PERPLEXITY, BY_POSITION = "perplexity", "loss_by_position"
 ROUGE, ACCURACY, NATS, PASSKEY = "retrieval_rouge_l", "retrieval_accuracy", "retrieval_nats", "passkey_accuracy"
 CONTROL, CONTROL_ROUGE = "retrieval_control", "retrieval_control_rouge_l"
 # Tasks by length, in the order of the page: title, and what a good score is (None: there is none).
@@ -26,22 +26,6 @@ TASKS = {
     CONTROL: ("FIRST-SENTENCE-RETRIEVAL on {domain}: token accuracy after another text, %", None),
     CONTROL_ROUGE: ("FIRST-SENTENCE-RETRIEVAL on {domain}: ROUGE-L after another text, %", None),
     PASSKEY: ("PASSKEY in {domain}: found, % (higher is better)", max),
-}
-
-NAMES = {
-    "rope": "RoPE",
-    "pi": "RoPE PI",
-    "abf": "RoPE ABF",
-    "xpos": "xPOS",
-    "xpos_abf": "xPOS ABF",
-    "ntk": "NTK",
-    "dynamic_ntk": "Dynamic NTK",
-    "ntk_by_parts": "NTK-by-parts",
-    "yarn": "YaRN",
-    "longrope": "LongRoPE",
-    "llama3": "Llama 3",
-    "p_rope": "p-RoPE",
-    "nope": "NoPE",
 }
 
 
@@ -75,7 +59,7 @@ class Results:
         """What one run measured."""
         stage = self.by_seed.get(row, {}).get(seed)
         found = _measurements(stage).get((metric, domain, length)) if stage else None
-        return found and found[0]
+        return found and found.value
 
     @property
     def rows(self) -> list[str]:
@@ -131,8 +115,10 @@ class Results:
 
 
 def display(row: str) -> str:
-    """The paper's name of a variant, or the variant's own."""
-    return NAMES.get(row, row)
+    """The name of an encoder in papers, or the variant's own."""
+    from lit_long.positions.titles import TITLES  # its package imports numpy
+
+    return TITLES.get(row, row)
 
 
 def aggregate(sweep: Sweep) -> Results:
@@ -161,7 +147,7 @@ def aggregate(sweep: Sweep) -> Results:
             stages = _distinct(trial.stages.get(names[row]) for trial in trials if trial.seed == seed)
             if len(stages) == 1:
                 by_seed.setdefault(row, {})[seed] = stages[0]
-    runs: dict[Key, list[tuple[float, int]]] = {}
+    runs: dict[Key, list[Measurement]] = {}
     for row, stages in folders.items():
         for stage in stages:
             for (metric, domain, length), measured in _measurements(stage).items():
@@ -169,35 +155,33 @@ def aggregate(sweep: Sweep) -> Results:
     return Results(sweep, variants, list(references), {key: _cell(values) for key, values in runs.items()}, folders, by_seed)
 
 
-def _measurements(stage: Stage) -> dict[tuple[str, str, int], tuple[float, int]]:
+def _measurements(stage: Stage) -> dict[tuple[str, str, int], Measurement]:
     if stage.result is None:
         return {}
     path = stage.folder / "result.json"
-    if "measurements" not in stage.result:
+    if stage.measurements is None:
         raise UserError(
             f"{path}: a stage of kind `{stage.result.get('kind')}` has no measurements. "
             "report.rows and report.reference must name evaluate stages; correct them in the experiment's YAML."
         )
-    found: dict[tuple[str, str, int], tuple[float, int]] = {}
-    for entry in stage.result["measurements"]:
-        key = (str(entry["metric"]), str(entry["domain"]), int(entry["length"]))
+    found: dict[tuple[str, str, int], Measurement] = {}
+    for each in stage.measurements:
+        key = (each.metric, each.domain, each.length)
         if key in found:  # taken silently, one seed would pass for two
             raise UserError(f"{path}: {key[0]} of {key[1]} at length {key[2]} is there twice. Run this stage again.")
-        # JSON has no infinity: a diverged run may write null.
-        value = math.nan if entry["value"] is None else float(entry["value"])
-        found[key] = (value, int(entry.get("tokens") or 0))
+        found[key] = each
     return found
 
 
-def _cell(runs: list[tuple[float, int]]) -> Cell:
-    values = [value for value, _ in runs]
+def _cell(runs: list[Measurement]) -> Cell:
+    values = [run.value for run in runs]
     finite = all(math.isfinite(value) for value in values)
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return Cell(mean, None, 1, mean, mean, runs[0][1])
+        return Cell(mean, None, 1, mean, mean, runs[0].tokens)
     # One diverged seed makes the mean infinite, and so it should: leaving it out would hide the divergence.
     sd = statistics.stdev(values) if finite else math.nan
-    return Cell(mean, sd, len(values), min(values), max(values), runs[0][1])
+    return Cell(mean, sd, len(values), min(values), max(values), runs[0].tokens)
 
 
 def _distinct(stages: Iterable[Stage | None]) -> list[Stage]:

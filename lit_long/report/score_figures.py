@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from lit_long.evaluation.measurement import BY_POSITION, Measurement
 from lit_long.files import replacing
 from lit_long.report.canvas import COLOURS, DPI, GREY, MARKERS, STYLE
 
-Rows = list[dict[str, Any]]
+Rows = list[Measurement]
 LAW, POSITIONS, NEEDLE = "scaling_law.png", "loss_by_position.png", "needle.png"
 
 
@@ -21,10 +22,10 @@ def draw_scores(rows: Rows, folder: Path) -> list[Path]:
     found = []
     for name, metric, draw in (
         (LAW, "law_r2", law),
-        (POSITIONS, "loss_by_position", positions),
+        (POSITIONS, BY_POSITION, positions),
         (NEEDLE, "score_at_depth", needle),
     ):
-        if any(row["metric"] == metric for row in rows):
+        if any(row.metric == metric for row in rows):
             found.append(save(folder / name, rows, draw))
     return found
 
@@ -43,10 +44,10 @@ def save(file: Path, rows: Rows, draw: Callable[[Any, Rows], None]) -> Path:
 
 def law(axes: Any, rows: Rows) -> None:
     """Points with 95 % intervals, and the fitted curve; the constants stand in the legend."""
-    for index, domain in enumerate(dict.fromkeys(row["domain"] for row in rows if row["metric"] == "law_r2")):
-        points = sorted((row["length"], row["value"], row["low"], row["high"]) for row in of(rows, "nats", domain))
+    for index, domain in enumerate(dict.fromkeys(row.domain for row in rows if row.metric == "law_r2")):
+        points = sorted((row.length, row.value, row.low, row.high) for row in of(rows, "nats", domain))
         lengths, nats = (np.array(column, dtype=float) for column in list(zip(*points, strict=True))[:2])
-        alpha, beta, gamma, r2 = (of(rows, f"law_{name}", domain)[0]["value"] for name in ("alpha", "beta", "gamma", "r2"))
+        alpha, beta, gamma, r2 = (of(rows, f"law_{name}", domain)[0].value for name in ("alpha", "beta", "gamma", "r2"))
         curve = np.geomspace(lengths[0] / 1.5, lengths[-1] * 1.5, 100)
         label = f"{domain}: α {alpha:.3g}, β {beta:.3g}, γ {gamma:.3g}, R² {r2:.3f}"
         axes.plot(curve, (alpha / curve) ** beta + gamma, color=COLOURS[index], label=label)
@@ -55,22 +56,22 @@ def law(axes: Any, rows: Rows) -> None:
         ]
         axes.errorbar(lengths, nats, np.transpose(reach), fmt=MARKERS[index], color=COLOURS[index], capsize=3, linewidth=1)
     axes.set(xlabel="context (tokens)", ylabel="loss (nats per token)", title="Context-length scaling law: L(c) = (α/c)^β + γ")
-    powers(axes, sorted({row["length"] for row in rows if row["metric"] == "nats"}))
+    powers(axes, sorted({row.length for row in rows if row.metric == "nats"}))
     axes.legend(frameon=False)
 
 
 def positions(axes: Any, rows: Rows) -> None:
     """Mean loss in each bin of positions, with 95 % intervals over documents."""
-    for index, domain in enumerate(dict.fromkeys(row["domain"] for row in rows if row["metric"] == "loss_by_position")):
-        found = sorted(of(rows, "loss_by_position", domain), key=lambda row: row["length"])
-        edges = [0, *(row["length"] for row in found)]
+    for index, domain in enumerate(dict.fromkeys(row.domain for row in rows if row.metric == BY_POSITION)):
+        found = sorted(of(rows, BY_POSITION, domain), key=lambda row: row.length)
+        edges = [0, *(row.length for row in found)]
         middles = [(low + high) / 2 for low, high in pairwise(edges)]
-        axes.plot(middles, [row["value"] for row in found], color=COLOURS[index], marker=MARKERS[index], label=domain)
-        if found[0]["low"] is not None:
+        axes.plot(middles, [row.value for row in found], color=COLOURS[index], marker=MARKERS[index], label=domain)
+        if found[0].low is not None:
             axes.fill_between(
                 middles,
-                [row["low"] for row in found],
-                [row["high"] for row in found],
+                [row.low for row in found],
+                [row.high for row in found],
                 color=COLOURS[index],
                 alpha=0.15,
                 linewidth=0,
@@ -84,11 +85,11 @@ def positions(axes: Any, rows: Rows) -> None:
 
 def needle(axes: Any, rows: Rows) -> None:
     """Share of the needle's words found, in % and in colour, by length and depth."""
-    cells = [row for row in rows if row["metric"] == "score_at_depth"]
-    lengths, depths = sorted({row["length"] for row in cells}), sorted({row["depth"] for row in cells})
+    cells = [row for row in rows if row.metric == "score_at_depth"]
+    lengths, depths = sorted({row.length for row in cells}), sorted({row.settings["depth"] for row in cells})
     grid = np.full((len(depths), len(lengths)), np.nan)
     for row in cells:
-        grid[depths.index(row["depth"]), lengths.index(row["length"])] = 100 * row["value"]
+        grid[depths.index(row.settings["depth"]), lengths.index(row.length)] = 100 * row.value
     image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
@@ -101,7 +102,7 @@ def needle(axes: Any, rows: Rows) -> None:
 
 
 def of(rows: Rows, metric: str, domain: str) -> Rows:
-    return [row for row in rows if row["metric"] == metric and row.get("domain") == domain]
+    return [row for row in rows if row.metric == metric and row.domain == domain]
 
 
 def powers(axes: Any, ticks: list[int]) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_long.report.results import NATS, PERPLEXITY, TASKS, Cell, Results, display
+from lit_long.evaluation.measurement import PERPLEXITY
+from lit_long.report.results import NATS, TASKS, Cell, Results, display
 
 MISSING = "—"
 COLUMNS_AT_ONCE = 4  # measured, in 80 columns of a terminal

@@ -10,7 +10,6 @@ tests/stages/defaults.yaml holds the defaults; a test fails when one changes and
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import json
@@ -21,6 +20,7 @@ from typing import Any
 
 from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, SourceConfig, StageConfig, differing
 from lit_long.data.builtin_corpus import fingerprint
+from lit_long.evaluation.registry import code_digest, task_code
 from lit_long.positions import default_settings
 from lit_long.stages.mixture import chat_templates, uses_builtin
 
@@ -68,7 +68,7 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         settings["made_from"] = fingerprint(config.data.corpus, uses_builtin(config.data))
         if templates := chat_templates(config.data):
             settings["chat_templates"] = templates
-    elif code := own_code(config.position):
+    elif code := own_code(config.position) | (task_code(config.evaluation.tasks) if config.kind == "evaluate" else {}):
         settings["code"] = code
     return settings
 
@@ -129,11 +129,7 @@ def own_code(position: dict[str, Any]) -> dict[str, str]:
     names = (str(position.get("scheme", "")), str((position.get("training") or {}).get("transform", "")))
     modules = {name.partition(":")[0] for name in names if ":" in name}
     files = {module: spec.origin for module in modules if (spec := importlib.util.find_spec(module))}
-    return {
-        module: hashlib.sha256(ast.unparse(ast.parse(Path(file).read_bytes())).encode()).hexdigest()[:12]
-        for module, file in files.items()
-        if file and file.endswith(".py")
-    }
+    return {module: code_digest(Path(file)) for module, file in files.items() if file and file.endswith(".py")}
 
 
 def all_weights(config: StageConfig) -> list[dict[str, float]]:

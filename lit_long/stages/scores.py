@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from lit_long.config import StageConfig, TrackingConfig, UserError, advising, pl
 from lit_long.config.one_data import compose_data
 from lit_long.config.ranges import Count, CountOrNone, Seed
 from lit_long.data.token_store import Store, open_store
-from lit_long.evaluation.lm_specs import average_rows
+from lit_long.evaluation.lm_specs import average_measurements
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.pages import Pages, builtin_texts, own_texts
-from lit_long.evaluation.scaling_law import law_rows
+from lit_long.evaluation.registry import reads_texts
+from lit_long.evaluation.scaling_law import law_measurements
 from lit_long.evaluation.subject import Subject
-from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of, reads_texts
+from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of
 from lit_long.evaluation.task import Report, Task, run_tasks
 from lit_long.files import write_atomically
 from lit_long.generation import pack
@@ -77,7 +79,7 @@ class Evaluation:
     folder: Path
     key: str
     about: dict[str, Any]
-    rows: list[dict[str, Any]]
+    rows: list[Measurement]
 
 
 @advising("Choose other lengths=[…] or tasks=[…], or longer texts with text=FILE.")
@@ -117,11 +119,11 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     }
     folder = Path(config.out).expanduser()
     rows = run_tasks(subject, tasks, identity, folder / SAMPLES, report)
-    rows += [*laws(rows), *average_rows(rows)]
+    rows += [*laws(rows), *average_measurements(rows)]
     write_atomically(
         folder / EVALUATION, json.dumps(about, indent=1) + "\n"
     )  # only now: a folder of something else is refused unchanged
-    write_atomically(folder / SCORES, json.dumps(rows, indent=1) + "\n")
+    write_atomically(folder / SCORES, json.dumps([row.to_row() for row in rows], indent=1) + "\n")
     return Evaluation(folder, evaluation_key(identity, tasks, size), about, rows)
 
 
@@ -160,11 +162,10 @@ def model_identity(stage: Path | None, subject: Subject, settings: StageConfig) 
     }
 
 
-def laws(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The scaling law of what `Perplexity` measured, as rows of the task scaling_law."""
-    measured = [row for row in rows if row["task"] == "perplexity"]
-    common = {key: measured[0][key] for key in ("prompt", "seed", "data", "truncated")} if measured else {}
-    return [{"task": "scaling_law", **row, **common} for row in law_rows(measured)]
+def laws(rows: list[Measurement]) -> list[Measurement]:
+    """The scaling law of what `Perplexity` measured, as the task scaling_law."""
+    measured = [row for row in rows if row.task == "perplexity"]
+    return [replace(law, task="scaling_law", settings=measured[0].settings) for law in law_measurements(measured)]
 
 
 def evaluation_key(identity: dict[str, Any], tasks: list[Task], size: Size) -> str:

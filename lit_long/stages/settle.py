@@ -27,7 +27,7 @@ from lit_long.config.schema import SHORTEST_RETRIEVAL
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
 from lit_long.data.synthetic import MADE, RETRIEVAL
-from lit_long.evaluation.lm_specs import OURS, SPECS
+from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
 from lit_long.stages.mixture import measurable, mixable, settle_evaluation, uses_builtin
 
@@ -208,8 +208,7 @@ def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str)
     if evaluation.precision not in ("32-true", "bf16-true"):
         raise UserError(f"{where}: evaluation.precision must be 32-true or bf16-true, not {evaluation.precision!r}")
     for task in evaluation.tasks:
-        if task not in (known_tasks := [*OURS, *SPECS]):
-            raise UserError(f"{where}: evaluation.tasks: there is no task {task!r}{nearest(task, known_tasks)}")
+        check_task(task, f"{where}: evaluation.tasks")
 
 
 def precision(trainer: TrainerConfig) -> str:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from lit_long.config import read_layers
-from lit_long.evaluation.lm_specs import OURS
+from lit_long.evaluation.registry import BUILT_IN
 from lit_long.evaluation.suites import MAKERS
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import parameters
@@ -91,4 +91,4 @@ def test_models_are_trained_once_for_two_tables():
 
 
 def test_the_names_of_our_tasks():
-    assert set(OURS) == set(MAKERS)
+    assert set(BUILT_IN) == set(MAKERS)

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from lit_long.config import StageConfig, plain
 from lit_long.evaluate import main
+from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.samples import Samples
 from lit_long.evaluation.subject import Subject
 from lit_long.pretrained.weights import WEIGHTS, save_weights
@@ -220,15 +221,16 @@ def test_giraffe_on_built_questions(words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("row", "shown"),
+    ("numbers", "shown"),
     [
-        ({"value": 0.612, "stderr": 0.034, "low": 0.5, "high": 0.7}, "61.2 ± 3.4"),
-        ({"value": 1.0, "stderr": 0.0, "low": 0.51, "high": 1.0}, "100 (≥51)"),
-        ({"value": 0.0, "stderr": 0.0, "low": 0.0, "high": 0.49}, "0 (≤49)"),
-        ({"value": 1.0, "stderr": 0.0, "low": 1.0, "high": 1.0}, "100.0"),
-        ({"value": 1.0, "stderr": None, "low": None, "high": None}, "100.0"),
+        ((0.612, 0.034, 0.5, 0.7), "61.2 ± 3.4"),
+        ((1.0, 0.0, 0.51, 1.0), "100 (≥51)"),
+        ((0.0, 0.0, 0.0, 0.49), "0 (≤49)"),
+        ((1.0, 0.0, 1.0, 1.0), "100.0"),
+        ((1.0, None, None, None), "100.0"),
         (None, "—"),
     ],
 )
-def test_cells_do_not_claim_certainty(row, shown):
+def test_cells_do_not_claim_certainty(numbers, shown):
+    row = numbers and Measurement("accuracy", "docs", 256, *numbers)
     assert value(row, share=True) == shown

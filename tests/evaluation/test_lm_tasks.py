@@ -69,11 +69,11 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, subj
     found = lm_eval.evaluate(lm=theirs, task_dict={leaf: task}, limit=4, bootstrap_iters=2)
     results = {key.partition(",")[0]: value for key, value in reversed(found["results"][leaf].items()) if "_stderr" not in key}
     errors = {key.partition("_stderr")[0]: value for key, value in found["results"][leaf].items() if "_stderr" in key}
-    checked = [row for row in rows if row["metric"] in results]
-    assert checked and {row["n"] for row in rows} == {4}
+    checked = [row for row in rows if row.metric in results]
+    assert checked and {row.n for row in rows} == {4}
     for row in checked:
-        assert row["value"] == pytest.approx(results[row["metric"]], abs=1e-9)
-        assert row["stderr"] == pytest.approx(float(errors[row["metric"]]), abs=1e-9)
+        assert row.value == pytest.approx(results[row.metric], abs=1e-9)
+        assert row.stderr == pytest.approx(float(errors[row.metric]), abs=1e-9)
     lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()[1:]]
     # One document may come twice in lm-eval's samples, once for each filter.
     peers = {sample["doc_id"]: sample["resps"] for sample in found["samples"][leaf]}
@@ -113,7 +113,7 @@ def test_mmlu_by_category(folder, subject, tmp_path):
     tasks = {domain: leaves(task_files(spec.folder), names) for domain, names in spec.tasks.items()}
     public.write_mmlu(tmp_path, [task.removeprefix("mmlu_") for each in tasks.values() for task in each])
     rows = run_tasks(subject, [HarnessTask("mmlu", subject, [512], 1, 0, str(tmp_path))], {}, tmp_path, lambda *_: None)
-    assert {row["domain"]: row["n"] for row in rows} == {"all": 57, **{domain: len(each) for domain, each in tasks.items()}}
+    assert {row.domain: row.n for row in rows} == {"all": 57, **{domain: len(each) for domain, each in tasks.items()}}
     assert {domain: len(each) for domain, each in tasks.items()} == {
         "humanities": 13,
         "stem": 19,

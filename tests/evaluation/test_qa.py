@@ -83,8 +83,8 @@ def test_published_prompts_beyond_the_range_lose_their_beginning(store, publishe
     answering(monkeypatch, answers)
     task = FreeFormQA(store, "d", "docs", [2048, 4096], count=0, qa=str(published))
     samples = run(task, subject)
-    rows = {each["length"]: each for each in task.scores(samples)}
-    assert (rows[2048]["value"], rows[2048]["n"]) == (pytest.approx(1 / 3), 3) and rows[4096]["value"] == 0
+    rows = {each.length: each for each in task.scores(samples)}
+    assert (rows[2048].value, rows[2048].n) == (pytest.approx(1 / 3), 3) and rows[4096].value == 0
     assert [each["truncated"] for each in samples] == [False] * 3 + [True]
     assert samples[3]["prompt_tokens"] == 4096 - NEW and "BEGIN" not in asked[3] and asked[3].endswith("END\n\nAnswer:")
     assert {each["domain"] for each in samples} == {"WikiQA"} and task.settings()["data"] != "d"
@@ -189,4 +189,4 @@ def test_knowing_by_heart_does_not_help_with_altered_numbers(store, subject, mon
     for kind, value in ((FreeFormQA, 1.0), (AlteredNumericQA, 0.0)):
         task = kind(store, "d", "docs", [400], count=12)
         (found,) = task.scores(run(task, subject))
-        assert (found["value"], found["n"], found["metric"]) == (value, 12, "presence")
+        assert (found.value, found.n, found.metric) == (value, 12, "presence")

@@ -10,8 +10,9 @@ import torch
 
 from lit_long.batch import NO_LOSS
 from lit_long.config import UserError
+from lit_long.evaluation.measurement import BY_POSITION
 from lit_long.evaluation.pages import Pages
-from lit_long.evaluation.reading import AT, Perplexity, SlidingPerplexity, edges_of, sliding
+from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity, edges_of, sliding
 from lit_long.evaluation.subject import Subject
 from tests.evaluation.subjects import bytes_tokenizer, subject_of, words_in
 from tests.pretrained.llamas import random_llama, read, save
@@ -50,25 +51,25 @@ def their_nats(theirs, tokens):
 def test_the_loss_of_transformers(pair):
     theirs, subject, pages = pair
     task = Perplexity(pages, "digest", ["page", "other"], [64, 128, 256], sequences=4)
-    rows = {(row["metric"], row["domain"], row["length"]): row for row in task.scores(samples_of(task, subject))}
+    rows = {(row.metric, row.domain, row.length): row for row in task.scores(samples_of(task, subject))}
     for domain, documents in (("page", 2), ("other", 1)):
         tokens = [pages.documents(domain)[i].tolist() for i in range(documents)]
         for length in task.lengths:
             starts = range(0, 256, length)
             nats = sum(their_nats(theirs, row[start : start + length + 1]) for row in tokens for start in starts)
             row = rows["perplexity", domain, length]
-            assert row["value"] == pytest.approx(math.exp(nats / (256 * documents)), rel=1e-4) and row["n"] == documents
-            assert rows["nats", domain, length]["value"] == pytest.approx(nats / (256 * documents), rel=1e-5)
+            assert row.value == pytest.approx(math.exp(nats / (256 * documents)), rel=1e-4) and row.n == documents
+            assert rows["nats", domain, length].value == pytest.approx(nats / (256 * documents), rel=1e-5)
 
 
 def test_by_position(pair):
     theirs, subject, pages = pair
     task = Perplexity(pages, "digest", ["other"], [128, 256], smooth=100)
-    rows = [row for row in task.scores(samples_of(task, subject)) if row["metric"] == AT]
-    assert [row["length"] for row in rows] == [100, 200, 256] == edges_of(256, 100)
+    rows = [row for row in task.scores(samples_of(task, subject)) if row.metric == BY_POSITION]
+    assert [row.length for row in rows] == [100, 200, 256] == edges_of(256, 100)
     tokens = pages.documents("other")[0].tolist()
     sums = [0.0, *(their_nats(theirs, tokens[: edge + 1]) for edge in (100, 200, 256))]
-    assert [row["value"] for row in rows] == pytest.approx(np.diff(sums) / [100, 100, 56], rel=1e-4)
+    assert [row.value for row in rows] == pytest.approx(np.diff(sums) / [100, 100, 56], rel=1e-4)
     assert edges_of(64, 0) == [16, 24, 32, 48, 64]
 
 
@@ -108,7 +109,7 @@ def test_a_store_of_ours_is_read_alike(store):
     pages = Pages(words_in(store), texts)
     found = [Perplexity(each, "digest", ["docs"], [128], sequences=1000) for each in (store, pages)]
     rows = [task.scores(samples_of(task, subject))[0] for task in found]
-    assert rows[0]["value"] == pytest.approx(rows[1]["value"], rel=1e-6) and rows[0]["n"] == rows[1]["n"] > 2
+    assert rows[0].value == pytest.approx(rows[1].value, rel=1e-6) and rows[0].n == rows[1].n > 2
     assert len(pages.digest) == 64 and pages.digest != Pages(words_in(store), {"code": texts["docs"]}).digest
 
 

@@ -70,13 +70,13 @@ def test_the_control_asks_for_the_same_answers_after_other_texts(store):
 def test_the_control_is_measured_at_the_shortest_length_when_asked_for(store):
     model = model_with(POSITIONS[0])
     asked = EvaluationConfig(retrieval_lengths=[208, 160], retrieval_examples=3, retrieval_control=True)
-    rows = {(row["metric"], row["length"]): row["value"] for row in retrieval(model, store, asked, lambda tokens: None)}
+    rows = {(row.metric, row.length): row.value for row in retrieval(model, store, asked, lambda tokens: None)}
     assert {length for metric, length in rows if "control" in metric} == {160}
     found = answer(model, control_examples(retrieval_examples(store, 160, 3, max_length=208)), 4096, lambda tokens: None)
     hits = torch.cat([each.hits for each in found]).double().mean().item()
     assert rows["retrieval_control", 160] == pytest.approx(hits)
     without = retrieval(model, store, replace(asked, retrieval_control=False), lambda tokens: None)
-    assert not any("control" in row["metric"] for row in without)
+    assert not any("control" in row.metric for row in without)
 
 
 def test_passkeys_are_found_only_whole(store):
@@ -84,7 +84,7 @@ def test_passkeys_are_found_only_whole(store):
     model, examples = model_with(POSITIONS[0]), passkey_examples(store, 208, 2)
     evaluation = EvaluationConfig(passkey_lengths=[208], retrieval_examples=2)
     (row,) = retrieval(model, store, evaluation, lambda tokens: None)
-    assert (row["metric"], row["value"], row["examples"]) == ("passkey_accuracy", 0.0, 2)
+    assert (row.metric, row.value, row.n) == ("passkey_accuracy", 0.0, 2)
     example = examples[0]
     written = example.tokens[: example.answer_start].tolist()
     for _ in range(4):

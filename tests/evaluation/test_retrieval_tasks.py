@@ -11,8 +11,7 @@ from lit_long.data.synthetic import PASSKEY
 from lit_long.evaluation import lines, needle
 from lit_long.evaluation.lines import Lines, first_integer, lines_prompt
 from lit_long.evaluation.needle import EXPECTED, NEEDLE, Needle, haystack, needle_prompt, overlap
-from lit_long.evaluation.recall import FirstSentence, Passkey, distance, k_max
-from lit_long.evaluation.retrieval import retrieval
+from lit_long.evaluation.retrieval import FirstSentence, Passkey, distance, k_max, retrieval
 from lit_long.evaluation.subject import Subject
 from tests.evaluation.subjects import subject_of
 
@@ -97,13 +96,13 @@ def test_needle_grid(store, subject, monkeypatch):
     answering(monkeypatch, lambda text: EXPECTED if "Dolores Park" in text[: len(text) // 2] else "I do not know")
     task = Needle(store, "digest", "docs", [256, 512], depths=3, trials=2)
     rows = task.scores(run(task, subject))
-    cells = {(row["length"], row["depth"]): (row["value"], row["n"]) for row in rows if row["metric"] == "score_at_depth"}
+    cells = {(row.length, row.settings["depth"]): (row.value, row.n) for row in rows if row.metric == "score_at_depth"}
     assert cells == {(length, depth): (float(depth < 60), 2) for length in (256, 512) for depth in (0.0, 50.0, 100.0)} | {
         key: cells[key] for key in ((256, 50.0), (512, 50.0))
     }
     for length in (256, 512):
-        (row,) = [row for row in rows if row["metric"] == "score" and row["length"] == length]
-        assert row["n"] == 6 and row["value"] == pytest.approx(sum(cells[length, d][0] for d in (0.0, 50.0, 100.0)) / 3)
+        (row,) = [row for row in rows if row.metric == "score" and row.length == length]
+        assert row.n == 6 and row.value == pytest.approx(sum(cells[length, d][0] for d in (0.0, 50.0, 100.0)) / 3)
 
 
 def test_lines(subject, monkeypatch):
@@ -134,7 +133,7 @@ def test_lines(subject, monkeypatch):
         last_line(subject.words.decode(p))[:5] == str(value)
         for p, value in (lines_prompt(subject, 600 - lines.NEW, 0, i) for i in range(20))
     ]
-    assert 0 < sum(right) < 20 and row["value"] == sum(right) / 20
+    assert 0 < sum(right) < 20 and row.value == sum(right) / 20
 
 
 @pytest.mark.parametrize(
@@ -148,18 +147,18 @@ def test_the_tasks_are_the_retrieval_of_a_sweep(store, subject):
     """Same examples, same answers, same numbers as an evaluate stage's."""
     lengths = [160, 256]
     settings = EvaluationConfig(retrieval_lengths=lengths, passkey_lengths=lengths, retrieval_examples=5)
-    swept = {(row["metric"], row["length"]): row for row in retrieval(subject.model, store, settings, lambda tokens: None)}
+    swept = {(row.metric, row.length): row for row in retrieval(subject.model, store, settings, lambda tokens: None)}
     sentences, keys = FirstSentence(store, "d", "docs", lengths, 5), Passkey(store, "d", "docs", lengths, 5)
-    rows = {(row["metric"], row["length"]): row for row in sentences.scores(run(sentences, subject))}
+    rows = {(row.metric, row.length): row for row in sentences.scores(run(sentences, subject))}
     samples = run(sentences, subject)
-    found = {(row["metric"], row["length"]): row for row in keys.scores(run(keys, subject))}
+    found = {(row.metric, row.length): row for row in keys.scores(run(keys, subject))}
     for length in lengths:
-        assert rows["rouge_l", length]["value"] == pytest.approx(swept["retrieval_rouge_l", length]["value"], abs=1e-6)
+        assert rows["rouge_l", length].value == pytest.approx(swept["retrieval_rouge_l", length].value, abs=1e-6)
         mine = [each for each in samples if each["length"] == length]
         nats = sum(each["nats"] for each in mine) / sum(each["tokens"] for each in mine)
-        assert nats == pytest.approx(swept["retrieval_nats", length]["value"], rel=1e-5)
-        assert found["accuracy", length]["value"] == swept["passkey_accuracy", length]["value"]
-        assert rows["rouge_l", length]["n"] == found["accuracy", length]["n"] == 5
+        assert nats == pytest.approx(swept["retrieval_nats", length].value, rel=1e-5)
+        assert found["accuracy", length].value == swept["passkey_accuracy", length].value
+        assert rows["rouge_l", length].n == found["accuracy", length].n == 5
 
 
 def test_distances_and_trials_of_passkeys(store, subject):
@@ -175,8 +174,8 @@ def test_distances_and_trials_of_passkeys(store, subject):
         assert far == sorted(far, reverse=True) and far[0] > 150 and far[-1] < 100
     for sample in samples:  # beyond 150 tokens the model finds none, and within it half
         sample["found"] = sample["distance"] < 150 and sample["index"] < 4
-    row = next(row for row in task.scores(samples) if row["metric"] == "k_max")
-    assert row["value"] == round((samples[2]["distance"] + samples[6]["distance"]) / 2) and row["n"] == 8
+    row = next(row for row in task.scores(samples) if row.metric == "k_max")
+    assert row.value == round((samples[2]["distance"] + samples[6]["distance"]) / 2) and row.n == 8
 
 
 def test_k_max_is_a_fifth_of_the_trials():

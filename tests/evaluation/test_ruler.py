@@ -76,5 +76,5 @@ def test_smollm2_finds_what_hflm_finds(length, subject, tmp_path):
     # transformers may end a text otherwise; what it begins with is what is scored
     assert [text[:30] for text in mine] == [text[:30] for text in peers]
     needed = [item.requests[0].doc["outputs"][0] for item in ours.items.values()]
-    assert row["value"] == sum(number in text for number, text in zip(needed, peers, strict=True)) / len(peers)
-    assert length > 512 or row["value"] == 1.0
+    assert row.value == sum(number in text for number, text in zip(needed, peers, strict=True)) / len(peers)
+    assert length > 512 or row.value == 1.0

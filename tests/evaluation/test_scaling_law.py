@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lit_long.config import UserError
-from lit_long.evaluation.scaling_law import Law, fit, law_rows
+from lit_long.evaluation.measurement import Measurement
+from lit_long.evaluation.scaling_law import Law, fit, law_measurements
 
 # LLaMA 2 Long, Figure 1: α, β, γ; 2^-β; losses at 1, 4,096, 16,384 and 32,768 tokens, computed by hand from them
 PAPER = {
@@ -73,10 +74,10 @@ def test_refusals(contexts, losses, message):
 
 def test_rows_of_domains_with_four_lengths():
     law = Law(20.0, 0.5, 1.5, {}, 1.0, 0)
-    rows = [{"metric": "nats", "domain": "code", "length": c, "value": law.loss(c)} for c in (128, 256, 512, 1024)]
-    rows += [{"metric": "nats", "domain": "docs", "length": c, "value": law.loss(c)} for c in (128, 256, 512)]
-    rows += [{"metric": "perplexity", "domain": "docs", "length": 64, "value": 9.0}]
-    found = law_rows(rows)
-    assert {row["domain"] for row in found} == {"code"} and all(row["n"] == 4 and row["length"] == 1024 for row in found)
-    values = {row["metric"]: row["value"] for row in found}
+    rows = [Measurement("nats", "code", c, law.loss(c)) for c in (128, 256, 512, 1024)]
+    rows += [Measurement("nats", "docs", c, law.loss(c)) for c in (128, 256, 512)]
+    rows += [Measurement("perplexity", "docs", 64, 9.0)]
+    found = law_measurements(rows)
+    assert {row.domain for row in found} == {"code"} and all(row.n == 4 and row.length == 1024 for row in found)
+    values = {row.metric: row.value for row in found}
     assert values == pytest.approx({"law_alpha": 20.0, "law_beta": 0.5, "law_gamma": 1.5, "law_r2": 1.0}, rel=1e-3)

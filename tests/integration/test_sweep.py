@@ -67,7 +67,7 @@ def test_tasks_are_measured_and_their_outputs_kept(finished, root):
     folder = stages(root)["evaluate abf"]
     rows = json.loads((folder / "result.json").read_text())["measurements"]
     (accuracy,) = [row for row in rows if (row["metric"], row["length"]) == ("passkey.accuracy", 256)]
-    assert accuracy["domain"] == "docs" and 0 <= accuracy["value"] <= 1 and accuracy["tokens"] == 2
+    assert accuracy["domain"] == "docs" and 0 <= accuracy["value"] <= 1 and (accuracy["n"], accuracy["unit"]) == (2, "examples")
     _, *samples = (folder / "samples" / "passkey.jsonl").read_text().splitlines()
     assert [json.loads(line)["length"] for line in samples] == [256, 256]
 

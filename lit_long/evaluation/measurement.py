@@ -1,0 +1,88 @@
+"""What was measured, as one type from the model to the result file, MLflow, the tables, the figures and the findings. Needs no torch.
+
+In ``result.json`` of an evaluate stage and in ``scores.json`` a measurement is one flat JSON object: the fields, then its settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PERPLEXITY, BY_POSITION = "perplexity", "loss_by_position"
+REQUIRED = ("metric", "domain", "length", "value")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number, and what it is worth.
+
+    Args:
+        length: tokens of context; of the loss by position the upper edge of the bin.
+        value: the number; nan where a diverged run has none.
+        stderr: one standard error; None where it is not known.
+        low, high: 95 % interval; None where it is not known.
+        n: how many ``unit`` the value is the mean of; 0 where it is not known.
+        unit: what n counts: documents, examples or samples.
+        tokens: how many tokens were scored; 0 where it is not known, or where tokens are not what is scored.
+        task: the task that it belongs to; empty in an evaluate stage, where the name of the metric says it.
+        settings: what the value depends on besides the model: seed, prompt, stride, depth of a needle, digest of the texts …
+    """
+
+    metric: str
+    domain: str
+    length: int
+    value: float
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unit: str = "samples"
+    tokens: int = 0
+    task: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mlflow_name(self) -> str:
+        """The metric's name in MLflow: ``eval/METRIC/DOMAIN/LENGTH``, and TASK before METRIC where there is one."""
+        parts = ["eval", *([self.task] if self.task else []), self.metric, self.domain]
+        return "/".join(parts if self.is_curve else [*parts, str(self.length)])
+
+    @property
+    def is_curve(self) -> bool:
+        """The loss by position is a curve in MLflow: its step is the position."""
+        return self.metric == BY_POSITION
+
+    def to_row(self) -> dict[str, Any]:
+        """A flat JSON object; `from_row` reads it."""
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "settings"}
+        if not self.task:
+            del own["task"]
+        return own | dict(self.settings)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Measurement:
+        """Read a row, or one of version 0.1, in which ``examples`` stood for n and some fields were not there.
+
+        Raises:
+            KeyError: metric, domain, length or value is not there.
+        """
+        own = {each.name for each in fields(cls)} - {"settings"}
+        known = {key: value for key, value in row.items() if key in own}
+        settings = {key: value for key, value in row.items() if key not in own}
+        known["n"] = int(known.get("n", settings.pop("examples", 0)))
+        known["tokens"] = int(known.get("tokens") or 0)
+        # JSON has no infinity: a diverged run may write null.
+        value = math.nan if row["value"] is None else float(row["value"])
+        names = {"metric": str(row["metric"]), "domain": str(row["domain"]), "length": int(row["length"]), "value": value}
+        return cls(**known | names, settings=settings)
+
+
+def mlflow_metrics(measurements: list[Measurement]) -> dict[tuple[str, int], float]:
+    """Values by (name, step). Cells of a grid (a needle's depths) are left to the table."""
+    return {
+        (each.mlflow_name, each.length if each.is_curve else 0): each.value
+        for each in measurements
+        if "depth" not in each.settings
+    }
