@@ -124,7 +124,7 @@ class SamplingConfig:
 
 @dataclass
 class DataConfig:
-    """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document borders.
+    """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document boundaries.
 
     Domains are the names of ``sources``, and the built-in corpus's own. The latter is in use unless there are sources and the weights
     name only them; without a weight of their own, sources share the mixture equally and are all of it.

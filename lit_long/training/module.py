@@ -184,8 +184,8 @@ class LongContextModule(lightning.LightningModule):
         made for one shape."""
         count, length = batch.tokens.shape
         pieces = -(-count // max(1, self.micro_batch_tokens // length))
-        borders = [count * piece // pieces for piece in range(pieces + 1)]
-        return [batch.rows(start, stop) for start, stop in itertools.pairwise(borders)]
+        bounds = [count * piece // pieces for piece in range(pieces + 1)]
+        return [batch.rows(start, stop) for start, stop in itertools.pairwise(bounds)]
 
     @contextmanager
     def gradient_sync(self, last: bool) -> Iterator[None]:
