@@ -227,7 +227,7 @@ class TrainerConfig:
     )  # several ranks: end when nothing moves for so long; 0 = never
     # A loss or gradient that is not finite, or a loss above ``spike`` times the median of the last ones (0 = no limit). With stop they change
     # no result, only whether there is one (stages/identity.py).
-    bad_update: str = "stop"  # stop · skip
+    on_bad_step: str = "stop"  # stop · skip
     spike: Spike = 0.0
 
 
