@@ -1,6 +1,6 @@
 """The batch: the one thing that data, model and evaluation agree on.
 
-Shapes: B sequences, T tokens each. Document borders are carried by ``document_ids`` alone; nothing looks at token values.
+Shapes: B sequences, T tokens each. Document boundaries are carried by ``document_ids`` alone; nothing looks at token values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PADDING = -1
 
 
 class Part(NamedTuple):
-    """Which tokens of its sequences a batch holds, when ranks share them: two chunks of each (model/spans.py).
+    """Which tokens of its sequences a batch holds, when ranks share them: two chunks of each (model/context_parallel.py).
 
     rank, ranks   this one, of how many
     document_ids  int64 [B, S] of the whole sequences
@@ -30,13 +30,13 @@ class Part(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Token sequences with their targets, document borders and logical positions.
+    """Token sequences with their targets, document boundaries and logical positions.
 
     tokens        int64 [B, T]
     targets       int64 [B, T]  the next token, or ``NO_LOSS`` where nothing is to be predicted
     document_ids  int64 [B, T]  equal within a document, different in neighbouring documents; ``PADDING`` right of the last
     positions     int64 [B, T]  0, 1, 2 …; restart with every document when documents are masked, else run through
-    mask_documents              whether attention stops at document borders
+    mask_documents              whether attention stops at document boundaries
     account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/mixture.py)
     weights       fp32 [B, T]   how much each target counts in the loss; None: all of them alike
     part                        of longer sequences, which ranks share; None: the T tokens are whole sequences

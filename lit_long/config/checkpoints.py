@@ -6,7 +6,7 @@ from lit_long.config.schema import StageConfig, TrainerConfig
 from lit_long.config.typed import UserError, nearest
 
 BACKGROUND = ("auto", "always", "never")
-BAD_UPDATE = ("stop", "skip")
+ON_BAD_STEP = ("stop", "skip")
 
 
 def number_of_updates(config: StageConfig) -> int:
@@ -19,7 +19,7 @@ def check_checkpoints(config: StageConfig, where: str) -> None:
     trainer = config.trainer
     for key, value, known in (
         ("checkpoint_async", trainer.checkpoint_async, BACKGROUND),
-        ("bad_update", trainer.bad_update, BAD_UPDATE),
+        ("on_bad_step", trainer.on_bad_step, ON_BAD_STEP),
     ):
         if value not in known:
             raise UserError(f"{where}: trainer.{key}={value}: no such way{nearest(value, known)}")

@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_long.config.grid import Point, flat_axes, grid_axes, settings_of_point
 from lit_long.config.pretrained import PRETRAINED, Pretrained, adopt, settings_of
+from lit_long.config.renamed import rename_key
 from lit_long.config.scales import SCALE, SCALES, at_scale, merge
 from lit_long.config.schema import ModelConfig, SharedConfig, StageConfig, SweepConfig
 from lit_long.config.text import read_node, read_types, read_word, type_at
@@ -92,7 +93,7 @@ def find_file(folder: str, name: str, key: str) -> Path:
 def option_names(group: str) -> list[str]:
     """Names of all option files of a group that run by themselves: no value is ``???``, for the user to give, or of model.init."""
     names = {file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")}
-    contents = {name: read_yaml(find_file(f"configs/{group}", name, group), group_type(group)).values() for name in names}
+    contents = {name: read_yaml(find_file(f"configs/{group}", name, group), group_type(group), group).values() for name in names}
     return sorted(name for name, values in contents.items() if MISSING not in values and PRETRAINED not in values)
 
 
@@ -101,10 +102,14 @@ def group_type(group: str) -> Any:
     return type_at(SweepConfig, [group])
 
 
-def read_yaml(path: Path, annotation: Any) -> dict[str, Any]:
-    """The plain values of a file of settings of this type: text as it is written, the rest as YAML reads it (text.py)."""
+def read_yaml(path: Path, annotation: Any, group: str = "") -> dict[str, Any]:
+    """The plain values of a file of settings of this type: text as it is written, the rest as YAML reads it (text.py).
+
+    Args:
+        group: of which it is an option file.
+    """
     try:
-        content = read_node(path.read_text(encoding="utf-8"), annotation)
+        content = read_node(path.read_text(encoding="utf-8"), annotation, str(path), group)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content or {}, dict):
@@ -127,7 +132,8 @@ def parse_words(argv: list[str], settings: type, **groups: Any) -> dict[str, Any
         if not equals or word.startswith("-"):
             raise UserError(f"{COMMAND_LINE}: {word!r} is not of the form key=value, such as model.n_layers=6 (see --help)")
         try:
-            OmegaConf.update(said, key, read_word(value, type_at(types, key.split("."))))
+            key = rename_key(key, COMMAND_LINE)
+            OmegaConf.update(said, key, read_word(value, type_at(types, key.split(".")), COMMAND_LINE, key))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:  # the last two: both a list and a group
             raise UserError(f"{COMMAND_LINE}: {word!r} cannot be read: {error}") from None
     return OmegaConf.to_container(said, resolve=False)
@@ -185,7 +191,7 @@ def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str,
     if name in below:
         raise UserError(f"configs/{group}: the options {' → '.join([*below, name])} stand on each other")
     file = find_file(f"configs/{group}", name, group)
-    content = read_yaml(file, group_type(group))
+    content = read_yaml(file, group_type(group), group)
     beneath = content.pop("option", None)
     check(SweepConfig, {group: content}, str(file))
     settings = read_option(group, str(beneath), (*below, name)) if beneath else {}

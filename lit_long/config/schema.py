@@ -124,7 +124,7 @@ class SamplingConfig:
 
 @dataclass
 class DataConfig:
-    """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document borders.
+    """A training mixture: ``weights`` are shares of tokens per domain; ``mask_documents`` stops attention at document boundaries.
 
     Domains are the names of ``sources``, and the built-in corpus's own. The latter is in use unless there are sources and the weights
     name only them; without a weight of their own, sources share the mixture equally and are all of it.
@@ -227,7 +227,7 @@ class TrainerConfig:
     )  # several ranks: end when nothing moves for so long; 0 = never
     # A loss or gradient that is not finite, or a loss above ``spike`` times the median of the last ones (0 = no limit). With stop they change
     # no result, only whether there is one (stages/identity.py).
-    bad_update: str = "stop"  # stop · skip
+    on_bad_step: str = "stop"  # stop · skip
     spike: Spike = 0.0
 
 

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import OmegaConf
 
+from lit_long.config.renamed import rename_nodes
+
 ESCAPES = "escapes"
 # A text with line breaks in it, as templates and stop strings have: no shell makes one of \n, so it is done here, for what is typed without quotes
 # of YAML's own. \t and \r, too; \\ is a backslash. Files have YAML's double quotes for that.
@@ -111,21 +113,26 @@ def is_group(kind: Any) -> bool:
     return is_settings(kind) or get_origin(kind) is dict
 
 
-def read_node(content: str, annotation: Any) -> Any:
-    """The plain values of a YAML file of this type. Raises yaml.YAMLError."""
+def read_node(content: str, annotation: Any, where: str = "", above: str = "") -> Any:
+    """The plain values of a YAML file of this type. Raises yaml.YAMLError.
+
+    Args:
+        where, above: see `rename_key`; ``above`` is the group whose settings the file holds.
+    """
     loader = yaml.SafeLoader(content)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
+        rename_nodes(node, where, above)
         keep_text(node, annotation, typed_in=False)
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def read_word(value: str, annotation: Any) -> Any:
-    """The value of ``key=value`` whose key has this type. Raises yaml.YAMLError, or OmegaConf's errors."""
+def read_word(value: str, annotation: Any, where: str = "", key: str = "") -> Any:
+    """The value of ``key=value`` whose key has this type; ``where`` as in `read_node`. Raises yaml.YAMLError, or OmegaConf's errors."""
     kind, optional, notes = bare(annotation)
     if kind is str and not (optional and value in ("", "~", "null")):
         return unquoted(value, ESCAPES in notes)
@@ -135,6 +142,7 @@ def read_word(value: str, annotation: Any) -> Any:
             return [unquoted(text, ESCAPES in notes) for text in items(value[1:-1], ESCAPES in notes)]
     node = yaml.compose(value, Loader=yaml.SafeLoader)
     if node is not None:
+        rename_nodes(node, where, key)
         keep_text(node, annotation, typed_in=True)
         value = yaml.serialize(node, allow_unicode=True)
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]

@@ -23,29 +23,29 @@ from lit_long.positions.rotary import apply_rotary
 
 
 class KeyValueCache:
-    """Room for ``len(lengths)`` sequences of ``lengths`` tokens each, to grow by ``room`` tokens.
+    """Space for ``len(lengths)`` sequences of ``lengths`` tokens each, to grow by ``max_new_tokens`` tokens.
 
     Args:
         rotated: whether keys are kept rotated.
         chunk: tokens whose widest activations may exist at once.
     """
 
-    def __init__(self, model: Llama, lengths: list[int], room: int, rotated: bool, chunk: int) -> None:
+    def __init__(self, model: Llama, lengths: list[int], max_new_tokens: int, rotated: bool, chunk: int) -> None:
         config, like = model.config, model.embed_tokens.weight
         self.rotated, self.chunk = rotated, chunk
         self.stop = max(lengths)  # the column after the newest token, in every row
         self.pads = [self.stop - length for length in lengths]
-        columns = self.stop + room
+        columns = self.stop + max_new_tokens
         rows = (len(lengths), config.n_kv_heads, columns, config.head_dim)
         self.keys_and_values = like.new_empty((config.n_layers, 2, *rows))
-        self.mask: Tensor | None = None
+        self.padding_mask: Tensor | None = None
         if any(self.pads):
-            self.mask = like.new_zeros((len(lengths), 1, 1, columns))
+            self.padding_mask = like.new_zeros((len(lengths), 1, 1, columns))
             for row, pad in enumerate(self.pads):
-                self.mask[row, :, :, :pad] = -torch.inf
+                self.padding_mask[row, :, :, :pad] = -torch.inf
                 self.keys_and_values[:, :, row, :, :pad] = 0  # hidden, but even so it must be a number
 
-    def prompts(self, rows: list[int]) -> list[Prompt]:
+    def prefill(self, rows: list[int]) -> list[Prefill]:
         """For every layer: fills ``rows`` with their first tokens."""
         pads = [self.pads[row] for row in rows]
         tokens = self.stop - min(pads)
@@ -53,28 +53,28 @@ class KeyValueCache:
         if len(set(pads)) == 1:
             wanted[-1] = 1
         return [
-            Prompt(keys, values, rows, pads, self.stop, self.rotated, self.chunk, last)
+            Prefill(keys, values, rows, pads, self.stop, self.rotated, self.chunk, last)
             for (keys, values), last in zip(self.keys_and_values, wanted, strict=True)
         ]
 
-    def step(self) -> list[Step]:
+    def decode_step(self) -> list[DecodeStep]:
         """For every layer: adds one token to every row."""
-        mask = None if self.mask is None else self.mask[..., : self.stop + 1]
+        mask = None if self.padding_mask is None else self.padding_mask[..., : self.stop + 1]
         self.stop += 1
-        return [Step(keys, values, self.stop, self.rotated, mask, self.chunk) for keys, values in self.keys_and_values]
+        return [DecodeStep(keys, values, self.stop, self.rotated, mask, self.chunk) for keys, values in self.keys_and_values]
 
-    def more(self, tokens: int) -> list[More]:
+    def prefill_chunk(self, tokens: int) -> list[PrefillChunk]:
         """For every layer: adds ``tokens`` tokens to every row; rows are equally long, and keys rotated."""
         self.stop += tokens
         last = len(self.keys_and_values) - 1
         return [
-            More(keys, values, self.stop, self.chunk, 1 if layer == last else tokens)
+            PrefillChunk(keys, values, self.stop, self.chunk, 1 if layer == last else tokens)
             for layer, (keys, values) in enumerate(self.keys_and_values)
         ]
 
 
 @dataclass
-class Prompt:
+class Prefill:
     """One layer's first tokens of some rows, padded on the right: causality hides the padding from what comes before."""
 
     keys_BGSK: Tensor
@@ -85,7 +85,7 @@ class Prompt:
     rotated: bool
     chunk: int
     wanted: int
-    mask: Tensor | None = None
+    padding_mask: Tensor | None = None
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         rotated_BGTK = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k)
@@ -102,14 +102,14 @@ class Prompt:
 
 
 @dataclass
-class Step:
+class DecodeStep:
     """One layer's next token in every row. The rotation's tables for keys are those of the new token, or of all if none is rotated."""
 
     keys_BGSK: Tensor
     values_BGSK: Tensor
     stop: int
     rotated: bool
-    mask: Tensor | None
+    padding_mask: Tensor | None
     chunk: int
     wanted: int = 1
 
@@ -125,7 +125,7 @@ class Step:
 
 
 @dataclass
-class More:
+class PrefillChunk:
     """One layer's next tokens of every row, several at once: a prompt that begins like the one before goes on from there."""
 
     keys_BGSK: Tensor
@@ -133,7 +133,7 @@ class More:
     stop: int
     chunk: int
     wanted: int
-    mask: Tensor | None = None
+    padding_mask: Tensor | None = None
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         start = self.stop - k_BGTK.shape[2]

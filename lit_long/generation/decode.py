@@ -30,21 +30,21 @@ class Sequences:
 
     Args:
         rows: tokens of each prompt, at least one.
-        room: tokens that `step` may add to each.
+        max_new_tokens: tokens that `step` may add to each.
         chunk: tokens whose widest activations may exist at once when prompts are read.
 
     Raises:
         UserError: no prompt, an empty one, or more tokens than the encoder can hold.
     """
 
-    def __init__(self, model: Llama, rows: list[list[int]], room: int, chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(self, model: Llama, rows: list[list[int]], max_new_tokens: int, chunk: int = PREFILL_CHUNK) -> None:
         if chunk < 1:
             raise UserError(f"prefill_chunk={chunk} must be at least 1 token")
         if not rows or not all(rows):
             raise UserError("prompt: there is nothing to continue; every prompt must have at least one token")
         self.model, self.chunk = model, chunk
         self.rows = [list(row) for row in rows]
-        self.longest = max(map(len, rows)) + room
+        self.longest = max(map(len, rows)) + max_new_tokens
         self.device = model.embed_tokens.weight.device
         self.tables = Tables(model.encoder, min(map(len, rows)), self.longest, self.device)
         self.cache: KeyValueCache | None = None
@@ -64,7 +64,7 @@ class Sequences:
             for i, row in enumerate(group):
                 tokens_BT[i, : own[i]] = torch.tensor(self.rows[row])
             rotation = self.tables.first(own).widened()
-            hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, pasts=self.cache.prompts(group))
+            hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, caches=self.cache.prefill(group))
             for i, row in enumerate(group):
                 hidden_BD[row] = hidden_BTD[i, min(own[i], hidden_BTD.shape[1]) - 1]
         return self.model.head(hidden_BD)
@@ -79,7 +79,7 @@ class Sequences:
         if self.cache is None or rotated != self.cache.rotated or self.tables.switches(lengths):
             return self.read()
         rotation = self.tables.newest(lengths) if rotated else self.tables.newest_and_all(lengths)
-        hidden_B1D = self.model.through_layers(tokens_B[:, None], rotation, pasts=self.cache.step())
+        hidden_B1D = self.model.through_layers(tokens_B[:, None], rotation, caches=self.cache.decode_step())
         return self.model.head(hidden_B1D[:, 0])
 
     def rewind(self, count: int) -> None:
@@ -106,7 +106,7 @@ class Sequences:
             stop = min(start + SHARED_CHUNK, len(row))
             tokens_1T = torch.tensor([row[start:stop]], device=self.device)
             rotation = self.tables.between(start, stop).widened()
-            hidden_1TD = self.model.through_layers(tokens_1T, rotation, pasts=self.cache.more(stop - start))
+            hidden_1TD = self.model.through_layers(tokens_1T, rotation, caches=self.cache.prefill_chunk(stop - start))
         return self.model.head(hidden_1TD[:, -1])
 
 
@@ -166,8 +166,8 @@ def generate_in_turn(
         return generate(model, prompts, max_new_tokens)  # which says what is wrong
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda place: prompts[place])
-    room = max(map(len, prompts)) - len(prompts[order[0]]) + max_new_tokens - 1
-    sequences = Sequences(model, [prompts[order[0]]], room)
+    new_tokens = max(map(len, prompts)) - len(prompts[order[0]]) + max_new_tokens - 1
+    sequences = Sequences(model, [prompts[order[0]]], new_tokens)
     for place in order:
         logits_1V = sequences.read() if place == order[0] else sequences.change(prompts[place])
 

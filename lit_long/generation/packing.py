@@ -81,11 +81,11 @@ def pack(model: Llama, rows: int) -> None:
 
     for module in model.layers.modules():
         if isinstance(module, Attention):
-            module.together = product(module.q_proj, module.k_proj, module.v_proj)
+            module.fused_proj = product(module.q_proj, module.k_proj, module.v_proj)
             module.o_proj = product(module.o_proj)
             del module.q_proj, module.k_proj, module.v_proj
         elif isinstance(module, FeedForward):
-            module.together = product(module.gate_proj, module.up_proj)
+            module.fused_proj = product(module.gate_proj, module.up_proj)
             module.down_proj = product(module.down_proj)
             del module.gate_proj, module.up_proj
     head.weight.data = by_input(head.weight)

@@ -5,7 +5,7 @@
     flash     FlashAttention 4, 3 or 2, whichever is installed (model/flash.py)
     varlen    torch's own kernel for documents of many lengths (torch.nn.attention.varlen)
 
-Where ranks share sequences, the same kernels look at whole sequences for a part of the queries (model/spans.py).
+Where ranks share sequences, the same kernels look at whole sequences for a part of the queries (model/context_parallel.py).
 
 No kernel makes a T × T tensor. Shapes: B sequences, H query heads, G key-value heads, T tokens, S tokens that are looked at, K components
 a head, N documents.
@@ -24,8 +24,8 @@ from torch import Tensor
 from lit_long.batch import Batch
 from lit_long.config import UserError, nearest
 from lit_long.model import flash, short
+from lit_long.model.context_parallel import PACKED, ContextShard, attend_shard, context_shard
 from lit_long.model.documents import attend_documents, pieces
-from lit_long.model.spans import PACKED, Spans, attend_part, spans_of
 from lit_long.positions import Rotation
 
 KERNELS = ("sdpa", "flash", "varlen")
@@ -33,15 +33,15 @@ AUTO = "auto"
 _wanted = AUTO
 
 
-class Past(Protocol):
-    """What one layer remembers of earlier tokens in generation; see lit_long/generation/cache.py.
+class CacheView(Protocol):
+    """One layer's view of the KV cache in generation; see lit_long/generation/cache.py.
 
-    mask    added to the scores of a single query, [B, 1, 1, S]; None when it sees everything
-    chunk   tokens whose widest activations may exist at once
-    wanted  how many of the T tokens, the last ones, have an output: after the last layer only what comes next matters
+    padding_mask  added to the scores of a single query, [B, 1, 1, S]; None when it sees everything
+    chunk         tokens whose widest activations may exist at once
+    wanted        how many of the T tokens, the last ones, have an output: after the last layer only what comes next matters
     """
 
-    mask: Tensor | None
+    padding_mask: Tensor | None
     chunk: int
     wanted: int
 
@@ -49,47 +49,47 @@ class Past(Protocol):
         """Remember keys (not yet rotated) and values of T tokens; rotated keys and values [B, G, S, K] to look at."""
 
 
-class Sight(NamedTuple):
+class AttentionMask(NamedTuple):
     """Which tokens see which, and the kernel that computes it: one for all layers of a forward pass.
 
-    borders  int32 [N + 1]: where documents begin in the B·T tokens, row after row, and then B·T. None: every token sees all before it
-    spans    instead, when ranks share sequences: what this one's queries see; ``gather`` then makes the whole sequences' keys and values
+    cu_seqlens  int32 [N + 1]: where documents begin in the B·T tokens, row after row, and then B·T. None: every token sees all before it
+    shard       instead, when ranks share sequences: what this one's queries see; ``gather`` then makes the whole sequences' keys and values
     """
 
-    borders: Tensor | None = None
+    cu_seqlens: Tensor | None = None
     kernel: str = "sdpa"
-    spans: Spans | None = None
+    shard: ContextShard | None = None
     gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
-PLAIN = Sight()
+CAUSAL = AttentionMask()
 
 
-def sight(batch: Batch, dtype: torch.dtype, head_dim: int) -> Sight:
+def attention_mask(batch: Batch, dtype: torch.dtype, head_dim: int) -> AttentionMask:
     """What the tokens of a batch see, by the kernel that is best for it here."""
     if batch.part is not None:
-        return shared_sight(batch, choose(batch.tokens.device, dtype, head_dim, True))
-    borders = document_borders(batch)
-    return Sight(borders, choose(batch.tokens.device, dtype, head_dim, borders is not None))
+        return context_parallel_mask(batch, choose(batch.tokens.device, dtype, head_dim, True))
+    cu_seqlens = document_cu_seqlens(batch)
+    return AttentionMask(cu_seqlens, choose(batch.tokens.device, dtype, head_dim, cu_seqlens is not None))
 
 
-def shared_sight(batch: Batch, kernel: str) -> Sight:
+def context_parallel_mask(batch: Batch, kernel: str) -> AttentionMask:
     """What the tokens of a batch see that is a part of longer sequences."""
     rank, ranks, ids, gather = batch.part
     starts = document_starts(ids, batch.mask_documents)
     if starts is None:
         starts = torch.zeros_like(ids, dtype=torch.bool)
         starts[:, 0] = True
-    return Sight(None, kernel, spans_of(starts, rank, ranks, kernel in PACKED), gather)
+    return AttentionMask(None, kernel, context_shard(starts, rank, ranks, kernel in PACKED), gather)
 
 
-def document_borders(batch: Batch) -> Tensor | None:
-    """Where documents begin (`Sight.borders`). None when plain causal attention says it all."""
+def document_cu_seqlens(batch: Batch) -> Tensor | None:
+    """Where documents begin (`AttentionMask.cu_seqlens`). None when plain causal attention says it all."""
     starts = document_starts(batch.document_ids, batch.mask_documents)
     if starts is None:
         return None
-    borders = starts.flatten().nonzero()[:, 0]
-    return torch.cat((borders, borders.new_tensor([starts.numel()]))).to(torch.int32)
+    cu_seqlens = starts.flatten().nonzero()[:, 0]
+    return torch.cat((cu_seqlens, cu_seqlens.new_tensor([starts.numel()]))).to(torch.int32)
 
 
 def document_starts(ids: Tensor, masked: bool) -> Tensor | None:
@@ -143,34 +143,34 @@ def describe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     return f"{text} ({reason})" if device.type == "cuda" and reason else text
 
 
-def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, causal, and within documents when there are borders: [B, H, T, K].
+def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, padding_mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention, causal, and within documents when ``mask`` has ``cu_seqlens``: [B, H, T, K].
 
-    Heads share keys when G < H. T = S, except in generation: one query, of the newest token, sees all keys, less what ``mask``
+    Heads share keys when G < H. T = S, except in generation: one query, of the newest token, sees all keys, less what ``padding_mask``
     [B, 1, 1, S] (added to the scores) hides; T queries are of the last T of S tokens, when a prompt goes on from what is cached.
     Where ranks share sequences, the S tokens are those of all ranks.
     """
-    if sight.spans is not None:
-        return attend_part(q_BHTK, *sight.gather(k_BGSK, v_BGSK), sight.spans, sight.kernel)
+    if mask.shard is not None:
+        return attend_shard(q_BHTK, *mask.gather(k_BGSK, v_BGSK), mask.shard, mask.kernel)
     if q_BHTK.shape[2] == 1:
-        return newest(q_BHTK, k_BGSK, v_BGSK, mask)
+        return newest(q_BHTK, k_BGSK, v_BGSK, padding_mask)
     if q_BHTK.shape[2] < k_BGSK.shape[2]:
         return latest(q_BHTK, k_BGSK, v_BGSK)
-    if sight.kernel == "flash":
-        return flash.by_flash(q_BHTK, k_BGSK, v_BGSK, sight.borders)
-    if sight.borders is None:
+    if mask.kernel == "flash":
+        return flash.by_flash(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)
+    if mask.cu_seqlens is None:
         if short.pays(q_BHTK):
             return attend_documents(q_BHTK, k_BGSK, v_BGSK, whole_sequences(q_BHTK))[0]
         return causal(q_BHTK, k_BGSK, v_BGSK)
-    if sight.kernel == "varlen":
-        return flash.by_varlen(q_BHTK, k_BGSK, v_BGSK, sight.borders)
+    if mask.kernel == "varlen":
+        return flash.by_varlen(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)
     if q_BHTK.is_cpu:
-        return attend_documents(q_BHTK, k_BGSK, v_BGSK, sight.borders)[0]
-    return document_by_document(q_BHTK, k_BGSK, v_BGSK, sight.borders)
+        return attend_documents(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)[0]
+    return document_by_document(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)
 
 
 def whole_sequences(x_BHTK: Tensor) -> Tensor:
-    """Borders of sequences that are one document each."""
+    """`AttentionMask.cu_seqlens` of sequences that are one document each."""
     B, _, T, _ = x_BHTK.shape
     return torch.arange(0, B * T + 1, T, dtype=torch.int32)
 
@@ -180,10 +180,10 @@ def causal(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=grouped)
 
 
-def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> Tensor:
+def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Where no kernel knows documents (fp32 on a GPU): documents of one length in succession go through SDPA together."""
     outputs = [
-        causal(*piece).transpose(0, 1).flatten(1, 2) for piece in zip(*(pieces(x, borders) for x in (q_BHTK, k_BGTK, v_BGTK)))
+        causal(*piece).transpose(0, 1).flatten(1, 2) for piece in zip(*(pieces(x, cu_seqlens) for x in (q_BHTK, k_BGTK, v_BGTK)))
     ]
     return torch.cat(outputs, dim=1).unflatten(1, (q_BHTK.shape[0], q_BHTK.shape[2])).transpose(0, 1)
 
@@ -196,7 +196,7 @@ def latest(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, enable_gqa=grouped)
 
 
-def newest(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:
+def newest(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, padding_mask: Tensor | None) -> Tensor:
     """The query heads that share keys go through the kernel as queries of one head: it then reads the keys once, not H/G times."""
     q_BGRK = q_BH1K.reshape(*k_BGSK.shape[:2], -1, k_BGSK.shape[3])
-    return F.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask).reshape(q_BH1K.shape)
+    return F.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=padding_mask).reshape(q_BH1K.shape)

@@ -20,26 +20,26 @@ forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def document_runs(borders: Tensor) -> list[tuple[int, int]]:
+def document_runs(cu_seqlens: Tensor) -> list[tuple[int, int]]:
     """Documents as (how many in succession, tokens of each); they sum to B·T tokens."""
-    lengths = borders.diff().tolist()
+    lengths = cu_seqlens.diff().tolist()
     return [(len(list(group)), length) for length, group in itertools.groupby(lengths)]
 
 
-def pieces(x_BHTK: Tensor, borders: Tensor) -> list[Tensor]:
+def pieces(x_BHTK: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
     """Views [documents, H, tokens, K], each of successive documents of one length."""
-    runs = document_runs(borders)
+    runs = document_runs(cu_seqlens)
     split = x_BHTK.transpose(0, 1).flatten(1, 2).split([count * length for count, length in runs], dim=1)
     return [piece.unflatten(1, run).transpose(0, 1) for piece, run in zip(split, runs, strict=True)]
 
 
 @torch.library.custom_op("lit_long::attend_documents", mutates_args=(), device_types="cpu")
-def attend_documents(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
+def attend_documents(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs [B, H, T, K], laid out by tokens, and the logarithms of the softmax's sums [H, B·T], which backward needs of
     long documents."""
     out_BHTK, sums_HN = empty(q_BHTK)
     done = 0
-    for q, k, v, out in zip(*(pieces(x, borders) for x in (q_BHTK, k_BGTK, v_BGTK, out_BHTK)), strict=True):
+    for q, k, v, out in zip(*(pieces(x, cu_seqlens) for x in (q_BHTK, k_BGTK, v_BGTK, out_BHTK)), strict=True):
         tokens = q.shape[0] * q.shape[2]
         if short.pays(q):
             out.copy_(short.forward(q, k, v))
@@ -52,46 +52,46 @@ def attend_documents(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Te
 
 
 @attend_documents.register_fake
-def _(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
+def _(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     return empty(q_BHTK)
 
 
 @torch.library.custom_op("lit_long::attend_documents_backward", mutates_args=(), device_types="cpu")
 def attend_documents_backward(
-    slope_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, borders: Tensor
+    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    slopes = [empty(x)[0] for x in (q_BHTK, k_BGTK, v_BGTK)]
-    inputs = zip(*(pieces(x, borders) for x in (slope_BHTK, q_BHTK, k_BGTK, v_BGTK, out_BHTK, *slopes)), strict=True)
+    gradients = [empty(x)[0] for x in (q_BHTK, k_BGTK, v_BGTK)]
+    inputs = zip(*(pieces(x, cu_seqlens) for x in (gradient_BHTK, q_BHTK, k_BGTK, v_BGTK, out_BHTK, *gradients)), strict=True)
     done = 0
-    for slope, q, k, v, out, *into in inputs:
+    for gradient, q, k, v, out, *into in inputs:
         tokens = q.shape[0] * q.shape[2]
         if short.pays(q):
-            found = short.backward(slope, q, k, v)
+            found = short.backward(gradient, q, k, v)
         else:
             sums = sums_HN[:, done : done + tokens].unflatten(1, (q.shape[0], q.shape[2])).transpose(0, 1)
-            found = backward_kernel(slope, q, shared(k, q), shared(v, q), out, sums, 0.0, True)
+            found = backward_kernel(gradient, q, shared(k, q), shared(v, q), out, sums, 0.0, True)
             found = found[0], *(gathered(x, k.shape[1]) for x in found[1:])
         for target, gradient in zip(into, found, strict=True):
             target.copy_(gradient)
         done += tokens
-    return tuple(slopes)
+    return tuple(gradients)
 
 
 @attend_documents_backward.register_fake
 def _(
-    slope_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, borders: Tensor
+    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty(q_BHTK)[0], empty(k_BGTK)[0], empty(v_BGTK)[0]
 
 
 def keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, borders = inputs
-    ctx.save_for_backward(*tensors, *output, borders)
+    *tensors, cu_seqlens = inputs
+    ctx.save_for_backward(*tensors, *output, cu_seqlens)
 
 
-def back(ctx: Any, slope_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *attend_documents_backward(slope_BHTK, *ctx.saved_tensors), None
+def back(ctx: Any, gradient_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *attend_documents_backward(gradient_BHTK, *ctx.saved_tensors), None
 
 
 attend_documents.register_autograd(back, setup_context=keep)
@@ -109,6 +109,6 @@ def shared(x_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
     return x_BGTK if each == 1 else x_BGTK.repeat_interleave(each, dim=1)
 
 
-def gathered(slope_BHTK: Tensor, heads: int) -> Tensor:
+def gathered(gradient_BHTK: Tensor, heads: int) -> Tensor:
     """Gradients of keys or values [B, G, T, K], summed in fp32 over the heads that shared them."""
-    return slope_BHTK if slope_BHTK.shape[1] == heads else slope_BHTK.unflatten(1, (heads, -1)).float().sum(2)
+    return gradient_BHTK if gradient_BHTK.shape[1] == heads else gradient_BHTK.unflatten(1, (heads, -1)).float().sum(2)

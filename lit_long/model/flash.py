@@ -89,23 +89,23 @@ def version(device: torch.device) -> str:
     return find(torch.cuda.get_device_capability(device)[0]).name
 
 
-def by_flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor | None) -> Tensor:
-    """Causal attention, within documents when there are borders: [B, H, T, K]."""
-    if borders is None:
+def by_flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Causal attention, within documents when there are cu_seqlens: [B, H, T, K]."""
+    if cu_seqlens is None:
         found = find(torch.cuda.get_device_capability(q_BHTK.device)[0])
         out = found.dense(*(x.transpose(1, 2) for x in (q_BHTK, k_BGTK, v_BGTK)), causal=True)
         return first(out).transpose(1, 2)
-    return documents("flash", q_BHTK, k_BGTK, v_BGTK, borders)
+    return documents("flash", q_BHTK, k_BGTK, v_BGTK, cu_seqlens)
 
 
-def by_varlen(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> Tensor:
+def by_varlen(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The same by torch's own kernel."""
-    return documents("varlen", q_BHTK, k_BGTK, v_BGTK, borders)
+    return documents("varlen", q_BHTK, k_BGTK, v_BGTK, cu_seqlens)
 
 
-def documents(kernel: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, borders: Tensor) -> Tensor:
+def documents(kernel: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> Tensor:
     longest = q_BHTK.shape[2]  # a bound; the true length would be another number, and another compilation, in every batch
-    out = packed(kernel, *(rowless(x) for x in (q_BHTK, k_BGTK, v_BGTK)), (borders, borders), (longest, longest))
+    out = packed(kernel, *(rowless(x) for x in (q_BHTK, k_BGTK, v_BGTK)), (cu_seqlens, cu_seqlens), (longest, longest))
     return out.unflatten(0, (q_BHTK.shape[0], longest)).transpose(1, 2)
 
 
@@ -114,20 +114,20 @@ def packed(
     q_NHK: Tensor,
     k_MGK: Tensor,
     v_MGK: Tensor,
-    borders: tuple[Tensor, Tensor],
+    cu_seqlens: tuple[Tensor, Tensor],
     longest: tuple[int, int],
 ) -> Tensor:
     """Attention within pieces that follow one another: [N, H, K]. Of a piece's keys the last query sees all, each one before it one less.
 
     Args:
         kernel: flash or varlen. How the latter is told of causality and of shared heads changed between torch 2.10 and 2.13.
-        borders: where pieces begin in the queries and in the keys, and where the last ones end.
+        cu_seqlens: where pieces begin in the queries and in the keys, and where the last ones end.
         longest: bounds of a piece's queries and keys.
     """
     if kernel == "flash":
         found = find(torch.cuda.get_device_capability(q_NHK.device)[0])
         names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
-        return first(found.varlen(q_NHK, k_MGK, v_MGK, **dict(zip(names, (*borders, *longest))), causal=True))
+        return first(found.varlen(q_NHK, k_MGK, v_MGK, **dict(zip(names, (*cu_seqlens, *longest))), causal=True))
     varlen = varlen_function()
     parameters = inspect.signature(varlen).parameters
     how = {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
@@ -136,7 +136,7 @@ def packed(
             how["enable_gqa"] = True
         else:
             k_MGK, v_MGK = (x.repeat_interleave(q_NHK.shape[1] // x.shape[1], dim=1) for x in (k_MGK, v_MGK))
-    return first(varlen(q_NHK, k_MGK, v_MGK, *borders, *longest, **how))
+    return first(varlen(q_NHK, k_MGK, v_MGK, *cu_seqlens, *longest, **how))
 
 
 def varlen_function() -> Callable | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig, UserError
-from lit_long.model.attention import PLAIN, Past, Sight, attention, sight
+from lit_long.model.attention import CAUSAL, AttentionMask, CacheView, attention, attention_mask
 from lit_long.model.fused_loss import CHUNKED
 from lit_long.model.loss import Vocabulary, computing, summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation
@@ -32,7 +32,7 @@ INIT_STD = 0.02
 class Attention(nn.Module):
     """Grouped-query self-attention with rotated queries and keys.
 
-    ``together``, if set, computes the projections of x in one product (generation/packing.py); likewise in `FeedForward`.
+    ``fused_proj``, if set, computes the projections of x in one product (generation/packing.py); likewise in `FeedForward`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -42,18 +42,18 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
-        self.together: nn.Module | None = None
+        self.fused_proj: nn.Module | None = None
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, sight: Sight, past: Past | None = None) -> Tensor:
-        projected = self.together(x_BTD) if self.together else (self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD))
+    def forward(self, x_BTD: Tensor, rotation: Rotation, mask: AttentionMask, cache: CacheView | None = None) -> Tensor:
+        projected = self.fused_proj(x_BTD) if self.fused_proj else (self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD))
         q_BHTK, k_BGTK, v_BGTK = (heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for heads in projected)
         q_BHTK = apply_rotary(q_BHTK, rotation.cos_q, rotation.sin_q)
-        if past is None:
+        if cache is None:
             k_BGSK, v_BGSK = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK
         else:
-            k_BGSK, v_BGSK = past.extend(k_BGTK, v_BGTK, rotation)
-            q_BHTK = q_BHTK[:, :, -past.wanted :]
-        out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, sight, past.mask if past else None)
+            k_BGSK, v_BGSK = cache.extend(k_BGTK, v_BGTK, rotation)
+            q_BHTK = q_BHTK[:, :, -cache.wanted :]
+        out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, mask, cache.padding_mask if cache else None)
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -65,10 +65,10 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
         self.up_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
         self.down_proj = nn.Linear(config.d_ffn, config.d_model, bias=False)
-        self.together: nn.Module | None = None
+        self.fused_proj: nn.Module | None = None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = self.together(x_BTD) if self.together else (self.gate_proj(x_BTD), self.up_proj(x_BTD))
+        gate, up = self.fused_proj(x_BTD) if self.fused_proj else (self.gate_proj(x_BTD), self.up_proj(x_BTD))
         return self.down_proj(F.silu(gate) * up)
 
 
@@ -82,12 +82,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, sight: Sight, past: Past | None = None) -> Tensor:
-        wanted_BTD = x_BTD if past is None else x_BTD[:, -past.wanted :]
-        x_BTD = wanted_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, sight, past)
-        if past is None:
+    def forward(self, x_BTD: Tensor, rotation: Rotation, mask: AttentionMask, cache: CacheView | None = None) -> Tensor:
+        wanted_BTD = x_BTD if cache is None else x_BTD[:, -cache.wanted :]
+        x_BTD = wanted_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, mask, cache)
+        if cache is None:
             return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
-        for piece_BTD in x_BTD.split(past.chunk, dim=1):  # in place: a long prompt needs the room, and nothing is differentiated
+        for piece_BTD in x_BTD.split(cache.chunk, dim=1):  # in place: a long prompt needs the room, and nothing is differentiated
             piece_BTD += self.mlp(self.post_attention_layernorm(piece_BTD))
         return x_BTD
 
@@ -146,15 +146,15 @@ class Llama(nn.Module):
         """Normalised outputs of the last layer [B, T, D]."""
         rotation = self.encoder.rotation(batch.positions, batch.length).widened()
         dtype = computing(self.embed_tokens.weight)
-        return self.through_layers(batch.tokens, rotation, sight(batch, dtype, self.config.head_dim))
+        return self.through_layers(batch.tokens, rotation, attention_mask(batch, dtype, self.config.head_dim))
 
     def through_layers(
-        self, tokens_BT: Tensor, rotation: Rotation, sight: Sight = PLAIN, pasts: Sequence[Past] | None = None
+        self, tokens_BT: Tensor, rotation: Rotation, mask: AttentionMask = CAUSAL, caches: Sequence[CacheView] | None = None
     ) -> Tensor:
-        """Normalised outputs of the last layer [B, T, D]; in generation each layer has its past, and nothing is differentiated."""
+        """Normalised outputs of the last layer [B, T, D]; in generation each layer has its cache, and nothing is differentiated."""
         x_BTD = self.embed_tokens(tokens_BT)
-        for layer, past in zip(self.layers, pasts or [None] * len(self.layers), strict=True):
-            x_BTD = layer(x_BTD, rotation, sight, past)
+        for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
+            x_BTD = layer(x_BTD, rotation, mask, cache)
         return self.norm(x_BTD)
 
     @property

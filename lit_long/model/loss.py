@@ -106,8 +106,8 @@ class ChunkedLoss(torch.autograd.Function):
         wants_hidden, wants_head = context.needs_input_grad[:2]
         dtype = computing(hidden_ND)
         nats = hidden_ND.new_zeros((), dtype=torch.float32)
-        hidden_slope = torch.empty_like(hidden_ND) if wants_hidden else None
-        head_slope = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        hidden_gradient = torch.empty_like(hidden_ND) if wants_hidden else None
+        head_gradient = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
             weight_VD = head_VD.to(dtype)
             for start in range(0, len(targets_N), chunk):
@@ -116,49 +116,49 @@ class ChunkedLoss(torch.autograd.Function):
                 weights = None if weights_N is None else weights_N[part]
                 logits_NV, wanted = hidden @ weight_VD.t(), wants_hidden or wants_head
                 if vocabulary is None:
-                    found, slope_NV = nats_and_slope(logits_NV, targets_N[part], weights, wanted)
+                    found, gradient_NV = nats_and_gradient(logits_NV, targets_N[part], weights, wanted)
                 else:
-                    found, slope_NV = shared_nats_and_slope(logits_NV, targets_N[part], weights, wanted, vocabulary)
+                    found, gradient_NV = shared_nats_and_gradient(logits_NV, targets_N[part], weights, wanted, vocabulary)
                 nats += found
                 if wants_hidden:
-                    hidden_slope[part] = slope_NV @ weight_VD
+                    hidden_gradient[part] = gradient_NV @ weight_VD
                 if wants_head:
-                    head_slope += slope_NV.t() @ hidden
+                    head_gradient += gradient_NV.t() @ hidden
         if vocabulary is not None and wants_hidden:
-            vocabulary.total(hidden_slope)
-        context.slopes = (hidden_slope, head_slope if head_slope is None else head_slope.to(head_VD.dtype))
+            vocabulary.total(hidden_gradient)
+        context.gradients = (hidden_gradient, head_gradient if head_gradient is None else head_gradient.to(head_VD.dtype))
         return nats
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        if context.slopes is None:
+        if context.gradients is None:
             raise RuntimeError("the chunked loss can be differentiated once: its gradients are scaled where they are")
-        slopes, context.slopes = context.slopes, None
-        return *(slope if slope is None else slope.mul_(scale) for slope in slopes), None, None, None, None
+        gradients, context.gradients = context.gradients, None
+        return *(gradient if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None, None, None
 
 
-def nats_and_slope(
-    logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None, wants_slope: bool
+def nats_and_gradient(
+    logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Σ nats of a chunk, and their gradient with respect to the logits, in the logits' precision."""
     dtype, none = logits_NV.dtype, targets_N == NO_LOSS
     at_N1 = targets_N.masked_fill(none, 0)[:, None]
     counts_N = (~none).float() if weights_N is None else weights_N
-    slope_NV = torch.softmax(logits_NV, dim=-1, dtype=torch.float32)
+    gradient_NV = torch.softmax(logits_NV, dim=-1, dtype=torch.float32)
     # log Σ exp from the largest share: exponentials of log-probabilities are denormal numbers, which cost a CPU thirty times as much.
     below_N = logits_NV.amax(-1).float() - logits_NV.gather(1, at_N1)[:, 0].float()
-    nats = ((below_N - slope_NV.amax(-1).log()) * counts_N).sum()
-    if not wants_slope:
+    nats = ((below_N - gradient_NV.amax(-1).log()) * counts_N).sum()
+    if not wants_gradient:
         return nats, None
-    slope_NV.scatter_add_(1, at_N1, slope_NV.new_full((1, 1), -1.0).expand_as(at_N1))
+    gradient_NV.scatter_add_(1, at_N1, gradient_NV.new_full((1, 1), -1.0).expand_as(at_N1))
     if weights_N is not None or bool(none.any()):
-        slope_NV.mul_(counts_N[:, None])
-    return nats, slope_NV.to(dtype)
+        gradient_NV.mul_(counts_N[:, None])
+    return nats, gradient_NV.to(dtype)
 
 
-def shared_nats_and_slope(
-    logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None, wants_slope: bool, vocabulary: Vocabulary
+def shared_nats_and_gradient(
+    logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None, wants_gradient: bool, vocabulary: Vocabulary
 ) -> tuple[Tensor, Tensor | None]:
     """The same from some words' logits only. Three numbers a token go between the ranks: largest logit, Σ exp and the target's logit."""
     own_N = targets_N - vocabulary.first
@@ -168,10 +168,10 @@ def shared_nats_and_slope(
     wide_NV = logits_NV.float()
     largest_N = vocabulary.largest(wide_NV.amax(-1))
     below_N = (wide_NV.gather(1, at_N1)[:, 0] - largest_N).masked_fill(elsewhere_N, 0.0)
-    slope_NV = (wide_NV - largest_N[:, None]).exp_()
-    sums_N, below_N = vocabulary.total(torch.stack((slope_NV.sum(-1), below_N)))
+    gradient_NV = (wide_NV - largest_N[:, None]).exp_()
+    sums_N, below_N = vocabulary.total(torch.stack((gradient_NV.sum(-1), below_N)))
     nats = ((sums_N.log() - below_N) * counts_N).sum()
-    if not wants_slope:
+    if not wants_gradient:
         return nats, None
-    slope_NV.div_(sums_N[:, None]).scatter_add_(1, at_N1, elsewhere_N.float()[:, None] - 1.0)
-    return nats, slope_NV.mul_(counts_N[:, None]).to(logits_NV.dtype)
+    gradient_NV.div_(sums_N[:, None]).scatter_add_(1, at_N1, elsewhere_N.float()[:, None] - 1.0)
+    return nats, gradient_NV.mul_(counts_N[:, None]).to(logits_NV.dtype)

@@ -35,23 +35,23 @@ def forward(q_MHLK: Tensor, k_MGLK: Tensor, v_MGLK: Tensor) -> Tensor:
     return out_NRLK.view(q_MHLK.shape)
 
 
-def backward(slope_MHLK: Tensor, q_MHLK: Tensor, k_MGLK: Tensor, v_MGLK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(gradient_MHLK: Tensor, q_MHLK: Tensor, k_MGLK: Tensor, v_MGLK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from that of the outputs."""
     q_NRLK, k_NLK, v_NLK = merged(q_MHLK, k_MGLK, v_MGLK)
     dtype, scale, repeats = q_NRLK.dtype, q_NRLK.shape[3] ** -0.5, q_NRLK.shape[1]
     scaled_NRLK = q_NRLK.float() * scale
-    half_NRLK, slope_NRLK = scaled_NRLK.to(dtype), slope_MHLK.reshape(q_NRLK.shape)
-    wide_k_NLK, wide_v_NLK, wide_slope_NRLK = k_NLK.float(), v_NLK.float(), slope_NRLK.float()
-    q_slope = torch.empty_like(q_NRLK)
-    k_slope, v_slope = torch.zeros_like(wide_k_NLK), torch.zeros_like(wide_v_NLK)
+    half_NRLK, gradient_NRLK = scaled_NRLK.to(dtype), gradient_MHLK.reshape(q_NRLK.shape)
+    wide_k_NLK, wide_v_NLK, wide_gradient_NRLK = k_NLK.float(), v_NLK.float(), gradient_NRLK.float()
+    q_gradient = torch.empty_like(q_NRLK)
+    k_gradient, v_gradient = torch.zeros_like(wide_k_NLK), torch.zeros_like(wide_v_NLK)
     for own, start, stop in blocks(q_NRLK):
         shares_NQS = probabilities(queries(scaled_NRLK, own, start, stop), wide_k_NLK[own, :stop], start, repeats)
-        v_slope[own, :stop] += torch.bmm(shares_NQS.to(dtype).transpose(1, 2), queries(slope_NRLK, own, start, stop))
-        towards_NQS = torch.bmm(queries(wide_slope_NRLK, own, start, stop), wide_v_NLK[own, :stop].transpose(1, 2))
+        v_gradient[own, :stop] += torch.bmm(shares_NQS.to(dtype).transpose(1, 2), queries(gradient_NRLK, own, start, stop))
+        towards_NQS = torch.bmm(queries(wide_gradient_NRLK, own, start, stop), wide_v_NLK[own, :stop].transpose(1, 2))
         scores_NQS = torch._softmax_backward_data(towards_NQS, shares_NQS, -1, torch.float32).to(dtype)
-        put(q_slope, own, start, stop, torch.bmm(scores_NQS, k_NLK[own, :stop]))
-        k_slope[own, :stop] += torch.bmm(scores_NQS.transpose(1, 2), queries(half_NRLK, own, start, stop))
-    return q_slope.mul_(scale).view(q_MHLK.shape), k_slope.view(k_MGLK.shape), v_slope.view(v_MGLK.shape)
+        put(q_gradient, own, start, stop, torch.bmm(scores_NQS, k_NLK[own, :stop]))
+        k_gradient[own, :stop] += torch.bmm(scores_NQS.transpose(1, 2), queries(half_NRLK, own, start, stop))
+    return q_gradient.mul_(scale).view(q_MHLK.shape), k_gradient.view(k_MGLK.shape), v_gradient.view(v_MGLK.shape)
 
 
 def merged(q_MHLK: Tensor, k_MGLK: Tensor, v_MGLK: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,7 +71,7 @@ def computed_again(job: Job) -> float:
     return whole - (selected(job)[1] if job.checkpointing == "selective" else 0.0)
 
 
-def slopes(job: Job) -> float:
+def gradients(job: Job) -> float:
     """Gradients at the widest point of a block's backward pass, beyond what is kept and computed again.
 
     That is in the feed-forward part, where those of the stream, of the product, of silu(gate) and of up exist and the product itself is gone; or,
@@ -80,10 +80,10 @@ def slopes(job: Job) -> float:
     model, width = job.model, job.widths.computed
     hidden = width * model.d_ffn / job.mesh.tensor
     inputs = (1 if job.widths.stream == width else 2) * width * model.d_model
-    return max(job.widths.stream * model.d_model + 2 * hidden, norm_slopes(job) - inputs - 4 * hidden)
+    return max(job.widths.stream * model.d_model + 2 * hidden, norm_gradients(job) - inputs - 4 * hidden)
 
 
-def norm_slopes(job: Job) -> float:
+def norm_gradients(job: Job) -> float:
     """Gradients in a norm's backward pass: what comes in, what goes out, and the stream's; a CPU's simple operations make several more (counted in
     runs of models that are nearly nothing but norms)."""
     if job.kernels == "cuda":

@@ -134,8 +134,8 @@ def at_loss(job: Job) -> Moment:
 def last_norm(job: Job) -> Moment:
     """The norm before the head in its backward pass: all blocks still have what they kept."""
     tokens, size, width = job.local_tokens, weights(job), job.widths
-    slopes = (2 * width.stream if job.kernels == "cuda" else 16) * job.model.d_model
-    held = tokens * (size.layers * activations.kept(job) + activations.norm(job) + slopes) + batch(job)
+    gradients = (2 * width.stream if job.kernels == "cuda" else 16) * job.model.d_model
+    held = tokens * (size.layers * activations.kept(job) + activations.norm(job) + gradients) + batch(job)
     coming = size.block if job.sharded > 1 else 0.0
     copies = size.layers * copies_of_weights(job) if job.checkpointing == "none" else 0.0
     return Moment(
@@ -148,23 +148,23 @@ def last_norm(job: Job) -> Moment:
 
 
 def logits(job: Job) -> float:
-    """What the chunked loss has at its most (model/loss.py). A chunk's slope is still there while the next chunk's logits are made."""
+    """What the chunked loss has at its most (model/loss.py). A chunk's gradient is still there while the next chunk's logits are made."""
     tensor, head = job.mesh.tensor, weights(job).head
     chunk = min(tensor * max(FEWEST, job.loss_memory // (BYTES_A_LOGIT * job.model.vocab_size)), job.local_tokens)
     numbers, logit = chunk * job.model.vocab_size / tensor, job.widths.computed
-    slope = before = numbers * logit
+    gradient = before = numbers * logit
     if job.local_tokens <= chunk:
         before = 0.0
     wide = copy = 4 * numbers
     if logit == 4:
         copy = 0.0
     elif tensor > 1:
-        copy += slope  # the logits in fp32 stay beside their exponentials, until these are rounded
+        copy += gradient  # the logits in fp32 stay beside their exponentials, until these are rounded
     elif job.kernels == "cuda":
-        copy = slope  # the softmax of a GPU reads logits in bf16; a CPU's wants a copy in fp32
-    making = before + slope + wide + copy
-    multiplying = 2 * slope + head * logit
-    ending = 2 * slope + (head * job.widths.parameter if job.widths.parameter != 4 else 0.0)
+        copy = gradient  # the softmax of a GPU reads logits in bf16; a CPU's wants a copy in fp32
+    making = before + gradient + wide + copy
+    multiplying = 2 * gradient + head * logit
+    ending = 2 * gradient + (head * job.widths.parameter if job.widths.parameter != 4 else 0.0)
     rounded_head = head * logit if job.widths.parameter != logit else 0.0
     return 4 * head + rounded_head + max(making, multiplying, ending)
 
@@ -178,7 +178,7 @@ def block(job: Job, done: int) -> Moment:
     """The backward pass of a block when ``done`` blocks, counted from the last, are through."""
     tokens, size, width = job.local_tokens, weights(job), job.widths.parameter
     left = size.layers - done
-    held = tokens * (left * activations.kept(job) + activations.computed_again(job) + activations.slopes(job)) + batch(job)
+    held = tokens * (left * activations.kept(job) + activations.computed_again(job) + activations.gradients(job)) + batch(job)
     copies = copies_of_weights(job) * (left if job.checkpointing == "none" else 1)
     own = (size.down + (size.head if not done else 0.0)) * width if job.micro_batches == 1 else size.down * width
     return Moment(

@@ -23,6 +23,7 @@ from typing import IO, Any
 import yaml
 
 from lit_long.config import StageConfig, UserError, typed
+from lit_long.config.text import read_node
 from lit_long.files import write_atomically
 
 PROGRESS_SECONDS = 0.25
@@ -53,7 +54,7 @@ def read_stage(folder: Path) -> tuple[StageConfig, Path | None, Path | None]:
     """Settings, store folder and parent folder of the stage in ``folder``."""
     file = folder / "stage.yaml"
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_node(file.read_text(encoding="utf-8"), Any)  # one of an earlier version has settings by their old names
         inputs = {key: folder.parent / name if name else None for key, name in content["inputs"].items()}
         return typed(StageConfig, content["settings"], str(file)), inputs["store"], inputs["parent"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:

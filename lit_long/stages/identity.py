@@ -84,7 +84,7 @@ def without_idle_settings(config: StageConfig) -> StageConfig:
         }
         return replace(config, data=DataConfig(corpus=corpus, sources=sources))
     trainer = config.trainer
-    if trainer.bad_update == "stop":  # then the limit changes no result, only whether there is one
+    if trainer.on_bad_step == "stop":  # then the limit changes no result, only whether there is one
         trainer = replace(trainer, spike=0.0)
     return replace(config, data=mixture(data), curriculum=phases_of(config.curriculum), trainer=trainer)
 

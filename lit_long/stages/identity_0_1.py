@@ -51,7 +51,7 @@ SETTINGS = {
     ReportConfig: "title rows reference paper_table paper_source paper_length paper published curve law bound notes",
 }
 BY_THEMSELVES = {
-    TrainerConfig: ("bad_update", "spike"),
+    TrainerConfig: ("on_bad_step", "spike"),
     SourceConfig: ("instruct",),
     InstructConfig: ("packing", "prompt_weight", "answer_weight"),
 }  # treated below
@@ -148,7 +148,7 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
             evaluation = {key: value for key, value in evaluation.items() if not key.startswith("task")}
         return settings | {"evaluation": evaluation}
     trainer = config.trainer
-    skips = {"bad_update": {"skip": trainer.spike}} if trainer.bad_update == "skip" else {}
+    skips = {"bad_update": {"skip": trainer.spike}} if trainer.on_bad_step == "skip" else {}
     names = ("context", "tokens", "tokens_per_update", "seed")
     return (
         settings

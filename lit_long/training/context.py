@@ -1,6 +1,6 @@
 """Context parallelism: the ranks of a mesh dimension share the tokens of every sequence, for contexts that one device cannot hold.
 
-All of them read the same rows. Each keeps its two chunks of every sequence (model/spans.py says which, and why two) and, in every layer, gathers the keys
+All of them read the same rows. Each keeps its two chunks of every sequence (model/context_parallel.py says which, and why two) and, in every layer, gathers the keys
 and values of the others. Norms, matrices, embeddings and the loss look at one token at a time and never know.
 
 A layer's keys and values are 2·B·S·G·K numbers, of which a rank receives the share of the others, (C−1)/C, in forward (all-gather) and sends as many
@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lit_long.batch import Batch, Part
 from lit_long.config import UserError
 from lit_long.model.attention import choose
-from lit_long.model.spans import PACKED, natural_order, own_tokens
+from lit_long.model.context_parallel import PACKED, natural_order, own_tokens
 
 # Two names of one function; older versions of torch have the second only. torch.distributed.nn's gives wrong gradients where these are not
 # contiguous.
@@ -59,7 +59,7 @@ class ContextShare:
         self.gather = Gather(mesh.get_group().group_name, self.ranks)
 
     def cut(self, batch: Batch) -> Batch:
-        """The tokens of the batch that this rank computes, [B, T / ranks]. Positions come along as they are, and so do borders, which follow from
+        """The tokens of the batch that this rank computes, [B, T / ranks]. Positions come along as they are, and so do document boundaries, which follow from
         the whole sequences' document ids.
 
         Raises:
@@ -81,9 +81,9 @@ def check_divisible(length: int, ranks: int) -> None:
 
 
 def check_compiled(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
-    """Raise UserError where attention to whole sequences goes span by span, which would be compiled anew in every batch."""
+    """Raise UserError where attention to whole sequences goes segment by segment, which would be compiled anew in every batch."""
     if device.type != "cpu" and choose(device, dtype, head_dim, True) not in PACKED:
         raise UserError(
-            "trainer.compile=true with trainer.context_parallel needs a kernel that knows document borders: use trainer.precision=bf16-mixed "
+            "trainer.compile=true with trainer.context_parallel needs a kernel that knows document boundaries: use trainer.precision=bf16-mixed "
             "with trainer.attention=auto, or trainer.compile=false"
         )

@@ -32,10 +32,10 @@ from lit_long.pretrained.external import External
 from lit_long.pretrained.stream import load_external
 from lit_long.pretrained.weights import load_weights
 from lit_long.training.adapter import add_adapter
-from lit_long.training.bad_updates import Judge
 from lit_long.training.context import ContextShare
 from lit_long.training.optimizers import make_optimizer
 from lit_long.training.parallel import clip_gradients, eager, parallelize, size_of
+from lit_long.training.spike_guard import SpikeGuard
 from lit_long.training.strategy import MeshStrategy, sum_of_tokens, token_group, token_ranks
 
 
@@ -49,7 +49,7 @@ class LongContextModule(lightning.LightningModule):
         switches: (update, positional settings) pairs: from that update on the encoder, and the transform, are others (data/curriculum.py).
         init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
             if not given.
-        judge: of updates that would do harm (bad_updates.py).
+        spike_guard: what to do about updates that would do harm (spike_guard.py).
         adapter: what to train beside frozen weights instead of the weights themselves (adapter.py).
         micro_batch_tokens: tokens per forward and backward of a device; at least one sequence, or its share of one.
         loss_memory: bytes that logits, and what is made of them, may take at once.
@@ -76,7 +76,7 @@ class LongContextModule(lightning.LightningModule):
         checkpointing: str = "none",
         compiled: bool = False,
         accumulate: str = "whole",
-        judge: Judge | None = None,
+        spike_guard: SpikeGuard | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -86,7 +86,7 @@ class LongContextModule(lightning.LightningModule):
         self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled, self.loss = checkpointing, compiled, loss
-        self.accumulate, self.judge = accumulate, judge or Judge()
+        self.accumulate, self.spike_guard = accumulate, spike_guard or SpikeGuard()
         self.model: Llama | None = None
         self.share: ContextShare | None = None
         self.validation_sums: dict[str, tuple[SumMetric, SumMetric]] = {}
@@ -159,21 +159,22 @@ class LongContextModule(lightning.LightningModule):
             nats += micro_nats.detach()
         norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
         loss, lr = self.total(nats) / tokens, optimizer.param_groups[0]["lr"]
-        if left_out := self.judge.leaves_out(float(loss), float(norm), self.trainer.global_step):
+        if skips := self.spike_guard.should_skip(float(loss), float(norm), self.trainer.global_step):
             optimizer.zero_grad()  # a step without gradients moves nothing, and yet it is counted
         optimizer.step()
         optimizer.zero_grad()
-        if not left_out:
+        if not skips:
             schedule.step()
-        skipped = {"train/skipped": float(self.judge.skipped)} if self.judge.policy == "skip" else {}
+        skipped = {"train/skipped": float(self.spike_guard.skipped)} if self.spike_guard.policy == "skip" else {}
         self.log_dict({"train/loss": loss, "train/grad_norm": norm, "train/lr": lr} | skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["judge"] = self.judge.state_dict()
+        checkpoint["spike_guard"] = self.spike_guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "judge" in checkpoint:  # not in those from before there was one
-            self.judge.load_state_dict(checkpoint["judge"])
+        state = checkpoint.get("spike_guard", checkpoint.get("judge"))  # as 0.1 called it; the first ones have none
+        if state is not None:
+            self.spike_guard.load_state_dict(state)
 
     def own_tokens(self, batch: Batch) -> Batch:
         """The tokens that this rank computes: all of its rows', unless ranks share sequences. Callbacks see whole rows."""
@@ -184,8 +185,8 @@ class LongContextModule(lightning.LightningModule):
         made for one shape."""
         count, length = batch.tokens.shape
         pieces = -(-count // max(1, self.micro_batch_tokens // length))
-        borders = [count * piece // pieces for piece in range(pieces + 1)]
-        return [batch.rows(start, stop) for start, stop in itertools.pairwise(borders)]
+        bounds = [count * piece // pieces for piece in range(pieces + 1)]
+        return [batch.rows(start, stop) for start, stop in itertools.pairwise(bounds)]
 
     @contextmanager
     def gradient_sync(self, last: bool) -> Iterator[None]:

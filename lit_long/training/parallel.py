@@ -22,14 +22,14 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from lit_long.config import UserError, nearest
 from lit_long.config.mesh import Mesh
-from lit_long.model.attention import Sight
+from lit_long.model.attention import AttentionMask
 from lit_long.model.llama import Llama
 from lit_long.positions import Rotation
 from lit_long.training.tensor import share_block, share_words
 
 CHECKPOINTING = ("none", "selective", "full")
 # In the names of operations
-ATTENTION = ("scaled_dot_product", "attend_documents", "attend_spans", "flash_attn", "flash_attention", "varlen_attn")
+ATTENTION = ("scaled_dot_product", "attend_documents", "attend_segments", "flash_attn", "flash_attention", "varlen_attn")
 SHAPES = 64  # compilations of one function that torch allows before it gives up; a growing context needs one for each length
 
 
@@ -92,11 +92,11 @@ def compile_block(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     fast = torch.compile(forward, dynamic=False, fullgraph=True)
 
-    def call(x_BTD: Tensor, rotation: Rotation, sight: Sight, past: None = None) -> Tensor:
-        for tensor in (sight.borders, *(sight.spans or ())):
+    def call(x_BTD: Tensor, rotation: Rotation, mask: AttentionMask, cache: None = None) -> Tensor:
+        for tensor in (mask.cu_seqlens, *(mask.shard or ())):
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return fast(x_BTD, rotation, sight, past)
+        return fast(x_BTD, rotation, mask, cache)
 
     return call
 

@@ -24,12 +24,12 @@ from lit_long.model.attention import describe, use
 from lit_long.pretrained.external import External, open_external
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training.adapter import save_adapted, trained_part
-from lit_long.training.bad_updates import Judge
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts, machine
 from lit_long.training.context import check_compiled
 from lit_long.training.faults import Stopped, StopRequest, Watchdog
 from lit_long.training.module import LongContextModule, computed_in
 from lit_long.training.resume import OneFile, Writer, newest_checkpoint
+from lit_long.training.spike_guard import SpikeGuard
 from lit_long.training.strategy import MeshStrategy
 
 
@@ -79,7 +79,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         checkpointing=config.trainer.checkpointing,
         compiled=config.trainer.compile,
         accumulate=config.trainer.accumulate,
-        judge=Judge(config.trainer.bad_update, config.trainer.spike),
+        spike_guard=SpikeGuard(config.trainer.on_bad_step, config.trainer.spike),
     )
     checkpoints, writer = folder / "checkpoints", Writer(writes_in_background(config.trainer))
     every = -(-updates // config.validation.times) if config.validation.times else 0
@@ -200,7 +200,7 @@ def summary(
         "mfu_causal": steps[-1].get("perf/mfu_causal"),
         "peak_memory_gib": steps[-1].get("perf/peak_memory_gib"),
         "seconds": seconds,
-        "skipped_updates": module.judge.skipped,
+        "skipped_updates": module.spike_guard.skipped,
         "precision": config.trainer.precision,
         "machine": machine(module.device),
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},

@@ -44,7 +44,7 @@ def block_plan() -> dict[str, styles.ParallelStyle]:
     added here before they go between the ranks, in one all-reduce instead of three.
     """
     columns, rows, x = styles.ColwiseParallel(), styles.RowwiseParallel(), (Replicate(),)
-    beside = (None, None, None)  # rotation, sight and past are as they are
+    beside = (None, None, None)  # rotation, mask and cache are as they are
     return {
         "self_attn": styles.PrepareModuleInput(input_layouts=x + beside, desired_input_layouts=x + beside),
         "self_attn.q_proj": columns,

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from lit_long.config import ModelConfig
-from lit_long.model.attention import PLAIN
+from lit_long.model.attention import CAUSAL
 from lit_long.model.llama import Attention
 from lit_long.positions import build
 from lit_long.positions.rotary import apply_rotary
@@ -62,7 +62,7 @@ def test_rotation(name, dtype, backward):
 
     def whole_layer():
         with torch.set_grad_enabled(backward):
-            finish(layer(x, rotation, PLAIN))
+            finish(layer(x, rotation, CAUSAL))
 
     def ours():
         finish(apply_rotary(q, rotation.cos_q, rotation.sin_q), apply_rotary(k, rotation.cos_k, rotation.sin_k))

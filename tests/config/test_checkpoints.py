@@ -30,7 +30,7 @@ def test_milestones_are_shares_or_tokens():
     [
         ({"milestones": [0.5, 10_001]}, r"base: trainer.milestones\[1\]=10001: .* up to the stage's 10,000"),
         ({"checkpoint_async": "allways"}, "trainer.checkpoint_async=allways: .*did you mean 'always'"),
-        ({"bad_update": "skp"}, "trainer.bad_update=skp: .*did you mean 'skip'"),
+        ({"on_bad_step": "skp"}, "trainer.on_bad_step=skp: .*did you mean 'skip'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trainer, message):

@@ -74,7 +74,7 @@ def test_a_packed_model_has_the_same_logits(dtype, rows, tied):
     pack(packed, rows)
     if dtype == torch.bfloat16 and not can_pack(plain.embed_tokens.weight):
         pytest.skip("this CPU does not compute bf16, so nothing is packed")
-    assert packed.layers[0].mlp.together is not None, "this CPU cannot pack"
+    assert packed.layers[0].mlp.fused_proj is not None, "this CPU cannot pack"
     row = prompts(33)[0]
     expected, found = full_logits(plain, row), full_logits(packed, row)
     largest = float(expected.abs().max())
@@ -112,7 +112,7 @@ def test_rows_of_equal_length_need_no_mask():
     for lengths, masked in (((9, 9), False), ((9, 8), True)):
         sequences = Sequences(model, prompts(*lengths), 4)
         sequences.read()
-        assert (sequences.cache.mask is not None) is masked
+        assert (sequences.cache.padding_mask is not None) is masked
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 70, 4096])
@@ -130,9 +130,9 @@ def test_the_last_layer_computes_what_comes_next_only():
         sequences = Sequences(model, prompts(*lengths), 4)
         sequences.read()
         tokens = torch.zeros(2, 9, dtype=torch.int64)
-        pasts = sequences.cache.prompts([0, 1])
+        caches = sequences.cache.prefill([0, 1])
         with torch.inference_mode():
-            hidden = model.through_layers(tokens, sequences.tables.first([9, 9]), pasts=pasts)
+            hidden = model.through_layers(tokens, sequences.tables.first([9, 9]), caches=caches)
         assert hidden.shape == (2, outputs, 64)
 
 

@@ -10,7 +10,7 @@ import torch
 from lit_long.batch import PADDING, Batch
 from lit_long.config import UserError
 from lit_long.model import flash
-from lit_long.model.attention import KERNELS, Sight, attention, choose, describe, document_borders, use
+from lit_long.model.attention import KERNELS, AttentionMask, attention, choose, describe, document_cu_seqlens, use
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 IDS = torch.tensor([[0] * 21 + [1] * 1 + [2] * 15, [3] * 30 + [PADDING] * 7])  # odd lengths, one of 1, padding
@@ -36,9 +36,9 @@ def by_hand(q, k, v, ids):
 def check(kernel, heads, shared, masked, dtype, device=CPU):
     q, k, v, weight = inputs(heads, shared, dtype, device)
     ids = IDS.to(device) if masked else None
-    borders = document_borders(Batch(ids, ids, ids, ids, True)) if masked else None
+    cu_seqlens = document_cu_seqlens(Batch(ids, ids, ids, ids, True)) if masked else None
     expected = by_hand(q, k, v, ids)
-    found = attention(q, k, v, Sight(borders, kernel))
+    found = attention(q, k, v, AttentionMask(cu_seqlens, kernel))
     assert found.dtype == dtype
     ours, truth = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (found, expected.to(weight.dtype)))
     limit = 1e-5 if dtype == torch.float32 else 2e-2
@@ -75,8 +75,8 @@ def test_documents_shorter_and_longer_than_where_the_kernels_change(lengths):
     q, k, v, weight = (torch.randn(1, h, 600, 32, generator=generator).bfloat16().requires_grad_() for h in (4, 2, 2, 4))
     allowed = (ids[:, None, :, None] == ids[:, None, None, :]) & torch.ones(600, 600, dtype=torch.bool).tril()
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    borders = document_borders(Batch(ids, ids, ids, ids, True))
-    outs = [attention(q, k, v, Sight(borders))] + [
+    cu_seqlens = document_cu_seqlens(Batch(ids, ids, ids, ids, True))
+    outs = [attention(q, k, v, AttentionMask(cu_seqlens))] + [
         torch.nn.functional.scaled_dot_product_attention(*x, attn_mask=allowed, enable_gqa=True) for x in ((q, k, v), exact)
     ]
     found, torchs, truth = (
@@ -90,8 +90,8 @@ def test_documents_shorter_and_longer_than_where_the_kernels_change(lengths):
 def test_the_operation_keeps_torchs_rules(dtype):
     """torch's own check of custom operations: schema, shapes without data, gradients under tracing, changing sizes."""
     q, k, v, _ = inputs(4, 2, dtype)
-    borders = document_borders(Batch(IDS, IDS, IDS, IDS, True))
-    torch.library.opcheck(torch.ops.lit_long.attend_documents, (q, k, v, borders))
+    cu_seqlens = document_cu_seqlens(Batch(IDS, IDS, IDS, IDS, True))
+    torch.library.opcheck(torch.ops.lit_long.attend_documents, (q, k, v, cu_seqlens))
 
 
 def test_a_gpu_gets_the_fastest_that_is_there(monkeypatch):

@@ -1,4 +1,4 @@
-"""The model against transformers' LlamaForCausalLM, and document borders by perturbation."""
+"""The model against transformers' LlamaForCausalLM, and document boundaries by perturbation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_long.batch import NO_LOSS, PADDING, Batch
 from lit_long.config import ModelConfig, UserError
-from lit_long.model.attention import Sight, attention, document_borders
+from lit_long.model.attention import AttentionMask, attention, document_cu_seqlens
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, parameters
 from lit_long.positions import build
@@ -98,7 +98,7 @@ def test_right_padding_changes_nothing_before_it():
     model = small()
     tokens = torch.randint(97, (1, 32))
     padded = batch_of(tokens, [0] * 20 + [PADDING] * 12, mask_documents=True)
-    assert document_borders(padded) is None
+    assert document_cu_seqlens(padded) is None
     torch.testing.assert_close(model.logits(padded)[:, :20], model.logits(batch_of(tokens[:, :20])), atol=1e-6, rtol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_documents_match_dense_attention_under_the_full_mask():
     q, k, v = (torch.randn(4, heads, 12, 8, requires_grad=True) for heads in (4, 2, 2))
     mask = ((ids[:, :, None] == ids[:, None, :]) & torch.ones(12, 12).tril().bool())[:, None]
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    found = attention(q, k, v, Sight(document_borders(batch)))
+    found = attention(q, k, v, AttentionMask(document_cu_seqlens(batch)))
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
     for ours, theirs in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)), strict=True):

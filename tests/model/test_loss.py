@@ -217,8 +217,8 @@ def on_ranks(ranks, hidden, weight, targets, chunk, weights=None):
         part.rows = lambda _: rows
         with Watch() as watch:
             nats, _ = summed_nats(own, targets, weight, chunk, weights, part)
-            slopes = torch.autograd.grad(nats * 0.3, (own, rows))
-        return nats.detach(), *slopes, watch.largest
+            gradients = torch.autograd.grad(nats * 0.3, (own, rows))
+        return nats.detach(), *gradients, watch.largest
 
     with ThreadPoolExecutor(ranks) as pool:
         return list(pool.map(one, range(ranks)))
@@ -232,12 +232,12 @@ def test_words_on_several_ranks_are_torchs(ranks, chunk, scale, weighted):
     hidden = (hidden.detach() * scale).requires_grad_()
     weights = torch.rand(3, 20) if weighted else None
     expected = (plain(hidden, weight, targets, "none") * (weights.flatten() if weighted else 1.0)).sum()
-    hidden_slope, weight_slope = torch.autograd.grad(expected * 0.3, (hidden, weight))
+    hidden_gradient, weight_gradient = torch.autograd.grad(expected * 0.3, (hidden, weight))
     found = on_ranks(ranks, hidden, weight, targets, chunk, weights)
-    for nats, slope, _, _ in found:
+    for nats, gradient, _, _ in found:
         torch.testing.assert_close(nats, expected.detach())
-        torch.testing.assert_close(slope, hidden_slope, atol=1e-5 * scale, rtol=1e-5)
-    torch.testing.assert_close(torch.cat([rows for _, _, rows, _ in found]), weight_slope, atol=1e-5 * scale, rtol=1e-5)
+        torch.testing.assert_close(gradient, hidden_gradient, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([rows for _, _, rows, _ in found]), weight_gradient, atol=1e-5 * scale, rtol=1e-5)
 
 
 def test_no_rank_makes_the_logits_of_all_words():

@@ -23,7 +23,7 @@ COMMANDS = (
     *("experiment=position_ablation", "experiment=position_ablation scale=paper", "experiment=curriculum", "experiment=data_mix"),
     *("experiment=scaling_law", "experiment=giraffe", "experiment=base_frequency", "experiment=document_masking"),
     *("experiment=instruct_ablation", "experiment=together_32k", "base=train grid.seed=[0,1]"),
-    "trainer.bad_update=skip trainer.spike=3 data.packing=best_fit",
+    "trainer.on_bad_step=skip trainer.spike=3 data.packing=best_fit",
     "evaluation.tasks=[needle] evaluation.task_samples=4",
 )
 

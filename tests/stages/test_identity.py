@@ -79,7 +79,7 @@ def test_what_counts():
     stages = [
         stage(),
         stage(seed=1),
-        *(stage(trainer=TrainerConfig(bad_update="skip", spike=spike)) for spike in (0.0, 2.0)),
+        *(stage(trainer=TrainerConfig(on_bad_step="skip", spike=spike)) for spike in (0.0, 2.0)),
         stage(trainer=TrainerConfig(precision="bf16-true")),
         *(stage(adapter=AdapterConfig(rank=4, targets=targets)) for targets in (["q_proj"], [])),
         *(stage(data=DataConfig(packing=packing, mask_documents=False)) for packing in ("concat", "best_fit")),

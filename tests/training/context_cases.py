@@ -27,7 +27,7 @@ ROPE = {"scheme": "rope", "base": 10_000.0}
 DOCUMENTS = torch.tensor(
     [
         [0] * 48,
-        [0] * 12 + [1] * 12 + [2] * 24,  # borders at the cuts
+        [0] * 12 + [1] * 12 + [2] * 24,  # boundaries at the cuts
         [0] * 5 + [1] * 20 + [2] * 16 + [PADDING] * 7,
         [0] * 30 + [1] + [2] * 17,
     ]

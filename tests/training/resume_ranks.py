@@ -169,12 +169,12 @@ def not_finite(out: Path, store: Path, ranks: int) -> None:
     position = {"scheme": "tests.training.broken:Broken", "base": 10_000.0}
     for way in ("stop", "skip"):
         broken.at = 3 if dist.get_rank() == ranks - 1 else 0
-        message, error = run(out.with_name(f"{out.name} {way}"), store, ranks, stop, position, bad_update=way)
+        message, error = run(out.with_name(f"{out.name} {way}"), store, ranks, stop, position, on_bad_step=way)
         if way == "stop":
             expect(message.partition(",")[0], "update 3: the loss is nan and the norm of the gradient nan. It was not applied")
             expect(isinstance(error, UserError), True)
             expect(saved(out.with_name(f"{out.name} {way}")), ["step-00000002.ckpt"])
-    expect(run(out.with_name(f"{out.name} skip"), store, ranks, position=position, bad_update="skip")[0], "")
+    expect(run(out.with_name(f"{out.name} skip"), store, ranks, position=position, on_bad_step="skip")[0], "")
 
 
 def goes_on(out: Path, store: Path, ranks: int) -> None:

@@ -132,7 +132,7 @@ def attention_and_gathers(way):
     with Watch():
         nats, _ = parallelize(model, None, way)(batch._replace(part=Part(0, 1, batch.document_ids, gather)))
         nats.backward()
-    return sum("attend_spans.default" in call for call in calls), calls.count("gather"), model.embed_tokens.weight.grad
+    return sum("attend_segments.default" in call for call in calls), calls.count("gather"), model.embed_tokens.weight.grad
 
 
 def test_selective_checkpointing_computes_attention_once_and_gathers_again():
@@ -152,7 +152,7 @@ def test_sequences_that_cannot_be_cut_are_refused():
         check_divisible(100, 4)
 
 
-def test_compiling_where_no_kernel_knows_spans_is_refused(monkeypatch):
+def test_compiling_where_no_kernel_knows_segments_is_refused(monkeypatch):
     """The choice itself, for hardware that is not here."""
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))

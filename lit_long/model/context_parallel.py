@@ -1,17 +1,17 @@
 """Attention when C ranks share every sequence (context parallelism): a rank's queries are a part of a sequence, the keys are all of it.
 
 A sequence of S tokens is cut into 2C chunks of c = S / 2C. Rank r holds two of them: the r-th from the front, whose queries see little, and the r-th from
-the end, whose queries see much. Without document borders every rank then computes the same number of scores,
+the end, whose queries see much. Without document boundaries every rank then computes the same number of scores,
 
     r·c² + c(c+1)/2  +  (2C−1−r)·c² + c(c+1)/2  =  (2C−1)·c² + c(c+1).
 
-Document borders take some of these scores away, not from all ranks alike (`scores` counts them): none computes more, and all wait for the one that computes
+Document boundaries take some of these scores away, not from all ranks alike (`scores` counts them): none computes more, and all wait for the one that computes
 most.
 
-What a rank's queries see is a table of spans. A span is the part of a document that lies in one of the chunks: its queries see all of the document's keys
-before them, and their own causally. Only the first span of a chunk has keys before its own chunk.
+What a rank's queries see is a table of segments. A segment is the part of a document that lies in one of the chunks: its queries see all of the document's keys
+before them, and their own causally. Only the first segment of a chunk has keys before its own chunk.
 
-Shapes as in attention.py, with T = S / C tokens of each sequence here; N spans, M keys that they see, one after the other.
+Shapes as in attention.py, with T = S / C tokens of each sequence here; N segments, M keys that they see, one after the other.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from torch.nn.attention.bias import causal_lower_right
 from lit_long.model import flash, short
 from lit_long.model.documents import backward_kernel, empty, forward_kernel, gathered, keep, shared
 
-PACKED = ("flash", "varlen")  # kernels that take the keys of all spans one after the other
+PACKED = ("flash", "varlen")  # kernels that take the keys of all segments one after the other
 
 
-class Spans(NamedTuple):
-    """What the queries of one rank see.
+class ContextShard(NamedTuple):
+    """This rank's queries and the keys that they see.
 
-    table      int64 [N, 5]: the row, its first query (of T) and first key (of S), the number of keys before the queries' own, and of queries
-    borders_q  int32 [N + 1]: where the queries of each span begin in the B·T, and B·T   (these three for `PACKED` kernels only)
-    borders_k  int32 [N + 1]: where the keys of each span begin in the M, and M
-    keys       int64 [M]: the keys of each span, of the B·S
+    table         int64 [N, 5]: the row, its first query (of T) and first key (of S), the number of keys before the queries' own, and of queries
+    cu_seqlens_q  int32 [N + 1]: where the queries of each segment begin in the B·T, and B·T   (these three for `PACKED` kernels only)
+    cu_seqlens_k  int32 [N + 1]: where the keys of each segment begin in the M, and M
+    keys          int64 [M]: the keys of each segment, of the B·S
     """
 
     table: Tensor
-    borders_q: Tensor | None = None
-    borders_k: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
     keys: Tensor | None = None
 
 
@@ -55,8 +55,8 @@ def natural_order(ranks: int) -> list[int]:
     return [2 * chunk if chunk < ranks else 2 * (2 * ranks - 1 - chunk) + 1 for chunk in range(2 * ranks)]
 
 
-def spans_of(starts_BS: Tensor, rank: int, ranks: int, packed: bool) -> Spans:
-    """The spans of a rank, row after row, from the tokens (bool) that begin a document; every row's first does.
+def context_shard(starts_BS: Tensor, rank: int, ranks: int, packed: bool) -> ContextShard:
+    """The segments of a rank, row after row, from the tokens (bool) that begin a document; every row's first does.
 
     Args:
         packed: whether the kernel is one of `PACKED`.
@@ -74,37 +74,37 @@ def spans_of(starts_BS: Tensor, rank: int, ranks: int, packed: bool) -> Spans:
     earlier_N = own_T[query_N] - key_N
     table_N5 = torch.stack((row_N, query_N, key_N, earlier_N, tokens_N), dim=1)
     if not packed:
-        return Spans(table_N5)
-    borders_q = F.pad(at_N, (0, 1), value=B * T)
-    borders_k = F.pad((earlier_N + tokens_N).cumsum(0), (1, 0))
-    shift_M = torch.repeat_interleave(row_N * S + key_N - borders_k[:-1], earlier_N + tokens_N)
+        return ContextShard(table_N5)
+    cu_seqlens_q = F.pad(at_N, (0, 1), value=B * T)
+    cu_seqlens_k = F.pad((earlier_N + tokens_N).cumsum(0), (1, 0))
+    shift_M = torch.repeat_interleave(row_N * S + key_N - cu_seqlens_k[:-1], earlier_N + tokens_N)
     keys_M = torch.arange(len(shift_M), device=shift_M.device) + shift_M
-    return Spans(table_N5, borders_q.to(torch.int32), borders_k.to(torch.int32), keys_M)
+    return ContextShard(table_N5, cu_seqlens_q.to(torch.int32), cu_seqlens_k.to(torch.int32), keys_M)
 
 
-def scores(spans: Spans) -> int:
+def scores(shard: ContextShard) -> int:
     """Scores that a rank computes in one head: pairs of a query and a key that it sees."""
-    *_, earlier_N, tokens_N = spans.table.unbind(1)
+    *_, earlier_N, tokens_N = shard.table.unbind(1)
     return int((earlier_N * tokens_N + tokens_N * (tokens_N + 1) // 2).sum())
 
 
-def attend_part(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, spans: Spans, kernel: str) -> Tensor:
+def attend_shard(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard, kernel: str) -> Tensor:
     """Causal attention within documents of this rank's queries to the whole sequences' keys: [B, H, T, K]."""
     if kernel in PACKED:
         B, _, T, _ = q_BHTK.shape
-        k_MGK, v_MGK = (flash.rowless(x).index_select(0, spans.keys) for x in (k_BGSK, v_BGSK))
+        k_MGK, v_MGK = (flash.rowless(x).index_select(0, shard.keys) for x in (k_BGSK, v_BGSK))
         longest = T // 2, k_BGSK.shape[2]
-        out = flash.packed(kernel, flash.rowless(q_BHTK), k_MGK, v_MGK, (spans.borders_q, spans.borders_k), longest)
+        out = flash.packed(kernel, flash.rowless(q_BHTK), k_MGK, v_MGK, (shard.cu_seqlens_q, shard.cu_seqlens_k), longest)
         return out.unflatten(0, (B, T)).transpose(1, 2)
     if q_BHTK.is_cpu:
-        return attend_spans(q_BHTK, k_BGSK, v_BGSK, spans.table)[0]
-    return span_by_span(q_BHTK, k_BGSK, v_BGSK, spans)
+        return attend_segments(q_BHTK, k_BGSK, v_BGSK, shard.table)[0]
+    return segment_by_segment(q_BHTK, k_BGSK, v_BGSK, shard)
 
 
-def span_by_span(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, spans: Spans) -> Tensor:
-    """Where no kernel knows spans (fp32 on a GPU): one after the other, by SDPA with a diagonal that ends in the lower right corner."""
+def segment_by_segment(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard) -> Tensor:
+    """Where no kernel knows segments (fp32 on a GPU): one after the other, by SDPA with a diagonal that ends in the lower right corner."""
     outputs = []
-    for row, query, key, earlier, tokens in spans.table.tolist():
+    for row, query, key, earlier, tokens in shard.table.tolist():
         q = q_BHTK[row : row + 1, :, query : query + tokens]
         k, v = (shared(x[row : row + 1, :, key : key + earlier + tokens], q) for x in (k_BGSK, v_BGSK))
         bias = causal_lower_right(tokens, earlier + tokens)
@@ -112,11 +112,11 @@ def span_by_span(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, spans: Spans) -
     return torch.cat(outputs).unflatten(0, (q_BHTK.shape[0], q_BHTK.shape[2])).transpose(1, 2)
 
 
-@torch.library.custom_op("lit_long::attend_spans", mutates_args=(), device_types="cpu")
-def attend_spans(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("lit_long::attend_segments", mutates_args=(), device_types="cpu")
+def attend_segments(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tensor) -> tuple[Tensor, Tensor]:
     """The same on a CPU as one operation (documents.py says why one): outputs [B, H, T, K], and the logarithms of the softmax's sums [H, B·T].
 
-    No mask is made: torch's flash kernel computes a span's own keys causally and those before them in full, and the two are joined by their sums.
+    No mask is made: torch's flash kernel computes a segment's own keys causally and those before them in full, and the two are joined by their sums.
     """
     out_BHTK, sums_HN = empty(q_BHTK)
     sums_BHT = by_rows(sums_HN, q_BHTK)
@@ -134,56 +134,56 @@ def attend_spans(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tenso
     return out_BHTK, sums_HN
 
 
-@attend_spans.register_fake
+@attend_segments.register_fake
 def _(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tensor) -> tuple[Tensor, Tensor]:
     return empty(q_BHTK)
 
 
-@torch.library.custom_op("lit_long::attend_spans_backward", mutates_args=(), device_types="cpu")
-def attend_spans_backward(
-    slope_BHTK: Tensor, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, table_N5: Tensor
+@torch.library.custom_op("lit_long::attend_segments_backward", mutates_args=(), device_types="cpu")
+def attend_segments_backward(
+    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, table_N5: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; those of k and v are summed over spans in fp32."""
-    q_slope, sums_BHT, heads = empty(q_BHTK)[0], by_rows(sums_HN, q_BHTK), k_BGSK.shape[1]
-    k_slope, v_slope = (empty(x)[0].zero_().float() for x in (k_BGSK, v_BGSK))
+    """Gradients of q, k and v; those of k and v are summed over segments in fp32."""
+    q_gradient, sums_BHT, heads = empty(q_BHTK)[0], by_rows(sums_HN, q_BHTK), k_BGSK.shape[1]
+    k_gradient, v_gradient = (empty(x)[0].zero_().float() for x in (k_BGSK, v_BGSK))
     for row, query, key, earlier, tokens in table_N5.tolist():
         at = (slice(row, row + 1), slice(None), slice(query, query + tokens))
         own, before = key_places(row, key, earlier, tokens)
-        slope, q, k, v, out, sums = slope_BHTK[at], q_BHTK[at], k_BGSK[own], v_BGSK[own], out_BHTK[at], sums_BHT[at]
+        gradient, q, k, v, out, sums = gradient_BHTK[at], q_BHTK[at], k_BGSK[own], v_BGSK[own], out_BHTK[at], sums_BHT[at]
         if not earlier and short.pays(q):
-            q_found, k_found, v_found = short.backward(slope, q, k, v)
+            q_found, k_found, v_found = short.backward(gradient, q, k, v)
         else:
-            q_found, *others = backward_kernel(slope, q, shared(k, q), shared(v, q), out, sums, 0.0, True)
+            q_found, *others = backward_kernel(gradient, q, shared(k, q), shared(v, q), out, sums, 0.0, True)
             k_found, v_found = (gathered(x, heads) for x in others)
-        k_slope[own] += k_found
-        v_slope[own] += v_found
+        k_gradient[own] += k_found
+        v_gradient[own] += v_found
         if earlier:
-            together = (by_shared_keys(x, heads) for x in (slope, q, out, sums))
-            slope_G, q_G, out_G, sums_G = together
-            more, k_found, v_found = backward_kernel(slope_G, q_G, k_BGSK[before], v_BGSK[before], out_G, sums_G, 0.0, False)
+            together = (by_shared_keys(x, heads) for x in (gradient, q, out, sums))
+            gradient_G, q_G, out_G, sums_G = together
+            more, k_found, v_found = backward_kernel(gradient_G, q_G, k_BGSK[before], v_BGSK[before], out_G, sums_G, 0.0, False)
             q_found = q_found.float() + more.reshape(q.shape)
-            k_slope[before] += k_found
-            v_slope[before] += v_found
-        q_slope[at] = q_found
-    return q_slope, k_slope.to(k_BGSK.dtype), v_slope.to(v_BGSK.dtype)
+            k_gradient[before] += k_found
+            v_gradient[before] += v_found
+        q_gradient[at] = q_found
+    return q_gradient, k_gradient.to(k_BGSK.dtype), v_gradient.to(v_BGSK.dtype)
 
 
-@attend_spans_backward.register_fake
+@attend_segments_backward.register_fake
 def _(
-    slope_BHTK: Tensor, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, table_N5: Tensor
+    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, table_N5: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty(q_BHTK)[0], empty(k_BGSK)[0], empty(v_BGSK)[0]
 
 
-def back(ctx: Any, slope_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *attend_spans_backward(slope_BHTK, *ctx.saved_tensors), None
+def back(ctx: Any, gradient_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *attend_segments_backward(gradient_BHTK, *ctx.saved_tensors), None
 
 
-attend_spans.register_autograd(back, setup_context=keep)
+attend_segments.register_autograd(back, setup_context=keep)
 
 
 def key_places(row: int, key: int, earlier: int, tokens: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a span's own keys are in [B, G, S, K], and where those before them."""
+    """Where a segment's own keys are in [B, G, S, K], and where those before them."""
     own = key + earlier
     return (slice(row, row + 1), slice(None), slice(own, own + tokens)), (slice(row, row + 1), slice(None), slice(key, own))
 

@@ -11,7 +11,16 @@ from lit_long.batch import PADDING
 from lit_long.config import UserError
 from lit_long.model import flash
 from lit_long.model.attention import KERNELS, choose, document_starts, use
-from lit_long.model.spans import PACKED, attend_part, attend_spans, natural_order, own_tokens, scores, span_by_span, spans_of
+from lit_long.model.context_parallel import (
+    PACKED,
+    attend_segments,
+    attend_shard,
+    context_shard,
+    natural_order,
+    own_tokens,
+    scores,
+    segment_by_segment,
+)
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6))  # ranks, tokens of a chunk
 
@@ -52,22 +61,22 @@ def test_every_token_has_one_rank_and_finds_its_place_again(shape):
 
 
 @given(SHAPES)
-def test_without_borders_all_ranks_compute_the_same_number_of_scores(shape):
+def test_without_boundaries_all_ranks_compute_the_same_number_of_scores(shape):
     ranks, c = shape
     whole = torch.zeros(1, 2 * ranks * c, dtype=torch.bool)
     whole[:, 0] = True
-    found = {scores(spans_of(whole, rank, ranks, False)) for rank in range(ranks)}
+    found = {scores(context_shard(whole, rank, ranks, False)) for rank in range(ranks)}
     assert found == {(2 * ranks - 1) * c**2 + c * (c + 1)}
 
 
 @given(documents())
-def test_borders_only_take_scores_away(drawn):
-    """Each rank has exactly the scores that the mask has for its tokens, and never more than without borders."""
+def test_boundaries_only_take_scores_away(drawn):
+    """Each rank has exactly the scores that the mask has for its tokens, and never more than without boundaries."""
     ids, ranks = drawn
     B, S = ids.shape
     c = S // (2 * ranks)
     for rank in range(ranks):
-        found = scores(spans_of(starts_of(ids), rank, ranks, False))
+        found = scores(context_shard(starts_of(ids), rank, ranks, False))
         mask = allowed(ids) if document_starts(ids, True) is not None else allowed(torch.zeros_like(ids))
         assert found == mask[:, own_tokens(rank, ranks, S)].sum() <= B * ((2 * ranks - 1) * c**2 + c * (c + 1))
 
@@ -75,19 +84,19 @@ def test_borders_only_take_scores_away(drawn):
 @settings(max_examples=200)
 @given(documents())
 def test_spans_are_what_an_obvious_mask_says(drawn):
-    """From the table, and from borders and keys as a GPU's kernels read them: the lower right corner is the last query's last key."""
+    """From the table, and from cu_seqlens and keys as a GPU's kernels read them: the lower right corner is the last query's last key."""
     ids, ranks = drawn
     B, S = ids.shape
     truth = allowed(ids) if document_starts(ids, True) is not None else allowed(torch.zeros_like(ids))
     for rank in range(ranks):
-        spans, T = spans_of(starts_of(ids), rank, ranks, True), S // ranks
+        shard, T = context_shard(starts_of(ids), rank, ranks, True), S // ranks
         from_table, from_packed = torch.zeros(B, T, S, dtype=torch.int), torch.zeros(B * T, B * S, dtype=torch.int)
-        for row, query, key, earlier, tokens in spans.table.tolist():
+        for row, query, key, earlier, tokens in shard.table.tolist():
             for n in range(tokens):
                 from_table[row, query + n, key : key + earlier + n + 1] += 1
-        for (start, stop), (first, last) in zip(pairs(spans.borders_q), pairs(spans.borders_k), strict=True):
+        for (start, stop), (first, last) in zip(pairs(shard.cu_seqlens_q), pairs(shard.cu_seqlens_k), strict=True):
             for query in range(start, stop):
-                from_packed[query, spans.keys[first : last - (stop - 1 - query)]] += 1
+                from_packed[query, shard.keys[first : last - (stop - 1 - query)]] += 1
         expected = truth[:, own_tokens(rank, ranks, S)].int()
         across = from_packed.view(B, T, B, S)
         assert torch.equal(from_table, expected)
@@ -95,8 +104,8 @@ def test_spans_are_what_an_obvious_mask_says(drawn):
         assert from_packed.sum() == expected.sum()  # no row sees another
 
 
-def pairs(borders):
-    return list(zip(borders.tolist()[:-1], borders.tolist()[1:], strict=True))
+def pairs(cu_seqlens):
+    return list(zip(cu_seqlens.tolist()[:-1], cu_seqlens.tolist()[1:], strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- values
@@ -104,7 +113,7 @@ def pairs(borders):
 IDS = torch.tensor(
     [
         [0] * 48,  # one document
-        [0] * 12 + [1] * 12 + [2] * 24,  # borders at the cuts of two and of four ranks
+        [0] * 12 + [1] * 12 + [2] * 24,  # boundaries at the cuts of two and of four ranks
         [0] * 5 + [1] * 20 + [2] * 16 + [PADDING] * 7,
         [0] * 30 + [1] + [2] * 17,
     ]
@@ -131,8 +140,8 @@ def check(ids, ranks, heads, shared, attend, dtype, limit, packed=False, device=
     sums = [torch.zeros_like(x) for x in truth]
     for rank in range(ranks):
         own = own_tokens(rank, ranks, S).to(device)
-        spans = spans_of(starts_of(ids), rank, ranks, packed)
-        out = attend(inputs[0][:, :, own], inputs[1], inputs[2], spans)
+        shard = context_shard(starts_of(ids), rank, ranks, packed)
+        out = attend(inputs[0][:, :, own], inputs[1], inputs[2], shard)
         assert out.dtype == dtype and (out.double() - expected[:, :, own]).norm() <= limit * expected.norm()
         for total, part in zip(sums, torch.autograd.grad((out * whole[3][:, :, own]).sum(), inputs), strict=True):
             total += part
@@ -140,11 +149,11 @@ def check(ids, ranks, heads, shared, attend, dtype, limit, packed=False, device=
         assert (ours - right).norm() <= limit * right.norm()
 
 
-def on_a_cpu(q, k, v, spans):
-    return attend_part(q, k, v, spans, "sdpa")
+def on_a_cpu(q, k, v, shard):
+    return attend_shard(q, k, v, shard, "sdpa")
 
 
-@pytest.mark.parametrize("attend", [on_a_cpu, span_by_span])
+@pytest.mark.parametrize("attend", [on_a_cpu, segment_by_segment])
 @pytest.mark.parametrize(("heads", "shared"), [(4, 4), (6, 2), (4, 1)])
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("ids", [IDS, torch.zeros_like(IDS)], ids=["documents", "whole"])
@@ -152,10 +161,10 @@ def test_attention_of_all_parts_is_that_of_the_whole(ids, ranks, heads, shared, 
     check(ids, ranks, heads, shared, attend, torch.float32, 2e-6)
 
 
-def written_out(q_NHK, k_MGK, v_MGK, borders_q, borders_k, longest_q, longest_k):
+def written_out(q_NHK, k_MGK, v_MGK, cu_seqlens_q, cu_seqlens_k, longest_q, longest_k):
     """What flash_attn_varlen_func and varlen_attn promise, as FlashAttention says it since 2.1: the diagonal ends in the lower right corner."""
     outputs = []
-    for (start, stop), (first, last) in zip(pairs(borders_q), pairs(borders_k), strict=True):
+    for (start, stop), (first, last) in zip(pairs(cu_seqlens_q), pairs(cu_seqlens_k), strict=True):
         assert stop - start <= longest_q and last - first <= longest_k
         q, k, v = (x.transpose(0, 1)[None] for x in (q_NHK[start:stop], k_MGK[first:last], v_MGK[first:last]))
         mask = torch.ones(1, stop - start, last - first, dtype=torch.bool).tril(last - first - (stop - start))
@@ -179,7 +188,7 @@ def test_kernels_of_a_gpu_are_given_the_right_pieces(kernel, heads, shared, monk
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(flash, "find", lambda capability: flash.Found("FlashAttention", None, flash_attn))
     monkeypatch.setattr(flash, "varlen_function", lambda: varlen_attn)
-    check(IDS, 2, heads, shared, lambda *x: attend_part(*x, kernel), torch.float32, 2e-6, packed=True)
+    check(IDS, 2, heads, shared, lambda *x: attend_shard(*x, kernel), torch.float32, 2e-6, packed=True)
 
 
 @pytest.mark.gpu
@@ -194,7 +203,7 @@ def test_kernels_on_a_gpu(kernel, heads, shared, dtype):
         except UserError as error:
             pytest.skip(str(error))
     limit = 1e-5 if dtype == torch.float32 else 2e-2
-    check(IDS, 2, heads, shared, lambda *x: attend_part(*x, kernel), dtype, limit, kernel in PACKED, gpu)
+    check(IDS, 2, heads, shared, lambda *x: attend_shard(*x, kernel), dtype, limit, kernel in PACKED, gpu)
 
 
 @pytest.mark.parametrize("lengths", [[2400], [100, 1300, 1000], [513, 87, 600, 1200]], ids=str)
@@ -210,5 +219,5 @@ def test_the_operation_keeps_torchs_rules(dtype):
     generator = torch.Generator().manual_seed(0)
     shapes = ((4, 24, 4, 16), (4, 48, 2, 16), (4, 48, 2, 16))
     q, k, v = (torch.randn(s, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for s in shapes)
-    table = spans_of(starts_of(IDS), 1, 2, False).table
-    torch.library.opcheck(attend_spans, (q, k, v, table))
+    table = context_shard(starts_of(IDS), 1, 2, False).table
+    torch.library.opcheck(attend_segments, (q, k, v, table))

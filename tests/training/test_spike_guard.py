@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lit_long.config import OptimConfig, UserError
-from lit_long.training.bad_updates import ENOUGH, Judge
 from lit_long.training.module import LongContextModule
+from lit_long.training.spike_guard import ENOUGH, SpikeGuard
 from tests.model.test_llama import SMALL, batch_of
 from tests.training import broken
 from tests.training.test_module import Loader, batches
@@ -19,10 +19,10 @@ class Given(Loader):
         self.batches = given
 
 
-def fit(given, updates, **judge):
+def fit(given, updates, **guard):
     """The module after one update on each of the batches; ``updates`` is what the schedule is for."""
     position = {"scheme": "tests.training.broken:Broken"}
-    module = LongContextModule(SMALL, position, OptimConfig(lr=1e-2), updates=updates, judge=Judge(**judge))
+    module = LongContextModule(SMALL, position, OptimConfig(lr=1e-2), updates=updates, spike_guard=SpikeGuard(**guard))
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=len(given), logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -38,7 +38,7 @@ def test_left_out_is_as_if_it_had_never_been():
     skipped, trainer = fit(given, 5, policy="skip")
     broken.at = 0
     never, other = fit(given[:2] + given[3:], 5)
-    assert skipped.judge.skipped == 1 and never.judge.skipped == 0
+    assert skipped.spike_guard.skipped == 1 and never.spike_guard.skipped == 0
     for ours, theirs in zip(skipped.model.parameters(), never.model.parameters(), strict=True):
         assert ours.equal(theirs)
     ours, theirs = (one.optimizers[0].state_dict()["state"] for one in (trainer, other))
@@ -49,7 +49,7 @@ def test_left_out_is_as_if_it_had_never_been():
 
 def test_stops_before_it_is_applied():
     broken.at = 3
-    with pytest.raises(UserError, match=r"update 3: the loss is nan .* trainer.bad_update=skip"):
+    with pytest.raises(UserError, match=r"update 3: the loss is nan .* trainer.on_bad_step=skip"):
         fit(list(batches(5)), 5)
 
 
@@ -60,9 +60,9 @@ def test_a_spike_is_told_from_the_rest():
     broken.at = 0
     given = [known] * (ENOUGH + 8) + [other, known]
     module, _ = fit(given, len(given), policy="skip", spike=3.0)
-    assert module.judge.skipped == 1 and max(module.judge.losses) < 5 and len(module.judge.losses) == ENOUGH + 9
+    assert module.spike_guard.skipped == 1 and max(module.spike_guard.losses) < 5 and len(module.spike_guard.losses) == ENOUGH + 9
     module, _ = fit(given, len(given), policy="skip")
-    assert module.judge.skipped == 0, "without a limit it is no spike"
+    assert module.spike_guard.skipped == 0, "without a limit it is no spike"
     with pytest.raises(
         UserError, match=rf"update {ENOUGH + 9}: the loss is .*more than 3 times the median of the last {ENOUGH + 8}"
     ):
@@ -70,10 +70,10 @@ def test_a_spike_is_told_from_the_rest():
 
 
 def test_what_was_seen_is_kept():
-    judge, resumed = Judge("skip", 2.0), Judge("skip", 2.0)
-    assert not any(judge.leaves_out(1.0, 1.0, update) for update in range(ENOUGH))
-    assert judge.leaves_out(float("inf"), 1.0, ENOUGH)
-    resumed.load_state_dict(judge.state_dict())
-    assert resumed.skipped == 1 and resumed.leaves_out(2.1, 1.0, ENOUGH + 1) and not resumed.leaves_out(1.9, 1.0, ENOUGH + 2)
-    assert not Judge("skip", 2.0).leaves_out(2.1, 1.0, 0), "nothing to compare with yet"
-    assert Judge("skip").leaves_out(1.0, float("nan"), 0), "the gradient counts, too"
+    guard, resumed = SpikeGuard("skip", 2.0), SpikeGuard("skip", 2.0)
+    assert not any(guard.should_skip(1.0, 1.0, update) for update in range(ENOUGH))
+    assert guard.should_skip(float("inf"), 1.0, ENOUGH)
+    resumed.load_state_dict(guard.state_dict())
+    assert resumed.skipped == 1 and resumed.should_skip(2.1, 1.0, ENOUGH + 1) and not resumed.should_skip(1.9, 1.0, ENOUGH + 2)
+    assert not SpikeGuard("skip", 2.0).should_skip(2.1, 1.0, 0), "nothing to compare with yet"
+    assert SpikeGuard("skip").should_skip(1.0, float("nan"), 0), "the gradient counts, too"

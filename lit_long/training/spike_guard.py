@@ -1,6 +1,6 @@
 """Updates that would do harm: a loss or a gradient that is not finite, or a loss far above those before it.
 
-``trainer.bad_update=stop`` ends the stage before such an update is applied; ``skip`` leaves it out: weights, AdamW's moments and the schedule
+``trainer.on_bad_step=stop`` ends the stage before such an update is applied; ``skip`` leaves it out: weights, AdamW's moments and the schedule
 stay as they are, so that the run goes on as if its batch had never been (PaLM, Chowdhery et al. 2022, §5.1, did so by hand). All ranks see
 the same sums, and so decide alike.
 """
@@ -17,8 +17,8 @@ from lit_long.config import UserError
 WINDOW, ENOUGH = 128, 16  # losses that a new one is compared with, and how many of them there must be
 
 
-class Judge:
-    """Tells bad updates, and counts those that were left out.
+class SpikeGuard:
+    """Tells bad updates, and counts those that were skipped.
 
     Args:
         policy: stop or skip.
@@ -30,8 +30,8 @@ class Judge:
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.skipped = 0
 
-    def leaves_out(self, loss: float, norm: float, update: int) -> bool:
-        """Whether to leave out this update.
+    def should_skip(self, loss: float, norm: float, update: int) -> bool:
+        """Whether to skip this update.
 
         Args:
             norm: of the gradient, before clipping.
@@ -48,7 +48,7 @@ class Judge:
             raise UserError(
                 f"update {update + 1}: {problem}. It was not applied, and checkpoints from before it are whole. The same command goes on from "
                 "the newest one, and comes to the same update: change what it needs, such as optim.lr or the data; or set "
-                "trainer.bad_update=skip to leave such updates out"
+                "trainer.on_bad_step=skip to leave such updates out"
             )
         self.skipped += 1
         return True
