@@ -18,6 +18,7 @@ import yaml
 from lit_long.config import ReportConfig, UserError, typed
 
 DONE, ERROR = "DONE", "error.txt"
+ARCHIVE = "archive.json"  # in the folder of a stage that was archived (stages/archive.py)
 
 
 @dataclass
@@ -28,6 +29,10 @@ class Stage:
     folder: Path
     result: dict[str, Any] | None
     users: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def archived(self) -> bool:
+        return (self.folder / ARCHIVE).is_file()
 
     @property
     def why_failed(self) -> str:
