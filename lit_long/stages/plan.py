@@ -203,6 +203,7 @@ def make_plan(layers: Layers) -> Plan:
     shipped: dict[str, str] = {}  # weights that came with lit-long, by the stages that they stand for
     axes = Axes(composer, names, sweep.grid)
     chosen = list(points(sweep.grid, sweep.exclude, str(layers.file), axes.keep))
+    notes = axes.notes()  # refuses an axis that applies nowhere, before variants are named by it
     if not chosen:
         raise UserError(f"{layers.file}: exclude leaves no point of the grid")
     for point in chosen:
@@ -233,7 +234,7 @@ def make_plan(layers: Layers) -> Plan:
         trial.stages = {name: stage.read_from(archives, found) for name, stage in trial.stages.items()}
     order = [stage.read_from(archives, found) for stage in order]
     key = sweep_key(sweep, trials, root)
-    notes = axes.notes() + [seen.note for seen in look.seen.values() if isinstance(seen, External) and seen.note]
+    notes += [seen.note for seen in look.seen.values() if isinstance(seen, External) and seen.note]
     return Plan(sweep, root, trials, order, key, list(look.unseen.values()), shipped, notes + lacking)
 
 
