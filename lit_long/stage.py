@@ -18,7 +18,7 @@ from pathlib import Path
 from lit_long.config import UserError
 from lit_long.files import is_disk_full, write_atomically
 from lit_long.launch.local import processes
-from lit_long.stages.folder import JOB_LOCK, locked, progress_writer, read_stage
+from lit_long.stages.folder import JOB_LOCK, is_archived, locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
 from lit_long.surroundings import forget_ranks
 from lit_long.terminal import run_command
@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
         return DONE if "--help" in words else BAD_INPUT
     folder, started_by_sweep = Path(words[0]).resolve(), len(words) < len(argv)
     quieten()
+    if is_archived(folder):
+        print(f"{folder}: archived, so it is done")
+        return DONE
     try:
         if processes(read_stage(folder)[0]) == 1:
             forget_ranks()

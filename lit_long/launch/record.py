@@ -18,7 +18,7 @@ from lit_long.evaluation.measurement import Measurement, mlflow_metrics
 from lit_long.files import write_atomically
 from lit_long.launch.names import run_name, sweep_name
 from lit_long.report import Report
-from lit_long.stages.folder import read_result
+from lit_long.stages.folder import is_done, read_result
 from lit_long.stages.lineage import MLFLOW_RUN
 from lit_long.stages.plan import Plan, Stage
 from lit_long.tracking import MEMBER, Mirror, NoTracker, Tracker, default_uri, environment_tags, flatten
@@ -87,7 +87,7 @@ class Record:
                 self.measured |= dict.fromkeys(name for name, _ in final)
                 self.page = self.tracker.show(self.plan.key, self.measured)
             if stage.config.kind != "data":
-                data = read_result(stage.store) if stage.store else {}
+                data = read_result(stage.store) if stage.store and is_done(stage.store) else {}
                 self.tracker.dataset(
                     run,
                     "+".join(stage.config.data.sources) or stage.config.data.corpus.name,

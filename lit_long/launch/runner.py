@@ -142,7 +142,7 @@ class Runner:
                 self.record.cached(stage)
                 self.outcome.cached.append(label)
                 by = "by another sweep" if stage.identity in self.elsewhere else "before"
-                self.display.end(stage.identity, f"{label}: done {by}")
+                self.display.end(stage.identity, f"{label}: archived" if stage.archived else f"{label}: done {by}")
             elif lacking := [folder.name for folder in stage.inputs if folder in self.held_up]:
                 self.waiting.remove(stage)
                 self.held_up.add(stage.folder)

@@ -3,7 +3,9 @@
     python -m lit_long.report experiment=position_tiny            its latest sweep
     python -m lit_long.report experiment=position_tiny root=DIR   below another root
     python -m lit_long.report experiment=position_tiny uri=http://HOST:PORT out=DIR   from MLflow alone, into DIR; key=… for an older sweep
-    … keep=FILE.json        also writes what was measured to one small file, for findings
+    … keep=FILE.json        also writes what was measured to one small file, for findings, and archives every finished stage, of an unfinished
+                            sweep too: sweeps that find the archive count it as done. archive=FOLDER (default: experiments/archive) also
+                            without keep; weights that other stages start from up to weights_mb=3 each, archive_mb=60 in all
     python -m lit_long.report findings=experiments/results/claims.yaml results=experiments/results out=docs/findings.md
 
 Writes report.md, report.html, tables.tex, table.csv and figures/ into the sweep's folder and prints the table; with findings=, the page that says
@@ -21,10 +23,12 @@ from lit_long.config import UserError, nearest, project_root
 from lit_long.config.places import check_writable
 from lit_long.report import find_sweep, write_report
 from lit_long.report.findings import write_findings
-from lit_long.report.keep import keep
+from lit_long.report.folder import read_sweep
+from lit_long.report.keep import curves, keep, starting_points
+from lit_long.stages.archive import MB, PLACE, Limits, archive_stages
 from lit_long.terminal import run_command
 
-KEYS = ("experiment", "root", "uri", "out", "key", "keep", "findings", "results")
+KEYS = ("experiment", "root", "uri", "out", "key", "keep", "archive", "weights_mb", "archive_mb", "findings", "results")
 
 
 def main(argv: list[str]) -> int:
@@ -35,16 +39,18 @@ def main(argv: list[str]) -> int:
         options = dict(word.partition("=")[::2] for word in argv)
         if unknown := set(options) - set(KEYS):
             raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), KEYS)}")
-        for key in ("out", "keep"):
+        limits = Limits(megabytes(options, "weights_mb", Limits.weights), megabytes(options, "archive_mb", Limits.archive))
+        for key in ("out", "keep", "archive"):
             if options.get(key):
                 place = Path(options[key]).expanduser()
-                check_writable(place if key == "out" and "findings" not in options else place.parent, key)
+                check_writable(place.parent if key == "keep" or "findings" in options else place, key)
         if "findings" in options:
             return write_page(options)
         folder = folder_of(options)
         report = write_report(folder)
         if "keep" in options:
-            keep(folder, Path(options["keep"]))
+            keep(folder, Path(options["keep"]).expanduser())
+        archived = archive(folder, options, limits) if options.keys() & {"keep", "archive"} else ""
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,7 +59,31 @@ def main(argv: list[str]) -> int:
     console.print(f"report   {report.report_md}", highlight=False, soft_wrap=True)
     if report.failures:
         console.print(report.failures, markup=False, highlight=False, soft_wrap=True)
+    if archived:
+        console.print(archived, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def megabytes(options: dict[str, str], key: str, default: float) -> float:
+    try:
+        if (value := float(options.get(key, default))) >= 0:  # not nan
+            return value
+    except ValueError:
+        pass
+    raise UserError(f"command line: {key}={options[key]}: must be a number of MB, 0 or more")
+
+
+def archive(folder: Path, options: dict[str, str], limits: Limits) -> str:
+    """Archive the finished stages of the sweep in ``folder``; what was done, in lines."""
+    if "uri" in options:
+        if "archive" in options:
+            raise UserError("command line: archive=… needs the stages' folders, which uri=… does not have; leave one out")
+        return ""
+    into, sweep = Path(options.get("archive") or f"experiments/{PLACE}").expanduser(), read_sweep(folder)
+    done = archive_stages(curves(sweep), starting_points(sweep), into, limits)
+    lines = [f"archive  {into}: {len(done.written)} stages added; {done.bytes / MB:.1f} MB in all"]
+    lines += [f"         weights of {name}" for name in done.weights]
+    return "\n".join(lines + [f"         {line}" for line in done.left_out])
 
 
 def write_page(options: dict[str, str]) -> int:

@@ -92,7 +92,7 @@ def findings(claims_file: Path, results: Path) -> str:
         seeds = ", ".join(str(seed) for seed in sorted({seed for run in one["runs"] for seed in run["seeds"]}))
         identities = ", ".join(f"`{run['identity']}`" for run in one["runs"])
         cells = [
-            f"{one['experiment']} `{one['key']}`",
+            f"{one['experiment']} `{one['key']}`{unfinished(one)}",
             one["scale"] or "–",
             one["date"],
             "; ".join(one["machine"]),
@@ -136,8 +136,14 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
     unit = "nats" if claim.metric == PERPLEXITY else ""
     measured = " against ".join(mean(claim, [side[seed] for seed in seeds]) for side in (first, second))
     interval = "–" if difference["low"] is None else f"{difference['low']:+.3f} … {difference['high']:+.3f}"
-    where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "")
+    where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "") + unfinished(kept)
     return [measured, f"{difference['value']:+.3f} {unit}".strip(), interval, str(len(seeds)), verdict(claim, difference), where]
+
+
+def unfinished(kept: dict[str, Any]) -> str:
+    """Said of a sweep that was kept before it was complete."""
+    missing = len(kept.get("unfinished", ()))
+    return f" ({missing} {'stage' if missing == 1 else 'stages'} to go)" if missing else ""
 
 
 def mean(claim: Claim, many: list[float]) -> str:

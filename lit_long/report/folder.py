@@ -19,6 +19,7 @@ from lit_long.config import ReportConfig, UserError, typed
 from lit_long.evaluation.measurement import REQUIRED, Measurement
 
 DONE, ERROR = "DONE", "error.txt"
+ARCHIVE = "archive.json"  # in the folder of a stage that was archived (stages/archive.py)
 
 
 @dataclass
@@ -30,6 +31,10 @@ class Stage:
     result: dict[str, Any] | None
     measurements: list[Measurement] | None = None  # of a finished evaluate stage
     users: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def archived(self) -> bool:
+        return (self.folder / ARCHIVE).is_file()
 
     @property
     def why_failed(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.report.bound import EXPLAINED, bound_table
 from lit_long.report.differences import difference_tables, explained
-from lit_long.report.folder import Stage
+from lit_long.report.folder import Stage, Sweep
 from lit_long.report.headline import headline
 from lit_long.report.laws import law_table
 from lit_long.report.published import published_tables
@@ -270,6 +270,7 @@ def _provenance(results: Results) -> str:
         f"* experiment `{sweep.experiment}`, sweep `{sweep.key}`",
         f"* data digest {', '.join(f'`{digest}`' for digest in digests) or 'unknown (no finished data stage)'}",
         "* every number of this page, unrounded: `table.csv`",
+        *_archived(sweep),
         "* stage folders, each with the config, log and `result.json` of what it ran:",
         "",
     ]
@@ -280,6 +281,15 @@ def _provenance(results: Results) -> str:
         folders = [f"`{stage.folder.name}`" if stage else "—" for stage in stages]
         body.append([display(trial.variant), str(trial.seed), *folders])
     return "\n".join(lines) + "\n" + Table("", ["variant", "seed", *names], body).markdown()
+
+
+def _archived(sweep: Sweep) -> list[str]:
+    """Which stages are from an archive, and which started from weights that were rounded for one."""
+    groups = {
+        "from the archive, where they have no log": [stage for stage in sweep.stages if stage.archived],
+        "started from weights archived in bf16": [s for s in sweep.stages if s.result and s.result.get("parent_weights")],
+    }
+    return [f"* {title}: {', '.join(map(sweep.label, stages))}" for title, stages in groups.items() if stages]
 
 
 def _spread(values: Iterable[Any], show: Any) -> str:

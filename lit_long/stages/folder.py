@@ -8,6 +8,8 @@ error.txt       why it failed, if it did
 log.txt         everything its processes printed
 job.json        the job of a cluster that runs it, while one does (launch/job.py)
 DONE            written last; a stage with it never runs again
+
+The folder of an archived stage (archive.py) has archive.json too; nothing is written into it.
 """
 
 from __future__ import annotations
@@ -22,16 +24,22 @@ from typing import IO, Any
 
 import yaml
 
-from lit_long.config import StageConfig, UserError, typed
+from lit_long.config import StageConfig, UserError, project_root, typed
 from lit_long.config.text import read_node
 from lit_long.files import write_atomically
 
 PROGRESS_SECONDS = 0.25
+DONE, ARCHIVE = "DONE", "archive.json"
 JOB_LOCK = "job.lock"  # held by a job that runs the stage far from the sweep, which holds "lock"
 
 
 def is_done(folder: Path) -> bool:
-    return (folder / "DONE").is_file()
+    return (folder / DONE).is_file()
+
+
+def is_archived(folder: Path) -> bool:
+    """Whether the folder is the archive of a stage, and not where it ran."""
+    return (folder / ARCHIVE).is_file()
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -44,8 +52,14 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def write_stage(folder: Path, identity: str, settings: dict[str, Any], store: Path | None, parent: Path | None) -> None:
-    """``stage.yaml``: all that `python -m lit_long.stage FOLDER` needs. Inputs are kept as sibling names: runs/ can be moved."""
-    inputs = {"store": store.name if store else None, "parent": parent.name if parent else None}
+    """``stage.yaml``: all that `python -m lit_long.stage FOLDER` needs. Inputs are kept as sibling names: runs/ can be moved.
+
+    An archived one is named by its path, for it lies elsewhere.
+    """
+    inputs = {
+        key: (str(path) if is_archived(path) else path.name) if path else None
+        for key, path in (("store", store), ("parent", parent))
+    }
     content = {"identity": identity, "inputs": inputs, "settings": settings}
     write_atomically(folder / "stage.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -56,6 +70,8 @@ def read_stage(folder: Path) -> tuple[StageConfig, Path | None, Path | None]:
     try:
         content = read_node(file.read_text(encoding="utf-8"), Any)  # one of an earlier version has settings by their old names
         inputs = {key: folder.parent / name if name else None for key, name in content["inputs"].items()}
+        if is_archived(folder) and inputs["store"]:  # no archive holds the data themselves
+            inputs["store"] = project_root() / "runs" / "stages" / inputs["store"].name
         return typed(StageConfig, content["settings"], str(file)), inputs["store"], inputs["parent"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: not a stage: {error}; stages are made by python -m lit_long.sweep") from None
@@ -65,7 +81,7 @@ def finish(folder: Path, result: dict[str, Any]) -> None:
     """Result first, marker last."""
     write_atomically(folder / "result.json", json.dumps(result, indent=1) + "\n")
     (folder / "error.txt").unlink(missing_ok=True)
-    write_atomically(folder / "DONE", "")
+    write_atomically(folder / DONE, "")
 
 
 def progress_writer(folder: Path) -> Callable[[str, float], None]:

@@ -3,6 +3,8 @@
 Every point of the grid is a trial, and a trial is a chain of stages. A stage is what it is made of: its identity is the hash of
 its identity settings, a version number of its kind and the identities of its inputs. Trials whose stages have the same identity
 share them. Planning imports no torch.
+
+A stage is read from its archive (archive.py) where its own folder is not done.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from lit_long.config import (
 )
 from lit_long.config.grid import points, variant_name
 from lit_long.pretrained.external import External, open_external
+from lit_long.stages.archive import find_archive, has_weights
 from lit_long.stages.axes import Axes
-from lit_long.stages.folder import is_done
+from lit_long.stages.folder import is_archived, is_done
 from lit_long.stages.identity import RELEVANT, digest, stage_identity
 from lit_long.stages.identity_0_1 import identity_0_1, sweep_key_0_1
 from lit_long.stages.mixture import settle_data
@@ -44,7 +47,7 @@ CORPUS = "corpus"
 class Stage:
     """One stage of the plan. ``store`` and ``parent`` are the folders of its inputs.
 
-    ``folder`` is named after the identity; after that of 0.1 where 0.1 began the stage.
+    ``folder`` is named after the identity; after that of 0.1 where 0.1 began the stage. It is below runs/, or an archive.
     """
 
     name: str
@@ -60,6 +63,10 @@ class Stage:
         return is_done(self.folder)
 
     @property
+    def archived(self) -> bool:
+        return is_archived(self.folder)
+
+    @property
     def key(self) -> str:
         """The identity that its folder and its runs in MLflow go by."""
         return self.folder.name.partition("-")[2]
@@ -69,8 +76,19 @@ class Stage:
         return {name: plain(getattr(self.config, name)) for name in ("kind", "parent", *RELEVANT[self.config.kind])}
 
     @property
+    def names(self) -> list[str]:
+        """What its folder, or its archive, may be called."""
+        return [self.folder.name, *(f"{self.config.kind}-{each}" for each in (self.identity, self.identity_0_1) if each)]
+
+    @property
     def inputs(self) -> list[Path]:
         return [folder for folder in (self.store, self.parent) if folder]
+
+    def read_from(self, archives: dict[Path, Path], inputs: dict[Path, Path]) -> Stage:
+        """The stage read from its archive where ``archives`` has one for its folder, and its inputs from theirs."""
+        inputs = inputs if self.folder in archives else archives
+        store, parent = (inputs.get(folder, folder) for folder in (self.store, self.parent))
+        return replace(self, folder=archives.get(self.folder, self.folder), store=store, parent=parent)
 
 
 @dataclass
@@ -210,9 +228,14 @@ def make_plan(layers: Layers) -> Plan:
             raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
     # Data first: what cannot be read is found before a model is trained that would then wait for it.
     order = sorted(stages.values(), key=lambda stage: stage.config.kind != "data")
+    found = {stage.folder: archive for stage in order if not stage.done and (archive := find_archive(stage.names))}
+    archives, lacking = sufficient(found, order)
+    for trial in trials:
+        trial.stages = {name: stage.read_from(archives, found) for name, stage in trial.stages.items()}
+    order = [stage.read_from(archives, found) for stage in order]
     key = sweep_key(sweep, trials, root)
     notes += [seen.note for seen in look.seen.values() if isinstance(seen, External) and seen.note]
-    return Plan(sweep, root, trials, order, key, list(look.unseen.values()), shipped, notes)
+    return Plan(sweep, root, trials, order, key, list(look.unseen.values()), shipped, notes + lacking)
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,6 +347,25 @@ def place(
     if former and begun.is_dir() and not folder.is_dir():
         folder = begun
     return Stage(name, config, identity, folder, corpus.folder if corpus else None, parent.folder if parent else None, former)
+
+
+def sufficient(archives: dict[Path, Path], stages: list[Stage]) -> tuple[dict[Path, Path], list[str]]:
+    """Those of ``archives`` (by the folders that they stand for) that hold what the stages to run start from; and lines about the others.
+
+    An archive holds no data, and not always weights: then the stage runs again.
+
+    Args:
+        stages: inputs first.
+    """
+    found, lines = dict(archives), []
+    for stage in reversed(stages):
+        if stage.done or stage.folder in found:
+            continue
+        found.pop(stage.store, None)
+        if stage.parent in found and not has_weights(found[stage.parent]):
+            archive = found.pop(stage.parent)
+            lines.append(f"{archive} holds no weights, and stages that are to run start from them: the stage itself runs again")
+    return found, lines
 
 
 def sweep_key(sweep: SweepConfig, trials: list[Trial], root: Path) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import StageConfig
-from lit_long.stages.folder import finish, is_done, read_stage
+from lit_long.stages.archive import IN_BF16, check_data
+from lit_long.stages.folder import finish, is_archived, is_done, read_stage
 from lit_long.stages.mixture import uses_builtin
 
 Report = Callable[[str, float], None]
@@ -19,6 +20,10 @@ def run_stage(folder: Path, report: Report, rank: int = 0) -> None:
     if is_done(folder):
         return
     result = compute(config, folder, store, parent, report)
+    if config.kind == "data":
+        check_data(folder, result["digest"])
+    if parent and is_archived(parent):
+        result["parent_weights"] = IN_BF16
     if rank == 0:
         finish(folder, result)
 

@@ -53,7 +53,7 @@ def outline(plan: Plan) -> str:
 def state(stage: Stage, left: set[str]) -> str:
     """What this command would do with the stage. ``left``: identities of those that it leaves alone."""
     if stage.done:
-        return "cached"
+        return "archived" if stage.archived else "cached"
     if stage.identity in left:
         return "left"
     return "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"

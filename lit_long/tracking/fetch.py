@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from pathlib import Path
 
 from lit_long.tracking.store import TrackingError, first_line, import_mlflow, remedy
@@ -42,6 +43,10 @@ def fetch_sweep(uri: str, experiment: str, into: Path, key: str = "") -> Path:
         raise
     except Exception as error:  # mlflow, SQLAlchemy, requests: each has its own
         raise TrackingError(f"MLflow cannot use {uri}: {first_line(error)}\n{remedy(error, uri)}") from error
+    record = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
+    for trial in record["trials"]:  # an archived stage lies elsewhere
+        trial["stages"] = {name: f"../../stages/{posixpath.basename(path)}" for name, path in trial["stages"].items()}
+    (folder / SWEEP_JSON).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name, result in json.loads((folder / RESULTS).read_text(encoding="utf-8")).items():
         stage = into / "runs" / "stages" / name
         stage.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def test_tasks_are_measured_and_their_outputs_kept(finished, root):
 
 def test_what_was_measured_can_be_kept(finished, root, tmp_path):
     kept = tmp_path / "kept" / "tiny.json"
-    report = run("lit_long.report", "experiment=position_tiny", f"root={root}", f"keep={kept}")
+    report = run("lit_long.report", "experiment=position_tiny", f"root={root}", f"keep={kept}", f"archive={tmp_path}/archive")
     assert report.returncode == 0, report.stderr
     found = json.loads(kept.read_text())
     values = {(row, *m[:3]): m[3] for one in found["runs"] for row in one["rows"] for m in one["measurements"]}
@@ -89,6 +89,7 @@ def test_what_was_measured_can_be_kept(finished, root, tmp_path):
         and base["tokens"] == 12 * 1024
     )
     assert base["seeds"] == [0] and base["variants"] == ["rope", "abf"]
+    assert "unfinished" not in found and len(list((tmp_path / "archive").glob("*/DONE"))) == len(set(stages(root).values()))
 
 
 def test_the_base_is_shared_and_the_variants_see_the_same_data(finished, root):

@@ -37,7 +37,7 @@ def run(stage, variants, seed, code, docs, accuracy):
     }
 
 
-def page(tmp_path, runs):
+def page(tmp_path, runs, **more):
     (tmp_path / "claims.yaml").write_text(CLAIMS)
     kept = {
         "experiment": "e",
@@ -47,7 +47,7 @@ def page(tmp_path, runs):
         "machine": ["cpu"],
         "versions": {},
         "runs": runs,
-    }
+    } | more
     (tmp_path / "results").mkdir(exist_ok=True)
     (tmp_path / "results" / "e.json").write_text(json.dumps(kept))
     lines = findings(tmp_path / "claims.yaml", tmp_path / "results").splitlines()
@@ -79,6 +79,11 @@ def test_claims_are_judged_by_paired_runs(tmp_path):
     assert rows["elsewhere"][4:] == ["not run", "`experiment=other`"]
     assert rows["never"][4:] == ["not testable here", "closed models"]
     assert rows["e `k`"][3:5] == ["abf, rope, base", "0, 1, 2"]  # the runs behind it: a grid that was cut short shows
+
+
+def test_an_unfinished_sweep_says_so(tmp_path):
+    rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]), unfinished=["extend pi s0", "evaluate pi s0"])
+    assert rows["lower"][4:] == ["**shown**", "e `k`, laptop (2 stages to go)"] and "e `k` (2 stages to go)" in rows
 
 
 def test_a_claim_about_the_law_fits_it_to_the_perplexities(tmp_path, monkeypatch):
