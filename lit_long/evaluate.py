@@ -56,15 +56,15 @@ def run(argv: list[str]) -> None:
     from rich.console import Console
 
     from lit_long.files import write_atomically
-    from lit_long.launch.score_record import open_scores_tracker, record
     from lit_long.report.score_figures import draw_scores
     from lit_long.report.scores import markdown, remarks, score_tables
     from lit_long.stages.scores import EvaluateConfig, evaluate_model
+    from lit_long.tracking.record import EVALUATE, open_command, record_evaluation
 
     words = parse_model_words(argv, EvaluateConfig)
     config = typed(EvaluateConfig, words, "command line")
     check_writable(Path(config.out).expanduser(), "out")
-    tracker, uri = open_scores_tracker(config.tracking, config.root)
+    tracker = open_command(config.tracking, EVALUATE, config.root)
     say = partial(print, file=sys.stderr, flush=True)
     last = time.monotonic()
 
@@ -78,7 +78,7 @@ def run(argv: list[str]) -> None:
     figures = draw_scores(evaluation.rows, evaluation.folder)
     report = markdown(evaluation.rows, evaluation.about, [figure.name for figure in figures])
     write_atomically(evaluation.folder / "scores.md", report)
-    record(tracker, evaluation, figures)
+    record_evaluation(tracker, evaluation, figures)
     console = Console()
     for table in score_tables(evaluation.rows, f"scores of {evaluation.about['model']}"):
         for part in table.terminal():
@@ -86,8 +86,8 @@ def run(argv: list[str]) -> None:
     for line in remarks(evaluation.rows):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written  {evaluation.folder}", highlight=False, soft_wrap=True)
-    if uri:
-        console.print(f"run      {uri}", highlight=False, soft_wrap=True)
+    if tracker.where:
+        console.print(f"run      {tracker.where}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 
@@ -65,9 +66,9 @@ def run(plan: Plan, console: Console) -> int:
     """Run what is not done, then report."""
     from lit_long.launch.base import make_launcher
     from lit_long.launch.display import Display
-    from lit_long.launch.record import Record, address, folder_name, open_tracker
     from lit_long.launch.runner import check_disk, run_plan
     from lit_long.report import write_report
+    from lit_long.tracking.record import Record, open_sweep
 
     launcher = make_launcher(plan.sweep.launcher, plan.root)
     launcher.check([stage.config for stage in plan.chosen if not stage.done])
@@ -76,14 +77,14 @@ def run(plan: Plan, console: Console) -> int:
     check_disk(plan)
     for note in plan.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    tracker = open_tracker(plan)
+    tracker = open_sweep(plan)
     write_sweep(plan)
     record = Record(tracker, plan)
     try:
         with Display(console, plan) as display:
             outcome = run_plan(plan, record, display, launcher)
         report = write_report(plan.folder)
-        record.close(outcome.status, report)
+        record.close(outcome.status, report.files, report.figures)
     except BaseException as error:
         with suppress(UserError):  # what went wrong first is what the user must hear of
             record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -91,12 +92,17 @@ def run(plan: Plan, console: Console) -> int:
     finally:
         launcher.close()
     console.print(report.terminal)
-    console.print(f"report   {folder_name(plan, report.report_md)}", highlight=False, soft_wrap=True)
-    if plan.sweep.tracking.enabled:
-        console.print(f"runs     {address(plan, record.page)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report   {folder_name(report.report_md)}", highlight=False, soft_wrap=True)
+    if record.where:
+        console.print(f"runs     {record.where}", markup=False, highlight=False, soft_wrap=True)
     if report.failures:  # last, where they are seen
         console.print(report.failures, markup=False, highlight=False, soft_wrap=True)
     return SOME_FAILED if outcome.status == "FAILED" else ALL_DONE
+
+
+def folder_name(path: Path) -> str:
+    """``path`` as a user would type it: relative to the working directory when it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

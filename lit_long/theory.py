@@ -26,9 +26,9 @@ from lit_long.config.places import check_writable
 from lit_long.positions.analysis import TheoryConfig, analyze
 from lit_long.report.theory import COLUMNS, write_theory
 from lit_long.stages.folder import read_stage
-from lit_long.stages.plan import digest
 from lit_long.terminal import run_command
-from lit_long.tracking import NoTracker, Tracker, default_uri, environment_tags, flatten
+from lit_long.tracking import open_tracker
+from lit_long.tracking.record import THEORY, record_theory
 
 COMMAND_LINE = "command line"
 
@@ -70,17 +70,10 @@ def write_study(config: TheoryConfig, console: Console) -> None:
 
 
 def record(config: TheoryConfig, out: Path, root: Path, schemes: list[dict[str, Any]]) -> None:
-    """One MLflow run per configuration, found again when it is analyzed again."""
-    uri = config.tracking.uri or default_uri(root)
-    tracker = Tracker.open(uri, "theory", root / "mlflow" / "artifacts") if config.tracking.enabled else NoTracker()
+    tracker = open_tracker(config.tracking, THEORY, root)
     settings = {key: value for key, value in plain(config).items() if key not in ("out", "root", "tracking")}
-    run = tracker.sweep(key := digest(settings, 8), f"theory {key}", params=flatten(settings), tags=environment_tags())
-    names = ("granularity", "adaptation", "adaptation_mean", "attention_factor")
-    tracker.metrics(run, {(f"{name}/{row['scheme']}", 0): row[name] for row in schemes for name in names})
-    for file in (*(out / f"{name}.csv" for name in COLUMNS), out / "theory.md"):
-        tracker.artifact(run, file)
-    tracker.artifact(run, out / "figures", "figures")
-    tracker.finish(run, "FINISHED")
+    files = [*(out / f"{name}.csv" for name in COLUMNS), out / "theory.md"]
+    record_theory(tracker, settings, schemes, files, out / "figures")
 
 
 def search(argv: list[str], console: Console) -> None:

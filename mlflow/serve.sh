@@ -30,7 +30,7 @@ if [[ -z "${BACKEND:-}" ]]; then
     [[ -f "$record/mlflow.db" ]] || fail "nothing recorded yet: $record/mlflow.db does not exist.
 Run an experiment first:  python -m lit_long.sweep experiment=position_tiny"
     announce
-    exec python -W "ignore:starlette.middleware.wsgi is deprecated" -m lit_long.tracking.server "$(dirname "$record")" "$host" "$port"
+    exec python -W "ignore:starlette.middleware.wsgi is deprecated" -m lit_long.tracking.mlflow_server "$(dirname "$record")" "$host" "$port"
 else
     [[ -n "${ADMIN_PASSWORD_FILE:-}" && -s "${ADMIN_PASSWORD_FILE}" ]] ||
         fail "ADMIN_PASSWORD_FILE must name a file with the password that user 'admin' has at the first start (12 characters or more)."

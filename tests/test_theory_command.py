@@ -11,7 +11,7 @@ import pytest
 from lit_long.positions import SCHEMES
 from lit_long.positions.analysis import TheoryConfig, encoders
 from lit_long.theory import main
-from lit_long.tracking import default_uri
+from lit_long.tracking.mlflow_store import default_uri
 from tests.integration.mini import REPOSITORY
 
 SMALL = ["schemes=[rope,abf,pi]", "head_dim=32", "length=256", "factor=2", "distances=[0,10,2k]"]

@@ -10,10 +10,12 @@ from lit_long.config.typed import UserError
 
 @dataclass
 class TrackingConfig:
-    """Where the record goes. An empty ``uri`` is the SQLite file mlflow/mlflow.db below ``root``."""
+    """Where the record goes. A key that says nothing to the tracker in use is refused (tracking/tracker.py)."""
 
     enabled: bool = True
-    uri: str = ""
+    name: str = "mlflow"  # mlflow · csv, a plain folder
+    uri: str = ""  # mlflow: of its store or server; none: the SQLite file mlflow/mlflow.db below root
+    folder: str = ""  # csv: none: tracking/ below root
 
     def __post_init__(self) -> None:
         if urlsplit(self.uri).password is not None:

@@ -50,15 +50,15 @@ def main(argv: list[str]) -> int:
 def run(argv: list[str]) -> int:
     """Generate, record, and say what came of it."""
     from lit_long.instruct.settings import InstructCommand, documents_of, make_run
-    from lit_long.launch.instruct_record import open_tracker, record
     from lit_long.stages.data import data_stage, prepare_stage
     from lit_long.stages.model import load_model
+    from lit_long.tracking.record import INSTRUCT, open_command, record_instruct
 
     words = parse_data_words(argv, InstructCommand)
     config = typed(InstructCommand, words, "command line")
     config.check()
     check_writable(Path(config.out), "out")
-    tracker = open_tracker(config.tracking, config.root)
+    tracker = open_command(config.tracking, INSTRUCT, config.root)
     say = partial(print, file=sys.stderr, flush=True)
     lines = [""]
 
@@ -73,7 +73,7 @@ def run(argv: list[str]) -> int:
     load = partial(load_model, device=config.device, dtype=config.dtype, say=say)
     going = make_run(config, words, store, domains, load, report)
     manifest = going()
-    record(tracker, Path(config.out), manifest)
+    record_instruct(tracker, Path(config.out), manifest)
     counts, critique = manifest["counts"], manifest["critique"] or {}
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
     print("turned away by rule: " + ", ".join(f"{count} {rule}" for rule, count in manifest["failed"].items()))

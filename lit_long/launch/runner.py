@@ -22,16 +22,16 @@ from lit_long.launch.base import Launcher, Running, Task, make_launcher
 from lit_long.launch.display import Display
 from lit_long.launch.eta import duration
 from lit_long.launch.job import JOB, forget_job, read_job
-from lit_long.launch.record import Record
 from lit_long.planning.flops import parameters
 from lit_long.stages.failures import ERROR, note_failure, why_failed
 from lit_long.stages.folder import is_done, read_progress, take_lock, write_stage
 from lit_long.stages.mixture import uses_builtin
 from lit_long.stages.plan import Plan, Stage
 from lit_long.tracking import Mirror
+from lit_long.tracking.record import Record
 
 POLL_SECONDS = 0.2
-SYNC_SECONDS = 5.0  # between two requests to MLflow for one stage: a server with users takes a third of a second for each
+SYNC_SECONDS = 5.0  # between two requests to the tracker for one stage: a server with users takes a third of a second for each
 CORPUS_BYTES = 400 * 2**20
 WEIGHTS_BYTES, CHECKPOINT_BYTES = 4, 12  # of a parameter: fp32, and with AdamW's two moments
 INTERRUPTED = 130  # a stage's exit code
@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """Of the sweep, as MLflow calls it; KILLED is one that is to go on."""
+        """Of the sweep, as its tracker calls it; KILLED is one that is to go on."""
         return "FAILED" if self.failed or self.skipped else "KILLED" if self.left else "FINISHED"
 
 

@@ -104,7 +104,7 @@ def folder_of(options: dict[str, str]) -> Path:
         return find_sweep(root, experiment)
     if not options.get("out"):
         raise UserError("command line: out=FOLDER is missing: where the report goes that is made from uri=…")
-    from lit_long.tracking import fetch_sweep
+    from lit_long.tracking.mlflow import fetch_sweep
 
     return fetch_sweep(options["uri"], experiment, Path(options["out"]).expanduser().resolve(), options.get("key", ""))
 

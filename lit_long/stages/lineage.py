@@ -11,7 +11,7 @@ from lit_long.config import StageConfig, UserError, plain
 from lit_long.stages.folder import read_result, read_stage
 from lit_long.stages.settle import OPTIMIZERS
 
-MLFLOW_RUN = "mlflow.json"  # the stage's run in MLflow, left by the sweep that records it
+MLFLOW_RUN = "mlflow.json"  # the stage's run in its sweep's tracker; the name is older than the second tracker
 
 
 def stage_of(checkpoint: Path) -> Path:
@@ -40,7 +40,7 @@ def model_card(name: str, folder: Path, checkpoint: Path) -> str:
     position = ", ".join(f"{key} {value}" for key, value in config.position.items() if value is not None)
     start = chain[0][1].model.init
     rows = [row(*stage) for stage in chain]
-    titles = ("stage", "tokens", "context", "positional encoder", "optimiser", "data digest", "MLflow run")
+    titles = ("stage", "tokens", "context", "positional encoder", "optimiser", "data digest", "tracked run")
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -84,7 +84,7 @@ def row(folder: Path, config: StageConfig, store: Path | None) -> tuple[str, ...
 
 
 def mlflow_run(folder: Path) -> dict[str, Any] | None:
-    """``run``, ``experiment`` and ``uri`` of the stage in MLflow, if it was recorded."""
+    """``run``, ``experiment`` and ``uri`` of the stage in its tracker, if it was recorded."""
     file = folder / MLFLOW_RUN
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 

@@ -1,30 +1,22 @@
-"""The record: what a sweep did, in MLflow. The only room that imports mlflow.
+"""The record of what was run: MLflow, or a plain folder of CSV files.
 
-A stage's folder is the truth; MLflow is a record of it that can be written again. So everything here may be said twice:
+A stage's folder is the truth; a tracker holds a record of it that can be written again. So everything may be said twice:
 runs are found by what they are (the sweep's key, the stage's identity) and resumed, metrics are sent once per name and
 step, tables replace themselves. Stages know nothing of it: they append lines to ``metrics.jsonl``, which the sweep's
 process mirrors while it waits (`Mirror`). A sweep is a parent run, each of its stages a child; a stage that another
 sweep has run is a light child, tagged ``cached=true``, which points to the run with the history.
 
-A busy store is waited for, within bounds; what cannot be recorded is a `TrackingError` that says what to do. mlflow
-takes two seconds to import, hence the imports inside functions.
+    tracker.py      what a tracker is, and which there are
+    mlflow*.py      MLflow: the tracker, its store, a sweep's view, the server of `make ui`
+    csv.py          a plain folder
+    mirror.py       a stage's metrics.jsonl → its run
+    record.py       how sweeps, evaluations, instruct runs and theory appear, in any tracker
+    describe.py     versions, commit, owner
+
+A busy store is waited for, within bounds; what cannot be recorded is a `TrackingError` that says what to do.
 """
 
-from lit_long.tracking.describe import environment_tags, flatten
-from lit_long.tracking.fetch import fetch_sweep
 from lit_long.tracking.mirror import Mirror
-from lit_long.tracking.store import TrackingError, default_uri
-from lit_long.tracking.tracker import NoTracker, Tracker
-from lit_long.tracking.view import MEMBER
+from lit_long.tracking.tracker import MEMBER, NoTracker, Point, Tracker, TrackingError, open_tracker
 
-__all__ = [
-    "MEMBER",
-    "Mirror",
-    "NoTracker",
-    "Tracker",
-    "TrackingError",
-    "default_uri",
-    "environment_tags",
-    "fetch_sweep",
-    "flatten",
-]
+__all__ = ["MEMBER", "Mirror", "NoTracker", "Point", "Tracker", "TrackingError", "open_tracker"]

@@ -1,46 +1,17 @@
-"""What is written about a run besides its metrics: settings, versions, commit, and the process that owns it."""
+"""What is written about a run besides its settings and metrics: versions, commit, and the process that owns it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
-import re
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
 
-MAX_PARAM, MAX_KEY = 6000, 250  # MLflow's limits
 HOST, PID, PID_STARTED = "lit_long.host", "lit_long.pid", "lit_long.pid_started"
 SAME_START = 30.0  # seconds by which a living process's start time may seem to move, because the clock was set
-
-
-def cut(text: str, limit: int) -> str:
-    """``text`` within MLflow's limit."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def flatten(config: dict[str, Any]) -> dict[str, str]:
-    """Nested settings as MLflow's params: ``{"model": {"n_layers": 4}}`` → ``{"model.n_layers": "4"}``.
-
-    Lists, numbers, None and booleans are JSON. Values are cut at 6,000 characters, keys at 250; characters that MLflow
-    refuses in keys become ``_``.
-    """
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= {_param_name(f"{key}.{below}"): text for below, text in flatten(value).items()}
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            flat[_param_name(str(key))] = cut(text, MAX_PARAM)
-    return flat
-
-
-def _param_name(name: str) -> str:
-    return re.sub(r"[^\w/. -]", "_", name)[:MAX_KEY]
 
 
 def environment_tags() -> dict[str, str]:

@@ -1,22 +1,13 @@
-"""A stage's ``metrics.jsonl`` as its run's metrics, while the stage runs."""
+"""A stage's ``metrics.jsonl`` as its run's metrics, while the stage runs; the same for every tracker."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import posixpath
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lit_long.tracking.store import TrackingError
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-    from lit_long.tracking.tracker import Tracker
-
-MAX_METRICS = 1000  # MLflow's limit per batch
+from lit_long.tracking.tracker import MAX_POINTS, Point, Tracker, TrackingError, metric_name
 
 
 class Mirror:
@@ -25,10 +16,11 @@ class Mirror:
     A stage that was killed writes the steps since its last checkpoint again, and may have truncated the file before.
     """
 
-    def __init__(self, tracker: Tracker, run_id: str, path: Path, sent: dict[str, int] | None) -> None:
-        self._tracker, self._run_id, self._path, self._steps = tracker, run_id, Path(path), sent
+    def __init__(self, tracker: Tracker, run: str, path: Path) -> None:
+        self._tracker, self._run, self._path = tracker, run, Path(path)
+        self._steps = tracker.steps(run)  # None: another run holds the history, and nothing is sent
         self._offset, self._last_line = 0, b""  # bytes read; the last line read, to notice that the file was rewritten
-        self._waiting: list[Metric] = []
+        self._waiting: list[Point] = []
 
     def sync(self, final: bool = False) -> int:
         """Send what is new, up to 1,000 points in one request, or with ``final`` all of it; returns the number of points sent.
@@ -40,10 +32,9 @@ class Mirror:
             return 0
         self._read(self._steps)
         sent = 0
-        while batch := self._waiting[:MAX_METRICS]:
+        while batch := self._waiting[:MAX_POINTS]:
             try:
-                log_batch, patience = self._tracker._client.log_batch, None if final else 1.0
-                self._tracker._call(log_batch, self._run_id, metrics=batch, _patience=patience)
+                self._tracker.log(self._run, batch, None if final else 1.0)
             except TrackingError:
                 if final:
                     raise
@@ -55,8 +46,6 @@ class Mirror:
         return sent
 
     def _read(self, steps: dict[str, int]) -> None:
-        from mlflow.entities import Metric
-
         with self._path.open("rb") as file:
             file.seek(self._offset - len(self._last_line))
             if file.read(len(self._last_line)) != self._last_line:
@@ -74,18 +63,11 @@ class Mirror:
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise ValueError(f"{self._path}: {name} at step {step} is no number: {value!r}")
                 if step > steps.get(metric_name(name), -1):
-                    points.append(Metric(name, float(value), int(seconds * 1000), step))
+                    points.append(Point(name, step, float(value), seconds))
                     steps[name] = step
         self._steps, self._offset = steps, self._offset + sum(map(len, lines))  # only now: a bad line is met again
         self._last_line = lines[-1] if lines else self._last_line
         self._waiting += points
-
-
-def metric_name(name: str) -> str:
-    """``name``, or `ValueError` when MLflow would refuse it or change it."""
-    if not re.fullmatch(r"[A-Za-z0-9_/. -]{1,250}", name) or posixpath.normpath(name) != name or name[0] in "/.":
-        raise ValueError(f"no name for a metric: {name!r}. Use letters, digits and _ / . - as in val/python/loss")
-    return name
 
 
 def _record(line: bytes) -> dict[str, Any]:

@@ -1,240 +1,175 @@
-"""One experiment's runs: a parent per sweep, a child per stage, found by what they are and resumed."""
+"""What a tracker is: where sweeps, evaluations and instruct runs are recorded. MLflow is one, a plain folder of CSV files another.
+
+A third one is a class with the methods of `Tracker` in a file beside this one, and a line in `TRACKERS`. What is recorded of a sweep or an
+evaluation is said once for all of them (record.py), and how metrics get there while a stage runs, too (mirror.py).
+"""
 
 from __future__ import annotations
 
-import json
 import posixpath
-import sqlite3
-import time
-import urllib.request
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
-from lit_long.tracking.describe import HOST, cut, flatten, host, is_alive, owner
-from lit_long.tracking.mirror import MAX_METRICS, Mirror, metric_name
-from lit_long.tracking.store import (
-    REWRITTEN,
-    TrackingError,
-    checked_database,
-    database_file,
-    first_line,
-    import_mlflow,
-    reach,
-    remedy,
-    wait_until_free,
-)
-from lit_long.tracking.view import MEMBER, VIEW_TAG, page, view_state
+from lit_long.config import TrackingConfig, UserError, nearest
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-MAX_TAG, MAX_EXPERIMENT_TAG, MAX_DIGEST = 8000, 5000, 36  # MLflow's limits
-SWEEP, IDENTITY, PARENT = "lit_long.sweep", "lit_long.identity", "mlflow.parentRunId"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # some versions then open on runs and charts, not on prompts
-CACHED, SOURCE, DRIFT = "cached", "lit_long.source_run", "lit_long.param_drift"
+# Where each tracker lives, and the keys of tracking.… that mean something to it besides enabled and name.
+TRACKERS = {
+    "mlflow": ("lit_long.tracking.mlflow", "MlflowTracker", ("uri",)),
+    "csv": ("lit_long.tracking.csv", "CsvTracker", ("folder",)),
+}
+STATUSES = ("FINISHED", "FAILED", "KILLED")  # KILLED: interrupted, and will be resumed
+NOTE = "note"  # the tag that says in words what a run is for; a tracker shows it where people look
+MEMBER = "lit_long.member_of"  # the tag of a sweep's parent and of its children: the sweep's key
+SWEEP_YAML, SWEEP_JSON, RESULTS = "sweep.yaml", "sweep.json", "results.json"  # artifacts of a sweep that a report is made of
 
 
-class Tracker:
-    """One experiment's runs. Every method raises `TrackingError` when the store fails for ``patience`` seconds."""
+class TrackingError(UserError):
+    """The tracker cannot be used, or did not take a record in time. The message says why and what to do."""
 
-    patience = 30.0
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
-        self._client, self._uri, self._experiment_id = client, uri, experiment_id
-        self._database = database_file(uri)
+class Point(NamedTuple):
+    """One number of a run."""
+
+    name: str  # such as val/python/loss
+    step: int
+    value: float
+    time: float  # seconds since 1970, when it was measured
+
+
+class Tracker(Protocol):
+    """The runs of one experiment. Everything may be said twice: runs are found by their keys and resumed, files replace themselves.
+
+    Every method may raise `TrackingError`. Methods that take ``run`` want an id that `begin` returned.
+    """
+
+    where: str  # URI or folder, for people and for who wants to find the runs again
 
     @classmethod
-    def open(cls, uri: str, experiment: str, artifact_root: Path) -> Tracker:
-        """The experiment of that name, made if need be; artifacts lie in ``artifact_root``, or with the server.
+    def open(cls, config: TrackingConfig, experiment: str, root: Path) -> Tracker:
+        """The experiment of that name, made if need be; what lies in files is below ``root`` unless ``config`` says otherwise."""
 
-        Raises `TrackingError`: the store is locked, unreachable, unwritable, not MLflow's or of another version of it.
+    def begin(self, key: str, name: str, *, params: dict, tags: dict, parent: str = "", cached: bool = False) -> str:
+        """Id of the run ``key``, running and owned by this process; it is made at the first call and resumed afterwards.
+
+        Args:
+            key: of a sweep, an evaluation …; with ``parent``, the identity of a stage. Letters, digits and ``_ . -``.
+            params: settings, nested. tags: what else a result may depend on; `NOTE` and `MEMBER` have a meaning of their own.
+            parent: id of the run that this one is a child of.
+            cached: the child's stage was computed before. Where another run holds its history, a new child points there and gets no
+                history of its own; where none does (the record was lost), it gets it. A child with a history keeps it.
         """
-        location = None if uri.startswith("http") else Path(artifact_root).resolve().as_uri()
-        try:
-            reach(uri)
-            with checked_database(uri):
-                client = import_mlflow().MlflowClient(tracking_uri=uri)
-                if location:
-                    Path(artifact_root).mkdir(parents=True, exist_ok=True)
-                if (found := client.get_experiment_by_name(experiment)) is None:
-                    found = client.get_experiment(client.create_experiment(experiment, artifact_location=location, tags=KIND))
-        except TrackingError:
-            raise
-        except Exception as error:  # mlflow, SQLAlchemy, requests, database drivers: each has its own
-            raise TrackingError(f"MLflow cannot use {uri}: {first_line(error)}\n{remedy(error, uri)}") from error
-        if found.lifecycle_stage == "deleted":
-            restore = f"MLFLOW_TRACKING_URI='{uri}' mlflow experiments restore --experiment-id {found.experiment_id}"
-            raise TrackingError(f"MLflow's experiment '{experiment}' was deleted. Bring it back with\n  {restore}")
-        folder = urllib.request.url2pathname(found.artifact_location.removeprefix("file://"))
-        if location and found.artifact_location.startswith("file:") and not Path(folder).is_dir():
-            problem = f"MLflow's experiment '{experiment}' keeps its artifacts in {folder}, which is gone."
-            advice = f"If the project was moved, move {database_file(uri) or uri} aside. {REWRITTEN}"
-            raise TrackingError(f"{problem}\n{advice}")
-        return cls(client, uri, found.experiment_id)
 
-    def sweep(self, key: str, name: str, *, params: dict, tags: dict) -> str:
-        """Id of the parent run of sweep ``key``, running; it is made at the first call and resumed afterwards."""
-        return self._enter(self._find({SWEEP: key}), name, params, {**tags, SWEEP: key, MEMBER: key})
+    def steps(self, run: str) -> dict[str, int] | None:
+        """The last recorded step of each metric; None where the run points to another one that holds its history."""
 
-    def stage(self, parent_run_id: str, identity: str, name: str, *, params: dict, tags: dict, cached: bool) -> str:
-        """Id of the child run for stage ``identity`` under that parent, running; it is resumed when it exists.
+    def log(self, run: str, points: Sequence[Point], patience: float | None = None) -> None:
+        """Record points, at most `MAX_POINTS`: all of them or none. Wait for a busy store for ``patience`` seconds."""
 
-        ``cached``: a new child is tagged so; when another run holds the stage's history, it points there, and mirrors
-        leave it alone. Where none does (the record was lost), they write it again. A child with a history keeps it.
-        """
-        keys = {IDENTITY: identity, PARENT: parent_run_id}
-        run = self._find(keys)
-        old = {} if run is None else run.data.tags
-        light = cached and old.get(CACHED, "true") == "true"
-        tags = {**tags, **keys, CACHED: str(light).lower()}
-        elsewhere = self._find({IDENTITY: identity}, everywhere=True, without=SOURCE) if light else None
-        if elsewhere and (run is None or SOURCE in old):
-            tags[SOURCE] = elsewhere.info.run_id
-        elif run is not None and SOURCE in old:
-            self._call(self._client.delete_tag, run.info.run_id, SOURCE)
-        return self._enter(run, name, params, tags)
+    def metrics(self, run: str, values: dict[tuple[str, int], float]) -> None:
+        """Record final numbers by (name, step); those that are recorded already are left out (`unrecorded`)."""
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        """Copy a file, or what is in a folder, into ``folder`` of the run's artifacts."""
+
+    def text(self, run: str, text: str, file: str) -> None:
+        """Record ``text`` as artifact ``file`` such as ``config.yaml``."""
+
+    def table(self, run: str, rows: list[dict[str, Any]], file: str) -> None:
+        """Record rows as the table ``file`` (``.json``; a tracker may keep it in a form of its own)."""
+
+    def dataset(self, run: str, name: str, digest: str, context: str) -> None:
+        """Record that the run read data ``name`` with ``digest`` for ``context`` (``train``, ``validation``, …)."""
 
     def show(self, key: str, names: Iterable[str]) -> str:
-        """Keep the view of sweep ``key`` with the metrics ``names`` it may show as columns; returns its page behind the server's address."""
-        state = view_state(key, names)
-        tags = self._call(self._client.get_experiment, self._experiment_id).tags
-        if len(state) > MAX_EXPERIMENT_TAG:
-            return page(self._experiment_id)
-        if tags.get(VIEW_TAG + key) != state:
-            self._call(self._client.set_experiment_tag, self._experiment_id, VIEW_TAG + key, state)
-        return page(self._experiment_id, key)
+        """Where to look at sweep ``key``, as a line for people; ``names`` are the metrics that its page may show."""
 
-    def mirror(self, run_id: str, metrics_file: Path) -> Mirror:
-        """What keeps the run's metrics in step with ``metrics_file``; a child that points to another run gets none."""
-        run = self._call(self._client.get_run, run_id)
-        sent = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        return Mirror(self, run_id, metrics_file, None if SOURCE in run.data.tags else sent)
-
-    def metrics(self, run_id: str, values: dict[tuple[str, int], float]) -> None:
-        """Record final numbers by (name, step), now. What is not above the latest step of its name, or equals it, is recorded already."""
-        from mlflow.entities import Metric
-
-        latest = {m.key: (m.step, m.value) for m in self._call(self._client.get_run, run_id).data.to_proto().metrics}
-        now = int(time.time() * 1000)
-        new = [
-            Metric(metric_name(name), float(value), now, step)
-            for (name, step), value in values.items()
-            if step >= latest.get(name, (step, value))[0] and latest.get(name) != (step, value)
-        ]
-        for start in range(0, len(new), MAX_METRICS):
-            self._call(self._client.log_batch, run_id, metrics=new[start : start + MAX_METRICS])
-
-    def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
-        """Copy a file, or what is in a folder, into ``folder`` of the run's artifacts."""
-        log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
-        self._call(log, run_id, str(path), folder or None)
-
-    def text(self, run_id: str, text: str, file: str) -> None:
-        """Record ``text`` as artifact ``file`` such as ``config.yaml``."""
-        self._call(self._client.log_text, run_id, text, file)
-
-    def table(self, run_id: str, rows: list[dict[str, Any]], file: str) -> None:
-        """Record rows as the table ``file`` (``.json``), replacing what was there; `mlflow.load_table` reads it."""
-        from pandas import DataFrame
-
-        frame = DataFrame(rows)
-        siblings = self._call(self._client.list_artifacts, run_id, posixpath.dirname(file) or None)
-        if file in [sibling.path for sibling in siblings]:  # log_table would append to it
-            self.text(run_id, frame.to_json(orient="split", index=False), file)
-        else:
-            self._call(self._client.log_table, run_id, frame, file)
-
-    def dataset(self, run_id: str, name: str, digest: str, context: str) -> None:
-        """Record that the run read data ``name`` with ``digest`` for ``context`` (``train``, ``validation``, …)."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        source = json.dumps({"tags": {"mlflow.source.name": "lit_long.data", "digest": digest}})
-        dataset = Dataset(name, digest[:MAX_DIGEST], source_type="code", source=source)
-        inputs = [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", context)])]
-        self._call(self._client.log_inputs, run_id, datasets=inputs)
-
-    def finish(self, run_id: str, status: str) -> None:
-        """End the run, now, as FINISHED, FAILED or KILLED (interrupted; it will be resumed)."""
-        if status not in ("FINISHED", "FAILED", "KILLED"):
-            raise ValueError(f"a run ends as FINISHED, FAILED or KILLED, not as {status!r}")
-        self._call(self._client.set_terminated, run_id, status)
+    def finish(self, run: str, status: str) -> None:
+        """End the run, now, with one of `STATUSES`. `ValueError`: another one."""
 
     def reconcile(self) -> int:
         """Mark as KILLED the running runs whose process on this host is gone (``kill -9``). Returns how many."""
-        orphans, token = [], None
-        while token != "":
-            page = self._search(f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{host()}'", page_token=token)
-            orphans += [run.info.run_id for run in page if not is_alive(run.data.tags)]
-            token = page.token or ""
-        for run_id in orphans:
-            self.finish(run_id, "KILLED")
-        return len(orphans)
-
-    def _find(self, tags: dict[str, str], everywhere: bool = False, without: str = "") -> Run | None:
-        """The oldest run with these tags and not tag ``without``, in this experiment or in all of them."""
-        if bad := [value for value in tags.values() if "'" in value or "\\" in value]:
-            raise ValueError(f"a run's key must not contain quotes or backslashes: {bad[0]}")
-        where = [e.experiment_id for e in self._call(self._client.search_experiments)] if everywhere else None
-        conditions = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        runs = self._search(conditions, where, order_by=["attributes.start_time ASC"])
-        return next((run for run in runs if without not in run.data.tags), None)
-
-    def _search(self, conditions: str, experiment_ids: list[str] | None = None, **options: Any) -> Any:
-        return self._call(self._client.search_runs, experiment_ids or [self._experiment_id], conditions, **options)
-
-    def _enter(self, run: Run | None, name: str, params: dict, tags: dict) -> str:
-        """Make the run, or set it running again, owned by this process. Params cannot change: drift goes into a tag."""
-        from mlflow.entities import Param, RunTag
-
-        wanted = flatten(params)
-        tags = {**{key: cut(str(value), MAX_TAG) for key, value in tags.items()}, **owner()}
-        if run is None:
-            run = self._call(self._client.create_run, self._experiment_id, tags=tags, run_name=name)
-        known = run.data.params
-        if drift := {key: [known[key], value] for key, value in wanted.items() if known.get(key, value) != value}:
-            tags[DRIFT] = cut(json.dumps(drift, ensure_ascii=False), MAX_TAG)
-        new = [Param(key, value) for key, value in wanted.items() if key not in known]
-        changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
-        self._call(self._client.log_batch, run.info.run_id, params=new, tags=changed)  # sent by the hundred
-        if run.info.status != "RUNNING":  # only now that it has a living owner: another sweep may be reconciling
-            self._call(self._client.update_run, run.info.run_id, status="RUNNING")
-        return run.info.run_id
-
-    def _call(self, function: Callable[..., Any], *args: Any, _patience: float | None = None, **options: Any) -> Any:
-        """Call MLflow, again while the store is busy, for up to ``_patience`` seconds (default: ``patience``)."""
-        from mlflow.exceptions import MlflowException
-
-        patience = self.patience if _patience is None else _patience
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                if self._database:  # wait here: MLflow's own wait is 20 s, however long we want to
-                    wait_until_free(self._database, max(0.0, deadline - time.monotonic()))
-                return function(*args, **options)
-            except (MlflowException, sqlite3.Error, OSError) as error:
-                code = getattr(error, "error_code", "TEMPORARILY_UNAVAILABLE")
-                temporary = code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
-                if not temporary or isinstance(error, FileNotFoundError) or time.monotonic() >= deadline:
-                    message = f"MLflow did not take a record ({function.__name__}) at {self._uri}: {first_line(error)}"
-                    raise TrackingError(f"{message}\n{remedy(error, self._uri)}") from error
-                time.sleep(0.2)
 
 
-class NoTracker(Tracker):
-    """The same surface, recording nothing (``tracking.enabled=false``)."""
+MAX_POINTS = 1000  # of one `log`
 
-    def __init__(self) -> None:
-        pass
 
-    def mirror(self, run_id: str, metrics_file: Path) -> Mirror:
-        return Mirror(self, run_id, metrics_file, None)
+class NoTracker:
+    """Records nothing (``tracking.enabled=false``)."""
+
+    where = ""
+
+    @classmethod
+    def open(cls, config: TrackingConfig, experiment: str, root: Path) -> NoTracker:
+        return cls()
+
+    def begin(self, key: str, name: str, *, params: dict, tags: dict, parent: str = "", cached: bool = False) -> str:
+        return ""
+
+    def steps(self, run: str) -> dict[str, int] | None:
+        return None
+
+    def log(self, run: str, points: Sequence[Point], patience: float | None = None) -> None: ...
+
+    def metrics(self, run: str, values: dict[tuple[str, int], float]) -> None: ...
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None: ...
+
+    def text(self, run: str, text: str, file: str) -> None: ...
+
+    def table(self, run: str, rows: list[dict[str, Any]], file: str) -> None: ...
+
+    def dataset(self, run: str, name: str, digest: str, context: str) -> None: ...
+
+    def show(self, key: str, names: Iterable[str]) -> str:
+        return ""
+
+    def finish(self, run: str, status: str) -> None: ...
 
     def reconcile(self) -> int:
         return 0
 
-    def _nothing(self, *args: Any, **options: Any) -> Any:
-        return ""
 
-    sweep = stage = show = metrics = artifact = text = table = dataset = finish = _nothing
+def open_tracker(config: TrackingConfig, experiment: str, root: Path) -> Tracker:
+    """The experiment in the tracker that ``tracking.name`` chooses.
+
+    Raises:
+        UserError: an unknown name, or a key of another tracker.
+        TrackingError: the tracker cannot be used.
+    """
+    if config.name not in TRACKERS:
+        raise UserError(f"tracking.name={config.name}: there is no such tracker{nearest(config.name, TRACKERS)}")
+    if not config.enabled:
+        return NoTracker()
+    module, name, keys = TRACKERS[config.name]
+    for field in fields(config):
+        if getattr(config, field.name) != getattr(TrackingConfig(), field.name) and field.name not in ("enabled", "name", *keys):
+            users = [tracker for tracker, (_, _, theirs) in TRACKERS.items() if field.name in theirs]
+            raise UserError(
+                f"tracking.{field.name} says nothing to tracking.name={config.name}; it is for tracking.name={' or '.join(users)}"
+            )
+    return getattr(import_module(module), name).open(config, experiment, root)
+
+
+def metric_name(name: str) -> str:
+    """``name``, or `ValueError` when a tracker would refuse it or change it."""
+    if not re.fullmatch(r"[A-Za-z0-9_/. -]{1,250}", name) or posixpath.normpath(name) != name or name[0] in "/.":
+        raise ValueError(f"no name for a metric: {name!r}. Use letters, digits and _ / . - as in val/python/loss")
+    return name
+
+
+def unrecorded(values: dict[tuple[str, int], float], latest: dict[str, tuple[int, float]], now: float) -> list[Point]:
+    """Of final numbers those that are not yet recorded: above the latest step of their name, or another value at that step."""
+    return [
+        Point(metric_name(name), step, float(value), now)
+        for (name, step), value in values.items()
+        if step >= latest.get(name, (step, value))[0] and latest.get(name) != (step, value)
+    ]
+
+
+def check_status(status: str) -> None:
+    if status not in STATUSES:
+        raise ValueError(f"a run ends as FINISHED, FAILED or KILLED, not as {status!r}")

@@ -19,7 +19,9 @@ import psutil
 import pytest
 import yaml
 
-from lit_long.tracking import Tracker
+from lit_long.config import TrackingConfig
+from lit_long.tracking import Mirror
+from lit_long.tracking.mlflow import MlflowTracker
 from tests.integration.mini import MINI, REPOSITORY, answering, command, losses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -152,9 +154,10 @@ UPDATES, PER_UPDATE = 20_000, 5
 def test_a_long_stage_is_recorded_in_large_requests(server, tmp_path, monkeypatch, requests_sent):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    tracker = Tracker.open(server, "long", tmp_path)
-    stage = tracker.stage(tracker.sweep("1", "sweep", params={}, tags={}), "c0ffee", "train", params={}, tags={}, cached=False)
-    file, mirror = tmp_path / "metrics.jsonl", tracker.mirror(stage, tmp_path / "metrics.jsonl")
+    tracker = MlflowTracker.open(TrackingConfig(uri=server), "long", tmp_path)
+    sweep = tracker.begin("1", "sweep", params={}, tags={})
+    stage = tracker.begin("c0ffee", "train", params={}, tags={}, parent=sweep)
+    file, mirror = tmp_path / "metrics.jsonl", Mirror(tracker, stage, tmp_path / "metrics.jsonl")
     names = [f"train/{name}" for name in ("loss", "lr", "norm", "tokens", "speed")]
     lines = [json.dumps({"step": step, "time": step} | dict.fromkeys(names, step / 7)) + "\n" for step in range(UPDATES)]
     half = UPDATES // 2
@@ -165,8 +168,8 @@ def test_a_long_stage_is_recorded_in_large_requests(server, tmp_path, monkeypatc
     with file.open("a") as stream:
         stream.writelines(lines[half:])
     # The sweep is killed here; another one goes on from what the server has.
-    again = Tracker.open(server, "long", tmp_path)
-    resumed = again.mirror(stage, file)
+    again = MlflowTracker.open(TrackingConfig(uri=server), "long", tmp_path)
+    resumed = Mirror(again, stage, file)
     requests_sent.clear()
     assert resumed.sync(final=True) == UPDATES * PER_UPDATE - 2000
     assert paths(requests_sent) == {"runs/log-batch": UPDATES * PER_UPDATE // 1000 - 2}

@@ -8,8 +8,8 @@ import pytest
 
 from lit_long.config import StageConfig, SweepConfig
 from lit_long.config.schema import EvaluationConfig
-from lit_long.launch.names import run_name, sweep_name
 from lit_long.stages.plan import Plan, Stage, Trial
+from lit_long.tracking.record import run_name, sweep_name
 
 
 def plan(variants, seeds, names=("base", "extend", "evaluate"), scale=""):

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
+from lit_long.tracking.tracker import MEMBER
+
 VIEW_TAG = "mlflow.sharedViewState."
-MEMBER = "lit_long.member_of"  # of a sweep's parent and of its children: the sweep's key
 MOST = 5  # columns that a laptop's screen has room for beside the names
 NAME = "attributes.`Run Name`"
 PLAIN: dict[

@@ -19,12 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from lit_long import tracking
-from lit_long.config import UserError
-from lit_long.tracking import NoTracker, Tracker, TrackingError, default_uri, environment_tags, flatten
-from lit_long.tracking.view import columns
+from lit_long.config import TrackingConfig, UserError
+from lit_long.tracking import Mirror, TrackingError, describe, mlflow_store
+from lit_long.tracking.describe import environment_tags
+from lit_long.tracking.mlflow import MlflowTracker, flatten
+from lit_long.tracking.mlflow_store import default_uri
+from lit_long.tracking.mlflow_view import columns
+from lit_long.tracking.tracker import NOTE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"params": {}, "tags": {}}
 LOCK = """
 import sqlite3, sys, time
@@ -39,7 +42,7 @@ time.sleep(float(sys.argv[2]))
 def empty_store(tmp_path_factory) -> Path:
     """A root with an empty MLflow database: making the tables takes a second, copying them does not."""
     root = tmp_path_factory.mktemp("empty")
-    Tracker.open(default_uri(root), "unused", root / "mlflow" / "artifacts")
+    MlflowTracker.open(TrackingConfig(), "unused", root)
     return root
 
 
@@ -53,12 +56,12 @@ def root(tmp_path, empty_store) -> Path:
 
 
 @pytest.fixture
-def tracker(root) -> Tracker:
+def tracker(root) -> MlflowTracker:
     return open_tracker(root)
 
 
-def open_tracker(root: Path) -> Tracker:
-    return Tracker.open(default_uri(root), "position tiny", root / "mlflow" / "artifacts")
+def open_tracker(root: Path) -> MlflowTracker:
+    return MlflowTracker.open(TrackingConfig(), "position tiny", root)
 
 
 def client(root: Path):
@@ -104,101 +107,26 @@ def locked(root) -> Iterator[callable]:
 # ------------------------------------------------------------------------------------------------------------ runs
 
 
-def test_a_sweep_is_a_parent_and_its_stages_are_children(root, tracker):
-    parent = tracker.sweep("3f2a", "position tiny", params={"grid": {"position": ["rope", "abf"]}}, tags={"paper": "t5"})
-    child = tracker.stage(parent, "c0ffee", "train abf", params={"model": {"n_layers": 4}}, tags={"kind": "train"}, cached=False)
-    tracker.finish(child, "FINISHED")
-    tracker.finish(parent, "FAILED")
-
+def test_runs_are_marked_as_mlflow_shows_them(root, tracker):
+    parent = tracker.begin("3f2a", "position tiny", params={}, tags={NOTE: "Which encoder?"})
+    child = tracker.begin("c0ffee", "train abf", **CONFIG, parent=parent)
+    (root / "metrics.jsonl").write_text('{"step": 1, "time": 1795887600.9876, "train/loss": 0.5}\n')
+    Mirror(tracker, child, root / "metrics.jsonl").sync()
+    for run in (child, parent):
+        tracker.finish(run, "FINISHED")
     parent_run, child_run = client(root).get_run(parent), client(root).get_run(child)
-    assert parent_run.data.params == {"grid.position": '["rope", "abf"]'} and parent_run.data.tags["paper"] == "t5"
-    assert child_run.data.params == {"model.n_layers": "4"} and child_run.data.tags["kind"] == "train"
-    assert child_run.data.tags["mlflow.parentRunId"] == parent and child_run.info.run_name == "train abf"
-    assert (child_run.info.status, parent_run.info.status) == ("FINISHED", "FAILED")
-    with pytest.raises(ValueError, match="KILLED"):
-        tracker.finish(child, "DONE")
-
-
-@pytest.mark.parametrize("status", ["RUNNING", "FINISHED", "FAILED", "KILLED"])
-def test_the_same_sweep_and_stage_resume_their_runs(root, tracker, status):
-    parent = tracker.sweep("3f2a", "first", **CONFIG)
-    child = tracker.stage(parent, "c0ffee", "train", **CONFIG, cached=False)
-    if status != "RUNNING":
-        tracker.finish(child, status)
-        tracker.finish(parent, status)
-    again = open_tracker(root)
-
-    assert again.sweep("3f2a", "second", **CONFIG) == parent
-    assert again.stage(parent, "c0ffee", "train", **CONFIG, cached=False) == child
-    assert {client(root).get_run(run).info.status for run in (parent, child)} == {"RUNNING"}
-    other = again.sweep("77b1", "another", **CONFIG)
-    assert other != parent
-    assert again.stage(other, "c0ffee", "train", **CONFIG, cached=False) != child
-
-
-def test_a_cached_child_is_light_and_points_to_the_history(root, tracker):
-    elsewhere = Tracker.open(default_uri(root), "another experiment", root / "mlflow" / "artifacts")
-    full = elsewhere.stage(elsewhere.sweep("1", "first", **CONFIG), "c0ffee", "train", **CONFIG, cached=False)
-    parent = tracker.sweep("2", "second", **CONFIG)
-    (root / "metrics.jsonl").write_text(lines(1, 2, 3))
-
-    light = tracker.stage(parent, "c0ffee", "train", **CONFIG, cached=True)
-    assert tracker.mirror(light, root / "metrics.jsonl").sync(final=True) == 0
-    for _ in range(2):  # a sweep that is started again says it again
-        tracker.metrics(light, {("eval/ppl/python/512", 3): 5.5})
-    tags = client(root).get_run(light).data.tags
-    assert tags["cached"] == "true" and tags["lit_long.source_run"] == full
-    assert points(root, light) == [] and points(root, light, "eval/ppl/python/512") == [(3, 5.5)]
-    assert tracker.stage(parent, "c0ffee", "train", **CONFIG, cached=True) == light
-
-
-def test_a_cached_child_gets_the_history_when_no_run_holds_it(root, tracker):
-    first, second = tracker.sweep("1", "first", **CONFIG), tracker.sweep("2", "second", **CONFIG)
-    (root / "metrics.jsonl").write_text(lines(1, 2))
-    for _ in range(2):
-        orphan = tracker.stage(first, "beef", "train", **CONFIG, cached=True)  # the record was lost, the folder was not
-        tracker.mirror(orphan, root / "metrics.jsonl").sync(final=True)
-    light = tracker.stage(second, "beef", "train", **CONFIG, cached=True)
-
-    assert points(root, orphan) == [(1, 1), (2, 2)]
-    tags = {name: client(root).get_run(run).data.tags for name, run in (("orphan", orphan), ("light", light))}
-    assert tags["orphan"]["cached"] == "true" and "lit_long.source_run" not in tags["orphan"]
-    assert tags["light"]["lit_long.source_run"] == orphan
-    client(root).delete_run(orphan)
-    tracker.stage(second, "beef", "train", **CONFIG, cached=True)
-    tracker.mirror(light, root / "metrics.jsonl").sync(final=True)
-    assert points(root, light) == [(1, 1), (2, 2)]
-
-
-def test_a_child_with_a_history_keeps_it_when_its_stage_is_cached(root, tracker):
-    parent = tracker.sweep("1", "sweep", **CONFIG)
-    child = tracker.stage(parent, "c0ffee", "train", **CONFIG, cached=False)
-    (root / "metrics.jsonl").write_text(lines(1, 2))
-    tracker.mirror(child, root / "metrics.jsonl").sync()
-    (root / "metrics.jsonl").write_text(lines(1, 2, 3))  # the sweep was killed, its stage finished
-
-    assert tracker.stage(parent, "c0ffee", "train", **CONFIG, cached=True) == child
-    tracker.mirror(child, root / "metrics.jsonl").sync(final=True)
-    assert points(root, child) == [(1, 1), (2, 2), (3, 3)]
-    assert client(root).get_run(child).data.tags["cached"] == "false"
-
-
-def test_a_light_child_becomes_full_when_its_stage_runs_again(root, tracker):
-    first, second = tracker.sweep("1", "first", **CONFIG), tracker.sweep("2", "second", **CONFIG)
-    tracker.stage(first, "c0ffee", "train", **CONFIG, cached=False)
-    light = tracker.stage(second, "c0ffee", "train", **CONFIG, cached=True)
-    (root / "metrics.jsonl").write_text(lines(1))
-
-    assert tracker.stage(second, "c0ffee", "train", **CONFIG, cached=False) == light
-    tracker.mirror(light, root / "metrics.jsonl").sync(final=True)
-    tags = client(root).get_run(light).data.tags
-    assert points(root, light) == [(1, 1)] and tags["cached"] == "false" and "lit_long.source_run" not in tags
+    assert child_run.data.tags["mlflow.parentRunId"] == parent and child_run.data.tags["lit_long.identity"] == "c0ffee"
+    tags = parent_run.data.tags
+    assert tags["mlflow.note.content"] == "Which encoder?" and NOTE not in tags and "cached" not in tags
+    assert tags["lit_long.sweep"] == tags["lit_long.member_of"] == "3f2a"
+    assert parent_run.info.end_time >= parent_run.info.start_time
+    assert client(root).get_metric_history(child, "train/loss")[0].timestamp == 1795887600987
 
 
 def test_changed_params_go_into_a_tag_and_new_ones_are_added(root, tracker):
-    run = tracker.sweep("1", "sweep", params={"model": {"n_layers": 4}, "lr": 1e-3}, tags={})
+    run = tracker.begin("1", "sweep", params={"model": {"n_layers": 4}, "lr": 1e-3}, tags={})
     assert "lit_long.param_drift" not in client(root).get_run(run).data.tags
-    tracker.sweep("1", "sweep", params={"model": {"n_layers": 6}, "lr": 1e-3, "seed": 1}, tags={})
+    tracker.begin("1", "sweep", params={"model": {"n_layers": 6}, "lr": 1e-3, "seed": 1}, tags={})
     data = client(root).get_run(run).data
     assert data.params == {"model.n_layers": "4", "lr": "0.001", "seed": "1"}
     assert json.loads(data.tags["lit_long.param_drift"]) == {"model.n_layers": ["4", "6"]}
@@ -206,12 +134,12 @@ def test_changed_params_go_into_a_tag_and_new_ones_are_added(root, tracker):
 
 def test_many_and_long_params_stay_within_the_limits_of_mlflow(root, tracker):
     params = {"model": {f"layer_{i}": i for i in range(250)}, "long": "ä" * 7000, "x" * 300: 1, "weights": {"C++": 0.5}}
-    run = tracker.sweep("1", "sweep", params=params, tags={"long": "t" * 9000})
+    run = tracker.begin("1", "sweep", params=params, tags={"long": "t" * 9000})
     data = client(root).get_run(run).data
     assert len(data.params) == 253 and data.params["model.layer_249"] == "249" and data.params["weights.C__"] == "0.5"
     assert len(data.params["long"]) == 6000 and data.params["long"].endswith("ä…")
     assert len(data.tags["long"]) == 8000
-    tracker.sweep("1", "sweep", params=params, tags={})
+    tracker.begin("1", "sweep", params=params, tags={})
     assert "lit_long.param_drift" not in client(root).get_run(run).data.tags
 
 
@@ -239,96 +167,9 @@ def test_flatten():
 # --------------------------------------------------------------------------------------------------------- metrics
 
 
-def test_a_mirror_sends_whole_lines_once_with_their_times(root, tracker):
-    run, file = tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl"
-    mirror = tracker.mirror(run, file)
-    assert mirror.sync() == 0  # the stage has not started
-    whole = lines(1, 2, 3, **{"perf/tokens_per_second": 1000})
-    file.write_text(whole[:-10])
-    assert mirror.sync() == 4
-    file.write_text(whole)
-    assert mirror.sync() == 2 and mirror.sync() == 0
-
-    assert points(root, run) == [(1, 1), (2, 2), (3, 3)] and len(points(root, run, "perf/tokens_per_second")) == 3
-    written = int(json.loads(whole.splitlines()[0])["time"] * 1000)
-    assert client(root).get_metric_history(run, "train/loss")[0].timestamp == written
-
-
-def test_steps_written_again_after_a_resume_are_sent_once(root, tracker):
-    run, file = tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl"
-    mirror = tracker.mirror(run, file)
-    file.write_text(lines(1, 2, 3, 4) + lines(4)[:20])  # killed in mid-line
-    mirror.sync()
-    with file.open("a") as stream:  # resumed from step 2, in append mode: the torn line and a new one are one line
-        stream.write(lines(3, 4, value=0.5) + lines(5))
-    mirror.sync()
-    assert points(root, run) == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]
-
-    file.write_text(lines(1, 2) + lines(3, 4, 5, 6, 7, 8, value=0.5))  # truncated, and longer again than before
-    mirror.sync()
-    other = open_tracker(root).mirror(run, file)  # a sweep started anew reads all of it
-    with file.open("a") as stream:
-        stream.write(lines(8, 9))
-    assert other.sync(final=True) == 1
-    assert points(root, run) == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6.5), (7, 7.5), (8, 8.5), (9, 9)]
-
-
-def test_a_torn_line_loses_neither_neighbour(root, tracker):
-    run, file = tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl"
-    file.write_text(lines(1) + lines(2)[:25] + lines(3) + "\0\0\0\n" + "[1]\n" + lines(4))
-    tracker.mirror(run, file).sync(final=True)
-    assert points(root, run) == [(1, 1), (3, 3), (4, 4)]
-
-
-def test_each_metric_has_steps_of_its_own(root, tracker):
-    run, file = tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl"
-    file.write_text(lines(10) + json.dumps({"step": 5, "time": 1.0, "val/python/loss": 2.0}) + "\n")
-    tracker.mirror(run, file).sync(final=True)
-    assert points(root, run, "val/python/loss") == [(5, 2.0)]
-
-
-def test_long_histories_go_in_batches_and_nan_passes(root, tracker):
-    run, file = tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl"
-    file.write_text(lines(*range(2500)) + lines(2500, value=math.nan) + lines(2501, value=math.inf))
-    mirror = tracker.mirror(run, file)
-    assert mirror.sync() == 1000 and mirror.sync(final=True) == 1502  # one request while the stage runs
-    history = points(root, run)
-    assert history[:2500] == [(s, s) for s in range(2500)]
-    assert math.isnan(history[2500][1]) and history[2501][1] > 1e308  # SQLite has no infinity: MLflow stores the largest float
-
-
-def test_final_numbers_are_recorded_once_and_a_curve_whole(root, tracker):
-    run = tracker.sweep("1", "sweep", **CONFIG)
-    curve = {("eval/loss_by_position/docs", step): 5.0 - step / 10 for step in (0, 10, 20)}
-    for _ in range(2):  # the record is written again
-        tracker.metrics(run, curve | {("eval/perplexity/docs/32", 0): 9.5})
-    assert points(root, run, "eval/loss_by_position/docs") == [(0, 5.0), (10, 4.0), (20, 3.0)]
-    assert points(root, run, "eval/perplexity/docs/32") == [(0, 9.5)]
-    tracker.metrics(run, {("eval/perplexity/docs/32", 0): 9.25})  # measured anew
-    assert points(root, run, "eval/perplexity/docs/32") == [(0, 9.5), (0, 9.25)]
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"step": 1, "time": 1.0, "ppl(32k)": 2.0},
-        {"step": 1, "time": 1.0, "val//loss": 2.0},
-        {"step": 1, "time": 1.0, "m" * 251: 2.0},
-        {"step": 1, "time": 1.0, "train/loss": "2.0"},
-        {"time": 1.0, "train/loss": 2.0},
-    ],
-)
-def test_a_mirror_refuses_what_mlflow_would_change(root, tracker, record):
-    (root / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    mirror = tracker.mirror(tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl")
-    for _ in range(2):
-        with pytest.raises(ValueError):
-            mirror.sync()
-
-
 def test_a_lock_delays_points_and_loses_none(root, tracker, locked):
-    run, file = tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl"
-    mirror = tracker.mirror(run, file)
+    run, file = tracker.begin("1", "sweep", **CONFIG), root / "metrics.jsonl"
+    mirror = Mirror(tracker, run, file)
     file.write_text(lines(1, 2))
     locked(3)
     start = time.monotonic()
@@ -340,8 +181,8 @@ def test_a_lock_delays_points_and_loses_none(root, tracker, locked):
 
 
 def test_a_final_sync_gives_up_with_a_remedy(root, tracker, locked):
-    run, file = tracker.sweep("1", "sweep", **CONFIG), root / "metrics.jsonl"
-    mirror = tracker.mirror(run, file)
+    run, file = tracker.begin("1", "sweep", **CONFIG), root / "metrics.jsonl"
+    mirror = Mirror(tracker, run, file)
     file.write_text(lines(1))
     locked(60)
     tracker.patience = 0.5
@@ -357,7 +198,7 @@ def test_a_final_sync_gives_up_with_a_remedy(root, tracker, locked):
 def test_artifacts_tables_and_datasets(root, tracker, monkeypatch):
     import mlflow
 
-    run = tracker.sweep("1", "sweep", **CONFIG)
+    run = tracker.begin("1", "sweep", **CONFIG)
     (root / "figures").mkdir()
     (root / "figures" / "a.txt").write_text("a")
     tracker.artifact(run, root / "figures" / "a.txt", "single")
@@ -387,42 +228,8 @@ def test_artifacts_tables_and_datasets(root, tracker, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- reconcile
 
 
-def test_runs_of_a_killed_process_become_killed(root, tracker):
-    mine = tracker.sweep("mine", "sweep", **CONFIG)
-    code = f"""
-import time
-from tests.test_tracking import open_tracker, Path
-tracker = open_tracker(Path({str(root)!r}))
-parent = tracker.sweep("dead", "sweep", params={{}}, tags={{}})
-child = tracker.stage(parent, "c0ffee", "train", params={{}}, tags={{}}, cached=False)
-done = tracker.stage(parent, "beef", "train", params={{}}, tags={{}}, cached=False)
-tracker.finish(done, "FINISHED")
-print(parent, child, done, flush=True)
-time.sleep(60)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True)
-    parent, child, done = process.stdout.readline().split()
-    assert tracker.reconcile() == 0  # it lives
-    process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 5  # a zombie until we wait for it: dead all the same
-    while (found := tracker.reconcile()) == 0 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _, chatter = process.communicate()
-
-    assert found == 2 and tracker.reconcile() == 0
-    runs = {name: client(root).get_run(run).info for name, run in dict(p=parent, c=child, d=done, m=mine).items()}
-    assert {name: run.status for name, run in runs.items()} == {
-        "p": "KILLED",
-        "c": "KILLED",
-        "d": "FINISHED",
-        "m": "RUNNING",
-    }
-    assert runs["p"].end_time > runs["p"].start_time
-    assert chatter == ""  # mlflow and alembic say nothing
-
-
 def test_only_dead_owners_on_this_host_are_reconciled(root, tracker):
-    runs = {name: tracker.sweep(name, name, **CONFIG) for name in ("elsewhere", "recycled", "unknown", "mine")}
+    runs = {name: tracker.begin(name, name, **CONFIG) for name in ("elsewhere", "recycled", "unknown", "mine")}
     client(root).set_tag(runs["elsewhere"], "lit_long.host", "another-host")
     client(root).set_tag(runs["elsewhere"], "lit_long.pid", "999999999")
     started = float(client(root).get_run(runs["mine"]).data.tags["lit_long.pid_started"])
@@ -439,10 +246,10 @@ def test_only_dead_owners_on_this_host_are_reconciled(root, tracker):
 
 def test_a_new_store_is_made_quietly_wherever_one_is(tmp_path):
     code = f"""
-from tests.test_tracking import Tracker, Path, default_uri
+from tests.tracking.test_mlflow import MlflowTracker, Path, TrackingConfig
 root = Path({str(tmp_path)!r}) / "deep" / "root"
-tracker = Tracker.open(default_uri(root), "x", root / "mlflow" / "artifacts")
-run = tracker.sweep("1", "sweep", params={{}}, tags={{}})
+tracker = MlflowTracker.open(TrackingConfig(), "x", root)
+run = tracker.begin("1", "sweep", params={{}}, tags={{}})
 tracker.table(run, [{{"position": "abf", "ppl": 3.5}}], "table.json")
 tracker.finish(run, "FINISHED")
 """
@@ -476,7 +283,7 @@ def test_everything_lands_inside_the_root_whatever_it_is_called(tmp_path, empty_
     (root / "mlflow").mkdir(parents=True)
     shutil.copy(database(empty_store), database(root))
     tracker = open_tracker(root)
-    run = tracker.sweep("1", "sweep", **CONFIG)
+    run = tracker.begin("1", "sweep", **CONFIG)
     tracker.text(run, "a: 1\n", "config.yaml")
     (root / "figure.txt").write_text("b")
     tracker.artifact(run, root / "figure.txt", "figures")
@@ -495,7 +302,7 @@ def test_everything_lands_inside_the_root_whatever_it_is_called(tmp_path, empty_
 def test_no_variable_of_the_environment_changes_where_runs_go(root, tmp_path, monkeypatch, capsys, name):
     monkeypatch.setenv(name, f"sqlite:///{tmp_path}/elsewhere.db")
     tracker = open_tracker(root)
-    run = tracker.sweep("1", "sweep", **CONFIG)
+    run = tracker.begin("1", "sweep", **CONFIG)
     tracker.table(run, [{"ppl": 9.0}], "table.json")
     said = capsys.readouterr().err.splitlines()
     assert (
@@ -528,28 +335,22 @@ def test_the_columns_of_a_view():
 
 
 def test_a_view_is_kept_with_the_experiment(root, tracker):
-    page = tracker.show("3f2a", ["eval/perplexity/docs/256", "eval/perplexity/docs/2048"])
-    assert page == f"#/experiments/{tracker._experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=3f2a"
+    page = f"#/experiments/{tracker._experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=3f2a"
+    shown = tracker.show("3f2a", ["eval/perplexity/docs/256", "eval/perplexity/docs/2048"])
+    assert shown == f"http://127.0.0.1:5000/{page}  (while `make ui ROOT='{root}'` runs)"
     kept = client(root).get_experiment(tracker._experiment_id).tags["mlflow.sharedViewState.3f2a"]
     state = json.loads(kept)
     assert state["selectedColumns"] == ["metrics.`eval/perplexity/docs/2048`", "metrics.`eval/perplexity/docs/256`"]
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`eval/perplexity/docs/2048`", True)
-    run = tracker.sweep("3f2a", "sweep", **CONFIG)
+    run = tracker.begin("3f2a", "sweep", **CONFIG)
     assert [r.info.run_id for r in client(root).search_runs([tracker._experiment_id], state["searchFilter"])] == [run]
     long = [f"eval/perplexity/{'x' * 235}{i}/9" for i in range(9)]
-    assert tracker.show("77b1", long) in (
-        page.replace("3f2a", "77b1"),
-        page.partition("&")[0],
-    )  # what MLflow takes, or the plain list
-
-
-def test_importing_does_not_import_mlflow():
-    code = "import sys, lit_long.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    shown = tracker.show("77b1", long).removeprefix("http://127.0.0.1:5000/").partition("  (")[0]
+    assert shown in (page.replace("3f2a", "77b1"), page.partition("&")[0])  # what MLflow takes, or the plain list
 
 
 def test_a_locked_database_is_refused_after_a_while(root, locked, monkeypatch):
-    monkeypatch.setattr(tracking.store, "OPEN_PATIENCE", 0.5)
+    monkeypatch.setattr(mlflow_store, "OPEN_PATIENCE", 0.5)
     locked(60)
     with pytest.raises(UserError, match="locked(.|\n)*lsof"):
         open_tracker(root)
@@ -557,7 +358,7 @@ def test_a_locked_database_is_refused_after_a_while(root, locked, monkeypatch):
 
 def test_a_database_locked_for_a_moment_is_waited_for(root, locked):
     locked(1.5)
-    assert open_tracker(root).sweep("1", "sweep", **CONFIG)
+    assert open_tracker(root).begin("1", "sweep", **CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -607,14 +408,14 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, where):
     (tmp_path / "a file").write_text("")
     root = tmp_path / where
     with pytest.raises(UserError, match="may you write there(.|\n)*tracking.uri"):
-        Tracker.open(default_uri(root), "x", root / "mlflow" / "artifacts")
+        MlflowTracker.open(TrackingConfig(), "x", root)
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:mlruns", "gopher://x", "postgresql://nobody@127.0.0.1:1/x"])
 def test_an_unusable_uri_is_refused(tmp_path, uri):
     start = time.monotonic()
     with pytest.raises(UserError, match="tracking.uri"):
-        Tracker.open(uri, "x", tmp_path)
+        MlflowTracker.open(TrackingConfig(uri=uri), "x", tmp_path)
     assert time.monotonic() - start < 60  # MLflow asks a database that is not there for a hundred seconds
 
 
@@ -628,17 +429,6 @@ def test_deleted_and_moved_experiments_are_refused(root, tracker):
         open_tracker(moved)
 
 
-def test_no_tracker_has_the_same_surface_and_does_nothing(tmp_path):
-    surface = {name for name in vars(Tracker) if not name.startswith("_")} - {"patience", "open"}
-    assert surface <= set(vars(NoTracker))
-    tracker = NoTracker()
-    run = tracker.stage(tracker.sweep("1", "x", **CONFIG), "2", "y", **CONFIG, cached=False)
-    (tmp_path / "metrics.jsonl").write_text(lines(1))
-    assert tracker.mirror(run, tmp_path / "metrics.jsonl").sync(final=True) == 0 and tracker.reconcile() == 0
-    tracker.table(run, [], "table.json")
-    tracker.finish(run, "FINISHED")
-
-
 def test_the_environment_is_described(tmp_path):
     tags = environment_tags()
     assert {"git.commit", "git.dirty", "version.lit-long", "version.torch", "version.mlflow", "host"} <= tags.keys()
@@ -647,7 +437,7 @@ def test_the_environment_is_described(tmp_path):
 
 def test_the_git_tags_come_from_the_checkout_only(tmp_path, monkeypatch):
     (tmp_path / "lit_long").mkdir()
-    monkeypatch.setattr(tracking.describe, "__file__", str(tmp_path / "lit_long" / "tracking" / "describe.py"))
+    monkeypatch.setattr(describe, "__file__", str(tmp_path / "lit_long" / "tracking" / "describe.py"))
     assert environment_tags()["git.commit"] == "unknown" == environment_tags()["git.dirty"]
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
@@ -656,7 +446,7 @@ def test_the_git_tags_come_from_the_checkout_only(tmp_path, monkeypatch):
     (tmp_path / "new.py").write_text("")
     assert environment_tags()["git.dirty"] == "true"
     monkeypatch.setattr(
-        tracking.describe,
+        describe,
         "__file__",
         str(tmp_path / ".venv" / "site-packages" / "lit_long" / "tracking" / "describe.py"),
     )
@@ -667,7 +457,7 @@ def test_the_git_tags_come_from_the_checkout_only(tmp_path, monkeypatch):
 
 
 def test_against_a_real_server_started_by_serve_sh(root, tracker):
-    folder = tracker.sweep("local", "written before", **CONFIG)
+    folder = tracker.begin("local", "written before", **CONFIG)
     tracker.text(folder, "a: 1\n", "config.yaml")
     shutil.copy(ROOT / "mlflow" / "serve.sh", root / "mlflow" / "serve.sh")
     with socket.socket() as probe:
@@ -675,7 +465,7 @@ def test_against_a_real_server_started_by_serve_sh(root, tracker):
         port = probe.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     with pytest.raises(UserError, match="server up(.|\n)*serve.sh"):
-        Tracker.open(uri, "x", root)
+        MlflowTracker.open(TrackingConfig(uri=uri), "x", root)
 
     env = {**os.environ, "PORT": str(port), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     options = dict(env=env, cwd="/", start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -696,21 +486,22 @@ def test_against_a_real_server_started_by_serve_sh(root, tracker):
         with pytest.raises(urllib.error.HTTPError, match="403"):  # a page that has its name resolve to this machine
             urllib.request.urlopen(foreign, timeout=10)
 
-        tracker.sweep("0dd", "the newest", **CONFIG)
+        tracker.begin("0dd", "the newest", **CONFIG)
         page = f"#/experiments/{tracker._experiment_id}/runs?workflowType=machine_learning"
         assert f'"{page}"' in read(f"{uri}/")  # no view of it was kept: the plain list
-        assert tracker.show("0dd", []) == f"{page}&viewStateShareKey=0dd" and tracker.show("0dd", []) in read(f"{uri}/")
+        assert f"/{page}&viewStateShareKey=0dd  (" in tracker.show("0dd", [])
+        assert f'"{page}&viewStateShareKey=0dd"' in read(f"{uri}/")
 
         artifact = urllib.request.urlopen(f"{uri}/get-artifact?path=config.yaml&run_uuid={folder}", timeout=10)
         assert artifact.read() == b"a: 1\n"  # an artifact that was written to disk shows in the browser
 
-        remote = Tracker.open(uri, "remote", root / "ignored")
-        run = remote.sweep("1", "remote", params={f"p{i}": i for i in range(150)}, tags={})
-        assert remote.sweep("1", "remote", **CONFIG) == run
+        remote = MlflowTracker.open(TrackingConfig(uri=uri), "remote", root / "ignored")
+        run = remote.begin("1", "remote", params={f"p{i}": i for i in range(150)}, tags={})
+        assert remote.begin("1", "remote", **CONFIG) == run
         remote.text(run, "b: 2\n", "config.yaml")
         file = root / "metrics.jsonl"
         file.write_text(lines(*range(1200)))
-        mirror = remote.mirror(run, file)
+        mirror = Mirror(remote, run, file)
         assert mirror.sync() == 1000 and mirror.sync(final=True) == 200 and len(points(root, run)) == 1200
         assert not (root / "ignored").exists()
     finally:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from lit_long.config import UserError
+from lit_long.tracking.tracker import TrackingError
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow knows, as their servers listen
 OPEN_PATIENCE = 10.0  # seconds to wait for a locked database before a sweep starts
@@ -25,10 +25,6 @@ REDIRECTS = tuple(  # variables by which MLflow would record elsewhere, wholly o
     f"MLFLOW_{name}" for name in ("TRACKING_URI", "REGISTRY_URI", "EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID", "WORKSPACE")
 )
 REWRITTEN = "MLflow only keeps a record: the next sweep writes it again from its folders."
-
-
-class TrackingError(UserError):
-    """MLflow's store cannot be used, or did not take a record in time. The message says why and what to do."""
 
 
 def default_uri(root: Path) -> str:
@@ -116,6 +112,8 @@ def wait_until_free(database: Path, seconds: float) -> None:
 
 def remedy(error: Exception, uri: str) -> str:
     code, database = getattr(error, "sqlite_errorname", ""), database_file(uri)
+    if isinstance(error, ImportError):
+        return "Install it (pip install mlflow), or record in a plain folder (tracking.name=csv)."
     if uri.startswith("http"):
         return f"Is the server up, and is tracking.uri={uri} its address? mlflow/serve.sh starts one on this machine."
     if database is None:

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lit_long.tracking.store import default_uri, import_mlflow
-from lit_long.tracking.tracker import SWEEP
-from lit_long.tracking.view import VIEW_TAG, page
+from lit_long.tracking.mlflow import SWEEP
+from lit_long.tracking.mlflow_store import default_uri, import_mlflow
+from lit_long.tracking.mlflow_view import VIEW_TAG, page
 
 CHOICES = {"mlflow.workflowType_v1": "machine_learning", "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True}
 SCRIPT = """<script>
