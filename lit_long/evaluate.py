@@ -1,7 +1,7 @@
 """Score a model: what the paper, Giraffe and today's field measure, on texts it was not trained on.
 
     python -m lit_long.evaluate model=smollm2-135m out=DIR      minutes on a CPU
-    python -m lit_long.evaluate model.init=FOLDER out=DIR       weights made elsewhere, in any format that model.init reads
+    python -m lit_long.evaluate model.init=FOLDER out=DIR       pretrained weights, in any format that model.init reads
     … checkpoint=FOLDER      a finished training stage of this suite (runs/stages/train-…), on its own held-out documents
     … suite=quick|giraffe|paper|modern   which tasks, at which sizes; tasks=[perplexity,needle] chooses among all of them
     … lengths=[1k,2k,4k]     tokens, the answer included; perplexity wants lengths that divide the longest

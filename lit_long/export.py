@@ -2,7 +2,7 @@
 
     python -m lit_long.export checkpoint=runs/stages/train-… out=my-model            a finished stage
     python -m lit_long.export checkpoint=runs/stages/train-…/checkpoints/step-….ckpt out=my-model        a resume point, sharded or not
-    python -m lit_long.export checkpoint=FILE.gguf out=my-model         weights made elsewhere, in any format that model.init reads
+    python -m lit_long.export checkpoint=FILE.gguf out=my-model         pretrained weights, in any format that model.init reads
     … dtype=bfloat16        auto (as they are stored) · float32 · bfloat16 · float16
     … adapter=true          of a stage trained with an adapter only that, as peft loads it; not merged
     … name=NAME             its name in the model card (default: that of the folder)
@@ -63,8 +63,8 @@ def export(config: ExportConfig) -> None:
 def export_stage(config: ExportConfig, out: Path) -> None:
     """A checkpoint of one of our stages."""
     from lit_long.data.token_store import open_store, words_of
+    from lit_long.pretrained.checkpoint import read_checkpoint
     from lit_long.pretrained.export import copy_adapter, write_huggingface
-    from lit_long.pretrained.own import own_tensors
     from lit_long.pretrained.weights import WEIGHTS
     from lit_long.stages.folder import read_stage
     from lit_long.stages.identity import recipe
@@ -87,16 +87,18 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     words = words_of(open_store(store), stage.data.corpus)
     card = model_card(config.name or out.name, folder, weights)
     beside = {} if parent else {RECIPE: json.dumps(recipe(stage), indent=1) + "\n"}
-    write_huggingface(out, own_tensors(weights), stage.model, stage.position, stage.context, words, card, config.dtype, beside)
+    write_huggingface(
+        out, read_checkpoint(weights), stage.model, stage.position, stage.context, words, card, config.dtype, beside
+    )
 
 
 def export_external(config: ExportConfig, out: Path) -> None:
-    """Weights made elsewhere, in another format."""
+    """Pretrained weights, in another format."""
+    from lit_long.pretrained import open_pretrained
     from lit_long.pretrained.export import write_huggingface
-    from lit_long.pretrained.external import open_external
 
-    source = open_external(config.checkpoint)
-    shape, words = source.shape, source.tokenization()
+    source = open_pretrained(config.checkpoint)
+    shape, words = source.shape, source.tokenizer()
     card = (
         f"---\nlibrary_name: transformers\n---\n\n# {config.name or out.name}\n\n"
         f"The weights of `{config.checkpoint}`, converted by lit-long. sha256 of their content: `{source.digest}`.\n"

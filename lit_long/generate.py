@@ -1,7 +1,7 @@
 """Continue texts, or answer as a chat model.
 
     python -m lit_long.generate model=smollm2-135m prompt="The capital of France is"
-    … model.init=NAME        weights made elsewhere: a folder, a .gguf file, ORG/NAME of the Hugging Face hub
+    … model.init=NAME        pretrained weights: a folder, a .gguf file, ORG/NAME of the Hugging Face hub
     … stage=FOLDER           a training stage of this suite (runs/stages/train-…)
     … prompt=- · prompt_file=FILE · prompts=[one,two]       standard input, a file (rows of .jsonl are a prompt each), several texts
     … chat=true system="…"   the prompt is a user's message, put into the model's chat template

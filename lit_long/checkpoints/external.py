@@ -1,13 +1,16 @@
-"""Where `open_external` was in 0.1. Goes in 0.3."""
+"""Where `open_pretrained` was in 0.1, as `open_external`. Goes in 0.3."""
 
 from __future__ import annotations
 
 import warnings
 
-from lit_long.pretrained.external import External, open_external
+from lit_long.pretrained import PretrainedWeights as External
+from lit_long.pretrained import open_pretrained as open_external
 
 __all__ = ["External", "open_external"]
 
 warnings.warn(
-    "lit_long.checkpoints.external goes in 0.3; import from lit_long.pretrained.external", DeprecationWarning, stacklevel=2
+    "lit_long.checkpoints.external goes in 0.3; open_external is lit_long.pretrained.open_pretrained, External is PretrainedWeights",
+    DeprecationWarning,
+    stacklevel=2,
 )

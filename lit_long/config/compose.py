@@ -12,7 +12,7 @@ Later layers win:
   option for a group (``base: {position: rope}``) keeps it, and only ``stages.base.position=…`` changes it. What a stage says of the
   experiment's data is left out where ``data=NAME`` names others.
 * A stage that several experiments share is written once: ``base: {recipe: mini}`` takes its settings from experiments/bases/mini.yaml.
-* ``model.init=…`` names weights made elsewhere. They bring the model's shape and the tokenizer, and their own encoder where no
+* ``model.init=…`` names pretrained weights. They bring the model's shape and the tokenizer, and their own encoder where no
   position is named (or it is ``position=pretrained``).
 * Interpolations such as ``${context}`` are resolved inside each stage, with `multiply` and `divide` to compute.
 """

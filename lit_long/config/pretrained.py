@@ -1,4 +1,4 @@
-"""What weights made elsewhere (``model.init``) bring into a stage's settings: their shape, their tokenizer, their positional encoder."""
+"""What pretrained weights (``model.init``) bring into a stage's settings: their shape, their tokenizer, their positional encoder."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ RetrievalLength = Annotated[int, Range(least=SHORTEST_RETRIEVAL, note="tokens")]
 class ModelConfig:
     """Shape of a Llama. ``context`` and ``rope_base`` are those it was (or is to be) pretrained with.
 
-    ``init`` names weights made elsewhere (pretrained/external.py); they bring the shape along. Their content enters a stage's identity,
+    ``init`` names pretrained weights (pretrained/open.py); they bring the shape along. Their content enters a stage's identity,
     not their name.
     """
 
@@ -58,7 +58,7 @@ class ModelConfig:
 class CorpusConfig:
     """Documents and tokenizer of the built-in corpus. ``validation`` lists the top-level modules that are held out.
 
-    ``tokenizer`` names external weights whose tokenizer to use (model.init's, unless set); without any, one of ``vocab_size`` is trained.
+    ``tokenizer`` names pretrained weights whose tokenizer to use (model.init's, unless set); without any, one of ``vocab_size`` is trained.
     """
 
     name: str = "builtin"

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from lit_long.config import SourceConfig, UserError, nearest
 from lit_long.data.fields import fields_of, fill, value_of
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 SCHEMAS = ("messages", "sharegpt", "prompt", "qa")
 TEMPLATES = ("auto", "chat", "plain")
@@ -133,7 +133,7 @@ def words_in(text: str) -> str:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template of weights made elsewhere, without the tokenizer that it belongs to."""
+    """A chat template of pretrained weights, without the tokenizer that it belongs to."""
 
     source: str
     special: dict[str, str]
@@ -176,7 +176,7 @@ class Encoder:
 
     plain: Tokenizer
     separator: int
-    words: Tokenization | None = None
+    words: ModelTokenizer | None = None
     max_tokens: int = 0
 
     @classmethod
@@ -184,7 +184,7 @@ class Encoder:
         if template is None:
             return cls(plain, separator, None, max_tokens)
         reading = Tokenizer.from_str(plain.to_str())  # special tokens are read, unlike with ``plain``
-        words = Tokenization(reading, None, (), False, separator, template.source, template.special, template.where)
+        words = ModelTokenizer(reading, None, (), False, separator, template.source, template.special, template.where)
         return cls(plain, separator, words, max_tokens)
 
     def __call__(self, text: str) -> Encoded | None:

@@ -23,9 +23,9 @@ from tokenizers import Tokenizer
 
 from lit_long.config import CorpusConfig, UserError
 from lit_long.data.tokenizer import borrowed_digest, load_tokenizer
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.digests import read_digest
-from lit_long.pretrained.external import open_external
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -244,7 +244,7 @@ def verify(store: Store) -> list[Path]:
     return damaged
 
 
-def words_of(store: Store, corpus: CorpusConfig) -> Tokenization:
+def words_of(store: Store, corpus: CorpusConfig) -> ModelTokenizer:
     """The tokenizer that a model trained on ``store`` reads and writes with. Our own opens a text, and ends it, with its separator."""
     if corpus.tokenizer:
         if store.manifest["inputs"].get("tokenizer") != borrowed_digest(corpus.tokenizer):
@@ -252,11 +252,11 @@ def words_of(store: Store, corpus: CorpusConfig) -> Tokenization:
                 f"data.corpus.tokenizer={corpus.tokenizer} is no longer the tokenizer that wrote the tokens in {store.folder}. Put it back, or prepare "
                 f"the data again (the same command makes a store of its own) and train on that."
             )
-        return open_external(corpus.tokenizer).tokenization()
+        return open_pretrained(corpus.tokenizer).tokenizer()
     ends = store.separator
     special = dict.fromkeys(("bos_token", "eos_token"), store.tokenizer.id_to_token(ends))
     where = str(store.folder / "manifest.json")  # not a folder in Hugging Face's form
-    return Tokenization(store.tokenizer, bos=ends, eos=(ends,), add_bos=True, separator=ends, special=special, where=where)
+    return ModelTokenizer(store.tokenizer, bos=ends, eos=(ends,), add_bos=True, separator=ends, special=special, where=where)
 
 
 def _check_sizes(folder: Path, entry: dict, item_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained once on the training documents of the corpus it will encode; or that of external weights.
+"""A byte-level BPE tokenizer, trained once on the training documents of the corpus it will encode; or that of pretrained weights.
 
 Every byte is a token, so any text survives encoding and decoding. One special token, ``<|endoftext|>``, stands at the
 START of each document: it tells the model that nothing before it matters, and predicting it is predicting the
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lit_long.config import UserError
 from lit_long.data.conversations import ChatTemplate
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 
 SEPARATOR = "<|endoftext|>"
 _SMALLEST_VOCABULARY = 257  # the bytes and the separator
@@ -56,23 +56,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 @functools.cache
 def borrow_tokenizer(name: str) -> tuple[Tokenizer, int]:
-    """The tokenizer of the external weights called ``name``, and the id that opens a document. Cached: reading a GGUF file's takes a third
+    """The tokenizer of the pretrained weights called ``name``, and the id that opens a document. Cached: reading a GGUF file's takes a third
     of a second, planning asks once a stage, and a process sees one version."""
-    words = open_external(name).tokenization()
+    words = open_pretrained(name).tokenizer()
     return _as_plain_text(words.tokenizer), words.separator
 
 
 @functools.cache
 def borrowed_digest(name: str) -> str:
-    """sha256 of the tokenizer of external weights. Cached, as `borrow_tokenizer`."""
+    """sha256 of the tokenizer of pretrained weights. Cached, as `borrow_tokenizer`."""
     tokenizer, separator = borrow_tokenizer(name)
     return hashlib.sha256(f"{separator} {tokenizer.to_str()}".encode()).hexdigest()
 
 
 @functools.cache
 def borrowed_template(name: str) -> ChatTemplate | None:
-    """The chat template of external weights, if they have one. Cached, as `borrow_tokenizer`."""
-    words = open_external(name).tokenization() if name else None
+    """The chat template of pretrained weights, if they have one. Cached, as `borrow_tokenizer`."""
+    words = open_pretrained(name).tokenizer() if name else None
     return ChatTemplate(words.chat_template, words.special, words.where) if words and words.chat_template else None
 
 

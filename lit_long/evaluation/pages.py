@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from lit_long.config import CorpusConfig, UserError
 from lit_long.data.builtin_corpus import build_corpus
 from lit_long.data.sources import documents_at
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 OWN = "text"  # the domain of one's own texts
 
@@ -40,7 +40,7 @@ class Pages:
 
     conversations = ()  # they are plain texts, all of them
 
-    def __init__(self, words: Tokenization, texts: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, words: ModelTokenizer, texts: Mapping[str, Sequence[str]]) -> None:
         self.words, self.texts = words, {domain: list(rows) for domain, rows in texts.items()}
         self._documents: dict[str, Documents] = {}
 

@@ -19,9 +19,8 @@ from lit_long.evaluation.retrieval import retrieval
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import build
-from lit_long.pretrained.external import open_external
-from lit_long.pretrained.stream import load_external
-from lit_long.pretrained.weights import WEIGHTS, load_weights
+from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
 
 SAMPLES, DEPTHS = 8, 10
 HOLD_OUT = "hold out more or longer documents (data.corpus.validation, data.sources.NAME.validation_share)"
@@ -53,7 +52,7 @@ def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None
     if parent is not None:
         load_weights(model, parent / WEIGHTS)
     else:
-        load_external(model, open_external(config.model.init))
+        load_pretrained(model, open_pretrained(config.model.init))
     model.eval().to(device, torch.bfloat16 if evaluation.precision == "bf16-true" else torch.float32)
     opened = open_store(store)
     started, planned, done = time.perf_counter(), planned_tokens(evaluation), 0

@@ -12,7 +12,7 @@ from lit_long.batch import Batch
 from lit_long.config import UserError
 from lit_long.generation import continue_tokens
 from lit_long.model.llama import Llama
-from lit_long.tokenizers.tokenizer import Tokenization, check_vocabulary
+from lit_long.tokenizers.tokenizer import ModelTokenizer, check_vocabulary
 
 FEW = 4  # prompts in a batch below which reading a shared beginning once saves more than writing together does
 
@@ -37,7 +37,7 @@ class Subject:
     """
 
     model: Llama
-    words: Tokenization
+    words: ModelTokenizer
     context: int
     batch_tokens: int = 4096
 

@@ -8,7 +8,7 @@ from lit_long.config import UserError
 from lit_long.generation.decode import PREFILL_CHUNK, generate, generate_in_turn
 from lit_long.generation.sampling import Sampler
 from lit_long.model.llama import Llama
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of a character whose last bytes are yet to come
 BEFORE = 8  # tokens of the prompt that new ones are decoded after: some decoders drop a space at the very beginning
@@ -24,7 +24,7 @@ class Continuation:
         stop: strings at which the text ends; they are not part of it.
     """
 
-    def __init__(self, words: Tokenization, prompt: list[int], stop: Sequence[str] = ()) -> None:
+    def __init__(self, words: ModelTokenizer, prompt: list[int], stop: Sequence[str] = ()) -> None:
         self.words, self.stop = words, stop
         self.tokens = prompt[-BEFORE:]
         self.start, self.decoded = 0, len(self.tokens)  # tokens from start to decoded are those whose text has been taken
@@ -71,7 +71,7 @@ def overlap(text: str, string: str) -> int:
 
 def generate_text(
     model: Llama,
-    words: Tokenization,
+    words: ModelTokenizer,
     prompts: Sequence[str],
     max_new_tokens: int,
     *,
@@ -83,7 +83,7 @@ def generate_text(
     """The text that follows each prompt, up to an end token, a stop string (neither is part of it) or ``max_new_tokens``.
 
     Args:
-        prompts: raw text; for a chat, what `Tokenization.chat` returns.
+        prompts: raw text; for a chat, what `ModelTokenizer.chat` returns.
         sampler: chooses tokens; the likeliest ones if not given.
         show: is called after every token with (row, what of its text has become certain, whether it is complete).
         chunk: tokens whose widest activations may exist at once when prompts are read.
@@ -97,7 +97,7 @@ def generate_text(
 
 def continue_tokens(
     model: Llama,
-    words: Tokenization,
+    words: ModelTokenizer,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     *,

@@ -2,7 +2,7 @@
 
     python -m lit_long.instruct generate n=20 data=builtin model=smollm2-135m out=DIR
     … data.sources.mine.path=FOLDER    one's own documents; domains=[docs] chooses among the data's
-    … model.init=NAME · stage=FOLDER   another chat model: weights made elsewhere, or a training stage of this suite
+    … model.init=NAME · stage=FOLDER   another chat model: pretrained weights, or a training stage of this suite
     … generator=endpoint endpoint.url=http://HOST:8000/v1 endpoint.model=NAME      a server that speaks OpenAI's protocol
     … generator=rules                  no model: sentences of the chunk to be continued, answers checked by rule
     … critic=same|none|rules|endpoint|NAME    who checks (default: who wrote); NAME is another model

@@ -17,7 +17,7 @@ from lit_long.generation import Sampler, continue_tokens
 from lit_long.generation.decode import Sequences
 from lit_long.instruct.chunks import Item
 from lit_long.model.llama import Llama
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Local:
         name: str,
         identity: str,
         model: Llama,
-        words: Tokenization,
+        words: ModelTokenizer,
         context: int,
         batch: int = 4,
         temperature: float = 0.0,

@@ -30,7 +30,7 @@ from lit_long.positions import build
 from lit_long.pretrained.rope_config import hf_from_position
 from lit_long.pretrained.weights import misfit
 from lit_long.tokenizers.huggingface import optional
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 PART_BYTES = 5 * 10**9
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,7 +45,7 @@ def write_huggingface(
     model: ModelConfig,
     position: dict[str, Any],
     context: int,
-    words: Tokenization,
+    words: ModelTokenizer,
     card: str,
     dtype: str = "auto",
     beside: dict[str, str] | None = None,
@@ -99,7 +99,7 @@ def copy_adapter(stage: Path, out: Path) -> None:
     shutil.copytree(source, out, dirs_exist_ok=True)
 
 
-def model_config(model: ModelConfig, position: dict[str, Any], context: int, words: Tokenization) -> dict[str, Any]:
+def model_config(model: ModelConfig, position: dict[str, Any], context: int, words: ModelTokenizer) -> dict[str, Any]:
     """config.json, but for its precision."""
     ends = list(words.eos)
     return {
@@ -164,7 +164,7 @@ def write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> torch.
     return dtype
 
 
-def write_words(folder: Path, words: Tokenization, context: int) -> None:
+def write_words(folder: Path, words: ModelTokenizer, context: int) -> None:
     """The tokenizer's files: those it came from if it came from a Hugging Face folder, else made from what is known of it."""
     source, file = Path(words.where), folder / "tokenizer_config.json"
     if (source / "tokenizer.json").is_file() or (source / "tokenizer.model").is_file():

@@ -1,6 +1,6 @@
 """Reading Hugging Face folders of Llamas: config.json, and weights in safetensors or .bin, one file or several with an index.
 
-This house's names and layout are Hugging Face's without the prefix "model.", so tensors pass through as they are.
+Our names and layout are Hugging Face's without the prefix "model.", so tensors pass through as they are.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.pretrained.external import External, content_digest
+from lit_long.pretrained.base import PretrainedWeights, content_digest
 from lit_long.pretrained.rope_config import head_dim_of, position_from_hf, trained_context, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_long.tokenizers.tokenizer import Tokenization
+    from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 # In transformers' order of preference: the weights in one file, else the index of several.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -28,7 +28,7 @@ SETTINGS = ["*.json", "*.jinja", "tokenizer.model"]
 GIVEN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}  # what a Llama here is
 
 
-class HuggingFace(External):
+class HuggingFace(PretrainedWeights):
     """A folder with a config.json."""
 
     @cached_property
@@ -128,10 +128,10 @@ class HuggingFace(External):
                 f"{file}: {HEAD} differs from {EMBEDDING}, but {self.path / 'config.json'} ties them; set tie_word_embeddings to false"
             )
 
-    def tokenization(self) -> Tokenization:
-        from lit_long.tokenizers.huggingface import tokenization
+    def tokenizer(self) -> ModelTokenizer:
+        from lit_long.tokenizers.huggingface import read_tokenizer
 
-        return tokenization(self.path, self.shape.vocab_size)
+        return read_tokenizer(self.path, self.shape.vocab_size)
 
 
 def names_in(file: Path) -> list[str]:

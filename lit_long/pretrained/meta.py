@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.pretrained.external import External, content_digest, halves
+from lit_long.pretrained.base import PretrainedWeights, content_digest, deinterleave
 from lit_long.pretrained.huggingface import read_json
 from lit_long.pretrained.pickles import Pickles
 from lit_long.pretrained.rope_config import need, whole
 
 if TYPE_CHECKING:
-    from lit_long.tokenizers.tokenizer import Tokenization
+    from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 NAMES = {"tok_embeddings": "embed_tokens", "norm": "norm", "output": "lm_head"}
 LAYER_NAMES = {
@@ -47,7 +47,7 @@ LLAMA3_VOCABULARY = 128_000  # at least; Llama 2 and Code Llama have about 32,00
 LLAMA32_SHAPES = {(2048, 16), (3072, 28)}  # (dim, n_layers) of the 1B and the 3B
 
 
-class Meta(External):
+class Meta(PretrainedWeights):
     """A folder with a params.json."""
 
     @cached_property
@@ -140,16 +140,16 @@ class Meta(External):
         for name in opened.names():
             if name == FORGOTTEN or (name == "output.weight" and shape.tie_embeddings):
                 continue
-            own, kind = self.house_name(name)
+            own, kind = self.own_name(name)
             width = shape.d_ffn if kind == "mlp.down_proj" else shape.d_model
             rows = heads[kind] * shape.head_dim if kind in heads else None
             tensor = merge(kind, opened.parts(name), width, rows)
             if kind in ("self_attn.q_proj", "self_attn.k_proj"):
-                tensor = halves(tensor, heads[kind], f"{self.files[0]}: tensor {name}")
+                tensor = deinterleave(tensor, heads[kind], f"{self.files[0]}: tensor {name}")
             yield own, tensor
             del tensor
 
-    def house_name(self, name: str) -> tuple[str, str]:
+    def own_name(self, name: str) -> tuple[str, str]:
         """A tensor's name here, and its kind: the name without layer and ".weight"."""
         parts = name.removesuffix(".weight").split(".")
         if parts[0] == "layers" and ".".join(parts[2:]) in LAYER_NAMES:
@@ -162,10 +162,10 @@ class Meta(External):
     def file_of(self, name: str) -> Path:
         return self.files[0]
 
-    def tokenization(self) -> Tokenization:
-        from lit_long.tokenizers.huggingface import tokenization
+    def tokenizer(self) -> ModelTokenizer:
+        from lit_long.tokenizers.huggingface import read_tokenizer
 
-        return tokenization(self.path, self.shape.vocab_size)
+        return read_tokenizer(self.path, self.shape.vocab_size)
 
 
 def merge(kind: str, parts: list[Tensor], width: int, rows: int | None = None) -> Tensor:

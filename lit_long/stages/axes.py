@@ -3,7 +3,7 @@
     grid: {position: [rope, xpos_abf], position.scale_base: [128, 512]}      rope · xpos_abf 128 · xpos_abf 512
 
 Such an axis is left out of the points whose option has no such setting, and one that no option has is refused. A setting of a positional encoder
-is a field of its scheme; of a mixture, one of a domain that it has; an adapter of rank 0 has none, and weights made elsewhere leave
+is a field of its scheme; of a mixture, one of a domain that it has; an adapter of rank 0 has none, and pretrained weights leave
 none of the model's shape. All the others are there whichever option is chosen.
 """
 

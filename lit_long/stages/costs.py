@@ -13,7 +13,7 @@ from lit_long.planning.job import Job, why_not
 from lit_long.planning.paper import paper_runs
 from lit_long.planning.rows import RUN_HEADER, run_row
 from lit_long.planning.search import Machines, Planned, plan, search
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from lit_long.stages.plan import Plan
 
 NOTHING = "–"
@@ -23,7 +23,7 @@ def model_and_context(words: dict) -> tuple[ModelConfig, int]:
     """The shape that ``model`` names, and the context: the one given, or the model's own."""
 
     def pretrained(init: str) -> tuple[ModelConfig, dict]:
-        found = open_external(init)
+        found = open_pretrained(init)
         return found.shape, found.position
 
     config = compose_model(words, pretrained)

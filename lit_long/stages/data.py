@@ -16,7 +16,7 @@ from lit_long.data.prepare import prepare
 from lit_long.data.prepare import prepare_share as share_of
 from lit_long.data.token_store import Store, open_store, verify
 from lit_long.files import is_disk_full, write_atomically
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from lit_long.stages.folder import finish, locked, write_stage
 from lit_long.stages.mixture import settle_data, uses_builtin
 from lit_long.stages.plan import CORPUS, Stage, place
@@ -32,7 +32,7 @@ def data_stage(words: dict[str, Any], root: str) -> Stage:
     """
 
     def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]]:
-        found = open_external(init)
+        found = open_pretrained(init)
         return found.shape, found.position
 
     config = compose_data(words, pretrained)

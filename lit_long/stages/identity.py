@@ -1,7 +1,7 @@
 """What a stage is known by: a hash of what it is made of.
 
     the settings that its result depends on and that differ from their defaults, so that a new setting changes no identity
-    the identities of its inputs: data store, parent, external weights by their content
+    the identities of its inputs: data store, parent, pretrained weights by their content
     the code of the user's own modules
     a version number of its kind, raised by hand when the meaning of a result changes, or a default
 
@@ -40,7 +40,7 @@ def stage_identity(config: StageConfig, inputs: Sequence[str]) -> str:
     """The identity of a resolved stage, 12 hexadecimal digits.
 
     Args:
-        inputs: the identities of data store and parent, and the digest of external weights that it starts from.
+        inputs: the identities of data store and parent, and the digest of pretrained weights that it starts from.
     """
     content = {
         "kind": config.kind,

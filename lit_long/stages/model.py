@@ -1,4 +1,4 @@
-"""A model ready to be run, with its tokenizer: that of a finished stage, or of weights made elsewhere."""
+"""A model ready to be run, with its tokenizer: that of a finished stage, or of pretrained weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from lit_long.config.one_model import compose_model
 from lit_long.data.token_store import open_store, words_of
 from lit_long.model.llama import Llama
 from lit_long.positions import build, settings
-from lit_long.pretrained.external import open_external
-from lit_long.pretrained.stream import load_external
-from lit_long.pretrained.weights import WEIGHTS, load_weights
+from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
 from lit_long.stages.folder import read_stage
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_model(
     words: dict[str, Any], stage: str, device: str, dtype: str, say: Callable[[str], None]
-) -> tuple[Llama, Tokenization, StageConfig]:
+) -> tuple[Llama, ModelTokenizer, StageConfig]:
     """The model, its tokenizer, and its settings (model, position, context).
 
     Args:
@@ -40,10 +39,10 @@ def load_model(
         UserError: no model is named or it cannot be had, settings that make no sense, or an encoder that cannot hold the context.
     """
     place, precision = choose(device, dtype)
-    external = functools.cache(open_external)
+    weights = functools.cache(open_pretrained)
     folder = Path(stage).expanduser().resolve() if stage else None
     base, store = stage_settings(folder, words) if folder else (None, None)
-    config = compose_model(words, lambda init: (external(init).shape, external(init).position), base)
+    config = compose_model(words, lambda init: (weights(init).shape, weights(init).position), base)
     if base is None and not config.model.init:
         raise UserError("command line: name a model that has weights: model=smollm2-135m, model.init=NAME or stage=FOLDER")
     encoder = build(settings(config.position, config.model.head_dim, length=config.context), config.model.head_dim)
@@ -54,11 +53,11 @@ def load_model(
     if folder:
         load_weights(model, folder / WEIGHTS)
         return model, words_of(open_store(store), config.data.corpus), config
-    source = external(config.model.init)
+    source = weights(config.model.init)
     if source.note and "base" not in (words.get("position") or {}):
         say(f"note: {source.note}")
-    load_external(model, source)
-    return model, source.tokenization(), config
+    load_pretrained(model, source)
+    return model, source.tokenizer(), config
 
 
 def stage_settings(folder: Path, words: dict[str, Any]) -> tuple[StageConfig, Path]:

@@ -30,7 +30,7 @@ from lit_long.config import (
     project_root,
 )
 from lit_long.config.grid import points, variant_name
-from lit_long.pretrained.external import External, open_external
+from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.stages.archive import find_archive, has_weights
 from lit_long.stages.axes import Axes
 from lit_long.stages.folder import is_archived, is_done
@@ -193,7 +193,7 @@ def make_plan(layers: Layers) -> Plan:
     look = Look(only_shown=sweep.dry_run or bool(sweep.show))
 
     def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]] | None:
-        weights = look.at(open_external, init)
+        weights = look.at(open_pretrained, init)
         return weights and (weights.shape, weights.position)
 
     composer = Composer(layers, sweep.grid, shared, pretrained)
@@ -234,7 +234,7 @@ def make_plan(layers: Layers) -> Plan:
         trial.stages = {name: stage.read_from(archives, found) for name, stage in trial.stages.items()}
     order = [stage.read_from(archives, found) for stage in order]
     key = sweep_key(sweep, trials, root)
-    notes += [seen.note for seen in look.seen.values() if isinstance(seen, External) and seen.note]
+    notes += [seen.note for seen in look.seen.values() if isinstance(seen, PretrainedWeights) and seen.note]
     return Plan(sweep, root, trials, order, key, list(look.unseen.values()), shipped, notes + lacking)
 
 
@@ -287,7 +287,7 @@ class Maker:
         config = replace(config, data=settle_data(config.data, where, self.sources, look.at))
         config = settle(config, start.config if start else None, name in self.own_position, where)
         if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
-            return Made(stand_in(config, folder, look.at(open_external, folder).shape, where), folder)
+            return Made(stand_in(config, folder, look.at(open_pretrained, folder).shape, where), folder)
         if config.kind == "train":
             check_optimizer(config, where)
         corpus = self.corpus(config)
@@ -296,7 +296,7 @@ class Maker:
                 f"{where}: its data are not those of its parent, {config.parent}, so each would train a tokenizer of its own. Name the "
                 f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
             )
-        init = look.at(open_external, config.model.init) if config.model.init and parent is None else None
+        init = look.at(open_pretrained, config.model.init) if config.model.init and parent is None else None
         return Made(config, origin, place(self.root, name, config, corpus, parent, init), corpus)
 
     def corpus(self, config: StageConfig) -> Stage:
@@ -336,9 +336,9 @@ def place(
     config: StageConfig,
     corpus: Stage | None = None,
     parent: Stage | None = None,
-    init: External | None = None,
+    init: PretrainedWeights | None = None,
 ) -> Stage:
-    """The stage with its identity and its folder. ``init``: weights made elsewhere that it starts from, known by their content."""
+    """The stage with its identity and its folder. ``init``: pretrained weights that it starts from, known by their content."""
     inputs = [stage for stage in (corpus, parent) if stage]
     digests = [init.digest] if init else []
     identity = stage_identity(config, [*(stage.identity for stage in inputs), *digests])

@@ -29,8 +29,8 @@ from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fi
 from lit_long.evaluation.task import Report, Task, run_tasks
 from lit_long.files import write_atomically
 from lit_long.generation import pack
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.digests import file_digest
-from lit_long.pretrained.external import open_external
 from lit_long.pretrained.weights import WEIGHTS
 from lit_long.stages.folder import read_stage
 from lit_long.stages.lineage import stage_of
@@ -153,7 +153,7 @@ def texts_of(text: str, stage: Path | None, subject: Subject, say: Callable[[str
 
 def model_identity(stage: Path | None, subject: Subject, settings: StageConfig) -> dict[str, Any]:
     """What of the model the samples depend on: its weights by content, wherever they lie."""
-    weights = file_digest(stage / WEIGHTS) if stage else open_external(settings.model.init).digest
+    weights = file_digest(stage / WEIGHTS) if stage else open_pretrained(settings.model.init).digest
     return {
         "weights": weights,
         "position": plain(settings.position),

@@ -5,7 +5,7 @@
 
 The folder is a Hugging Face folder as `python -m lit_long.export` writes it of a finished stage: its card tells where the weights come from, its
 ``recipe.json`` with which settings they were made. They are taken where the stage has just these settings; with others, or another seed, it
-is trained, and so it is with ``base=train``. Stages after it start from these weights as from any made elsewhere: known by their content,
+is trained, and so it is with ``base=train``. Stages after it start from these weights as from any pretrained ones: known by their content,
 with their tokenizer.
 """
 

@@ -2,7 +2,7 @@
 
 A GGUF file holds no tokenizer.json but llama.cpp's view of it: the tokens, their kinds, and merges or scores. Two families are read:
 ``gpt2``, byte-level BPE, whose split of text into words is known by a name (``tokenizer.ggml.pre``), and ``llama``, SentencePiece's
-BPE (sentencepiece_words.py; the kinds of tokens have the same numbers).
+BPE (sentencepiece.py; the kinds of tokens have the same numbers).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lit_long.config import UserError
-from lit_long.pretrained.gguf_header import Header
+from lit_long.pretrained.gguf import Header
 from lit_long.tokenizers.sentencepiece import NORMAL, add_special, sentencepiece
-from lit_long.tokenizers.tokenizer import Tokenization, check_vocabulary, separator_of
+from lit_long.tokenizers.tokenizer import ModelTokenizer, check_vocabulary, separator_of
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_WORDS = (
@@ -31,7 +31,7 @@ WHOLE_WORDS = {"llama-bpe"}  # a word that is a token is taken as such, whatever
 KEEP_BOS = {"llama-bpe"}  # begins texts with bos unless the file says otherwise
 
 
-def tokenization(header: Header, vocab_size: int) -> Tokenization:
+def read_tokenizer(header: Header, vocab_size: int) -> ModelTokenizer:
     """The tokenizer in a GGUF file.
 
     Raises:
@@ -58,7 +58,7 @@ def tokenization(header: Header, vocab_size: int) -> Tokenization:
     eos = tuple(dict.fromkeys(ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None))
     named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     add_bos = settings.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in KEEP_BOS)
-    return Tokenization(
+    return ModelTokenizer(
         tokenizer,
         bos=ids["bos"],
         eos=eos,

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 
 from lit_long.config import UserError
 from lit_long.tokenizers.sentencepiece import BEGIN, END, UNK, read_model
-from lit_long.tokenizers.tokenizer import Tokenization, check_vocabulary, separator_of
+from lit_long.tokenizers.tokenizer import ModelTokenizer, check_vocabulary, separator_of
 
 
-def tokenization(folder: Path, vocab_size: int) -> Tokenization:
+def read_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     """The tokenizer in ``folder`` and what belongs to it.
 
     Raises:
@@ -36,7 +36,7 @@ def tokenization(folder: Path, vocab_size: int) -> Tokenization:
     for other in (generation.get("eos_token_id"), model.get("eos_token_id")):
         ends += other if isinstance(other, list) else [other]
     eos = tuple(dict.fromkeys(end for end in ends if end is not None))
-    return Tokenization(
+    return ModelTokenizer(
         tokenizer,
         bos=bos,
         eos=eos,

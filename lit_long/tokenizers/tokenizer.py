@@ -1,6 +1,6 @@
 """The words of a pretrained model: its tokenizer, the ids that open and close texts, and its chat template.
 
-How they are read from a Hugging Face folder is in huggingface_words.py, from a GGUF file in gguf_words.py.
+How they are read from a Hugging Face folder is in huggingface.py, from a GGUF file in gguf.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DOCUMENT_START = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class Tokenization:
+class ModelTokenizer:
     """A tokenizer and what belongs to it.
 
     tokenizer       encodes text; special tokens written out in the text become their ids

@@ -28,9 +28,8 @@ from lit_long.model.fused_loss import AUTO, choose_loss
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
-from lit_long.pretrained.external import External
-from lit_long.pretrained.stream import load_external
-from lit_long.pretrained.weights import load_weights
+from lit_long.pretrained import PretrainedWeights
+from lit_long.pretrained.weights import load_pretrained, load_weights
 from lit_long.training.adapter import add_adapter
 from lit_long.training.context import ContextShare
 from lit_long.training.optimizers import make_optimizer
@@ -47,7 +46,7 @@ class LongContextModule(lightning.LightningModule):
             ``training`` changes the positions of training batches, never those of validation.
         updates: length of the run in optimizer updates; the cosine ends there.
         switches: (update, positional settings) pairs: from that update on the encoder, and the transform, are others (data/curriculum.py).
-        init_from: a `.safetensors` file of weights to start from, or weights made elsewhere (`open_external`); random with ``seed``
+        init_from: a `.safetensors` file of weights to start from, or pretrained weights (`open_pretrained`); random with ``seed``
             if not given.
         spike_guard: what to do about updates that would do harm (spike_guard.py).
         adapter: what to train beside frozen weights instead of the weights themselves (adapter.py).
@@ -67,7 +66,7 @@ class LongContextModule(lightning.LightningModule):
         *,
         updates: int,
         switches: Sequence[tuple[int, dict[str, Any]]] = (),
-        init_from: Path | External | None = None,
+        init_from: Path | PretrainedWeights | None = None,
         adapter: AdapterConfig | None = None,
         seed: int = 0,
         micro_batch_tokens: int = 2048,
@@ -94,29 +93,29 @@ class LongContextModule(lightning.LightningModule):
     def configure_model(self) -> None:
         """Build the model, give it its weights, and shard it when the Trainer's strategy asks for that.
 
-        Weights made elsewhere may be larger than this machine's memory: they are read into the shards, tensor by tensor.
+        Pretrained weights may be larger than this machine's memory: they are read into the shards, tensor by tensor.
         """
         if self.model is not None:
             return
-        external = isinstance(self.init_from, External)
+        pretrained = isinstance(self.init_from, PretrainedWeights)
         loss = choose_loss(self.loss, self.trainer.strategy.root_device, computed_in(self.trainer.precision))
-        with torch.device("meta") if external else nullcontext():
+        with torch.device("meta") if pretrained else nullcontext():
             model = Llama(self.model_config, self.encoder, self.loss_chunk, loss)
-        if not external:
+        if not pretrained:
             model.init_weights(self.seed)
             if self.init_from is not None:
                 load_weights(model, self.init_from)
         if self.adapter and self.adapter.rank:
-            if external:  # whole on every rank: peft adapts what is there
-                load_external(model.to_empty(device="cpu"), self.init_from)
-                external = False
+            if pretrained:  # whole on every rank: peft adapts what is there
+                load_pretrained(model.to_empty(device="cpu"), self.init_from)
+                pretrained = False
             add_adapter(model, self.adapter, self.seed)
         mesh = self.device_mesh if isinstance(self.trainer.strategy, MeshStrategy) else None
         if mesh is not None and size_of(mesh, "context") > 1:
             self.share = ContextShare(mesh["context"])
         parallelize(model, mesh, self.checkpointing, self.compiled)
-        if external:
-            load_external(model.to_empty(device=self.device), self.init_from)
+        if pretrained:
+            load_pretrained(model.to_empty(device=self.device), self.init_from)
         self.model = model
 
     def configure_optimizers(self) -> dict[str, Any]:

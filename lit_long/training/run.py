@@ -21,7 +21,7 @@ from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.mixture import describe_plan
 from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
-from lit_long.pretrained.external import External, open_external
+from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts, machine
@@ -149,11 +149,11 @@ def account(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str, dict
     return {name: row | {"consumed": domain_counts(last, name)} for name, row in planned.items()}
 
 
-def starting_weights(config: StageConfig, parent: Path | None) -> Path | External | None:
+def starting_weights(config: StageConfig, parent: Path | None) -> Path | PretrainedWeights | None:
     """The parent's weights, else those that ``model.init`` names; None when training starts from scratch."""
     if parent is not None:
         return parent / WEIGHTS
-    return open_external(config.model.init) if config.model.init else None
+    return open_pretrained(config.model.init) if config.model.init else None
 
 
 def strategy(config: StageConfig, writer: Writer) -> str | Strategy:

@@ -30,7 +30,7 @@ from lit_long.evaluation.needle import NEW, needle_prompt
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.subject import Subject
 from lit_long.generation import pack
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from lit_long.training.callbacks import machine
 from tests.benchmarks.bench_generation import SHAPE, their_tokens, theirs
 from tests.evaluation.subjects import bytes_tokenizer
@@ -91,14 +91,14 @@ def questions(kind: str, count: int) -> list[Instance]:
 
 def likelihood_rows(folder: Path, count: int = QUESTIONS, rounds: int = ROUNDS) -> list[Row]:
     peer = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=BATCH)
-    external = open_external(str(folder))
-    model = read(external)
+    pretrained = open_pretrained(str(folder))
+    model = read(pretrained)
     pack(model, BATCH)
     rows = []
     for kind, words in (("endings", "4 endings, as HellaSwag"), ("letters", "4 letters after 5 examples, as MMLU")):
         asked = questions(kind, count)
         longest = max(len(context) + len(ending) for context, ending in (each.args for each in asked))
-        ours = Harness(Subject(model, external.tokenization(), SHAPE.context, BATCH * longest))
+        ours = Harness(Subject(model, pretrained.tokenizer(), SHAPE.context, BATCH * longest))
         expected, found = (lm.loglikelihood(asked[:8], disable_tqdm=True) for lm in (peer, ours))
         if any(abs(a[0] - b[0]) > 1e-3 for a, b in zip(expected, found, strict=True)):
             raise RuntimeError("the two give different likelihoods: they do not do the same work")
@@ -110,10 +110,10 @@ def likelihood_rows(folder: Path, count: int = QUESTIONS, rounds: int = ROUNDS) 
 
 def needle_row(folder: Path, lengths: list[int], depths: int) -> Row:
     """Every length once with each; a batch of one prompt, as long ones are."""
-    external = open_external(str(folder))
-    model = read(external)
+    pretrained = open_pretrained(str(folder))
+    model = read(pretrained)
     pack(model, 1)
-    subject = Subject(model, external.tokenization(), SHAPE.context, 1)
+    subject = Subject(model, pretrained.tokenizer(), SHAPE.context, 1)
     peer = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sentences = [f"Sentence {number} is about {number * number % 97} apples.\n" for number in range(1000)]
     pages = Pages(subject.words, {"text": ["".join(sentences)]})

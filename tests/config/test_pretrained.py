@@ -1,4 +1,4 @@
-"""What weights made elsewhere bring into the settings, and what may not be said beside them."""
+"""What pretrained weights bring into the settings, and what may not be said beside them."""
 
 from __future__ import annotations
 

@@ -9,16 +9,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lit_long.config import ModelConfig
 from lit_long.data.token_store import Store
 from lit_long.evaluation.subject import Subject
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 from tests.generation.llamas import small
 from tests.pretrained.llamas import random_llama, save
 
 SHAPE = ModelConfig(1024, 64, 2, 4, 2, 16, 96, 1e-5, True, 2048)
 
 
-def words_in(store: Store) -> Tokenization:
+def words_in(store: Store) -> ModelTokenizer:
     ends = store.separator
-    return Tokenization(store.tokenizer, bos=ends, eos=(ends,), add_bos=True, separator=ends, where="store")
+    return ModelTokenizer(store.tokenizer, bos=ends, eos=(ends,), add_bos=True, separator=ends, where="store")
 
 
 def subject_of(store: Store, context: int = 2048, batch_tokens: int = 1024) -> Subject:

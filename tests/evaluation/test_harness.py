@@ -8,7 +8,7 @@ import torch
 from lit_long.config import UserError
 from lit_long.evaluation.subject import Subject
 from lit_long.positions import build
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from tests.evaluation.subjects import bytes_folder
 from tests.pretrained.llamas import read
 
@@ -38,9 +38,9 @@ def pair(tmp_path_factory):
     from lit_long.evaluation.harness import Harness
 
     folder = bytes_folder(tmp_path_factory.mktemp("llama") / "model", CONTEXT)
-    external = open_external(str(folder))
+    pretrained = open_pretrained(str(folder))
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4)
-    return theirs, Harness(Subject(read(external), external.tokenization(), CONTEXT, 512))
+    return theirs, Harness(Subject(read(pretrained), pretrained.tokenizer(), CONTEXT, 512))
 
 
 def test_likelihoods(pair):
@@ -115,14 +115,14 @@ def test_an_encoder_that_looks_at_the_length(tmp_path):
     """Rows of unequal length get their own tables, and not those of the longest row beside them."""
     from lit_long.evaluation.harness import Harness
 
-    external = open_external(str(bytes_folder(tmp_path / "model", CONTEXT)))
-    model = read(external)
+    pretrained = open_pretrained(str(bytes_folder(tmp_path / "model", CONTEXT)))
+    model = read(pretrained)
     model.encoder = build({"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 4.0, "original": 32}, 16)
-    words = external.tokenization()
+    words = pretrained.tokenizer()
     pairs = [("short " * 6, "one"), ("longer " * 12, "two"), ("x", "yz")]
     together = Harness(Subject(model, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
     alone = [Harness(Subject(model, words, CONTEXT, 1)).loglikelihood(instances("loglikelihood", [each]))[0] for each in pairs]
     assert [score for score, _ in together] == pytest.approx([score for score, _ in alone], abs=1e-4)
-    plain = read(external)
+    plain = read(pretrained)
     expected = Harness(Subject(plain, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
     assert abs(expected[1][0] - together[1][0]) > 1e-2 and torch.isfinite(torch.tensor(together[0][0]))

@@ -14,7 +14,7 @@ from lit_long.evaluation.lm_tasks import HarnessTask
 from lit_long.evaluation.local_data import local_rows
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import run_tasks
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from tests.evaluation import public
 from tests.evaluation.subjects import bytes_folder
 from tests.integration.mini import REPOSITORY
@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def subject(folder):
-    external = open_external(str(folder))
-    return Subject(read(external), external.tokenization(), CONTEXT, 4096)
+    pretrained = open_pretrained(str(folder))
+    return Subject(read(pretrained), pretrained.tokenizer(), CONTEXT, 4096)
 
 
 def run(capsys, *words):

@@ -25,9 +25,9 @@ def pair(tmp_path_factory):
     """transformers' model, and ours with the same weights and two pages: the second is shorter, a third too short."""
     theirs = random_llama(vocab=257, context=512)
     ours = read(save(theirs, tmp_path_factory.mktemp("llama")))
-    from lit_long.tokenizers.tokenizer import Tokenization
+    from lit_long.tokenizers.tokenizer import ModelTokenizer
 
-    words = Tokenization(bytes_tokenizer(), bos=256, eos=(256,), add_bos=False, separator=256)
+    words = ModelTokenizer(bytes_tokenizer(), bos=256, eos=(256,), add_bos=False, separator=256)
     texts = {"page": [PAGE, PAGE[40:320], PAGE[:60]], "other": [PAGE[7:]]}
     return theirs, Subject(ours, words, 512, 256), Pages(words, texts)
 

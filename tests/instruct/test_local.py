@@ -15,22 +15,22 @@ from lit_long.instruct.chunks import Item
 from lit_long.instruct.generators import Local, Request
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 TEXT = "The mill on the river was built by two sisters and burnt down in the same year."
 TEMPLATE = "{% for m in messages %}<|u|>{{ m['content'] }}<|e|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
 
 
 @pytest.fixture(scope="module")
-def words() -> Tokenization:
+def words() -> ModelTokenizer:
     tokenizer = train_tokenizer([TEXT * 20, "correct wrong"], 300)
     tokenizer.add_special_tokens(["<|u|>", "<|a|>", "<|e|>"])
     reading = Tokenizer.from_str(tokenizer.to_str())
-    return Tokenization(reading, None, (reading.token_to_id("<|e|>"),), False, 0, TEMPLATE)
+    return ModelTokenizer(reading, None, (reading.token_to_id("<|e|>"),), False, 0, TEMPLATE)
 
 
 @pytest.fixture(scope="module")
-def local(words: Tokenization) -> Local:
+def local(words: ModelTokenizer) -> Local:
     config = ModelConfig(vocab_size=310, d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ffn=64)
     model = Llama(config, build({"scheme": "rope", "base": 10_000.0}, 16))
     model.init_weights(0)

@@ -1,4 +1,4 @@
-"""Two ranks (FSDP2, gloo) that train weights made elsewhere for one update and let Lightning save a sharded checkpoint.
+"""Two ranks (FSDP2, gloo) that train pretrained weights for one update and let Lightning save a sharded checkpoint.
 
 Run under torchrun by test_external.py as: sharded.py STORE LLAMA OUT; OUT.safetensors gets the whole weights, as an oracle.
 """
@@ -14,16 +14,16 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lit_long.config import OptimConfig
 from lit_long.config.mesh import Mesh
 from lit_long.data.datamodule import LongContextDataModule
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import save_weights
 from lit_long.training.module import LongContextModule
 from lit_long.training.strategy import MeshStrategy
 
 if __name__ == "__main__":
     store, llama, out = sys.argv[1:]
-    external = open_external(llama)
+    pretrained = open_pretrained(llama)
     data = LongContextDataModule(Path(store), weights={"code": 1.0}, context=64, tokens_per_update=128, updates=1)
-    module = LongContextModule(external.shape, external.position, OptimConfig(), updates=1, init_from=external)
+    module = LongContextModule(pretrained.shape, pretrained.position, OptimConfig(), updates=1, init_from=pretrained)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2,

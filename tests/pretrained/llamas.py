@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_long.batch import Batch
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.pretrained.external import External, open_external
-from lit_long.pretrained.stream import load_external
+from lit_long.pretrained import PretrainedWeights, open_pretrained
+from lit_long.pretrained.weights import load_pretrained
 
 SCALED = {"rope_type": "llama3", "original_max_position_embeddings": 64, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 # The published shapes, smaller: heads, key-value heads, tying, epsilon, base and scaling are theirs; an original context of 64 stands
@@ -69,12 +69,12 @@ def edit_config(folder: Path, change) -> None:
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
 
 
-def read(source: External | Path | str) -> Llama:
+def read(source: PretrainedWeights | Path | str) -> Llama:
     """Our model with the weights of ``source``, streamed into a model on the meta device."""
-    external = source if isinstance(source, External) else open_external(str(source))
+    pretrained = source if isinstance(source, PretrainedWeights) else open_pretrained(str(source))
     with torch.device("meta"):
-        model = Llama(external.shape, build(external.position, external.shape.head_dim))
-    load_external(model, external)
+        model = Llama(pretrained.shape, build(pretrained.position, pretrained.shape.head_dim))
+    load_pretrained(model, pretrained)
     return model
 
 

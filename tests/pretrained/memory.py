@@ -1,6 +1,6 @@
 """Prints, for each format, the peak memory of reading a model as a multiple of its weights.
 
-Run by test_stream.py as: memory.py SMALL SOURCE …, where SMALL is a small model that is read first.
+Run by test_weights.py as: memory.py SMALL SOURCE …, where SMALL is a small model that is read first.
 Each is read in a process of its own, forked from here: a child's peak begins at what it is born with.
 """
 
@@ -16,8 +16,8 @@ import torch
 
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.pretrained.external import open_external
-from lit_long.pretrained.stream import load_external
+from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.weights import load_pretrained
 
 
 def peak() -> int:
@@ -25,12 +25,12 @@ def peak() -> int:
 
 
 def measure(source: str, device: str) -> float:
-    external = open_external(source)
-    shape, position = external.shape, external.position
+    pretrained = open_pretrained(source)
+    shape, position = pretrained.shape, pretrained.position
     before = peak()
     with torch.device(device):
         model = Llama(shape, build(position, shape.head_dim))
-    load_external(model, external)
+    load_pretrained(model, pretrained)
     return (peak() - before) / sum(parameter.nbytes for parameter in model.parameters())
 
 
@@ -48,7 +48,7 @@ def forked(source: str, device: str) -> float:
 if __name__ == "__main__":
     first, *sources = sys.argv[1:]
     measure(first, "meta")  # imports what is imported at first use, before the forks
-    for suffix in ("gguf_file", "huggingface", "meta"):
+    for suffix in ("gguf", "huggingface", "meta"):
         __import__(f"lit_long.pretrained.{suffix}")
     print(
         json.dumps({f"{Path(source).name} {device}": forked(source, device) for source in sources for device in ("meta", "cpu")})

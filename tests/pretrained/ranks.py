@@ -1,4 +1,4 @@
-"""One of two ranks that read a folder into a sharded model. Run by test_stream.py as: ranks.py RANK FOLDER SOURCE DIMENSION; they meet in
+"""One of two ranks that read a folder into a sharded model. Run by test_weights.py as: ranks.py RANK FOLDER SOURCE DIMENSION; they meet in
 FOLDER, and DIMENSION of the mesh is theirs.
 """
 
@@ -17,24 +17,23 @@ from torch.distributed.tensor import DTensor
 from lit_long.config.mesh import Mesh
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.pretrained.external import open_external
-from lit_long.pretrained.stream import load_external
-from lit_long.pretrained.weights import save_weights
+from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.weights import load_pretrained, save_weights
 from lit_long.training.parallel import make_mesh, parallelize
 
 
 def check(rank: int, meeting: Path, source: str, device: str, mesh: Mesh) -> None:
-    external = open_external(source)
+    pretrained = open_pretrained(source)
     with torch.device(device):
-        model = Llama(external.shape, build(external.position, external.shape.head_dim))
+        model = Llama(pretrained.shape, build(pretrained.position, pretrained.shape.head_dim))
     parallelize(model, make_mesh("cpu", mesh))
     turn = meeting / f"rank 1 is through with {device}"
     while rank == 0 and not turn.exists():  # a collective would wait for this rank for ever
         time.sleep(0.01)
-    load_external(model, external)
+    load_pretrained(model, pretrained)
     turn.touch()
 
-    expected = dict(external.tensors())
+    expected = dict(pretrained.tensors())
     for name, parameter in model.named_parameters():
         local = parameter.to_local()
         if not isinstance(parameter, DTensor) or not parameter.full_tensor().equal(expected.pop(name).float()):
@@ -43,7 +42,7 @@ def check(rank: int, meeting: Path, source: str, device: str, mesh: Mesh) -> Non
             sys.exit(f"rank {rank}, {device}: keeps {local.untyped_storage().nbytes()} bytes of {name}")
     if expected:
         sys.exit(f"rank {rank}, {device}: {list(expected)} are missing")
-    check_saving(model, rank, meeting / f"{device}.safetensors", dict(external.tensors()))
+    check_saving(model, rank, meeting / f"{device}.safetensors", dict(pretrained.tensors()))
 
 
 def check_saving(model: Llama, rank: int, file: Path, expected: dict[str, torch.Tensor]) -> None:

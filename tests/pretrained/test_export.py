@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.export import write_huggingface
-from lit_long.pretrained.external import open_external
-from lit_long.tokenizers.tokenizer import Tokenization
+from lit_long.tokenizers.tokenizer import ModelTokenizer
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.llamas import random_llama, save
 from tests.tokenizers.texts import trained
@@ -26,13 +26,11 @@ def source(tmp_path):
     special = {"bos_token": "<s>", "eos_token": "</s>", "extra_special_tokens": ["<|extra|>"]}
     fast = PreTrainedTokenizerFast(tokenizer_object=trained("llama-bpe", ("<s>", "</s>", "<|extra|>")), **special)
     fast.save_pretrained(tmp_path / "source")
-    return open_external(str(tmp_path / "source"))
+    return open_pretrained(str(tmp_path / "source"))
 
 
 def export(source, out, words=None, position=None, context=64):
-    write_huggingface(
-        out, source.tensors(), source.shape, position or source.position, context, words or source.tokenization(), ""
-    )
+    write_huggingface(out, source.tensors(), source.shape, position or source.position, context, words or source.tokenizer(), "")
     return json.loads((out / "tokenizer_config.json").read_text())
 
 
@@ -60,16 +58,16 @@ def test_a_borrowed_tokenizer_reads_alike_in_both_versions(source, tmp_path):
 def test_a_folder_without_tokenizer_settings(source, tmp_path):
     """transformers then takes Llama's own class, and so do we its ids."""
     (source.path / "tokenizer_config.json").unlink()
-    write_huggingface(tmp_path / "out", source.tensors(), source.shape, source.position, 64, source.tokenization(), "")
+    write_huggingface(tmp_path / "out", source.tensors(), source.shape, source.position, 64, source.tokenizer(), "")
     assert not (tmp_path / "out" / "tokenizer_config.json").exists()
-    assert open_external(str(tmp_path / "out")).tokenization().bos == source.tokenization().bos
+    assert open_pretrained(str(tmp_path / "out")).tokenizer().bos == source.tokenizer().bos
     assert len(runs(tmp_path / "out")) > 2
 
 
 def test_a_tokenizer_of_our_own(source, tmp_path):
     """Also one without an end of text."""
     tokenizer = Tokenizer.from_file(str(source.path / "tokenizer.json"))
-    words = Tokenization(tokenizer, bos=0, eos=(), add_bos=True, separator=0, special={"bos_token": "<s>"})
+    words = ModelTokenizer(tokenizer, bos=0, eos=(), add_bos=True, separator=0, special={"bos_token": "<s>"})
     assert export(source, tmp_path / "out", words)["model_input_names"] == TAKES
     assert len(runs(tmp_path / "out")) > 3
 
@@ -96,4 +94,4 @@ def test_bases_that_came_along(base):
 def test_the_context_comes_back(source, tmp_path, position):
     """Trained at 512 tokens, whatever the encoder."""
     export(source, tmp_path / "out", position=position | {"base": 10_000.0}, context=512)
-    assert open_external(str(tmp_path / "out")).shape.context == 512
+    assert open_pretrained(str(tmp_path / "out")).shape.context == 512

@@ -17,10 +17,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from lit_long.config import UserError
 from lit_long.generation import generate_text
 from lit_long.positions import build
-from lit_long.pretrained import gguf_file
-from lit_long.pretrained.external import open_external
-from lit_long.pretrained.gguf_file import GGUF
-from lit_long.pretrained.gguf_header import Header, readable
+from lit_long.pretrained import gguf, open_pretrained
+from lit_long.pretrained.gguf import GGUF, Header, readable
 from tests.pretrained.gguf_files import tokens_of, write
 from tests.pretrained.llamas import SHAPES, assert_same, batch_of, random_llama, read
 
@@ -45,11 +43,11 @@ def test_smollm2_is_what_it_is(smollm2):
     assert sum(parameter.numel() for parameter in read_on_meta(smollm2).parameters()) == 134_515_008
 
 
-def read_on_meta(external):
+def read_on_meta(pretrained):
     from lit_long.model.llama import Llama
 
     with torch.device("meta"):
-        return Llama(external.shape, build(external.position, external.shape.head_dim))
+        return Llama(pretrained.shape, build(pretrained.position, pretrained.shape.head_dim))
 
 
 def test_smollm2_weights_equal_transformers(smollm2, ours):
@@ -64,7 +62,7 @@ def test_smollm2_weights_equal_transformers(smollm2, ours):
 @torch.no_grad()
 def test_smollm2_reads_english(smollm2, ours):
     """Perplexity of a page that is in no corpus; without the rotation's right layout it is over 100."""
-    tokens = torch.tensor([smollm2.tokenization().encode(PAGE)])
+    tokens = torch.tensor([smollm2.tokenizer().encode(PAGE)])
     batch = batch_of(tokens)
     batch.targets[:, -1] = -100
     nats, count = ours(batch)
@@ -116,10 +114,10 @@ def test_published_shapes(tmp_path, name):
     """All but the scaling of Llama 3.1, which has a test below."""
     shape = SHAPES[name] | {"rope": {"rope_theta": SHAPES[name]["rope"]["rope_theta"]}}
     theirs = random_llama(**shape)
-    external = GGUF(write(theirs, tmp_path / "x.gguf"))
-    assert_same(theirs, read(external), 200)
-    assert external.shape.tie_embeddings == shape.get("tied", False)
-    assert (external.shape.norm_eps, external.shape.context) == (1e-5, shape["context"])
+    pretrained = GGUF(write(theirs, tmp_path / "x.gguf"))
+    assert_same(theirs, read(pretrained), 200)
+    assert pretrained.shape.tie_embeddings == shape.get("tied", False)
+    assert (pretrained.shape.norm_eps, pretrained.shape.context) == (1e-5, shape["context"])
 
 
 # Bits of the mantissa or steps of a block: the largest error relative to the largest number of a block of 32. 1.15: scales are fp16.
@@ -130,7 +128,7 @@ ERRORS = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 254, "Q4_0": 1 / 8
 @pytest.mark.parametrize("kind", ERRORS)
 def test_types(tmp_path, monkeypatch, kind, piece):
     """However many rows are dequantised at once, every matrix within the type's own error of the number that was written, in the file's precision where torch has it."""
-    monkeypatch.setattr(gguf_file, "PIECE", piece)
+    monkeypatch.setattr(gguf, "PIECE", piece)
     theirs = random_llama(head_dim=32, ffn=160)
     expected = {name.removeprefix("model."): parameter.detach() for name, parameter in theirs.named_parameters()}
     found = dict(GGUF(write(theirs, tmp_path / "x.gguf", kind)).tensors())
@@ -164,7 +162,7 @@ def test_the_library_knows_these():
 @pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
 def test_every_type_that_the_library_knows(tmp_path, monkeypatch, kind):
     """In one file with other types, as llama-quantize mixes them, a few rows at a time; numbers are those of `dequantize` at once."""
-    monkeypatch.setattr(gguf_file, "PIECE", 1000)
+    monkeypatch.setattr(gguf, "PIECE", 1000)
     theirs = random_llama(heads=4, kv=2, head_dim=64, ffn=256, vocab=40, layers=1)
     matrices = {"token_embd.weight": raw(kind, 40, 256), "blk.0.ffn_down.weight": raw(kind, 256, 256, 1)}
     file = write(theirs, tmp_path / "x.gguf", "Q8_0", raw={name: (data, kind) for name, data in matrices.items()})
@@ -232,9 +230,9 @@ def test_context_with_scaling(tmp_path):
 
 def test_without_a_base(tmp_path):
     """llama.cpp takes 10,000 (src/llama-model.cpp), and it is said."""
-    external = GGUF(write(random_llama(), tmp_path / "x.gguf", without=["rope.freq_base"]))
-    assert external.shape.rope_base == external.position["base"] == 10_000.0
-    assert "rope.freq_base" in external.note and "10,000" in external.note and "position.base" in external.note
+    pretrained = GGUF(write(random_llama(), tmp_path / "x.gguf", without=["rope.freq_base"]))
+    assert pretrained.shape.rope_base == pretrained.position["base"] == 10_000.0
+    assert "rope.freq_base" in pretrained.note and "10,000" in pretrained.note and "position.base" in pretrained.note
     assert not with_rope(tmp_path).note
 
 
@@ -245,26 +243,26 @@ def test_llama3_scaling_is_found_in_its_divisors(tmp_path, factor):
     theirs = random_llama(rope=rope | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}, context=131_072)
     plain = 5e5 ** (-torch.arange(8) / 8)
     divisors = plain / ROPE_INIT_FUNCTIONS["llama3"](theirs.config)[0]
-    external = GGUF(write(theirs, tmp_path / "x.gguf", tensors={"rope_freqs.weight": divisors}))
+    pretrained = GGUF(write(theirs, tmp_path / "x.gguf", tensors={"rope_freqs.weight": divisors}))
     own = {"factor": factor, "original": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    assert external.position == {"scheme": "llama3", "base": 5e5} | own
-    assert_same(theirs, read(external), 200)
+    assert pretrained.position == {"scheme": "llama3", "base": 5e5} | own
+    assert_same(theirs, read(pretrained), 200)
 
 
 def test_other_divisors(tmp_path):
     """They stay what they are, at every length."""
     divisors = [1.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
-    external = with_rope(tmp_path, {"rope_freqs.weight": torch.tensor(divisors)})
-    encoder = build(external.position, 16)
+    pretrained = with_rope(tmp_path, {"rope_freqs.weight": torch.tensor(divisors)})
+    encoder = build(pretrained.position, 16)
     for length in (10, 1000):
         assert encoder.inverse_frequencies(length) == pytest.approx([1e4 ** (-j / 8) / slow for j, slow in enumerate(divisors)])
         assert encoder.attention_factor(length) == 1
 
 
-def fails(external, *words):
+def fails(pretrained, *words):
     with pytest.raises(UserError) as caught:
-        read(external)
-    for word in (str(external.path), *words):
+        read(pretrained)
+    for word in (str(pretrained.path), *words):
         assert word in str(caught.value), f"no {word!r} in: {caught.value}"
 
 
@@ -305,8 +303,8 @@ def test_a_real_file():
     """Greedily it goes on as karpathy/llama2.c's doc/stories260K.md has it."""
     if not STORIES.is_file():
         pytest.skip(f"{STORIES} is not here")
-    external = GGUF(STORIES)
-    [text] = generate_text(read(external), external.tokenization(), ["Once upon a time"], 60)
+    pretrained = GGUF(STORIES)
+    [text] = generate_text(read(pretrained), pretrained.tokenizer(), ["Once upon a time"], 60)
     assert text.startswith(", there was a little girl named Lily. She loved to play outside in the park.")
 
 
@@ -335,5 +333,5 @@ def test_damaged_files(tmp_path):
 
 def test_by_name(tmp_path):
     file = write(random_llama(), tmp_path / "x.gguf")
-    assert isinstance(open_external(str(file)), GGUF)
-    assert open_external(str(file)).digest != open_external(str(write(random_llama(1), tmp_path / "y.gguf"))).digest
+    assert isinstance(open_pretrained(str(file)), GGUF)
+    assert open_pretrained(str(file)).digest != open_pretrained(str(write(random_llama(1), tmp_path / "y.gguf"))).digest

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from lit_long.config import UserError
-from lit_long.pretrained import pickles
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained, pickles
 from lit_long.pretrained.huggingface import download
 from tests.pretrained.llamas import SHAPES, assert_same, edit_config, random_llama, read, save
 
@@ -46,7 +45,7 @@ def folder(tmp_path):
 def fails(folder, *words, load=True):
     """Reading ``folder`` fails with a message that has all ``words``."""
     with pytest.raises(UserError) as caught:
-        read(folder) if load else open_external(str(folder)).position
+        read(folder) if load else open_pretrained(str(folder)).position
     for word in words:
         assert word in str(caught.value), f"no {word!r} in: {caught.value}"
 
@@ -56,12 +55,12 @@ def fails(folder, *words, load=True):
 def test_published_shapes(tmp_path, name, layout):
     shape = SHAPES[name]
     theirs = random_llama(**shape)
-    external = open_external(str(save(theirs, tmp_path, layout)))
-    ours = read(external)
+    pretrained = open_pretrained(str(save(theirs, tmp_path, layout)))
+    ours = read(pretrained)
     assert_same(theirs, ours, 2 * shape["context"] if shape["context"] < 200 else 300)
-    assert external.shape.context == shape["context"]
-    assert external.shape.rope_base == shape["rope"]["rope_theta"]
-    assert external.shape.tie_embeddings == shape.get("tied", False)
+    assert pretrained.shape.context == shape["context"]
+    assert pretrained.shape.rope_base == shape["rope"]["rope_theta"]
+    assert pretrained.shape.tie_embeddings == shape.get("tied", False)
 
 
 @pytest.mark.parametrize("layout", ["new", "old"])
@@ -84,9 +83,9 @@ def test_kinds_of_rope(tmp_path, kind, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_stay(tmp_path, how, tied, dtype):
     theirs = random_llama(tied=tied).to(dtype)
-    external = open_external(str(save(theirs, tmp_path, **how)))
+    pretrained = open_pretrained(str(save(theirs, tmp_path, **how)))
     assert (tmp_path / "model.safetensors.index.json").exists() == bool(how)
-    found = {name if name == "lm_head.weight" else f"model.{name}": tensor for name, tensor in external.tensors()}
+    found = {name if name == "lm_head.weight" else f"model.{name}": tensor for name, tensor in pretrained.tensors()}
     expected = dict(theirs.named_parameters())
     assert found.keys() == expected.keys()
     for name, parameter in expected.items():
@@ -137,7 +136,7 @@ def test_what_a_config_may_leave_out(folder):
     save(random_llama(kv=4, eps=1e-6, context=2048), folder)
     edit_config(folder, shorten)
     assert_same(LlamaForCausalLM.from_pretrained(folder), read(folder), 100)
-    assert open_external(str(folder)).shape.context == 2048
+    assert open_pretrained(str(folder)).shape.context == 2048
 
 
 def test_tied_head_saved_twice(tmp_path):
@@ -164,7 +163,7 @@ def test_digest_is_of_the_content(tmp_path):
     for name, seed, rope in (("a", 0, THETA), ("b", 0, THETA), ("c", 1, THETA), ("d", 0, {"rope_theta": 20_000.0})):
         folder = save(random_llama(seed, rope=rope), tmp_path / name)
         edit_config(folder, lambda config, name=name: config | {"_name_or_path": name})
-        digests.add(open_external(str(folder)).digest)
+        digests.add(open_pretrained(str(folder)).digest)
     assert len(digests) == 3
 
 

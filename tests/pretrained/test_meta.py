@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_long.config import UserError
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from tests.pretrained.llamas import assert_same, random_llama, read
 
 LLAMA3_ROPE = {"rope_type": "llama3", "original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -81,9 +81,9 @@ def test_llama2_without_a_base(tmp_path):
     del params["n_kv_heads"]
     (tmp_path / "params.json").write_text(json.dumps(params))
     assert_same(theirs, read(tmp_path), 100)
-    external = open_external(str(tmp_path))
-    assert external.position == {"scheme": "rope", "base": 10_000.0}
-    assert (external.shape.context, external.shape.vocab_size, external.shape.n_kv_heads) == (4096, 160, 4)
+    pretrained = open_pretrained(str(tmp_path))
+    assert pretrained.position == {"scheme": "rope", "base": 10_000.0}
+    assert (pretrained.shape.context, pretrained.shape.vocab_size, pretrained.shape.n_kv_heads) == (4096, 160, 4)
 
 
 def test_more_parts_than_kv_heads(tmp_path):
@@ -95,11 +95,11 @@ def test_llama3_scaling(tmp_path):
     """At positions beyond the 8,192 of Llama 3, where the factor matters; a tied head that was saved twice."""
     theirs = random_llama(rope={"rope_theta": 500_000.0, "factor": 8.0} | LLAMA3_ROPE, context=131_072, heads=2, kv=1, tied=True)
     write(theirs, tmp_path, rope_theta=500_000.0, use_scaled_rope=True)
-    external = open_external(str(tmp_path))
-    ours = read(external)
-    assert (external.shape.tie_embeddings, external.shape.context) == (True, 131_072)
+    pretrained = open_pretrained(str(tmp_path))
+    ours = read(pretrained)
+    assert (pretrained.shape.tie_embeddings, pretrained.shape.context) == (True, 131_072)
     wanted = {"scheme": "llama3", "base": 5e5, "factor": 8.0, "original": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    assert external.position == wanted
+    assert pretrained.position == wanted
     positions = torch.tensor([[0, 1, 100, 5000, 9000, 50_000, 131_071]])
     cos, sin = theirs.model.rotary_emb(torch.zeros(1), positions)
     rotation = ours.encoder.rotation(positions, 131_072)
@@ -113,9 +113,9 @@ def test_head_that_begins_like_the_embedding(tmp_path):
     theirs = random_llama()
     with torch.no_grad():
         theirs.lm_head.weight[:100] = theirs.model.embed_tokens.weight[:100]
-    external = open_external(str(write(theirs, tmp_path)))
-    assert not external.shape.tie_embeddings
-    assert_same(theirs, read(external), 50)
+    pretrained = open_pretrained(str(write(theirs, tmp_path)))
+    assert not pretrained.shape.tie_embeddings
+    assert_same(theirs, read(pretrained), 50)
 
 
 def test_llama32_has_another_factor(tmp_path):
@@ -124,12 +124,12 @@ def test_llama32_has_another_factor(tmp_path):
     params = json.loads((tmp_path / "params.json").read_text())
     for change, factor in (({}, 8), ({"n_layers": 16}, 32), ({"n_layers": 16, "rope_scaling_factor": 4}, 4)):
         (tmp_path / "params.json").write_text(json.dumps(params | change))
-        assert open_external(str(tmp_path)).position["factor"] == factor
+        assert open_pretrained(str(tmp_path)).position["factor"] == factor
 
 
 def test_code_llama(tmp_path):
-    external = open_external(str(write(random_llama(), tmp_path, rope_theta=1e6)))
-    assert (external.position, external.shape.context) == ({"scheme": "rope", "base": 1e6}, 16_384)
+    pretrained = open_pretrained(str(write(random_llama(), tmp_path, rope_theta=1e6)))
+    assert (pretrained.position, pretrained.shape.context) == ({"scheme": "rope", "base": 1e6}, 16_384)
 
 
 def fails(folder, *words):

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_long.positions import build
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.export import write_huggingface
-from lit_long.pretrained.external import open_external
-from lit_long.tokenizers.huggingface import tokenization
+from lit_long.tokenizers.huggingface import read_tokenizer
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.llamas import random_llama, save
 from tests.pretrained.test_rope_config import EXPORTED
@@ -73,7 +73,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", extra_special_tokens=["<|extra|>"]
     )
     fast.save_pretrained(here / "source")
-    words, source = tokenization(here / "source", 600), open_external(str(here / "source"))
+    words, source = read_tokenizer(here / "source", 600), open_pretrained(str(here / "source"))
     yarn = EXPORTED["yarn"]
     cases = {name: EXPORTED[name] for name in EXPORTED if not name.startswith("p_rope")}
     cases |= {"yarn, 8": yarn | {"factor": 8.0}, "yarn, 2.7": yarn | {"factor": 2.7}, "yarn, 1": yarn | {"factor": 1.0}}
@@ -112,8 +112,8 @@ def test_it_runs_and_reads_the_same_ids(found):
 def test_it_is_the_same_encoder(found, folders):
     """Cosines and sines are ours, within the original context and beyond."""
     for name, folder in folders.items():
-        external, theirs = open_external(str(folder)), found[str(folder)]
-        encoder = build(external.position, external.shape.head_dim)
+        pretrained, theirs = open_pretrained(str(folder)), found[str(folder)]
+        encoder = build(pretrained.position, pretrained.shape.head_dim)
         for length, (cos, sin) in theirs["tables"].items():
             own = encoder.rotation(torch.arange(length)[None], length)
             torch.testing.assert_close(own.cos_q[0], cos[:, :8], atol=3e-5, rtol=0, msg=f"{name}, {length} tokens")

@@ -10,9 +10,9 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer
 
 from lit_long.config import UserError
-from lit_long.pretrained.external import open_external
-from lit_long.pretrained.gguf_header import Header
-from lit_long.tokenizers import gguf as gguf_words
+from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.gguf import Header
+from lit_long.tokenizers import gguf
 from tests.pretrained.gguf_files import write
 from tests.pretrained.llamas import random_llama
 from tests.tokenizers.texts import CHAT, CUTS, SENTENCEPIECE, TEXTS, spm_pieces, trained
@@ -20,7 +20,7 @@ from tests.tokenizers.texts import CHAT, CUTS, SENTENCEPIECE, TEXTS, spm_pieces,
 
 @pytest.fixture(scope="module")
 def words(smollm2):
-    return smollm2.tokenization()
+    return smollm2.tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def byte_level_gguf(tokenizer, pre, **settings):
 
 
 def from_gguf(tmp_path, write_words, vocab=600):
-    return open_external(str(write(random_llama(vocab=vocab), tmp_path / "x.gguf", words=write_words))).tokenization()
+    return open_pretrained(str(write(random_llama(vocab=vocab), tmp_path / "x.gguf", words=write_words))).tokenizer()
 
 
 @pytest.mark.parametrize("pre", CUTS)
@@ -152,7 +152,7 @@ def test_sentencepiece_in_gguf(tmp_path):
 def test_sentencepiece_in_gguf_equals_transformers(tmp_path):
     file = write(random_llama(vocab=600), tmp_path / "x.gguf", words=spm_gguf())
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
-    found = open_external(str(file)).tokenization()
+    found = open_pretrained(str(file)).tokenizer()
     for text in ("the there", "here", "Zürich, 你", "\tt\nhe", "therethere ther"):  # it takes spaces at the start as the prefix
         assert found.encode(text)[1:] == theirs(text, add_special_tokens=False)["input_ids"], text
 
@@ -172,5 +172,5 @@ def test_sentencepiece_in_gguf_equals_transformers(tmp_path):
 def test_gguf_tokenizers_that_cannot_be_read(tmp_path, write_words, words):
     file = write(random_llama(vocab=600), tmp_path / "x.gguf", words=write_words)
     with pytest.raises(UserError) as caught:
-        gguf_words.tokenization(Header(file), 600)
+        gguf.read_tokenizer(Header(file), 600)
     assert words in str(caught.value) and str(file) in str(caught.value)

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import sentencepiece_model_pb2_new as protocol
 
 from lit_long.config import UserError
-from lit_long.pretrained.external import open_external
-from lit_long.tokenizers import huggingface as huggingface_words
+from lit_long.pretrained import open_pretrained
+from lit_long.tokenizers import huggingface
 from lit_long.tokenizers.sentencepiece import read_model
 from tests.pretrained.llamas import random_llama, save
 from tests.tokenizers.texts import CHAT, SENTENCEPIECE, TEXTS, spm_pieces, trained
@@ -32,17 +32,17 @@ def test_bare_tokenizer_model(tmp_path):
     """Meta's Llama 2, and Hugging Face folders of its time: names and ids are Llama's own, tokens added later come after."""
     write_model(tmp_path / "tokenizer.model")
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": len(spm_pieces())}))
-    found = huggingface_words.tokenization(tmp_path, 600)
+    found = huggingface.read_tokenizer(tmp_path, 600)
     for text, ids in SENTENCEPIECE.items():
         assert found.encode(text) == [1, *ids], text
     assert (found.bos, found.eos, found.add_bos, found.separator) == (1, (2,), True, 1)
     assert found.special == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     assert found.encode("<pad>")[1:] == [len(spm_pieces())]
     with pytest.raises(UserError, match=r"embed_tokens\.weight only 295 rows"):
-        huggingface_words.tokenization(tmp_path, 295)
+        huggingface.read_tokenizer(tmp_path, 295)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 900}))
     with pytest.raises(UserError, match=r"added_tokens\.json: token '<pad>' cannot have id 900"):
-        huggingface_words.tokenization(tmp_path, 1000)
+        huggingface.read_tokenizer(tmp_path, 1000)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def change(file, **values):
 
 
 def test_hugging_face_folder(folder):
-    found, theirs = open_external(str(folder)).tokenization(), AutoTokenizer.from_pretrained(folder)
+    found, theirs = open_pretrained(str(folder)).tokenizer(), AutoTokenizer.from_pretrained(folder)
     assert (found.bos, found.eos, found.add_bos, found.separator) == (0, (1, 2), True, 0)
     for text in TEXTS:
         assert found.encode(text) == theirs(text)["input_ids"]
@@ -115,13 +115,13 @@ def test_where_folders_keep_things(folder):
     change(
         settings, chat_template=[{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes {{ eos_token }}"}]
     )
-    found = huggingface_words.tokenization(folder, 600)
+    found = huggingface.read_tokenizer(folder, 600)
     assert (found.add_bos, found.eos, found.chat(CHAT)) == (False, (2, 1), "yes <|eot_id|>")
     settings.unlink()
     (folder / "special_tokens_map.json").write_text(
         json.dumps({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})
     )
-    found = huggingface_words.tokenization(folder, 600)
+    found = huggingface.read_tokenizer(folder, 600)
     assert (found.bos, found.add_bos, found.eos, found.chat_template) == (0, True, (1, 2), None)
 
 
@@ -130,17 +130,17 @@ def test_separator(folder):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     (folder / "generation_config.json").unlink()
     change(folder / "config.json", eos_token_id=None)
-    assert huggingface_words.tokenization(folder, 600).separator == 0
+    assert huggingface.read_tokenizer(folder, 600).separator == 0
     change(folder / "tokenizer_config.json", bos_token=None)
-    assert huggingface_words.tokenization(folder, 600).separator == 1
+    assert huggingface.read_tokenizer(folder, 600).separator == 1
     change(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(UserError, match="neither <|endoftext|> nor a bos nor an eos"):
-        huggingface_words.tokenization(folder, 600)
+        huggingface.read_tokenizer(folder, 600)
     assert tokenizer.token_to_id("<|endoftext|>") is None
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     change(folder / "tokenizer_config.json", bos_token="<|begin_of_text|>")
-    assert huggingface_words.tokenization(folder, 600).separator == tokenizer.token_to_id("<|endoftext|>")
+    assert huggingface.read_tokenizer(folder, 600).separator == tokenizer.token_to_id("<|endoftext|>")
 
 
 @pytest.mark.parametrize(
@@ -157,32 +157,32 @@ def test_chat_templates_that_fail(folder, template, messages, words):
     (folder / "chat_template.jinja").unlink()
     change(folder / "tokenizer_config.json", chat_template=template)
     with pytest.raises(UserError, match=words) as caught:
-        huggingface_words.tokenization(folder, 600).chat(messages)
+        huggingface.read_tokenizer(folder, 600).chat(messages)
     assert str(folder) in str(caught.value)
 
 
 def test_date_in_a_template(folder):
     (folder / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}")
-    assert int(huggingface_words.tokenization(folder, 600).chat(CHAT)) >= 2024
+    assert int(huggingface.read_tokenizer(folder, 600).chat(CHAT)) >= 2024
 
 
 @pytest.mark.parametrize("missing", [1, 200])
 def test_more_ids_than_embeddings(folder, missing):
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
     save(random_llama(vocab=ids), folder)
-    open_external(str(folder)).tokenization()
+    open_pretrained(str(folder)).tokenizer()
     save(random_llama(vocab=ids - missing), folder)
     with pytest.raises(
         UserError, match=rf"its tokenizer has {ids} ids, but embed_tokens\.weight only {ids - missing} rows"
     ) as caught:
-        open_external(str(folder)).tokenization()
+        open_pretrained(str(folder)).tokenizer()
     assert str(folder) in str(caught.value)
 
 
 def test_no_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
-        huggingface_words.tokenization(folder, 600)
+        huggingface.read_tokenizer(folder, 600)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer: neither tokenizer\.json nor tokenizer\.model"):
-        huggingface_words.tokenization(folder, 600)
+        huggingface.read_tokenizer(folder, 600)

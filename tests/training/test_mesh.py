@@ -35,7 +35,7 @@ from lit_long.config.mesh import mesh_of
 from lit_long.config.schema import ValidationConfig
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.prepare import prepare
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from lit_long.stages.folder import is_done, read_result, write_stage
 from lit_long.stages.run import run_stage
 from lit_long.training.resume import Writer
@@ -114,8 +114,8 @@ def write(folder: Path, name: str, config: StageConfig) -> Path:
 
 
 def from_elsewhere(config: StageConfig, folder: Path) -> StageConfig:
-    """The stage with weights made elsewhere, which sharded models read into their shards."""
-    found = open_external(str(folder))
+    """The stage with pretrained weights, which sharded models read into their shards."""
+    found = open_pretrained(str(folder))
     return replace(config, model=replace(found.shape, init=str(folder)), position=found.position)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.prepare import prepare
-from lit_long.pretrained.own import own_tensors
+from lit_long.pretrained.checkpoint import read_checkpoint
 from lit_long.training.resume import OneFile, Writer, assembled, newest_checkpoint
 from lit_long.training.run import train
 from tests.data.own import TEXTS, write_text
@@ -148,7 +148,7 @@ def test_a_folder_holds_what_a_file_would(place):
         assert float(ours["state"][number]["step"]) == float(state["step"]) == STOP
         for name in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(ours["state"][number][name], state[name], atol=1e-4, rtol=1e-3)
-    for name, tensor in own_tensors(newest_checkpoint(place / "sync copy" / "checkpoints")):
+    for name, tensor in read_checkpoint(newest_checkpoint(place / "sync copy" / "checkpoints")):
         assert tensor.equal(two["state_dict"][f"model.{name}"])
 
 

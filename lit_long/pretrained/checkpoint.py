@@ -23,7 +23,7 @@ from lit_long.config import UserError
 PREFIXES = ("state_dict.", "model.")  # where a LongContextModule keeps the Llama, in a file and in a sharded folder
 
 
-def own_tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+def read_checkpoint(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of the model in ``checkpoint``, one at a time, without optimizer state.
 
     Raises:
@@ -31,7 +31,7 @@ def own_tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """
     try:
         if checkpoint.is_dir():
-            yield from sharded_tensors(checkpoint)
+            yield from read_sharded(checkpoint)
         elif checkpoint.suffix == ".safetensors":
             with safe_open(checkpoint, framework="pt") as opened:
                 yield from ((name, opened.get_tensor(name)) for name in opened.keys())
@@ -43,7 +43,7 @@ def own_tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"{checkpoint}: cannot be read as a checkpoint of lit-long: {type(error).__name__}: {reason}") from None
 
 
-def sharded_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def read_sharded(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors out of a sharded folder, on one process, reading each from wherever its shards lie."""
     reader = dcp.FileSystemReader(folder)
     metadata = reader.read_metadata()

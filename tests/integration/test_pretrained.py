@@ -1,4 +1,4 @@
-"""Weights made elsewhere, through the whole suite: measured as they are, trained on, exported, and read by others' tools."""
+"""Pretrained weights, through the whole suite: measured as they are, trained on, exported, and read by others' tools."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lit_long.data.token_store import open_store
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.pretrained.external import open_external
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import load_weights
 from lit_long.stages.folder import read_stage
 from tests.integration.mini import MINI, REPOSITORY, run
@@ -94,7 +94,7 @@ def test_measured_as_it_is(folder, trial):
         assert math.log(found["perplexity", domain, 256]) == pytest.approx(losses(theirs, trial["corpus"], domain), abs=1e-5)
     assert 0 <= found["passkey_accuracy", "docs", 256] <= 1
     store = open_store(trial["corpus"])
-    assert store.manifest["vocab_size"] == open_external(str(folder / "llama")).shape.vocab_size == 600
+    assert store.manifest["vocab_size"] == open_pretrained(str(folder / "llama")).shape.vocab_size == 600
 
 
 def test_training_starts_from_its_weights_and_its_encoder(folder, trial):
@@ -113,13 +113,13 @@ def test_exported_it_is_the_same_model_to_transformers(folder, trial):
     after = measurements(trial["after"])
     for domain in ("code", "docs"):
         assert losses(theirs, trial["corpus"], domain) == pytest.approx(math.log(after["perplexity", domain, 256]), abs=1e-5)
-    assert tokenizer("def main():").input_ids == open_external(str(folder / "llama")).tokenization().encode("def main():")
+    assert tokenizer("def main():").input_ids == open_pretrained(str(folder / "llama")).tokenizer().encode("def main():")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "user: hi\n"
     card = (out / "README.md").read_text()
     digest = open_store(trial["corpus"]).manifest["digest"]
     pointer = json.loads((trial["extend"] / "mlflow.json").read_text())
     assert digest[:16] in card and pointer["run"] in card and trial["extend"].name in card and "AdamW, peak 0.001" in card
-    assert open_external(str(out)).position == open_external(str(folder / "llama")).position
+    assert open_pretrained(str(out)).position == open_pretrained(str(folder / "llama")).position
 
 
 def test_a_folder_in_use_is_left_alone(folder, trial):
@@ -198,7 +198,7 @@ def test_lm_eval_gives_the_same_likelihoods(folder, trial):
     config, _, _ = read_stage(trial["extend"])
     ours = Llama(config.model, build(config.position, config.model.head_dim))
     load_weights(ours, trial["extend"] / "weights.safetensors")
-    words = open_external(str(folder / "llama")).tokenization()
+    words = open_pretrained(str(folder / "llama")).tokenizer()
     for (context, continuation), (likelihood, greedy) in zip(pairs, theirs, strict=True):
         start, ids = len(words.tokenizer.encode(context).ids), torch.tensor([words.tokenizer.encode(context + continuation).ids])
         batch = Batch(ids[:, :-1], ids[:, 1:], torch.zeros_like(ids[:, 1:]), torch.arange(ids.shape[1] - 1)[None], False)

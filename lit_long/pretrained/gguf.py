@@ -1,35 +1,44 @@
-"""Reading one GGUF file: llama.cpp's format, shape, weights and tokenizer in one.
+"""Reading one GGUF file: llama.cpp's format, shape, weights and tokenizer in one. The library `gguf` reads the header and dequantises.
 
 llama.cpp turns neighbouring components of a head, so its files hold the rows of queries and keys interleaved; they are put back
-into halves. Quantised tensors become fp32, a piece of rows at a time, through the library `gguf`. Llama 3.1's scaling is not among
-the settings: its divisors are the tensor ``rope_freqs.weight``.
+into the half-split layout. Quantised tensors become fp32, a piece of rows at a time. Llama 3.1's scaling is not among the settings: its
+divisors are the tensor ``rope_freqs.weight``.
+
+`Header` adds two things to the library's reader. It takes every string of the vocabulary apart with numpy, 2 seconds and 50 MB for
+SmolLM2, and planning a sweep must be quick: here lists are stepped over until asked for. And of a truncated file it says only that an array
+cannot be reshaped: here the message names the tensor. The format: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import struct
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import ReaderTensor
-from gguf.constants import GGMLQuantizationType
+from gguf import GGUFReader, ReaderField, ReaderTensor
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 
 from lit_long.config import ModelConfig, UserError
 from lit_long.positions import Llama3
+from lit_long.pretrained.base import PretrainedWeights, deinterleave
 from lit_long.pretrained.digests import file_digest
-from lit_long.pretrained.external import External, halves
-from lit_long.pretrained.gguf_header import Header
 from lit_long.pretrained.rope_config import stretched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_long.tokenizers.tokenizer import Tokenization
+    from lit_long.tokenizers.tokenizer import ModelTokenizer
 
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)  # 1 counted in 32 bits and is long gone
+LIST = GGUFValueType.ARRAY
 NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
@@ -71,7 +80,7 @@ KNOWN = {
 PIECE = 1 << 20  # numbers that are dequantised at once
 
 
-class GGUF(External):
+class GGUF(PretrainedWeights):
     """A .gguf file of a Llama."""
 
     @cached_property
@@ -195,23 +204,23 @@ class GGUF(External):
 
         shape = self.shape
         heads = {"attn_q": shape.n_heads, "attn_k": shape.n_kv_heads}
-        names = {name: self.house_name(name) for name in self.stored if name != ROPE_DIVISORS}
+        names = {name: self.own_name(name) for name in self.stored if name != ROPE_DIVISORS}
         for name, own in names.items():
             tensor = torch.from_numpy(self.numbers(self.stored[name]))
             if self.stored[name].tensor_type == GGMLQuantizationType.BF16:
                 tensor = tensor.view(torch.bfloat16)
             part = name.split(".")[-2]
             if part in heads:
-                tensor = halves(tensor, heads[part], f"{self.path}: tensor {name}")
+                tensor = deinterleave(tensor, heads[part], f"{self.path}: tensor {name}")
             yield own, tensor
             del tensor  # or two would be in memory while the next is read
 
-    def tokenization(self) -> Tokenization:
-        from lit_long.tokenizers.gguf import tokenization
+    def tokenizer(self) -> ModelTokenizer:
+        from lit_long.tokenizers.gguf import read_tokenizer
 
-        return tokenization(self.header, self.shape.vocab_size)
+        return read_tokenizer(self.header, self.shape.vocab_size)
 
-    def house_name(self, name: str) -> str:
+    def own_name(self, name: str) -> str:
         """A tensor's name here."""
         block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
         if block and block[2] in BLOCK_NAMES:
@@ -253,3 +262,99 @@ class GGUF(External):
 def decimal(number: float) -> float:
     """An fp32 number as people write it: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(number)))
+
+
+class Header(GGUFReader):
+    """Settings by key (strings and numbers; lists through `array`), and the tensors, all within the file and of a type that can be read.
+
+    Raises:
+        UserError: not a GGUF file, a truncated one, or a tensor of another type; names file and tensor.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            with file.open("rb") as opened:
+                start = opened.read(8)
+            if start[:4] != MAGIC:
+                raise UserError(f"{file}: is not a GGUF file: it does not begin with {MAGIC.decode()}")
+            version = int.from_bytes(start[4:], "little")
+            if len(start) == 8 and version not in VERSIONS:
+                raise UserError(
+                    f"{file}: GGUF version {version} cannot be read, only {' and '.join(map(str, VERSIONS))} (little-endian)"
+                )
+            super().__init__(file)
+            self.settings = {key: field.contents() for key, field in self.fields.items() if field.types[0] != LIST}
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error}") from None
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
+            raise UserError(
+                f"{file}: its header ends too early or is damaged ({error}); copy or download the file again"
+            ) from None
+
+    def array(self, key: str) -> list[Any] | None:
+        """The list called ``key``; None when there is none."""
+        field = self.fields.get(key)
+        if field is None or field.types[0] != LIST:
+            return None
+        data, kind, found, at = field.parts[-1].tobytes(), field.types[1], [], 0
+        if kind != GGUFValueType.STRING:
+            return np.frombuffer(data, self.gguf_scalar_to_np[kind]).tolist()
+        while at < len(data):
+            end = at + 8 + struct.unpack_from("<Q", data, at)[0]
+            found.append(data[at + 8 : end].decode("utf-8", errors="replace"))
+            at = end
+        return found
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[np.ndarray], list[int], list[GGUFValueType]]:
+        """A list is one part, which nobody has looked into."""
+        if raw_type != LIST:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+        start = end = orig_offs + 12
+        if kind == GGUFValueType.STRING:
+            whole = memoryview(self.data)
+            for _ in range(count):
+                end += 8 + struct.unpack_from("<Q", whole, end)[0]
+        else:
+            end += count * np.dtype(self.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
+        if end > len(self.data):
+            raise ValueError("a list reaches beyond the end")
+        return end - orig_offs, [self.data[start:end]], [0], [LIST, GGUFValueType(kind)]
+
+    def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+        for field in fields:
+            _, name, _, lengths, kind, offset = field.parts
+            self.check(bytes(name).decode(), lengths.tolist(), int(kind[0]), start_offs + int(offset[0]))
+        super()._build_tensors(start_offs, fields)
+
+    def check(self, name: str, lengths: list[int], number: int, start: int) -> None:
+        """Raise UserError for a tensor that cannot be read. ``lengths``: the fastest dimension first."""
+        types = {int(kind): kind for kind in GGMLQuantizationType}
+        if number not in types or not readable(types[number]):
+            label = types[number].name if number in types else f"number {number}"
+            raise UserError(
+                f"{self.file}: tensor {name} is of type {label}, which is not read here; take a file in one of "
+                f"{', '.join(kind.name for kind in types.values() if readable(kind))} (llama.cpp's llama-quantize makes one)"
+            )
+        block, size = GGML_QUANT_SIZES[types[number]]
+        if not lengths or lengths[0] % block:
+            raise UserError(
+                f"{self.file}: tensor {name} of shape {lengths[::-1]} cannot be cut into {types[number].name}'s blocks of {block}"
+            )
+        end = start + functools.reduce(int.__mul__, lengths) // block * size
+        if end > len(self.data):
+            raise UserError(
+                f"{self.file}: is truncated: tensor {name} needs bytes up to {end:,}, but the file has {len(self.data):,}; copy or "
+                f"download it again"
+            )
+
+
+@functools.cache
+def readable(kind: GGMLQuantizationType) -> bool:
+    """Whether `gguf` can dequantise this type; it tells only when asked to."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True

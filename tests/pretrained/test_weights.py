@@ -13,8 +13,8 @@ import torch
 
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.pretrained.external import open_external
-from lit_long.pretrained.stream import load_external
+from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.weights import load_pretrained
 from tests.integration.mini import REPOSITORY
 from tests.pretrained import gguf_files, test_huggingface, test_meta
 from tests.pretrained.llamas import random_llama, save
@@ -68,27 +68,27 @@ def test_sharded_model(tmp_path, dimension, shape):
 
 
 @pytest.fixture
-def external(tmp_path):
-    return open_external(str(save(random_llama(), tmp_path)))
+def pretrained(tmp_path):
+    return open_pretrained(str(save(random_llama(), tmp_path)))
 
 
-def empty_model(external):
-    return Llama(external.shape, build(external.position, external.shape.head_dim))
+def empty_model(pretrained):
+    return Llama(pretrained.shape, build(pretrained.position, pretrained.shape.head_dim))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_precision_is_the_models(external, dtype):
-    model = empty_model(external).to(dtype)
+def test_precision_is_the_models(pretrained, dtype):
+    model = empty_model(pretrained).to(dtype)
     places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    load_external(model, external)
-    for name, tensor in external.tensors():
+    load_pretrained(model, pretrained)
+    for name, tensor in pretrained.tensors():
         found = model.get_parameter(name)
         assert found.dtype == dtype and found.equal(tensor.to(dtype)) and found.data_ptr() == places[name]
         assert found.requires_grad
 
 
-def test_report(external):
+def test_report(pretrained):
     reports = []
-    load_external(empty_model(external), external, lambda message, done: reports.append((message, done)))
+    load_pretrained(empty_model(pretrained), pretrained, lambda message, done: reports.append((message, done)))
     assert [done for _, done in reports] == sorted(done for _, done in reports)
-    assert reports[-1] == (f"reading {external.path.name}", 1.0) and len(reports) == 21
+    assert reports[-1] == (f"reading {pretrained.path.name}", 1.0) and len(reports) == 21

