@@ -8,7 +8,7 @@ import torch
 from lit_long.batch import PADDING
 from lit_long.config import UserError
 from lit_long.data.curriculum import Phase
-from lit_long.data.mixture import Recipe, Updates, consumed, describe_plan, mixtures, plan_tokens
+from lit_long.data.mixture import Recipe, Updates, count_consumed, describe_plan, make_mixtures, plan_tokens
 from tests.data.memory import MemoryStore, numbered
 
 PER_UPDATE = 64 * 8
@@ -17,7 +17,7 @@ PHASES = [Phase(0, 20, 16), Phase(20, 40, 64, {"a": 1.0, "b": 3.0})]
 
 def mixed(packing, phases=PHASES):
     store = MemoryStore(a=numbered([40] * 50), b=numbered([9] * 100, first=10_000))
-    return mixtures(store, Recipe({"a": 0.6, "b": 0.4}, 3, packing=packing), phases, PER_UPDATE)
+    return make_mixtures(store, Recipe({"a": 0.6, "b": 0.4}, 3, packing=packing), phases, PER_UPDATE)
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit", "single"])
@@ -29,7 +29,7 @@ def test_the_plan_is_what_is_consumed(packing):
     sums, seen, documents = torch.zeros(2, 4, dtype=torch.int64), {"a": 0, "b": 0}, set()
     for step in range(40):
         batch = source[step]
-        sums += consumed(batch.account, 2)
+        sums += count_consumed(batch.account, 2)
         held = batch.tokens[batch.document_ids != PADDING]
         documents |= set(held.tolist())
         seen["a"] += int((held < 10_000).sum())
@@ -51,7 +51,7 @@ def test_the_plan_is_what_is_consumed(packing):
 
 def test_sums_by_domain_by_hand():
     account = torch.tensor([[2, 40_000, 300, 1, 0], [0, 7, 1, 0, 2**31], [2, 4, 1, 1, 2]])
-    assert consumed(account, 4).tolist() == [[7, 1, 0, 2**31], [0] * 4, [40_004, 301, 2, 2], [0] * 4]
+    assert count_consumed(account, 4).tolist() == [[7, 1, 0, 2**31], [0] * 4, [40_004, 301, 2, 2], [0] * 4]
 
 
 def test_a_share_that_cannot_be_met():
@@ -67,7 +67,7 @@ def test_a_share_that_cannot_be_met():
 
 
 def test_retrieval_has_no_end(store):
-    found = mixtures(store, Recipe({"docs": 0.75, "retrieval": 0.25}), [Phase(0, 4, 128)], 1024)
+    found = make_mixtures(store, Recipe({"docs": 0.75, "retrieval": 0.25}), [Phase(0, 4, 128)], 1024)
     planned = plan_tokens(found, [Phase(0, 4, 128)], 1024, 1e-9 + 1)
     assert planned["retrieval"] == {"tokens": 1024.0, "epochs": None, "utilisation": 1.0, "share": 0.25}
     assert describe_plan(planned).startswith("docs 75.0% (") and describe_plan(planned).endswith(" epochs), retrieval 25.0%")

@@ -5,7 +5,7 @@ import pytest
 
 from lit_long.config import UserError
 from lit_long.data.curriculum import Phase
-from lit_long.data.mixture import Recipe, mixtures
+from lit_long.data.mixture import Recipe, make_mixtures
 from lit_long.data.synthetic import SPAN, CopyDocuments
 
 
@@ -73,7 +73,7 @@ def test_sequences_are_functions_of_seed_and_index(store):
 
 
 def test_it_is_a_domain_of_the_mixture(store):
-    (mixture,) = mixtures(store, Recipe({"docs": 0.5, "copying": 0.5}), [Phase(0, 4, 128)], 1024)
+    (mixture,) = make_mixtures(store, Recipe({"docs": 0.5, "copying": 0.5}), [Phase(0, 4, 128)], 1024)
     assert isinstance(mixture.sources["copying"], CopyDocuments)
     with pytest.raises(UserError, match=r"data\.repeats\.copying: there is no pass over"):
         mixture.tokens_per_epoch("copying")

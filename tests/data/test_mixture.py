@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lit_long.batch import PADDING
 from lit_long.config import SamplingConfig, UserError
 from lit_long.data.curriculum import Phase
-from lit_long.data.mixture import Recipe, Updates, mixtures
+from lit_long.data.mixture import Recipe, Updates, make_mixtures
 from lit_long.data.packing import PackedDocuments
 from lit_long.data.synthetic import RetrievalDocuments
 from tests.data.memory import MemoryStore, numbered
@@ -25,7 +25,7 @@ NAMES = ("tokens", "targets", "document_ids", "positions")
 
 def updates(store, weights=WEIGHTS, sequences=8, seed=5, rank=0, world=1, phases=None, context=CONTEXT, **recipe):
     phases = phases or [Phase(0, 200_000, context)]
-    found = mixtures(store, Recipe(weights, seed, **recipe), phases, sequences * context)
+    found = make_mixtures(store, Recipe(weights, seed, **recipe), phases, sequences * context)
     names = sorted({name for mixture in found for name in mixture.names})
     return Updates(found, phases, names, sequences * context, rank, world)
 
