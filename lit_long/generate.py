@@ -101,14 +101,14 @@ def run(config: GenerateConfig, words: dict[str, Any]) -> None:
 
 def prompts_in(path: str, say: Callable[[str], None]) -> list[str]:
     """The prompts of a file: a text is one, of JSON lines, parquet or a folder each document is one. A pipe holds one, too."""
-    from lit_long.data.paths import claimed
-    from lit_long.data.sources import documents_at
+    from lit_long.data.paths import kind_by_name
+    from lit_long.data.sources import read_documents
 
     place = Path(path).expanduser()
     if place.exists() and not place.is_file() and not place.is_dir():
         return [place.read_text(encoding="utf-8")]
     # A prompt may well be JSON, where a training text is not.
-    texts, left_out = documents_at(f"prompt_file={path}", path, "text" if claimed(place.name) == "text" else "auto")
+    texts, left_out = read_documents(f"prompt_file={path}", path, "text" if kind_by_name(place.name) == "text" else "auto")
     if left_out:
         say(f"prompt_file={path}: {left_out}")
     if not texts:

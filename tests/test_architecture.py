@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+
+import pytest
 
 from tests.integration.mini import REPOSITORY
 
@@ -24,3 +27,25 @@ def test_mlflow_folder_is_no_package():
 
 def test_the_model_is_a_page():
     assert len((REPOSITORY / "lit_long" / "model" / "llama.py").read_text().splitlines()) <= 250
+
+
+@pytest.mark.parametrize("room", ["data"])
+def test_no_circles_between_files(room):
+    """Imports inside functions count, too: a circle that is put off is a circle. What only names types does not."""
+    files = {f"lit_long.{room}.{file.stem}": file for file in (REPOSITORY / "lit_long" / room).glob("*.py")}
+    imports = {name: set(_imported(ast.parse(file.read_text()))) & files.keys() - {name} for name, file in files.items()}
+    while ends := {name for name, found in imports.items() if not found}:
+        imports = {name: found - ends for name, found in imports.items() if name not in ends}
+    assert not imports
+
+
+def _imported(tree: ast.AST):
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from _imported(node)

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_long.config import CorpusConfig, UserError
-from lit_long.data.pool import available_cores, side_by_side
+from lit_long.data.pool import available_cores, process_pool
 from lit_long.data.token_store import SPLITS
 from lit_long.data.tokenizer import borrowed_digest
 
@@ -169,7 +169,7 @@ def _source_files(module: str, path: Path) -> Iterable[tuple[str, Path]]:
 
 def _read_all(files: list[tuple[str, str, Path]], report: Callable[[str, float], None]):
     """The sources in the order of ``files``, parsed on all cores."""
-    with side_by_side(min(available_cores(), _MAX_WORKERS)) as pool:
+    with process_pool(min(available_cores(), _MAX_WORKERS)) as pool:
         sources = pool.map(read_source, *zip(*[(name, path) for _, name, path in files]), chunksize=16)
         for done, source in enumerate(sources):
             if done % 256 == 0:

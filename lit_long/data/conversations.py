@@ -59,7 +59,7 @@ def check_instruct(key: str, source: SourceConfig) -> None:
         raise UserError(f"{key}.instruct: one of prompt_weight and answer_weight must be above 0")
 
 
-def columns_of(key: str, source: SourceConfig) -> list[str]:
+def list_instruct_columns(key: str, source: SourceConfig) -> list[str]:
     """Fields that the rows of a source of instruction data must have."""
     wanted = source.instruct
     if wanted.schema == "prompt":
@@ -67,7 +67,7 @@ def columns_of(key: str, source: SourceConfig) -> list[str]:
     return _FIELDS[wanted.schema]
 
 
-def canonical(key: str, source: SourceConfig, row: dict[str, Any], kind: str) -> str | None:
+def to_canonical(key: str, source: SourceConfig, row: dict[str, Any], kind: str) -> str | None:
     """The row as JSON of one form: a list of messages, or a ``qa`` object. None where there is no answer to learn.
 
     Raises:

@@ -16,7 +16,7 @@ from lit_long.batch import NO_LOSS, Batch
 from lit_long.config import InstructConfig, SamplingConfig, UserError, advising
 from lit_long.data.curriculum import Phase
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.mixture import Mixture, Recipe, Updates, import_grain, mixtures, plan_tokens
+from lit_long.data.mixture import Mixture, Recipe, Updates, import_grain, make_mixtures, plan_tokens
 from lit_long.data.token_store import Store, open_store
 
 _PREFETCHED_UPDATES = 2
@@ -140,7 +140,7 @@ class LongContextDataModule(LightningDataModule):
     @cached_property
     def mixtures(self) -> list[Mixture]:
         """The mixture of every phase."""
-        return mixtures(self.store, self.recipe, self.phases, self.tokens_per_update)
+        return make_mixtures(self.store, self.recipe, self.phases, self.tokens_per_update)
 
     @property
     def mixed(self) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lit_long.config import CorpusConfig, SourceConfig
 from lit_long.data.hub import HUGGING_FACE
-from lit_long.data.paths import Listing, Look, files_below, list_files, look_at
+from lit_long.data.paths import FileFormat, Listing, detect_format, files_below, list_files
 from lit_long.data.token_store import SHARDS
 from lit_long.data.tokenizer import borrow_tokenizer
 
@@ -18,7 +18,7 @@ BYTES_PER_TOKEN = 4  # of English text, with 32,000 words
 _COMPRESSED, _PARQUET = 3, 2  # bytes of text in a byte of such a file
 
 
-def disk_room(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Path) -> tuple[int, int]:
+def estimate_disk_space(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Path) -> tuple[int, int]:
     """Bytes that settled sources' shards will still need in ``folder``: (about, at least). Data sets on the hub count as nothing.
 
     Where documents are left out nobody can say how many bytes remain: at least none. Rows may hold much besides the text.
@@ -39,13 +39,13 @@ def _text_bytes(name: str, source: SourceConfig) -> int:
     key = f"data.sources.{name}"
     if source.kind != "hf":
         listing = list_files(key, source.path, source.kind, source.encoding)
-        files, looks = listing.files, listing.looks
+        files, formats = listing.files, listing.formats
     else:
         folder = Path(source.path.removeprefix(HUGGING_FACE))
         files = files_below(key, Listing(folder)) if folder.is_dir() else []
-        looks = [look_at(key, file) for file in files]
-    return sum(file.stat().st_size * _inflation(look) for file, look in zip(files, looks))
+        formats = [detect_format(key, file) for file in files]
+    return sum(file.stat().st_size * _inflation(form) for file, form in zip(files, formats))
 
 
-def _inflation(look: Look) -> int:
-    return _PARQUET if look.kind == "parquet" else _COMPRESSED if look.compression else 1
+def _inflation(form: FileFormat) -> int:
+    return _PARQUET if form.kind == "parquet" else _COMPRESSED if form.compression else 1

@@ -11,7 +11,7 @@ import torch
 from lit_long.batch import NO_LOSS, PADDING, Batch
 from lit_long.config import Unfit
 from lit_long.data.sampling import permutation
-from lit_long.data.token_store import ShardedDocuments, Store, longest
+from lit_long.data.token_store import ShardedDocuments, Store, describe_longest
 
 _SEED = 0  # not the run's: every run is measured on the same documents
 
@@ -35,7 +35,7 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
     if not len(long_enough):
         raise Unfit(
             f"No held-out document of domain '{domain}' has {max_length + 1} tokens, as sequences of {max_length} need "
-            f"({longest(documents)})."
+            f"({describe_longest(documents)})."
         )
     chosen = long_enough[permutation(len(long_enough), _SEED, "held out", domain)][:count]
     windows = torch.from_numpy(np.stack([documents[index][: max_length + 1] for index in chosen]).astype(np.int64))
@@ -52,7 +52,7 @@ def held_out_answers(documents: ShardedDocuments, domain: str, length: int, coun
     """
     fitting = np.flatnonzero(documents.lengths <= max_length)
     if not len(fitting):
-        raise Unfit(f"No held-out conversation of '{domain}' has at most {max_length} tokens ({longest(documents)}).")
+        raise Unfit(f"No held-out conversation of '{domain}' has at most {max_length} tokens ({describe_longest(documents)}).")
     chosen = fitting[permutation(len(fitting), _SEED, "held out", domain)][:count]
     tokens = np.full((len(chosen), length), separator)
     targets, ids = np.full_like(tokens, NO_LOSS), np.full_like(tokens, PADDING)

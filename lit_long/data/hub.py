@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.paths import Listing, files_below, look_at
+from lit_long.data.paths import Listing, detect_format, files_below
 from lit_long.pretrained.digests import file_digests
 
 HUGGING_FACE = "hf:"
@@ -55,14 +55,14 @@ def fingerprint(key: str, source: SourceConfig) -> str:
     # .arrow, .json, .csv … : `datasets` decides what it reads of them. Its own caches (cache-*.arrow) and hidden files are none of it.
     files = sorted(file for file in files_below(key, Listing(folder)) if not re.match(r"cache-.*\.arrow", file.name))
     for file in files:
-        look_at(key, file)  # is it a pointer?
+        detect_format(key, file)  # is it a pointer?
     if not files:
         raise UserError(f"{key}.path={source.path}: the folder holds no files.")
     named = [[file.relative_to(folder).as_posix(), digest] for file, digest in zip(files, file_digests(files))]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
-def ranges(key: str, source: SourceConfig) -> list[tuple[int, int]]:
+def list_ranges(key: str, source: SourceConfig) -> list[tuple[int, int]]:
     """Where the parts of the data set start and stop: ranges of rows, or (when streaming) the number of a shard and -1."""
     if source.streaming:
         return [(shard, -1) for shard in range(_load(key, source).num_shards)]

@@ -139,7 +139,7 @@ def print_summary(summary: dict[str, Any], store: Store, console: Console) -> No
             table.add_row(name, split, f"{row['documents']:,}", f"{row['tokens']:,}", ratio, f"{row['long_token_share']:.1%}")
     console.print(table)
     for name, source in summary["sources"].items():
-        console.print(f"\n[bold]{name}[/bold]{escape(left_out(source))}", highlight=False)
+        console.print(f"\n[bold]{name}[/bold]{escape(describe_left_out(source))}", highlight=False)
         console.print("bars: tokens in documents of that length; numbers: the documents", style="dim")
         most = max((tokens for *_, tokens in source["histogram"]), default=1)
         for lower, documents, tokens in source["histogram"]:
@@ -151,7 +151,7 @@ def print_summary(summary: dict[str, Any], store: Store, console: Console) -> No
     console.print(f"\ndigest  {summary['digest']}\nfolder  {summary['folder']}", highlight=False, markup=False, soft_wrap=True)
 
 
-def left_out(source: dict[str, Any]) -> str:
+def describe_left_out(source: dict[str, Any]) -> str:
     """What became of the documents that were read and are not there."""
     reasons = ("too_short", "too_long", "not_kept", "duplicates", "held_out_elsewhere")
     said = [f"{source[name]:,} {name.replace('_', ' ')}" for name in reasons if source.get(name)]

@@ -29,7 +29,7 @@ from lit_long.batch import Batch
 from lit_long.config import InstructConfig, SamplingConfig, UserError, advising
 from lit_long.data.curriculum import Phase
 from lit_long.data.packing import PackedDocuments, Sequence
-from lit_long.data.synthetic import COPYING, MADE, RETRIEVAL, CopyDocuments, RetrievalDocuments
+from lit_long.data.synthetic import COPYING, RETRIEVAL, SYNTHETIC, CopyDocuments, RetrievalDocuments
 from lit_long.data.token_store import Store
 
 # Of a sequence: its domain's number, tokens, documents that begin in it, those of them that it does not hold whole, and tokens of theirs that
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How documents become a stream of sequences. ``weights`` are relative shares of tokens of the store's domains and of made ones
-    (corpus.MADE); or ``repeats`` are passes over the domains, relative to one another, from which the shares follow."""
+    """How documents become a stream of sequences. ``weights`` are relative shares of tokens of the store's domains and of synthetic ones
+    (`SYNTHETIC`); or ``repeats`` are passes over the domains, relative to one another, from which the shares follow."""
 
     weights: dict[str, float]
     seed: int = 0
@@ -99,14 +99,14 @@ class Mixture:
 
     def _utilisation(self, name: str) -> float:
         source = self.sources[name]
-        return source.packing.utilisation(source.draws.epoch(0)) if isinstance(source, PackedDocuments) else 1.0
+        return source.packing.utilisation(source.sampler.epoch(0)) if isinstance(source, PackedDocuments) else 1.0
 
     def tokens_per_epoch(self, name: str) -> int:
-        """Tokens that one pass over a domain trains on. Raises UserError for made ones, which have no end."""
+        """Tokens that one pass over a domain trains on. Raises UserError for synthetic ones, which have no end."""
         source = self.sources[name]
         if not isinstance(source, PackedDocuments):
             raise UserError(f"data.repeats.{name}: there is no pass over '{name}', which never ends. Use data.weights instead.")
-        return source.packing.tokens(source.draws.epoch(0))
+        return source.packing.tokens(source.sampler.epoch(0))
 
     def sequences(self) -> grain.MapDataset:
         """All sequences, without end. Shares are exact within 1 % of the smallest weight."""
@@ -166,7 +166,7 @@ class Updates:
         return Batch(*map(torch.from_numpy, arrays), mask_documents, torch.from_numpy(account), weights)
 
 
-def mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], tokens_per_update: int) -> list[Mixture]:
+def make_mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], tokens_per_update: int) -> list[Mixture]:
     """The mixture of every phase."""
     found: list[Mixture] = []
     taken: dict[str, float] = {}
@@ -191,11 +191,11 @@ class _Labelled:
 
 
 def _check_weights(weights: dict[str, float], store: Store, key: str) -> None:
-    known = ", ".join([*store.domains, *MADE])
+    known = ", ".join([*store.domains, *SYNTHETIC])
     if not weights:
         raise UserError(f"data.{key} is empty. Give at least one of {known} a positive weight.")
     for name, weight in weights.items():
-        if name not in (*MADE, *store.domains):
+        if name not in (*SYNTHETIC, *store.domains):
             raise UserError(f"data.{key}.{name}: there is no such domain. Known: {known}.")
         if not 0 < weight < float("inf"):
             raise UserError(f"data.{key}.{name} is {weight}; a weight is a positive number. Leave '{name}' out to not use it.")
@@ -222,7 +222,7 @@ def plan_tokens(
 ) -> dict[str, dict[str, Any]]:
     """What a run will take, by domain.
 
-    ``share`` of all tokens, ``tokens``, ``epochs`` (passes; None for made domains, which have no end) and ``utilisation`` (share of places
+    ``share`` of all tokens, ``tokens``, ``epochs`` (passes; None for synthetic domains, which have no end) and ``utilisation`` (share of places
     that hold a token; the last phase's). Where conversations are longer than a sequence, ``no_room``: how many (in the last phase that has some).
 
     Raises:
@@ -231,12 +231,12 @@ def plan_tokens(
     found: dict[str, dict[str, Any]] = {}
     for mixture, phase in zip(mixtures, phases, strict=True):
         for name, tokens in mixture.tokens(phase.updates * tokens_per_update).items():
-            row = found.setdefault(name, {"tokens": 0.0, "epochs": None if name in MADE else 0.0})
+            row = found.setdefault(name, {"tokens": 0.0, "epochs": None if name in SYNTHETIC else 0.0})
             row["tokens"] += tokens
             row["utilisation"] = mixture.utilisation[name]
             if no_room := getattr(mixture.sources[name], "no_room", 0):
                 row["no_room"] = no_room
-            if name not in MADE:
+            if name not in SYNTHETIC:
                 row["epochs"] += tokens / mixture.tokens_per_epoch(name)
     total = sum(row["tokens"] for row in found.values())
     for name, row in found.items():
@@ -259,6 +259,6 @@ def describe_plan(planned: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{name} {row['share']:.1%}{passes[name]}" for name, row in rows) + "".join(no_room)
 
 
-def consumed(account: Tensor, domains: int) -> Tensor:
+def count_consumed(account: Tensor, domains: int) -> Tensor:
     """Sums by domain of sequences' accounts [B, 5]: int64 [domains, 4], columns as in `COLUMNS` without the first."""
     return torch.zeros(domains, 4, dtype=torch.int64).index_add_(0, account[:, 0], account[:, 1:])

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_long.config import InstructConfig, SamplingConfig, UserError
-from lit_long.data.sampling import Draws, Epoch, permutation
+from lit_long.data.sampling import Epoch, EpochSampler, permutation
 from lit_long.data.token_store import Documents, ShardedDocuments, Store
 
 ENDLESS = 2**40  # sequences: far more than any run asks for, and mixed by any weight it still fits an index
@@ -143,8 +143,8 @@ class BestFit(Packing):
                 if room > cut - piece.start:
                     insort(rooms, (room - cut + piece.start, chosen))
                 piece = piece._replace(start=cut)
-        draws = epoch.draws
-        return [bins[i] for i in permutation(count, "bins", draws.seed, draws.domain, epoch.number, block)]
+        sampler = epoch.sampler
+        return [bins[i] for i in permutation(count, "bins", sampler.seed, sampler.domain, epoch.number, block)]
 
 
 class Single(Packing):
@@ -197,8 +197,8 @@ class Whole(Packing):
             bins[chosen].append(Piece(int(numbers[place]), 0, size))
             if room > size:
                 insort(rooms, (room - size, chosen))
-        draws = epoch.draws
-        return [bins[i] for i in permutation(len(bins), "bins", draws.seed, draws.domain, epoch.number, block)]
+        sampler = epoch.sampler
+        return [bins[i] for i in permutation(len(bins), "bins", sampler.seed, sampler.domain, epoch.number, block)]
 
 
 PACKINGS: dict[str, type[Packing]] = {"concat": Concat, "best_fit": BestFit, "single": Single}
@@ -240,13 +240,13 @@ class PackedDocuments:
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens or context, context))
         self._separator = store.separator
         self._mask_documents = mask_documents
-        self.draws = Draws(self._documents, domain, seed, sampling)
+        self.sampler = EpochSampler(self._documents, domain, seed, sampling)
         self.packing = INSTRUCT_PACKINGS[instruct.packing](context) if instruct else PACKINGS[packing](context)
         self.first = 0
-        self.sequences_per_epoch = self.packing.count(self.draws.epoch(0))
+        self.sequences_per_epoch = self.packing.count(self.sampler.epoch(0))
         if self.sequences_per_epoch == 0:
             raise UserError(
-                f"context is {context}, but domain '{domain}' has only {self.draws.epoch(0).tokens} training tokens. "
+                f"context is {context}, but domain '{domain}' has only {self.sampler.epoch(0).tokens} training tokens. "
                 f"Lower the context, or give it more documents (data.corpus.packages, or the source's path)."
             )
         self._ends = [self.sequences_per_epoch]  # of the epochs, as far as they were asked for
@@ -264,19 +264,19 @@ class PackedDocuments:
         pieces = self.packing.pieces(epoch, within)
         sequence = _sequence(self._documents, pieces, self.packing.context, self._separator, self._mask_documents)
         if self._instruct:
-            sequence = weighted(sequence, pieces, self._documents, self._instruct)
+            sequence = weigh_targets(sequence, pieces, self._documents, self._instruct)
         dropped = isinstance(self.packing, Single)
         return sequence | {"account": _account(self._documents, pieces, dropped)}
 
     def place(self, index: int) -> tuple[Epoch, int]:
         """The epoch that sequence ``index`` of the stream lies in, and its number there."""
-        if self.draws.steady and not isinstance(self.packing, (BestFit, Whole)):
+        if self.sampler.steady and not isinstance(self.packing, (BestFit, Whole)):
             number, within = divmod(index, self.sequences_per_epoch)
-            return self.draws.epoch(number), within
+            return self.sampler.epoch(number), within
         while index >= self._ends[-1]:  # epochs differ in length
-            self._ends.append(self._ends[-1] + self.packing.count(self.draws.epoch(len(self._ends))))
+            self._ends.append(self._ends[-1] + self.packing.count(self.sampler.epoch(len(self._ends))))
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.draws.epoch(number), index - (self._ends[number - 1] if number else 0)
+        return self.sampler.epoch(number), index - (self._ends[number - 1] if number else 0)
 
 
 def _sequence(
@@ -301,7 +301,7 @@ def _sequence(
     return {"tokens": tokens, "targets": targets, "document_ids": ids, "positions": positions}
 
 
-def weighted(sequence: Sequence, pieces: list[Piece], documents: ShardedDocuments, instruct: InstructConfig) -> Sequence:
+def weigh_targets(sequence: Sequence, pieces: list[Piece], documents: ShardedDocuments, instruct: InstructConfig) -> Sequence:
     """The sequence with no target where a token has weight 0; and where the others do not all have weight 1, their ``weights``, fp32 [T]."""
     from lit_long.batch import NO_LOSS
 
@@ -325,7 +325,7 @@ def _account(documents: Documents | ShardedDocuments, pieces: list[Piece], dropp
     return np.array([sum(piece.stop - piece.start for piece in pieces), len(missing), cut, sum(missing) if dropped else 0])
 
 
-def whole_documents(documents: list[np.ndarray], mask_documents: bool = True) -> Sequence:
+def join_documents(documents: list[np.ndarray], mask_documents: bool = True) -> Sequence:
     """The sequence that ``documents``, T + 1 tokens in all, make one after the other, each from its separator on; a loss on every token."""
     tokens = np.concatenate(documents).astype(np.int64)
     sizes = [len(document) for document in documents]

@@ -71,7 +71,7 @@ _NOT_TEXT = "is no {encoding} text. If it is text in another encoding, set encod
 
 
 @dataclass(frozen=True)
-class Look:
+class FileFormat:
     """What a file holds. ``kind``: text, jsonl, json, parquet; or what is no source: pointer, archive, arrow, binary.
     ``compression``: gzip, zstd, bz2, xz or none. ``misnamed``: JSON under the name of a text."""
 
@@ -92,7 +92,7 @@ class Listing:
 
     root: Path
     files: list[Path] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
+    formats: list[FileFormat] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, name: str) -> None:
@@ -105,10 +105,10 @@ class Listing:
     @property
     def kinds(self) -> list[str]:
         """Of a source that these files are."""
-        return sorted({look.source_kind for look in self.looks})
+        return sorted({form.source_kind for form in self.formats})
 
 
-def tell_left_out(left_out: dict[str, list[str]]) -> str:
+def describe_left_out(left_out: dict[str, list[str]]) -> str:
     """For messages: ``3 files left out: 2 hidden (.gitattributes, .git/), 1 no text (cover.png)``; empty if there is none."""
     count = sum(map(len, left_out.values()))
     reasons = [
@@ -145,32 +145,32 @@ def list_files(key: str, path: str, kind: str = "auto", encoding: str = "utf-8")
     else:
         raise UserError(f"{where}: there is no such file or folder (looked for {place.absolute()}).")
     for file in sorted(candidates, key=lambda file: file.relative_to(found.root).as_posix()):
-        name, look = file.relative_to(found.root).as_posix(), look_at(key, file, encoding)
-        if look.kind == "binary" and not alone:
+        name, form = file.relative_to(found.root).as_posix(), detect_format(key, file, encoding)
+        if form.kind == "binary" and not alone:
             found.leave_out("no text", name)
             continue
         if kind == "text":
-            look = replace(look, kind="text")
+            form = replace(form, kind="text")
         elif kind in ("jsonl", "parquet"):
-            if look.source_kind != kind and not alone and (place.is_dir() or _is_about(file.name, look)):
-                found.leave_out("about the data" if _is_about(file.name, look) else f"not {kind}", name)
+            if form.source_kind != kind and not alone and (place.is_dir() or _is_about(file.name, form)):
+                found.leave_out("about the data" if _is_about(file.name, form) else f"not {kind}", name)
                 continue
-            look = look if look.source_kind == kind else replace(look, kind=kind)
-        elif look.kind in _REFUSED or look.misnamed or look.kind == "binary":
-            said = _MISNAMED if look.misnamed else _NOT_TEXT if look.kind == "binary" else _REFUSED[look.kind]
+            form = form if form.source_kind == kind else replace(form, kind=kind)
+        elif form.kind in _REFUSED or form.misnamed or form.kind == "binary":
+            said = _MISNAMED if form.misnamed else _NOT_TEXT if form.kind == "binary" else _REFUSED[form.kind]
             raise UserError(
                 f"{key}: {file}: {said.format(folder=file.parent, encoding=encoding, text=text_advice(key), rows=_rows_advice(key))}"
             )
         found.files.append(file)
-        found.looks.append(look)
+        found.formats.append(form)
     if kind != "text" and set(found.kinds) - {"text"} and not alone:
-        about = [_is_about(file.name, look) for file, look in zip(found.files, found.looks)]
+        about = [_is_about(file.name, form) for file, form in zip(found.files, found.formats)]
         for name in (name for name, is_about in zip(found.names, about) if is_about):
             found.leave_out("about the data", name)
-        kept = [pair for pair, is_about in zip(zip(found.files, found.looks), about) if not is_about]
-        found.files, found.looks = [file for file, _ in kept], [look for _, look in kept]
+        kept = [pair for pair, is_about in zip(zip(found.files, found.formats), about) if not is_about]
+        found.files, found.formats = [file for file, _ in kept], [form for _, form in kept]
     if not found.files:
-        wanted, said = "" if kind in ("auto", "mixed") else f"{kind} ", tell_left_out(found.left_out)
+        wanted, said = "" if kind in ("auto", "mixed") else f"{kind} ", describe_left_out(found.left_out)
         raise UserError(f"{where}: there is no {wanted}file{f' ({said})' if said else ''}.")
     return found
 
@@ -270,12 +270,12 @@ def _dangling(key: str, link: Path) -> str:
     return f"{key}: {link}: is a link to {os.readlink(link)}, which is not there. Put that back, or remove the link."
 
 
-def _is_about(name: str, look: Look) -> bool:
+def _is_about(name: str, form: FileFormat) -> bool:
     """Whether a file that lies among rows says something about them."""
-    return bool((_ABOUT_ROWS if look.kind != "text" else _ABOUT).fullmatch(name)) or (look.empty and claimed(name) is None)
+    return bool((_ABOUT_ROWS if form.kind != "text" else _ABOUT).fullmatch(name)) or (form.empty and kind_by_name(name) is None)
 
 
-def claimed(name: str) -> str | None:
+def kind_by_name(name: str) -> str | None:
     """The kind that a file's name speaks of: jsonl, json, parquet, text; None where it may be anything."""
     suffix = Path(_plain_name(name)).suffix
     return _CLAIMS.get(suffix)
@@ -287,30 +287,30 @@ def _plain_name(name: str) -> str:
     return next((name.removesuffix(ending) for ending in _COMPRESSED if name.endswith(ending)), name)
 
 
-def look_at(key: str, file: Path, encoding: str = "utf-8") -> Look:
+def detect_format(key: str, file: Path, encoding: str = "utf-8") -> FileFormat:
     """What a file holds, by its first bytes. Raises UserError for a pointer to what is not there, and for what cannot be read."""
     with readable(key, str(file)):
         status = file.stat()
-        look = _look(str(file), encoding, status.st_size, status.st_mtime_ns)
-    if look.kind == "pointer":
+        form = _detect_format(str(file), encoding, status.st_size, status.st_mtime_ns)
+    if form.kind == "pointer":
         raise UserError(
             f"{key}: {file}: is a pointer of Git LFS (or git-annex), not the data; run git lfs pull (git annex get .) in its folder."
         )
-    return look
+    return form
 
 
 @functools.lru_cache(maxsize=2**16)
-def _look(file: str, encoding: str, size: int, changed: int) -> Look:
-    compression = compression_of(file)
+def _detect_format(file: str, encoding: str, size: int, changed: int) -> FileFormat:
+    compression = detect_compression(file)
     with opened(file) as opened_file:
         head = opened_file.read(HEAD)
     kind = _kind_of(Path(file).name, head, compression, encoding)
-    misnamed = kind in ("jsonl", "json") and claimed(Path(file).name) == "text"
-    return Look(kind, compression, misnamed, not head)
+    misnamed = kind in ("jsonl", "json") and kind_by_name(Path(file).name) == "text"
+    return FileFormat(kind, compression, misnamed, not head)
 
 
 def _kind_of(name: str, head: bytes, compression: str, encoding: str) -> str:
-    claim, whole = claimed(name), len(head) < HEAD
+    claim, whole = kind_by_name(name), len(head) < HEAD
     if whole and head.removeprefix(codecs.BOM_UTF8).startswith(_POINTERS):
         return "pointer"
     if head.startswith(b"PAR1") or (claim == "parquet" and not head.startswith(b"ARROW1")):
@@ -361,7 +361,7 @@ def _undecodable(head: bytes, whole: bool, encoding: str) -> bool:
     return False
 
 
-def compression_of(file: str) -> str:
+def detect_compression(file: str) -> str:
     """gzip, zstd, bz2, xz, or an empty string."""
     with open(file, "rb") as raw:
         head = raw.read(16)
@@ -371,7 +371,7 @@ def compression_of(file: str) -> str:
 @contextmanager
 def opened(file: str) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed."""
-    match compression_of(file):
+    match detect_compression(file):
         case "gzip":
             with gzip.open(file) as stream:
                 yield stream

@@ -22,7 +22,7 @@ def available_cores() -> int:
 
 
 @contextmanager
-def side_by_side(workers: int, threads: bool = False) -> Iterator[ProcessPoolExecutor]:
+def process_pool(workers: int, threads: bool = False) -> Iterator[ProcessPoolExecutor]:
     """A pool of ``workers`` processes. ``threads``: whether there are cores left for the tokenizer's own threads.
 
     Raises:

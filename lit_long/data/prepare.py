@@ -19,17 +19,17 @@ from tokenizers import Tokenizer
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.builtin_corpus import Document, build_corpus, fingerprint
 from lit_long.data.conversations import template_of
-from lit_long.data.paths import tell_left_out
+from lit_long.data.paths import describe_left_out
 from lit_long.data.pool import available_cores
 from lit_long.data.shards import HASHES, Task, make_shards, read_record
-from lit_long.data.sources import left_out, parts, settle_source
+from lit_long.data.sources import list_left_out, list_parts, resolve_source
 from lit_long.data.token_store import (
     FORMAT,
     INDEX,
     MANIFEST,
     SHARDS,
     SPLITS,
-    counts,
+    count_lengths,
     shard_file,
 )
 from lit_long.data.tokenizer import encode_documents
@@ -60,9 +60,9 @@ def prepare(
         processes: that tokenise sources side by side; 0 = one a core. The store does not depend on it.
 
     Raises:
-        UserError: as `build_corpus`, `train_tokenizer`, `settle_source` and `prepare_sources` do.
+        UserError: as `build_corpus`, `train_tokenizer`, `resolve_source` and `prepare_sources` do.
     """
-    sources = {name: settle_source(name, source) for name, source in sorted((sources or {}).items())}
+    sources = {name: resolve_source(name, source) for name, source in sorted((sources or {}).items())}
     inputs = fingerprint(corpus, builtin)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
@@ -86,7 +86,7 @@ def prepare(
         domains |= own
     told = []
     for name, account in accounts.items():
-        if said := tell_left_out(left_out(name, sources[name])):
+        if said := describe_left_out(list_left_out(name, sources[name])):
             account["files_left_out"] = said
             told.append(f" · {name}: {said}")
         if count := account.get("instruct", {}).get("left_out"):
@@ -127,7 +127,7 @@ def prepare_share(
     Returns:
         How many shards there are now, of all shares, and how many there will be.
     """
-    sources = {name: settle_source(name, source) for name, source in sorted(sources.items())}
+    sources = {name: resolve_source(name, source) for name, source in sorted(sources.items())}
     inputs = fingerprint(corpus, builtin)
     with alone:
         words, _ = settle_words(corpus, folder, lambda: build_corpus(corpus, report) if builtin else {}, sources, inputs, report)
@@ -194,7 +194,7 @@ def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict
     return {
         name: [
             Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype, template)
-            for number, part in enumerate(parts(name, source))
+            for number, part in enumerate(list_parts(name, source))
             for file in [shard_file(folder / name / SHARDS, number)]
         ]
         for name, source in sorted(sources.items())
@@ -260,7 +260,7 @@ def _write_index(folder: Path, rows: np.ndarray, chosen: np.ndarray) -> dict[str
     with replacing(folder / "index.npy") as writing, writing.open("wb") as file:
         np.save(file, index)
     digest = hashlib.sha256(index.tobytes()).hexdigest()
-    return counts(index["tokens"]) | {"bytes": int(rows["bytes"][chosen].sum()), "index": digest}
+    return count_lengths(index["tokens"]) | {"bytes": int(rows["bytes"][chosen].sum()), "index": digest}
 
 
 def _account(source: SourceConfig, records: list[dict[str, Any]], duplicates: int, held_elsewhere: int) -> dict[str, Any]:
@@ -314,7 +314,7 @@ def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer,
             lengths.append(len(tokens))
     np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
     (folder / "names.json").write_text(json.dumps([document.name for document in documents]), encoding="utf-8")
-    return counts(np.array(lengths)) | {"bytes": sum(len(document.text.encode()) for document in documents)}
+    return count_lengths(np.array(lengths)) | {"bytes": sum(len(document.text.encode()) for document in documents)}
 
 
 def _digest(folder: Path, domains: dict, accounts: dict | None = None) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.conversations import canonical, columns_of
+from lit_long.data.conversations import list_instruct_columns, to_canonical
 from lit_long.data.fields import advice, column_of, fields_of, fill, names, value_of
 from lit_long.data.hub import load_rows
 from lit_long.data.paths import HEAD, opened, readable, text_advice
@@ -138,7 +138,7 @@ def _json_text(key: str, source: SourceConfig, line: bytes) -> str | None:
 def _row_text(key: str, source: SourceConfig, row: Any) -> str | None:
     if not isinstance(row, dict):
         raise UserError(f"must hold an object such as {{'text': '…'}}, not {type(row).__name__}.")
-    text = document(key, source, row)
+    text = make_document(key, source, row)
     return text if text is None else _whole("", "", text)
 
 
@@ -221,7 +221,7 @@ def _read_parquet(key: str, source: SourceConfig, part: Part, batch_rows: int = 
 def _read_hub(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     rows, first = load_rows(key, source, part.start, part.stop)
     found = rows.column_names
-    wanted = columns_in(key, source, found, f"{source.path} has no field") if found is not None else columns(key, source)
+    wanted = columns_in(key, source, found, f"{source.path} has no field") if found is not None else list_columns(key, source)
     try:
         for place, row in enumerate(rows.select_columns(wanted), start=first):
             if (text := _document(key, source, row, f"row {place}", "field")) is not None:
@@ -237,7 +237,7 @@ _READERS = {"text": _read_text, "jsonl": _read_jsonl, "json": _read_json, "parqu
 
 def columns_in(key: str, source: SourceConfig, found: list[str], lacking: str) -> list[str]:
     """The columns to read of those ``found``. Raises UserError, in which ``lacking`` says whose column is missing."""
-    wanted = {name: column_of(name, found) for name in columns(key, source)}
+    wanted = {name: column_of(name, found) for name in list_columns(key, source)}
     if missing := [name.partition(".")[0] for name, column in wanted.items() if column is None]:
         raise UserError(
             f"{key}: {lacking} '{missing[0]}', but {names(found)}. {advice(f'{key}.text', 'the one that holds the text')}."
@@ -264,7 +264,7 @@ def open_parquet(path: str) -> Iterator[ParquetFile]:
 def _document(key: str, source: SourceConfig, row: dict[str, Any], where: str, kind: str) -> str | None:
     """The row's text, or None if it is left out. Raises UserError naming ``where``."""
     try:
-        text = document(key, source, row, kind)
+        text = make_document(key, source, row, kind)
     except UserError as error:
         raise UserError(f"{key}: {where}: {error}") from None
     return text if text is None else _whole(key, where, text)
@@ -300,27 +300,27 @@ def _line_number(path: str, place: int) -> int:
     return lines
 
 
-def columns(key: str, source: SourceConfig) -> list[str]:
+def list_columns(key: str, source: SourceConfig) -> list[str]:
     """Fields that a source's rows must have, in groups or not. Raises UserError for a template that is none."""
-    of_text = columns_of(key, source) if source.instruct.schema else fields_of(f"{key}.text", source.text)
+    of_text = list_instruct_columns(key, source) if source.instruct.schema else fields_of(f"{key}.text", source.text)
     return sorted({*of_text, *source.where})
 
 
-def document(key: str, source: SourceConfig, row: dict[str, Any], kind: str = "field") -> str | None:
+def make_document(key: str, source: SourceConfig, row: dict[str, Any], kind: str = "field") -> str | None:
     """The row's text, or None where ``where`` leaves it out; of instruction data a conversation's JSON, None where it has no answer.
 
     Raises:
         UserError: a missing field, or one that is no text; the message begins without a place.
     """
     for name, wanted in source.where.items():
-        if not holds(value_of(f"{key}.where", name, row, kind), wanted):
+        if not matches(value_of(f"{key}.where", name, row, kind), wanted):
             return None
     if source.instruct.schema:
-        return canonical(key, source, row, kind)
+        return to_canonical(key, source, row, kind)
     return fill(f"{key}.text", source.text, row, kind)
 
 
-def holds(value: Any, wanted: str) -> bool:
+def matches(value: Any, wanted: str) -> bool:
     """Whether a field's value is the one that was written: true, false and null as JSON has them, numbers however they are written."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         with suppress(ValueError):

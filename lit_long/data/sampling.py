@@ -31,7 +31,7 @@ SORTED = 2**20  # numbers that are shuffled by sorting
 _ROUNDS = 4  # enough for what looks random (Luby and Rackoff 1988)
 
 
-class Draws:
+class EpochSampler:
     """The epochs of one domain.
 
     Raises:
@@ -84,12 +84,12 @@ class Draws:
 class Epoch:
     """One pass over a domain. ``token_starts`` and ``document_starts``, int64 [blocks + 1], count what lies before each block."""
 
-    def __init__(self, draws: Draws, number: int) -> None:
+    def __init__(self, sampler: EpochSampler, number: int) -> None:
         self.number = number
-        self.draws = draws
-        self._count = len(draws.documents)
-        self._order = Shuffled(self._count, draws.seed, draws.domain, number)
-        words = random_words(2, "sampling", draws.seed, draws.domain, number)
+        self.sampler = sampler
+        self._count = len(sampler.documents)
+        self._order = Shuffled(self._count, sampler.seed, sampler.domain, number)
+        words = random_words(2, "sampling", sampler.seed, sampler.domain, number)
         self._offsets = words / 2.0**64  # where in [0, 1) counting long, and other, documents begins
         blocks = -(-self._count // BLOCK)
         counts = np.zeros((4, blocks + 1), dtype=np.int64)  # of each block: tokens, documents, long and other ones
@@ -123,7 +123,7 @@ class Epoch:
         stop = min(self._count, first + BLOCK * _AT_ONCE)
         before = counts[2:].sum(axis=1)
         _, lengths, kept, long = self._drawn(first, stop, *before)
-        allowed = self.draws.allowed(lengths)
+        allowed = self.sampler.allowed(lengths)
         starts = np.arange(0, stop - first, BLOCK)
         columns = slice(first // BLOCK + 1, first // BLOCK + 1 + len(starts))
         for row, values in zip(counts, (lengths * kept, kept, allowed & long, allowed & ~long), strict=True):
@@ -135,13 +135,13 @@ class Epoch:
         ``seen_long`` and ``seen_short`` were there to be drawn before them.
         """
         numbers = self._order.stretch(first, stop)
-        lengths = np.asarray(self.draws.documents.lengths[numbers])
-        kept, long = self.draws.allowed(lengths), lengths > self.draws.sampling.long_tokens
-        if self.draws.steady:
+        lengths = np.asarray(self.sampler.documents.lengths[numbers])
+        kept, long = self.sampler.allowed(lengths), lengths > self.sampler.sampling.long_tokens
+        if self.sampler.steady:
             return numbers, lengths, kept, long
         for chosen, share, seen, offset in (
-            (kept & long, self.draws.keep_long, seen_long, self._offsets[0]),
-            (kept & ~long, self.draws.keep_short, seen_short, self._offsets[1]),
+            (kept & long, self.sampler.keep_long, seen_long, self._offsets[0]),
+            (kept & ~long, self.sampler.keep_short, seen_short, self._offsets[1]),
         ):
             places = seen + np.arange(chosen.sum())
             kept[chosen] = np.floor((places + 1) * share + offset) > np.floor(places * share + offset)  # every 1/share-th

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from lit_long.config import SourceConfig, UserError
 from lit_long.data.conversations import ChatTemplate, Encoder
-from lit_long.data.pool import side_by_side
+from lit_long.data.pool import process_pool
 from lit_long.data.readers import Part, Text, read_part
 from lit_long.data.sources import plain_source
 from lit_long.data.tokenizer import encode_documents, load_tokenizer
@@ -93,7 +93,7 @@ def make_shards(tasks: list[Task], processes: int, report: Callable[[str, float]
 
 def _in_processes(tasks: dict[int, Task], workers: int, threads: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """Shards as they come."""
-    with side_by_side(workers, threads) as pool:
+    with process_pool(workers, threads) as pool:
         futures = {pool.submit(make_shard, task): number for number, task in tasks.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()

@@ -26,9 +26,9 @@ from typing import Any
 
 from lit_long.config import SourceConfig, UserError, differing, nearest
 from lit_long.data.conversations import check_instruct
-from lit_long.data.hub import HUGGING_FACE, fingerprint, ranges
-from lit_long.data.paths import Look, list_files, tell_left_out
-from lit_long.data.readers import Part, columns, open_parquet, read_part, try_first_row
+from lit_long.data.hub import HUGGING_FACE, fingerprint, list_ranges
+from lit_long.data.paths import FileFormat, describe_left_out, list_files
+from lit_long.data.readers import Part, list_columns, open_parquet, read_part, try_first_row
 from lit_long.pretrained.digests import file_digests
 
 KINDS = ("text", "jsonl", "parquet", "mixed", "hf")
@@ -45,7 +45,7 @@ class Found:
     files: tuple[Path, ...]
     names: tuple[str, ...]
     digests: tuple[str, ...]
-    looks: tuple[Look, ...] = ()
+    formats: tuple[FileFormat, ...] = ()
 
     @property
     def content(self) -> str:
@@ -53,7 +53,7 @@ class Found:
         return hashlib.sha256(json.dumps([self.names, self.digests]).encode()).hexdigest()
 
 
-def settle_source(name: str, source: SourceConfig, key: str = "") -> SourceConfig:
+def resolve_source(name: str, source: SourceConfig, key: str = "") -> SourceConfig:
     """The source with its kind and content filled in and its path made absolute, once its first rows could be read.
 
     Args:
@@ -64,7 +64,7 @@ def settle_source(name: str, source: SourceConfig, key: str = "") -> SourceConfi
     """
     key = key or f"data.sources.{name}"
     _check_settings(key, name, source)
-    columns(key, source)
+    list_columns(key, source)
     kind = source.kind if source.kind != "auto" else _kind_of(key, source)
     path = source.path
     if kind != "hf":
@@ -72,7 +72,7 @@ def settle_source(name: str, source: SourceConfig, key: str = "") -> SourceConfi
     elif (folder := Path(path.removeprefix(HUGGING_FACE)).expanduser()).exists():
         path = f"{HUGGING_FACE}{folder.absolute()}"
     settled = replace(source, kind=kind, path=path)
-    found = find(name, settled, key)
+    found = find_files(name, settled, key)
     content = found.content
     if source.content not in ("", content):
         raise UserError(
@@ -83,14 +83,14 @@ def settle_source(name: str, source: SourceConfig, key: str = "") -> SourceConfi
     return replace(settled, content=content)
 
 
-def find(name: str, source: SourceConfig, key: str = "") -> Found:
+def find_files(name: str, source: SourceConfig, key: str = "") -> Found:
     """Files of a settled source, with their digests. Raises UserError if there is none."""
     key = key or f"data.sources.{name}"
     if source.kind == "hf":
         return Found((), (), (fingerprint(key, source),))
     listing = list_files(key, source.path, source.kind, source.encoding)
     digests = tuple(file_digests(listing.files))
-    return Found(tuple(listing.files), tuple(listing.names), digests, tuple(listing.looks))
+    return Found(tuple(listing.files), tuple(listing.names), digests, tuple(listing.formats))
 
 
 def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
@@ -102,16 +102,16 @@ def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
         if importlib.util.find_spec("datasets") is None:
             raise UserError(f"{key}: {HUGGING_FACE} paths need the package datasets: pip install 'lit-long[datasets]'")
         return
-    by_kind: dict[str, list[tuple[Path, Look]]] = {}
-    for file, look in zip(found.files, found.looks):
-        by_kind.setdefault(look.kind, []).append((file, look))
+    by_kind: dict[str, list[tuple[Path, FileFormat]]] = {}
+    for file, form in zip(found.files, found.formats):
+        by_kind.setdefault(form.kind, []).append((file, form))
     for kind, files in by_kind.items():
-        for file, look in {files[0]: None, files[-1]: None}:
-            start, stop = (0, -1) if kind == "text" else next(iter(_cuts_of(str(file), look)), (0, 0))
+        for file, form in {files[0]: None, files[-1]: None}:
+            start, stop = (0, -1) if kind == "text" else next(iter(_cut_file(str(file), form)), (0, 0))
             try_first_row(key, source, Part(kind, (str(file),), (str(file),), ("",), start, stop))
 
 
-def left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[str]]:
+def list_left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[str]]:
     """Names of files of a settled source's path that are no part of it, by reason; of data sets that `datasets` reads it decides."""
     return (
         {}
@@ -120,14 +120,14 @@ def left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[s
     )
 
 
-def parts(name: str, source: SourceConfig, key: str = "") -> list[Part]:
+def list_parts(name: str, source: SourceConfig, key: str = "") -> list[Part]:
     """All parts of a settled source, in order."""
     if source.kind == "hf":
         key = key or f"data.sources.{name}"
         found = (fingerprint(key, source),)
-        return [Part("hf", (), (), found, start, stop) for start, stop in ranges(key, source)]
-    found = find(name, source, key)
-    files = list(zip(map(str, found.files), found.names, found.digests, found.looks))
+        return [Part("hf", (), (), found, start, stop) for start, stop in list_ranges(key, source)]
+    found = find_files(name, source, key)
+    files = list(zip(map(str, found.files), found.names, found.digests, found.formats))
     cut: list[Part] = []
     for kind, group in groupby(files, lambda file: file[3].kind):
         if kind == "text":
@@ -135,30 +135,30 @@ def parts(name: str, source: SourceConfig, key: str = "") -> list[Part]:
             runs = _runs([Path(path).stat().st_size for path, *_ in texts])
             cut += [Part("text", *map(tuple, zip(*[texts[i] for i in run]))) for run in runs]
         else:
-            for path, file, digest, look in group:
-                cut += [Part(kind, (path,), (file,), (digest,), start, stop) for start, stop in _cuts_of(path, look)]
+            for path, file, digest, form in group:
+                cut += [Part(kind, (path,), (file,), (digest,), start, stop) for start, stop in _cut_file(path, form)]
     return cut
 
 
-def documents_at(key: str, path: str, kind: str = "auto") -> tuple[list[str], str]:
+def read_documents(key: str, path: str, kind: str = "auto") -> tuple[list[str], str]:
     """The documents of a path that a command names, and what to say of files that were left out.
 
     Args:
         key: begins the messages, such as ``text=FOLDER``.
 
     Raises:
-        UserError: as `settle_source` and `read_part` do.
+        UserError: as `resolve_source` and `read_part` do.
     """
-    source = settle_source("text", SourceConfig(path=path, kind=kind), key)
-    texts = [each.text for part in parts("text", source, key) for each in read_part(key, source, part)]
-    return texts, tell_left_out(left_out("text", source, key))
+    source = resolve_source("text", SourceConfig(path=path, kind=kind), key)
+    texts = [each.text for part in list_parts("text", source, key) for each in read_part(key, source, part)]
+    return texts, describe_left_out(list_left_out("text", source, key))
 
 
-def _cuts_of(path: str, look: Look) -> list[tuple[int, int]]:
+def _cut_file(path: str, form: FileFormat) -> list[tuple[int, int]]:
     """Where the parts of a file of rows start and stop."""
-    if look.kind == "parquet":
+    if form.kind == "parquet":
         return _cut_parquet(path)
-    if look.kind == "json" or look.compression:
+    if form.kind == "json" or form.compression:
         return [(0, -1)]
     size = Path(path).stat().st_size
     return [(start, min(start + PART_BYTES, size)) for start in range(0, max(size, 1), PART_BYTES)]

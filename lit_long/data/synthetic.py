@@ -28,11 +28,11 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_long.config import Unfit, UserError
-from lit_long.data.packing import ENDLESS, Sequence, whole_documents
+from lit_long.data.packing import ENDLESS, Sequence, join_documents
 from lit_long.data.sampling import permutation, random_words
-from lit_long.data.token_store import Store, longest
+from lit_long.data.token_store import Store, describe_longest
 
-RETRIEVAL, COPYING = MADE = ("retrieval", "copying")  # in a mixture's weights
+RETRIEVAL, COPYING = SYNTHETIC = ("retrieval", "copying")  # in a mixture's weights
 QUESTION = "\n\nThe first sentence of the text above is:"
 PASSKEY = "\n\nThe pass key is {key}. Keep it in mind: {key} is the pass key.\n\n"
 PASSKEY_QUESTION = "\n\nWhat is the pass key? The pass key is"
@@ -106,7 +106,7 @@ class RetrievalDocuments:
                 size = _SHORTEST + int(random_words(1, "retrieval length", self._seed, number, part)[0] % np.uint64(sizes))
                 documents.append(self._windows.assemble(instance, size))
             room -= len(documents[-1])
-        return whole_documents(documents, self._mask_documents)
+        return join_documents(documents, self._mask_documents)
 
     def _instance(self, number: int, part: int) -> _Instance:
         """The example of part ``part`` of sequence ``number``; the first part's is the one that sequences of a single example had."""
@@ -181,7 +181,7 @@ class _Windows:
         if not len(starts) or self._last_start[-1] == 0:
             raise Unfit(
                 f"No {split} document of domain '{domain}' has more than {length} tokens, as FIRST-SENTENCE-RETRIEVAL needs "
-                f"({longest(self._documents)})."
+                f"({describe_longest(self._documents)})."
             )
 
     def draw(self, *key: int | str) -> _Instance | None:
@@ -255,7 +255,7 @@ class CopyDocuments:
         self._places = np.cumsum(np.maximum(self._documents.lengths - max(SPAN) + 1, 0))
         if not len(self._places) or self._places[-1] == 0:
             raise UserError(
-                f"No training document of domain '{DOMAIN}' has {max(SPAN)} tokens, as copying needs ({longest(self._documents)}). "
+                f"No training document of domain '{DOMAIN}' has {max(SPAN)} tokens, as copying needs ({describe_longest(self._documents)}). "
                 f"Take 'copying' out of data.weights."
             )
 
@@ -271,7 +271,7 @@ class CopyDocuments:
             spans.append(self._span(int(place), size))
             tokens += size
         again = [spans[i] for i in permutation(len(spans), *key, "again")]
-        return whole_documents([np.concatenate([[self._separator], *spans, *again])[: self._length]])
+        return join_documents([np.concatenate([[self._separator], *spans, *again])[: self._length]])
 
     def _span(self, place: int, size: int) -> np.ndarray:
         index = int(np.searchsorted(self._places, place, side="right"))

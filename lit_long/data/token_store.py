@@ -122,7 +122,7 @@ class ShardedDocuments:
         return self._open[shard]
 
 
-def longest(documents: Documents | ShardedDocuments) -> str:
+def describe_longest(documents: Documents | ShardedDocuments) -> str:
     """For messages."""
     return f"the longest has {documents.lengths.max()}" if len(documents) else "there is none at all"
 
@@ -132,7 +132,7 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"{number:06}"
 
 
-def counts(lengths: np.ndarray) -> dict:
+def count_lengths(lengths: np.ndarray) -> dict:
     """What the manifest says of documents with these ``lengths`` [documents].
 
     ``histogram`` has a row for every power of two from the shortest document to the longest: [2^k, documents of 2^k to 2^(k+1) - 1 tokens,

@@ -17,7 +17,7 @@ from lit_long.data.builtin_corpus import Corpus
 from lit_long.data.conversations import ChatTemplate, words_in
 from lit_long.data.readers import Part, read_part
 from lit_long.data.shards import passes
-from lit_long.data.sources import parts
+from lit_long.data.sources import list_parts
 from lit_long.data.tokenizer import (
     SAMPLE_CHARACTERS,
     SEPARATOR,
@@ -100,7 +100,7 @@ def sample_texts(sources: dict[str, SourceConfig], characters: int) -> list[str]
     """Training texts for a tokenizer: ``characters`` in all, the same from every source as far as it reaches, from all over it."""
     texts = []
     for name, source in sorted(sources.items()):
-        found = parts(name, source)
+        found = list_parts(name, source)
         chosen = found[:: -(-len(found) // _SAMPLED_PARTS)] if found else []
         for part in chosen:
             texts += _beginning(name, source, part, characters // len(sources) // len(chosen))

@@ -18,7 +18,7 @@ import numpy as np
 
 from lit_long.config import UserError
 from lit_long.data.sampling import random_words
-from lit_long.data.token_store import Store, longest
+from lit_long.data.token_store import Store, describe_longest
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.samples import Key
@@ -118,7 +118,7 @@ def haystack(texts: Pages | Store, domain: str, length: int, *key: int | str) ->
     """
     documents = texts.documents(domain, "validation")
     if not len(documents) or int(documents.lengths.max()) < 2:
-        raise UserError(f"domain '{domain}' has no held-out text to hide something in ({longest(documents)})")
+        raise UserError(f"domain '{domain}' has no held-out text to hide something in ({describe_longest(documents)})")
     index = int(random_words(1, "haystack", domain, *key)[0] % np.uint64(len(documents)))
     tokens: list[int] = []
     while len(tokens) < length:

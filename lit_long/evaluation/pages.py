@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from lit_long.config import CorpusConfig, UserError
 from lit_long.data.builtin_corpus import build_corpus
-from lit_long.data.sources import documents_at
+from lit_long.data.sources import read_documents
 from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 OWN = "text"  # the domain of one's own texts
@@ -77,8 +77,8 @@ class Pages:
 
 
 def own_texts(path: str, say: Callable[[str], None] = lambda line: None) -> dict[str, list[str]]:
-    """The documents in a file or folder of text, JSON lines or parquet, as one domain. Raises UserError as `documents_at` does."""
-    texts, left_out = documents_at(f"text={path}", path)
+    """The documents in a file or folder of text, JSON lines or parquet, as one domain. Raises UserError as `read_documents` does."""
+    texts, left_out = read_documents(f"text={path}", path)
     if left_out:
         say(f"text={path}: {left_out}")
     texts = [text for text in texts if text.strip()]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import UserError
-from lit_long.data.paths import Listing, claimed, files_below, look_at, opened, readable
+from lit_long.data.paths import Listing, detect_format, files_below, kind_by_name, opened, readable
 from lit_long.data.readers import open_parquet
 from lit_long.files import lines_of
 
@@ -74,12 +74,12 @@ def read_published(folder: str, task: str) -> Published:
 
 def files_of_rows(key: str, root: Path) -> list[Path]:
     """Files below a folder whose names say that they hold rows, sorted. Raises UserError as `files_below` does."""
-    return sorted(file for file in files_below(key, Listing(root)) if claimed(file.name) in ("jsonl", "json", "parquet"))
+    return sorted(file for file in files_below(key, Listing(root)) if kind_by_name(file.name) in ("jsonl", "json", "parquet"))
 
 
 def rows_of(file: Path) -> Iterator[Any]:
     """The rows of one file."""
-    if look_at("data", file).kind == "parquet":
+    if detect_format("data", file).kind == "parquet":
         with open_parquet(str(file)) as parquet:
             for batch in parquet.iter_batches(64):
                 yield from batch.to_pylist()

@@ -13,7 +13,7 @@ import numpy as np
 
 from lit_long.config import UserError
 from lit_long.data.sampling import Shuffled, random_words
-from lit_long.data.token_store import Store, longest
+from lit_long.data.token_store import Store, describe_longest
 
 KINDS = ("normal", "short")
 _BREAKS = [re.compile(pattern) for pattern in (r"\n\s*\n", r"\n", r"[.!?]\s", r"\s")]
@@ -61,7 +61,7 @@ class Items:
             documents = store.documents(domain, "train")
             self._documents += [(domain, int(i)) for i in np.flatnonzero(np.asarray(documents.lengths) >= min_tokens)]
         if not self._documents:
-            found = "; ".join(f"{domain}: {longest(store.documents(domain, 'train'))}" for domain in domains)
+            found = "; ".join(f"{domain}: {describe_longest(store.documents(domain, 'train'))}" for domain in domains)
             raise UserError(
                 f"No document has {min_tokens} tokens ({found}). Lower min_tokens or chunk_tokens, or name other data or domains."
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_long.config import TrackingConfig, UserError, nearest
 from lit_long.config.ranges import Count, NotNegative, PositiveShare
-from lit_long.data.synthetic import MADE
+from lit_long.data.synthetic import SYNTHETIC
 from lit_long.data.token_store import Store
 from lit_long.instruct.chunks import Items
 from lit_long.instruct.endpoint import Endpoint, EndpointConfig
@@ -55,7 +55,7 @@ def documents_of(store: Store, weights: dict[str, float], domains: list[str]) ->
     for name in domains:
         if name not in known:
             raise UserError(f"command line: domains: there is no domain {name!r}{nearest(name, known)}")
-    return domains or [name for name in known if weights.get(name) and name not in MADE]
+    return domains or [name for name in known if weights.get(name) and name not in SYNTHETIC]
 
 
 def make_run(config: InstructCommand, words: dict[str, Any], store: Store, domains: list[str], load: Load, report: Report) -> Run:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lit_long.config import LauncherConfig, UserError
-from lit_long.data.disk_space import disk_room
+from lit_long.data.disk_space import estimate_disk_space
 from lit_long.launch.base import Launcher, Running, Task, make_launcher
 from lit_long.launch.display import Display
 from lit_long.launch.eta import duration
@@ -80,7 +80,7 @@ def bytes_of(stage: Stage) -> int:
     """What the stage will write at least."""
     data = stage.config.data
     if stage.config.kind == "data":
-        return CORPUS_BYTES * uses_builtin(data) + disk_room(data.corpus, data.sources, stage.folder)[1]
+        return CORPUS_BYTES * uses_builtin(data) + estimate_disk_space(data.corpus, data.sources, stage.folder)[1]
     if stage.config.kind != "train":
         return 2**20
     trainer = stage.config.trainer

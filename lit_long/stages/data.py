@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_long.config import ModelConfig, UserError, project_root
 from lit_long.config.one_data import compose_data
-from lit_long.data.disk_space import disk_room
+from lit_long.data.disk_space import estimate_disk_space
 from lit_long.data.prepare import prepare
 from lit_long.data.prepare import prepare_share as share_of
 from lit_long.data.token_store import Store, open_store, verify
@@ -106,7 +106,7 @@ def prepare_share(stage: Stage, share: str, processes: int, report: Report) -> t
 
 def _check_room(stage: Stage, report: Report) -> None:
     """Say what the shards will take. Raises UserError if the disk cannot hold even the least of it."""
-    about, least = disk_room(stage.config.data.corpus, stage.config.data.sources, stage.folder)
+    about, least = estimate_disk_space(stage.config.data.corpus, stage.config.data.sources, stage.folder)
     free = shutil.disk_usage(stage.folder).free
     if least > free:
         raise UserError(

@@ -14,12 +14,12 @@ from typing import Any
 from lit_long.config import DataConfig, EvaluationConfig, SourceConfig, UserError
 from lit_long.data.builtin_corpus import DOMAINS
 from lit_long.data.conversations import template_of
-from lit_long.data.sources import settle_source
+from lit_long.data.sources import resolve_source
 from lit_long.data.synthetic import DOMAIN as DOCS
-from lit_long.data.synthetic import MADE
+from lit_long.data.synthetic import SYNTHETIC
 from lit_long.data.tokenizer import borrowed_template
 
-BUILTIN = (*DOMAINS, *MADE)
+BUILTIN = (*DOMAINS, *SYNTHETIC)
 
 
 def settle_data(
@@ -32,7 +32,7 @@ def settle_data(
         look: calls what looks at files; None from it leaves a source as it is written.
 
     Raises:
-        UserError: a source that takes a name of the built-in corpus, or as `settle_source` does.
+        UserError: a source that takes a name of the built-in corpus, or as `resolve_source` does.
     """
     if not data.sources:
         return data
@@ -44,7 +44,7 @@ def settle_data(
             )
         key = f"{name} {source}"
         if key not in found:
-            found[key] = look(settle_source, name, source) or source
+            found[key] = look(resolve_source, name, source) or source
         settled[name] = found[key]
     return replace(data, sources=settled, weights=settled_weights(data))
 

@@ -26,7 +26,7 @@ from lit_long.config.mesh import check_mesh
 from lit_long.config.schema import SHORTEST_RETRIEVAL
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
-from lit_long.data.synthetic import MADE, RETRIEVAL
+from lit_long.data.synthetic import RETRIEVAL, SYNTHETIC
 from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
 from lit_long.stages.mixture import measurable, mixable, settle_evaluation, uses_builtin
@@ -126,13 +126,13 @@ def check_training(config: StageConfig, where: str) -> None:
     chosen, mixed = ("repeats", data.repeats) if data.repeats else ("weights", data.weights)
     if not any(mixed.values()):
         raise UserError(f"{where}: data.{chosen} gives no domain a share; known here: {', '.join(known)}")
-    for name in (name for name in MADE if data.repeats.get(name)):
+    for name in (name for name in SYNTHETIC if data.repeats.get(name)):
         raise UserError(f"{where}: data.repeats.{name}: there is no pass over what never ends; use data.weights instead")
     if data.packing not in PACKINGS:
         raise UserError(
             f"{where}: data.packing must be {', '.join(PACKINGS)}, not {data.packing!r}{nearest(data.packing, PACKINGS)}"
         )
-    check_sampling(data, [name for name in known if name not in MADE], where)
+    check_sampling(data, [name for name in known if name not in SYNTHETIC], where)
     check_retrieval(mixed, config.context, f"{where}: data.weights")
     check_checkpoints(config, where)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_long.batch import Batch
 from lit_long.config import UserError
-from lit_long.data.mixture import consumed
+from lit_long.data.mixture import count_consumed
 from lit_long.files import lines_of
 from lit_long.training.faults import Stopped, StopRequest
 from lit_long.training.resume import DELETING, STEP, WRITING, Writer, discard
@@ -106,7 +106,7 @@ class MetricsFile(Callback):
     def count(self, trainer: Trainer, batch: Batch) -> dict[str, float]:
         """What all ranks have consumed so far, by domain."""
         domains = trainer.datamodule.mixed
-        counts = consumed(batch.account, len(domains)).to(trainer.strategy.root_device)
+        counts = count_consumed(batch.account, len(domains)).to(trainer.strategy.root_device)
         self.consumed += sum_of_rows(trainer.strategy, counts).cpu()
         return {
             DOMAIN.format(name, what): int(value)

@@ -26,7 +26,7 @@ from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.prepare import prepare
 from lit_long.data.token_store import Store, open_store
 from tests.benchmarks.bench_data_prepare import Row, row, write_texts
-from tests.data.synthetic import synthetic_store
+from tests.data.large_store import synthetic_store
 from tests.integration.mini import REPOSITORY
 
 CONTEXTS = (2048, 32_768)

@@ -28,8 +28,8 @@ from lit_long.config import CorpusConfig, SourceConfig
 from lit_long.data.pool import available_cores
 from lit_long.data.prepare import prepare
 from lit_long.data.tokenizer import borrow_tokenizer
+from tests.data.large_store import opening, synthetic_store
 from tests.data.own import write_jsonl
-from tests.data.synthetic import opening, synthetic_store
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.conftest import SMOLLM2
 

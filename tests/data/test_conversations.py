@@ -14,7 +14,7 @@ from lit_long.config import CorpusConfig, InstructConfig, ModelConfig, SourceCon
 from lit_long.data.conversations import ChatTemplate, Encoder
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.mixture import Recipe, describe_plan, mixtures, plan_tokens
+from lit_long.data.mixture import Recipe, describe_plan, make_mixtures, plan_tokens
 from lit_long.data.packing import PackedDocuments
 from lit_long.data.prepare import prepare
 from lit_long.data.token_store import Store, open_store, verify
@@ -228,7 +228,9 @@ def test_bad_settings_are_refused(tmp_path: Path, instruct: InstructConfig, mess
 
 
 def test_long_conversations_are_left_out_whole(store: Store) -> None:
-    (mixture,) = mixtures(store, Recipe({"qa": 1.0}, instruct={"qa": InstructConfig("qa", packing="single")}), [_phase(256)], 256)
+    (mixture,) = make_mixtures(
+        store, Recipe({"qa": 1.0}, instruct={"qa": InstructConfig("qa", packing="single")}), [_phase(256)], 256
+    )
     assert mixture.sources["qa"].sequences_per_epoch == (store.documents("qa", "train").lengths <= 256).sum()
     with pytest.raises(UserError, match="none of the"):
         PackedDocuments(store, "qa", 100, 0, True, instruct=InstructConfig("qa"))
@@ -278,7 +280,7 @@ def test_how_many_conversations_have_no_room_is_said_before_training(store: Stor
     assert longer[64] > 0 == longer[4096]
     for size, count in longer.items():
         phases = [_phase(size)]
-        planned = plan_tokens(mixtures(store, recipe, phases, size), phases, size, 0)
+        planned = plan_tokens(make_mixtures(store, recipe, phases, size), phases, size, 0)
         assert planned["chat"].get("no_room", 0) == count and "no_room" not in planned["text"]  # which is cut instead
         said = f"; {count} conversations of chat have no room in a sequence"
         assert describe_plan(planned).endswith(said) if count else "no room" not in describe_plan(planned)

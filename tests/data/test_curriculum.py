@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lit_long.config import CurriculumConfig, UserError
 from lit_long.config.schema import PhaseConfig
 from lit_long.data.curriculum import Phase, make_phases
-from lit_long.data.mixture import Recipe, Updates, mixtures
+from lit_long.data.mixture import Recipe, Updates, make_mixtures
 from tests.data.memory import MemoryStore, numbered
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "curriculum"
@@ -118,7 +118,9 @@ def test_phases_that_make_no_run(rows, message):
 
 def rows_of(store, found, weights, tokens_per_update, **recipe):
     """Rows of tokens of each phase."""
-    made = Updates(mixtures(store, Recipe(weights, 3, **recipe), found, tokens_per_update), found, ["a", "b"], tokens_per_update)
+    made = Updates(
+        make_mixtures(store, Recipe(weights, 3, **recipe), found, tokens_per_update), found, ["a", "b"], tokens_per_update
+    )
     return [[row for step in range(p.start, p.stop) for row in made[step].tokens.tolist()] for p in found]
 
 

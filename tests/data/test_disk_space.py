@@ -11,8 +11,8 @@ import pytest
 
 from lit_long.config import CorpusConfig, DataConfig, SourceConfig, StageConfig
 from lit_long.data import sources as reading
-from lit_long.data.disk_space import disk_room
-from lit_long.data.sources import settle_source
+from lit_long.data.disk_space import estimate_disk_space
+from lit_long.data.sources import resolve_source
 from lit_long.launch.runner import CORPUS_BYTES, bytes_of
 from lit_long.stages.plan import CORPUS, place
 from tests.data.own import store_of, write_gz, write_jsonl, write_parquet, write_text, write_zst
@@ -27,7 +27,7 @@ WRITERS = {
 
 
 def room(source, folder, **corpus):
-    return disk_room(CorpusConfig(**corpus), {"mine": settle_source("mine", source)}, folder)
+    return estimate_disk_space(CorpusConfig(**corpus), {"mine": resolve_source("mine", source)}, folder)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -68,9 +68,13 @@ def test_shards_that_are_there_count(tmp_path, monkeypatch):
 
 def test_a_sweep_asks_for_it(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", ["words " * 100_000])
-    source = settle_source("mine", SourceConfig(path=str(path)))
+    source = resolve_source("mine", SourceConfig(path=str(path)))
     data = DataConfig(sources={"mine": source}, weights={"mine": 1.0})
     both = replace(data, weights={"mine": 0.5, "docs": 0.5})
     alone, beside = (bytes_of(place(tmp_path, CORPUS, StageConfig(kind="data", data=found))) for found in (data, both))
-    assert alone == disk_room(data.corpus, data.sources, tmp_path)[1] == path.stat().st_size * np.dtype("u2").itemsize // 4 // 10
+    assert (
+        alone
+        == estimate_disk_space(data.corpus, data.sources, tmp_path)[1]
+        == path.stat().st_size * np.dtype("u2").itemsize // 4 // 10
+    )
     assert beside == alone + CORPUS_BYTES

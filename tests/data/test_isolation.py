@@ -36,7 +36,7 @@ def documents_of(lengths, seed):
 def losses(model, documents, packing, mask_documents):
     """(batch, nats [B, T], document [B, T]) of an epoch; the document is -1 in padding."""
     source = PackedDocuments(MemoryStore(d=documents), "d", CONTEXT, 1, mask_documents, packing)
-    epoch = source.draws.epoch(0)
+    epoch = source.sampler.epoch(0)
     count = source.packing.count(epoch)
     batch = Batch(*(torch.from_numpy(np.stack([source[i][name] for i in range(count)])) for name in NAMES), mask_documents)
     owner = torch.full_like(batch.tokens, -1)

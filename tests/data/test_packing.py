@@ -119,7 +119,7 @@ def test_a_context_longer_than_the_domain_is_an_error(store):
 
 def epoch_of(source, number=0):
     """All sequences of an epoch. Where it begins is counted from the epochs before it."""
-    counts = [source.packing.count(source.draws.epoch(i)) for i in range(number + 1)]
+    counts = [source.packing.count(source.sampler.epoch(i)) for i in range(number + 1)]
     return [source[i] for i in range(sum(counts[:-1]), sum(counts))]
 
 
@@ -166,7 +166,7 @@ def test_every_token_once_and_everything_about_it(lengths, packing, context, see
     with patch.object(sampling_file, "BLOCK", block):
         source = PackedDocuments(MemoryStore(d=documents), "d", context, seed, mask_documents, packing)
         sequences = epoch_of(source, number)
-        told = source.packing.utilisation(source.draws.epoch(number)), source.packing.tokens(source.draws.epoch(number))
+        told = source.packing.utilisation(source.sampler.epoch(number)), source.packing.tokens(source.sampler.epoch(number))
     found = [recount(sequence, documents, context, mask_documents, packing) for sequence in sequences]
     read = Counter(place for places in found for place in places)
     assert set(read.values()) == {1}

@@ -15,9 +15,9 @@ import pyarrow
 import pytest
 
 from lit_long.config import InstructConfig, SourceConfig, UserError, read_layers
-from lit_long.data.paths import Listing, files_below, list_files, tell_left_out
+from lit_long.data.paths import Listing, describe_left_out, files_below, list_files
 from lit_long.data.readers import json_values
-from lit_long.data.sources import find, settle_source
+from lit_long.data.sources import find_files, resolve_source
 from lit_long.stages.plan import make_plan
 from tests.data.own import TEXTS, all_texts, rows, store_of, write_jsonl, write_parquet, write_text, write_zst
 
@@ -73,7 +73,7 @@ def test_a_zstd_window_of_2_gib_is_told_apart_from_damage(tmp_path):
     content = frame + (len(block) << 3 | 1).to_bytes(3, "little") + block
     (tmp_path / "in.jsonl.zst").write_bytes(content)
     with pytest.raises(UserError, match=r"in\.jsonl\.zst: .*window of more than 128 MiB .*zstd -dc --long=31"):
-        settle_source("mine", SourceConfig(path=str(tmp_path / "in.jsonl.zst")))
+        resolve_source("mine", SourceConfig(path=str(tmp_path / "in.jsonl.zst")))
 
 
 def mixed(folder):
@@ -104,8 +104,8 @@ def test_a_mixed_folder_is_read_each_file_by_what_it_is_and_the_rest_is_named(tm
         "8 files left out: 2 hidden (.git, .gitattributes), 2 no text (cover.png, weights.bin), "
         "4 about the data (LICENSE, README.md, _SUCCESS, dataset_infos.json)"
     )
-    again = settle_source("mine", SourceConfig(path=str(folder)))
-    assert settle_source("mine", again) == again  # what a stage's process does
+    again = resolve_source("mine", SourceConfig(path=str(folder)))
+    assert resolve_source("mine", again) == again  # what a stage's process does
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
@@ -156,8 +156,8 @@ def test_a_text_that_looks_like_json_is_no_prose(name, content, tmp_path):
     with pytest.raises(
         UserError, match=rf"{name}: looks like JSON.*data\.sources\.mine\.kind=jsonl.*data\.sources\.mine\.kind=text"
     ):
-        settle_source("mine", SourceConfig(path=str(folder)))
-    assert settle_source("mine", SourceConfig(path=str(folder), kind="text")).kind == "text"
+        resolve_source("mine", SourceConfig(path=str(folder)))
+    assert resolve_source("mine", SourceConfig(path=str(folder), kind="text")).kind == "text"
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.json", "a.txt", "a", "cover.png"])
@@ -168,9 +168,9 @@ def test_pointers_of_git_lfs_name_the_remedy(name, settings, tmp_path):
         (tmp_path / "in" / f"{i}-{name}").write_bytes(POINTER)
     for path in (tmp_path / "in", tmp_path / "in" / f"0-{name}"):
         with pytest.raises(UserError, match=rf"0-{name}: is a pointer of Git LFS .*git lfs pull"):
-            settle_source("mine", SourceConfig(path=str(path), **settings))
+            resolve_source("mine", SourceConfig(path=str(path), **settings))
     with pytest.raises(UserError, match="git lfs pull"):
-        settle_source("mine", SourceConfig(path=f"hf:{tmp_path}/in"))
+        resolve_source("mine", SourceConfig(path=f"hf:{tmp_path}/in"))
 
 
 def test_archives_and_arrow_files_are_not_passed_over(tmp_path):
@@ -178,12 +178,12 @@ def test_archives_and_arrow_files_are_not_passed_over(tmp_path):
     with tarfile.open(folder / "more.tar.gz", "w:gz") as archive:
         archive.add(folder / "0")
     with pytest.raises(UserError, match=r"more\.tar\.gz: is an archive.*Unpack it"):
-        settle_source("mine", SourceConfig(path=str(folder)))
+        resolve_source("mine", SourceConfig(path=str(folder)))
     (folder / "more.tar.gz").unlink()
     with pyarrow.OSFile(str(folder / "a.arrow"), "wb") as file, pyarrow.ipc.new_file(file, pyarrow.schema([])):
         pass
     with pytest.raises(UserError, match=rf"a\.arrow: is an Arrow file.*path=hf:{folder}"):
-        settle_source("mine", SourceConfig(path=str(folder)))
+        resolve_source("mine", SourceConfig(path=str(folder)))
 
 
 def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
@@ -196,7 +196,7 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
         store = store_of(tmp_path / f"store{number}", path)
         assert all_texts(store) == sorted(TEXTS[:24]) and store.sources["mine"]["read"] == 24
     listing = list_files("data.sources.mine", str(folder))
-    assert tell_left_out(listing.left_out) == "2 files left out: 2 a link back to a folder that it lies in (0/above, 0/up)"
+    assert describe_left_out(listing.left_out) == "2 files left out: 2 a link back to a folder that it lies in (0/above, 0/up)"
     links = tmp_path / "links"  # as in the hub's cache
     links.mkdir()
     for i in range(24):
@@ -212,7 +212,7 @@ def test_a_link_that_leads_nowhere_is_an_error(target, pattern, tmp_path):
     name = "itself.txt" if pattern.endswith(".txt") else "itself"
     (folder / name).symlink_to(name if target == "itself" else target)
     with pytest.raises(UserError, match=rf"{name}: is a link to .*, which is not there"):
-        settle_source("mine", SourceConfig(path=f"{folder}{pattern}"))
+        resolve_source("mine", SourceConfig(path=f"{folder}{pattern}"))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
@@ -226,7 +226,7 @@ def test_a_column_named_with_a_dot(name, tmp_path):
     templated = store_of(tmp_path / "two", tmp_path / name, text="{doc.text} {doc.id}", where={"doc.b.c": "1"})
     assert all_texts(templated) == sorted(f"{text} {i}" for i, text in enumerate(TEXTS) if i % 2)
     with pytest.raises(UserError, match=r"has no (field|column) 'doc\.body', but "):
-        settle_source("mine", SourceConfig(path=str(tmp_path / name), text="doc.body"))
+        resolve_source("mine", SourceConfig(path=str(tmp_path / name), text="doc.body"))
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_what_cannot_be_read_is_found_at_planning(write, settings, message, tmp_
     settings = settings | ({"instruct": InstructConfig(**settings["instruct"])} if "instruct" in settings else {})
     write(tmp_path / "b")
     with pytest.raises(UserError, match=message):
-        settle_source("mine", SourceConfig(path=str(tmp_path / "b"), **settings))
+        resolve_source("mine", SourceConfig(path=str(tmp_path / "b"), **settings))
 
 
 def test_the_last_file_of_each_kind_is_looked_at_too(tmp_path):
     folder = mixed(tmp_path / "in")
     write_parquet(folder / "z.parquet", field="body")
     with pytest.raises(UserError, match=r"z\.parquet: has no column 'text'"):
-        settle_source("mine", SourceConfig(path=str(folder)))
+        resolve_source("mine", SourceConfig(path=str(folder)))
 
 
 def test_data_come_first_and_every_store_of_a_trial_is_in_the_plan(tmp_path):
@@ -317,5 +317,7 @@ def test_a_folder_that_cannot_be_entered(tmp_path):
 def test_names_do_not_depend_on_how_the_folder_is_written(tmp_path, monkeypatch):
     folder = mixed(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
-    names = {find("mine", settle_source("mine", SourceConfig(path=path))).names for path in (str(folder), "in", "in/", "./in")}
+    names = {
+        find_files("mine", resolve_source("mine", SourceConfig(path=path))).names for path in (str(folder), "in", "in/", "./in")
+    }
     assert len(names) == 1

@@ -17,7 +17,7 @@ import pytest
 from lit_long.config import CorpusConfig, InstructConfig, SamplingConfig, SourceConfig
 from lit_long.data.curriculum import Phase
 from lit_long.data.held_out import held_out_sequences
-from lit_long.data.mixture import Recipe, Updates, mixtures
+from lit_long.data.mixture import Recipe, Updates, make_mixtures
 from lit_long.data.prepare import prepare
 from lit_long.data.synthetic import passkey_examples, retrieval_examples
 from lit_long.data.token_store import Store, open_store
@@ -125,7 +125,7 @@ def digest(*arrays: np.ndarray) -> str:
 def stream(store: Store, recipe: Recipe, rank: int, world: int) -> str:
     """Digest of all fields of the updates 0 to 11, of two phases."""
     phases = [Phase(0, 6, 128), Phase(6, 12, 256, {"docs": 0.5, "retrieval": 0.3, "copying": 0.2})]
-    found = mixtures(store, recipe, phases, 1024)
+    found = make_mixtures(store, recipe, phases, 1024)
     names = sorted({name for mixture in found for name in mixture.names})
     updates = Updates(found, phases, names, 1024, rank, world)
     fields = [field for step in range(12) for field in updates[step] if hasattr(field, "numpy")]

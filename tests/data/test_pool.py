@@ -12,14 +12,14 @@ import psutil
 import pytest
 
 from lit_long.config import UserError
-from lit_long.data.pool import available_cores, side_by_side
+from lit_long.data.pool import available_cores, process_pool
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = """
 import time
-from lit_long.data.pool import side_by_side
+from lit_long.data.pool import process_pool
 if __name__ == "__main__":
-    with side_by_side(2) as pool:
+    with process_pool(2) as pool:
         jobs = [pool.submit(*job) for job in {jobs}]
         print([jobs[number].result() for number in {awaited}], flush=True)
         time.sleep(60)
@@ -44,7 +44,7 @@ def test_no_worker_outlives_its_parent(jobs, awaited):
 
 
 def test_a_killed_worker_is_told_of():
-    with pytest.raises(UserError, match="was killed .*memory.*processes=1"), side_by_side(1) as pool:
+    with pytest.raises(UserError, match="was killed .*memory.*processes=1"), process_pool(1) as pool:
         pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
 
 

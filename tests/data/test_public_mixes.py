@@ -10,7 +10,7 @@ from lit_long.config import StageConfig, UserError
 from lit_long.config.one_data import compose_data, parse_data_words
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.prepare import prepare
-from lit_long.data.sampling import Draws
+from lit_long.data.sampling import EpochSampler
 from lit_long.data.token_store import open_store
 from tests.data.public import PUBLIC, stand_ins
 
@@ -83,8 +83,8 @@ def test_long_documents_have_their_share_of_a_source(places, tmp_path):
     for name in names:
         lengths = np.asarray(store.documents(name, "train").lengths)
         assert lengths[lengths > 400].sum() / lengths.sum() > 0.8  # before
-        draws = Draws(store.documents(name, "train"), name, 0, data.sampling[name])
-        drawn = lengths[np.concatenate([draws.epoch(number).block(0)[0] for number in range(60)])]
+        sampler = EpochSampler(store.documents(name, "train"), name, 0, data.sampling[name])
+        drawn = lengths[np.concatenate([sampler.epoch(number).block(0)[0] for number in range(60)])]
         assert drawn[drawn > 400].sum() / drawn.sum() == pytest.approx(0.7, abs=0.07)  # a single epoch has few long documents
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lit_long.config import SamplingConfig, UserError
 from lit_long.data import sampling as sampling_file
-from lit_long.data.sampling import Draws, Shuffled
+from lit_long.data.sampling import EpochSampler, Shuffled
 from tests.data.memory import MemoryDocuments, numbered
 
 
@@ -33,7 +33,7 @@ def drawn(made, number=0):
 
 
 def draws_of(lengths, seed=0, domain="d", **sampling):
-    return Draws(MemoryDocuments(numbered(lengths)), domain, seed, SamplingConfig(**sampling))
+    return EpochSampler(MemoryDocuments(numbered(lengths)), domain, seed, SamplingConfig(**sampling))
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,7 +14,7 @@ from lit_long.config import SourceConfig, UserError
 from lit_long.data import hub, sources
 from lit_long.data.prepare import prepare
 from lit_long.data.readers import read_part
-from lit_long.data.sources import find, parts, settle_source
+from lit_long.data.sources import find_files, list_parts, resolve_source
 from lit_long.data.token_store import open_store
 from tests.data.own import (
     CORPUS,
@@ -96,10 +96,10 @@ def test_a_data_set_is_read_in_ranges_of_rows(tmp_path, monkeypatch):
 @given(size=st.integers(1, 4000))
 def test_however_the_reading_is_cut_every_document_is_read_once(kind, size, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cut")
-    source = settle_source("mine", SourceConfig(path=str(KINDS[kind](folder))))
+    source = resolve_source("mine", SourceConfig(path=str(KINDS[kind](folder))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "PART_BYTES", size)
-        found = [text.text for part in parts("mine", source) for text in read_part("data.sources.mine", source, part)]
+        found = [text.text for part in list_parts("mine", source) for text in read_part("data.sources.mine", source, part)]
     assert found == TEXTS
 
 
@@ -114,10 +114,10 @@ def test_json_lines_of_any_text_cut_anywhere(texts, size, end, last, tmp_path_fa
     file = tmp_path_factory.mktemp("cut") / "in.jsonl"
     lines = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in texts]
     file.write_bytes(end.join(lines) + (end if last else b""))
-    source = settle_source("mine", SourceConfig(path=str(file)))
+    source = resolve_source("mine", SourceConfig(path=str(file)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "PART_BYTES", size)
-        found = [text.text for part in parts("mine", source) for text in read_part("data.sources.mine", source, part)]
+        found = [text.text for part in list_parts("mine", source) for text in read_part("data.sources.mine", source, part)]
     assert found == texts
 
 
@@ -170,14 +170,14 @@ def test_what_one_source_holds_out_no_other_trains_on(tmp_path):
 
 
 def test_content_is_names_and_bytes_not_place(tmp_path):
-    one = settle_source("mine", SourceConfig(path=str(write_text(tmp_path / "a" / "in"))))
-    two = settle_source("mine", SourceConfig(path=str(write_text(tmp_path / "b"))))
+    one = resolve_source("mine", SourceConfig(path=str(write_text(tmp_path / "a" / "in"))))
+    two = resolve_source("mine", SourceConfig(path=str(write_text(tmp_path / "b"))))
     assert one.content == two.content and one.kind == "text" and os.path.isabs(one.path)
     (tmp_path / "b" / "0" / "000.txt").write_text("changed")
-    changed = settle_source("mine", SourceConfig(path=str(tmp_path / "b")))
+    changed = resolve_source("mine", SourceConfig(path=str(tmp_path / "b")))
     assert changed.content != one.content
     with pytest.raises(UserError, match=r"data\.sources\.mine: what is in .*/b now is not what was planned with"):
-        settle_source("mine", SourceConfig(path=str(tmp_path / "b"), content=one.content))
+        resolve_source("mine", SourceConfig(path=str(tmp_path / "b"), content=one.content))
 
 
 def bad_line(line, before=TEXTS[:3]):
@@ -256,16 +256,16 @@ def test_other_encodings_and_byte_order_marks(tmp_path):
 def test_settings_that_make_no_sense(changes, message, tmp_path):
     place = write_jsonl(tmp_path / "in.jsonl")
     with pytest.raises(UserError, match=message):
-        settle_source("mine", SourceConfig(**{"path": str(place)} | changes))
+        resolve_source("mine", SourceConfig(**{"path": str(place)} | changes))
 
 
 def test_of_a_folder_the_files_of_a_kind_and_a_saved_data_set_asks_what_is_meant(tmp_path):
     write_two_files(tmp_path / "in")
-    found = find("mine", settle_source("mine", SourceConfig(path=str(tmp_path / "in"), kind="jsonl")))
+    found = find_files("mine", resolve_source("mine", SourceConfig(path=str(tmp_path / "in"), kind="jsonl")))
     assert found.names == ("a.jsonl", "b.jsonl.gz")
     saved = write_saved(tmp_path / "saved")
     with pytest.raises(UserError, match="write path=hf:"):
-        settle_source("mine", SourceConfig(path=saved.removeprefix("hf:")))
+        resolve_source("mine", SourceConfig(path=saved.removeprefix("hf:")))
 
 
 def test_data_sets_that_cannot_be_loaded(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_long.data.token_store import INDEX, counts, open_store, shard_file
+from lit_long.data.token_store import INDEX, count_lengths, open_store, shard_file
 from lit_long.data.tokenizer import SEPARATOR, train_tokenizer
 from lit_long.pretrained.digests import read_digest
 from tests.data.own import TEXTS
@@ -48,7 +48,10 @@ def synthetic_store(folder: Path, documents: int) -> Path:
     for split, chosen in (("train", ~held), ("validation", held)):
         (folder / "mine" / split).mkdir()
         np.save(folder / "mine" / split / "index.npy", index[chosen])
-        splits[split] = counts(index["tokens"][chosen]) | {"bytes": int(4 * index["tokens"][chosen].sum()), "index": "0" * 64}
+        splits[split] = count_lengths(index["tokens"][chosen]) | {
+            "bytes": int(4 * index["tokens"][chosen].sum()),
+            "index": "0" * 64,
+        }
     manifest = {
         "format": 2,
         "digest": "0" * 64,

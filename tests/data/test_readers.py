@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_long.data.readers import document, holds
+from lit_long.data.readers import make_document, matches
 from tests.config.test_text import source
 
 ROWS = [  # as /cases/where_bool.jsonl
@@ -21,9 +21,9 @@ ROWS = [  # as /cases/where_bool.jsonl
 )  # fmt: skip
 def test_rows_are_chosen_by_what_was_typed(word, kept):
     own = source("path=x", f"where.{word}")
-    assert "".join(text for row in ROWS if (text := document("s", own, row))) == kept
+    assert "".join(text for row in ROWS if (text := make_document("s", own, row))) == kept
 
 
 def test_texts_are_compared_as_they_are():
-    assert holds("010", "010") and not holds("8", "010") and not holds("0.5", "0.50") and not holds("true", "True")
-    assert holds([1, "a"], '[1, "a"]') and not holds(True, "1")
+    assert matches("010", "010") and not matches("8", "010") and not matches("0.5", "0.50") and not matches("true", "True")
+    assert matches([1, "a"], '[1, "a"]') and not matches(True, "1")
