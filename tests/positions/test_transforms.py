@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lit_long.batch import Batch
 from lit_long.config import OptimConfig
-from lit_long.model.attention import document_borders
+from lit_long.model.attention import document_cu_seqlens
 from lit_long.model.documents import document_runs
 from lit_long.positions import build_transform
 from lit_long.positions import settings as spelt_out
@@ -124,10 +124,10 @@ def test_pose_covers_its_range():
 def test_pose_whole_windows_and_padding():
     ids = torch.tensor([[0] * 40 + [-1] * 24])
     out = transform(**POSE)(Batch(ids, ids, ids, ids, True), 0, 0)
-    assert document_runs(document_borders(out)) == [(2, 16), (1, 8), (1, 24)]
+    assert document_runs(document_cu_seqlens(out)) == [(2, 16), (1, 8), (1, 24)]
     assert bool((out.document_ids[0, 40:] == -1).all()) and bool((out.document_ids[0, :40] >= 0).all())
     unmasked = transform(**POSE)(batch_of(rows=1, masked=False), 0, 0)
-    assert document_runs(document_borders(unmasked)) == [(4, 16)]
+    assert document_runs(document_cu_seqlens(unmasked)) == [(4, 16)]
 
 
 def test_pose_windows_do_not_attend_to_each_other():
