@@ -11,6 +11,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 PERPLEXITY, BY_POSITION = "perplexity", "loss_by_position"
+# Quantities that evaluate stages measure under a name of their own, and tasks under TASK.METRIC: in MLflow they have one name.
+SAME = {
+    "perplexity.perplexity": PERPLEXITY,
+    "perplexity.loss_by_position": BY_POSITION,
+    "sliding_perplexity.sliding_perplexity": "sliding_perplexity",
+    "first_sentence.rouge_l": "retrieval_rouge_l",
+    "passkey.accuracy": "passkey_accuracy",
+}
 REQUIRED = ("metric", "domain", "length", "value")
 
 
@@ -45,14 +53,19 @@ class Measurement:
 
     @property
     def mlflow_name(self) -> str:
-        """The metric's name in MLflow: ``eval/METRIC/DOMAIN/LENGTH``, and TASK before METRIC where there is one."""
-        parts = ["eval", *([self.task] if self.task else []), self.metric, self.domain]
+        """Its name in MLflow: ``eval/QUANTITY/DOMAIN/LENGTH``; of a task the quantity is TASK.METRIC, but for those in `SAME`."""
+        parts = ["eval", self.quantity, self.domain]
         return "/".join(parts if self.is_curve else [*parts, str(self.length)])
+
+    @property
+    def quantity(self) -> str:
+        name = f"{self.task}.{self.metric}" if self.task else self.metric
+        return SAME.get(name, name)
 
     @property
     def is_curve(self) -> bool:
         """The loss by position is a curve in MLflow: its step is the position."""
-        return self.metric == BY_POSITION
+        return self.quantity == BY_POSITION
 
     def to_row(self) -> dict[str, Any]:
         """A flat JSON object; `from_row` reads it."""
@@ -80,9 +93,9 @@ class Measurement:
 
 
 def mlflow_metrics(measurements: list[Measurement]) -> dict[tuple[str, int], float]:
-    """Values by (name, step). Cells of a grid (a needle's depths) are left to the table."""
-    return {
-        (each.mlflow_name, each.length if each.is_curve else 0): each.value
-        for each in measurements
-        if "depth" not in each.settings
-    }
+    """Values by (name, step). Cells of a grid (a needle's depths) are left to the table. Of a quantity measured twice the first counts."""
+    found: dict[tuple[str, int], float] = {}
+    for each in measurements:
+        if "depth" not in each.settings:
+            found.setdefault((each.mlflow_name, each.length if each.is_curve else 0), each.value)
+    return found

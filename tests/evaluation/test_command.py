@@ -66,7 +66,7 @@ def test_writes_records_and_does_not_score_twice(words, tmp_path, capsys, monkey
     experiment = client.get_experiment_by_name("evaluate").experiment_id
     (found,) = client.search_runs([experiment])
     row = next(row for row in rows if row["metric"] == "perplexity" and row["length"] == 1024)
-    assert found.data.metrics["eval/perplexity/perplexity/text/1024"] == pytest.approx(row["value"])
+    assert found.data.metrics["eval/perplexity/text/1024"] == pytest.approx(row["value"])
     assert found.info.status == "FINISHED" and found.data.params["suite"] == "quick"
     artifacts = {each.path for each in client.list_artifacts(found.info.run_id)}
     assert artifacts >= {"scores.json", "samples", "figures", "evaluation.json"}

@@ -47,6 +47,16 @@ def test_names_in_mlflow():
     }
 
 
+def test_a_quantity_has_one_name():
+    """Whether an evaluate stage measures it itself, as one of evaluation.tasks, or the command does."""
+    stage, asked = Measurement("perplexity", "docs", 512, 8.0), Measurement("perplexity.perplexity", "docs", 512, 8.5)
+    command = Measurement("perplexity", "docs", 512, 9.0, task="perplexity")
+    assert {each.mlflow_name for each in (stage, asked, command)} == {"eval/perplexity/docs/512"}
+    assert mlflow_metrics([stage, asked]) == {("eval/perplexity/docs/512", 0): 8.0}  # of two the first
+    in_sweep, alone = Measurement("needle.score", "docs", 512, 1.0), Measurement("score", "docs", 512, 1.0, task="needle")
+    assert in_sweep.mlflow_name == alone.mlflow_name == "eval/needle.score/docs/512"
+
+
 def test_it_needs_no_torch():
     code = "import sys, lit_long.evaluation.measurement; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
