@@ -72,7 +72,7 @@ class Measurement:
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "settings"}
         if not self.task:
             del own["task"]
-        return own | dict(self.settings)
+        return own | {key: value for key, value in self.settings.items() if key not in own}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Measurement:

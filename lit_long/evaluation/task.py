@@ -6,6 +6,7 @@ evaluation knows what is missing. Scores are computed from the written samples a
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 from lit_long.config import UserError
 from lit_long.evaluation.measurement import Measurement
+from lit_long.evaluation.registry import code_digest
 from lit_long.evaluation.samples import Key, Samples
 from lit_long.evaluation.subject import Subject
 
@@ -80,7 +82,8 @@ def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder
     done, rows = 0, []
     for task in tasks:
         settings = task.settings()
-        with Samples(folder / f"{task.name}.jsonl", {"task": task.name, "prompt": task.prompt} | about | settings) as samples:
+        identity = {"task": task.name, "prompt": task.prompt} | code_of(task) | about | settings
+        with Samples(folder / f"{task.name}.jsonl", identity) as samples:
             keys = task.keys()
             done += sum(task.cost(key) for key in keys if key in samples.records)
             missing = [key for key in keys if key not in samples.records]
@@ -100,6 +103,12 @@ def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder
             settings = {"truncated": truncated(found, each.length), **common, **each.settings}
             rows.append(replace(each, task=task.name, settings=settings))
     return rows
+
+
+def code_of(task: Task) -> dict[str, str]:
+    """Of the user's own task the digest of its file's code, as ``code``: changed, its samples are others."""
+    module = type(task).__module__
+    return {} if module.startswith("lit_long.") else {"code": code_digest(Path(inspect.getfile(type(task))))}
 
 
 def truncated(samples: list[dict[str, Any]], length: int) -> float:

@@ -10,6 +10,7 @@ import pytest
 from lit_long.config import EvaluationConfig, StageConfig, UserError
 from lit_long.evaluation.registry import BUILT_IN, check_task, task_code
 from lit_long.evaluation.suites import MAKERS, Asked, Size, make_task
+from lit_long.evaluation.task import run_tasks
 from lit_long.positions import SCHEMES
 from lit_long.positions.titles import TITLES
 from lit_long.stages.identity import identity_settings, stage_identity
@@ -54,6 +55,16 @@ def test_a_class_that_is_no_task(store):
     with pytest.raises(UserError, match=r"own_task:NoTask: must be a class made from lit_long.evaluation.task.Task"):
         make_task("tests.evaluation.own_task:NoTask", asked)
     assert isinstance(make_task(OWN, asked), Likeliest)
+
+
+def test_samples_of_other_code_are_refused(store, tmp_path, monkeypatch):
+    subject = subject_of(store)
+    task = make_task(OWN, Asked(subject, store, "d", ["docs"], Size((256,), 1, 1, 2, 64)))
+    (measured,) = run_tasks(subject, [task], {}, tmp_path, lambda *_: None)
+    assert (measured.task, measured.metric, measured.n) == ("likeliest", "written", 1)
+    monkeypatch.setattr("lit_long.evaluation.task.code_digest", lambda file: "changed")
+    with pytest.raises(UserError, match=r"likeliest.jsonl: holds the samples of another evaluation, which differs in code"):
+        run_tasks(subject, [task], {}, tmp_path, lambda *_: None)
 
 
 def test_the_code_of_a_users_task_enters_the_identity_of_its_stage(tmp_path, monkeypatch):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from lit_long.batch import NO_LOSS
-from lit_long.config import UserError
+from lit_long.config import EvaluationConfig, UserError
+from lit_long.data.held_out import held_out_sequences
 from lit_long.evaluation.measurement import BY_POSITION
 from lit_long.evaluation.pages import Pages
-from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity, edges_of, sliding
-from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity, edges_of, sliding, text_measurements
+from lit_long.evaluation.subject import Subject, token_losses
 from tests.evaluation.subjects import bytes_tokenizer, subject_of, words_in
 from tests.pretrained.llamas import random_llama, read, save
 
@@ -116,3 +117,24 @@ def test_a_store_of_ours_is_read_alike(store):
 def long_documents(store):
     documents = store.documents("docs", "validation")
     return [documents[i] for i in range(len(documents))]
+
+
+def test_the_stage_and_the_command_measure_the_same(store):
+    """The same texts, values, errors and intervals. A stage sums all at once: its value is pinned to the last bit."""
+    subject, lengths = subject_of(store), [64, 128, 256]
+    settings = EvaluationConfig(domains=["code", "docs"], lengths=lengths, sequences=3, batch_tokens=512)
+    with torch.no_grad():
+        staged = text_measurements(subject.model, store, settings, torch.device("cpu"), lambda tokens: None)
+    task = Perplexity(store, "digest", ["code", "docs"], lengths, sequences=3)
+    asked = {(each.metric, each.domain, each.length): each for each in task.scores(samples_of(task, subject))}
+    assert {(each.metric, each.domain, each.length) for each in staged} == {key for key in asked if key[0] != "nats"}
+    for each in staged:
+        other = asked[each.metric, each.domain, each.length]
+        assert (each.n, each.unit, each.tokens) == (other.n, other.unit, other.tokens) and each.n == 3
+        for name in ("value", "stderr", "low", "high"):
+            assert getattr(each, name) == pytest.approx(getattr(other, name), rel=1e-5)
+    batch = held_out_sequences(store, "code", 128, 3, 256)
+    with torch.no_grad():
+        nats, _ = token_losses(subject.model, batch, 512 // 128, lambda tokens: None)
+    found = next(each for each in staged if (each.metric, each.domain, each.length) == ("perplexity", "code", 128))
+    assert found.value == math.exp(float(nats.double().sum()) / (3 * 256))
