@@ -48,7 +48,7 @@ def parent_and_children(client, key):
 def test_it_ends_well_and_says_where_to_look(finished, root):
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "Validation perplexity" in finished.stdout
-    assert "report.md" in finished.stdout and "mlflow.db" in finished.stdout
+    assert "report.md" in finished.stdout and f"make ui ROOT={root}" in finished.stdout
     assert "[7/7]" in finished.stdout  # corpus, base, 2 × extend, base's evaluation, 2 × evaluation
     latest = root / "runs" / "position_tiny" / "latest"
     for name in (
