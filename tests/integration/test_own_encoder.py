@@ -66,6 +66,6 @@ def test_an_encoder_that_was_changed_is_another_stage(folder):
 
 def test_the_code_of_an_own_transform_counts_and_built_in_schemes_have_none():
     own = own_code({"scheme": "rope", "training": {"transform": "tests.training.broken:Broken"}})
-    assert list(own["code"]) == ["tests.training.broken"]
+    assert list(own) == ["tests.training.broken"]
     assert own == own_code({"scheme": "tests.training.broken:Broken", "base": 1.0})
     assert own_code({"scheme": "rope", "training": {"transform": "pose"}}) == {}
