@@ -152,9 +152,7 @@ def items(inner: str, escapes: bool) -> list[str]:
     """What stands between the commas. A line break that was typed in a text with escapes is a part of it."""
     inner = inner.replace("\n", "\\n") if escapes else inner
     found, at = [], 0
-    while at < len(inner):
-        match = ITEM.match(inner, at)
-        assert match is not None  # the last alternative takes anything up to a comma or the end
+    while at < len(inner) and (match := ITEM.match(inner, at)):  # its last alternative takes anything up to a comma or the end
         found.append(match[1])
         at = match.end()
     return found if any(found) else []

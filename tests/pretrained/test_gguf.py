@@ -22,7 +22,7 @@ from lit_long.pretrained.gguf import GGUF, Header, readable
 from tests.pretrained.gguf_files import tokens_of, write
 from tests.pretrained.llamas import SHAPES, assert_same, batch_of, random_llama, read
 
-STORIES = Path("/work/shared/data/stories260K.gguf")  # a real file; see its MANIFEST.md
+STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K.gguf"  # a real file; see its MANIFEST.md
 PAGE = """The tide had gone out by the time the fishermen returned to the harbour. Along the sea wall, children were looking for crabs
 in the pools that the water had left behind, and their mothers called to them from the doorways of the low white houses. It was the
 last week of September, and the evenings had begun to be cold. An old man, who had spent forty years on the boats, sat on an upturned
