@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -32,6 +34,42 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 def lines_of(content: str) -> list[str]:
     """Its lines, without blank ones. They end at "\\n" only: JSON may hold what `str.splitlines` takes for line ends, such as U+2028."""
     return [line for line in content.split("\n") if line.strip()]
+
+
+class Log:
+    """Entries of JSON, one a line, appended and never changed: killed at any moment, a process finds there what it had done.
+
+    Args:
+        recipe: what the entries depend on; those of another recipe are thrown away.
+    """
+
+    def __init__(self, file: Path, recipe: str) -> None:
+        self.file = file
+        self.entries: list[Any] = []
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        whole = 0
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines):
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:  # what a power cut left
+                    entry = None
+                if entry is None or (not number and entry != recipe):
+                    break
+                self.entries += [entry] if number else []
+                whole += len(line)
+        os.truncate(file, whole)
+        if not whole:
+            self._append(recipe)
+
+    def add(self, entry: Any) -> None:
+        self._append(entry)
+        self.entries.append(entry)
+
+    def _append(self, entry: Any) -> None:
+        with self.file.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -22,20 +22,25 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
+import json
 import os
 import platform
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lit_long.config import CorpusConfig, UserError
 from lit_long.data.pool import available_cores, process_pool
 from lit_long.data.token_store import SPLITS
 from lit_long.data.tokenizer import borrowed_digest
+from lit_long.files import Log
 
 DOMAINS = ("code", "docs")
 _MAX_WORKERS = 8  # starting more processes costs more than they save
@@ -74,9 +79,12 @@ def fingerprint(corpus: CorpusConfig, builtin: bool = True) -> dict:
     }
 
 
-def build_corpus(corpus: CorpusConfig, report: Callable[[str, float], None]) -> Corpus:
+def build_corpus(corpus: CorpusConfig, report: Callable[[str, float], None], log: Path | None = None) -> Corpus:
     """All documents by (domain, split), in an order that depends on the sources alone. ``report(message, fraction
     done)``.
+
+    Args:
+        log: a file that keeps what was read, so that a call after an interruption goes on where that one was.
 
     Raises UserError for unknown packages or validation modules, unreadable files, and a domain or split left empty.
     """
@@ -85,7 +93,7 @@ def build_corpus(corpus: CorpusConfig, report: Callable[[str, float], None]) -> 
     files = [(module, name, path) for module in sorted(modules) for name, path in _source_files(module, modules[module])]
     found: Corpus = {key: [] for key in product(DOMAINS, SPLITS)}
     held_out = set(corpus.validation)
-    for (module, name, _), source in zip(files, _read_all(files, report)):
+    for (module, name, _), source in zip(files, _read_all(files, report, log)):
         split = "validation" if module in held_out else "train"
         if source.code:
             found["code", split].append(Document(name, source.code))
@@ -167,14 +175,31 @@ def _source_files(module: str, path: Path) -> Iterable[tuple[str, Path]]:
     return sorted((name.removesuffix(".__init__"), file) for name, file in named)
 
 
-def _read_all(files: list[tuple[str, str, Path]], report: Callable[[str, float], None]):
-    """The sources in the order of ``files``, parsed on all cores."""
+def _read_all(files: list[tuple[str, str, Path]], report: Callable[[str, float], None], log: Path | None) -> Iterator[Source]:
+    """The sources in the order of ``files``, parsed on all cores; those that are in the log are not parsed again."""
+    kept = Log(log, _recipe(files)) if log else None
+    there = [Source(code, [tuple(doc) for doc in docs]) for code, docs in kept.entries] if kept else []
+    yield from there
+    rest = files[len(there) :]
+    if not rest:
+        return
     with process_pool(min(available_cores(), _MAX_WORKERS)) as pool:
-        sources = pool.map(read_source, *zip(*[(name, path) for _, name, path in files]), chunksize=16)
-        for done, source in enumerate(sources):
-            if done % 256 == 0:
+        sources = pool.map(read_source, *zip(*[(name, path) for _, name, path in rest]), chunksize=16)
+        for done, source in enumerate(sources, start=len(there)):
+            if kept:
+                kept.add(source)
+            if done % 256 == 0 or done == len(there):
                 report("reading sources", done / len(files))
             yield source
+
+
+def _recipe(files: list[tuple[str, str, Path]]) -> str:
+    """sha256 of what the sources are made from: the files, as far as their names, sizes and times tell, and the code that reads them."""
+    about: list[Any] = [platform.python_version(), inspect.getsource(sys.modules[__name__])]
+    for _, name, path in files:
+        with suppress(OSError):  # reading it will say
+            about.append([name, path.stat().st_size, path.stat().st_mtime_ns])
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _drop_duplicates(found: Corpus) -> None:

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from lit_long.config import SourceConfig, UserError, nearest
 from lit_long.data.fields import fields_of, fill, value_of
-from lit_long.tokenizers.tokenizer import ModelTokenizer
+from lit_long.tokenizers.tokenizer import ModelTokenizer, copy_tokenizer
 
 SCHEMAS = ("messages", "sharegpt", "prompt", "qa")
 TEMPLATES = ("auto", "chat", "plain")
@@ -183,7 +183,7 @@ class Encoder:
     def make(cls, plain: Tokenizer, separator: int, template: ChatTemplate | None, max_tokens: int) -> Encoder:
         if template is None:
             return cls(plain, separator, None, max_tokens)
-        reading = Tokenizer.from_str(plain.to_str())  # special tokens are read, unlike with ``plain``
+        reading = copy_tokenizer(plain)  # special tokens are read, unlike with ``plain``
         words = ModelTokenizer(reading, None, (), False, separator, template.source, template.special, template.where)
         return cls(plain, separator, words, max_tokens)
 

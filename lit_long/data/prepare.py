@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,13 @@ from lit_long.data.token_store import (
     shard_file,
 )
 from lit_long.data.tokenizer import encode_documents
-from lit_long.data.words import Words, settle_words
-from lit_long.files import replacing, write_atomically
+from lit_long.data.words import TRAINED, Words, settle_words
+from lit_long.files import Log, replacing, write_atomically
 from lit_long.pretrained.digests import read_digest
+from lit_long.tokenizers.tokenizer import check_embedded
 
+_SOURCES, _TOKENS = "sources.log", "tokens.log"  # how far the built-in corpus is; gone when the store is complete
+_AT_ONCE = 64  # documents of the built-in corpus that are encoded between two entries of the log
 _WIDE = np.dtype([*INDEX.descr, ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8")])
 Report = Callable[[str, float], None]
 
@@ -66,12 +71,13 @@ def prepare(
     inputs = fingerprint(corpus, builtin)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
-    found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done)) if builtin else {}
+    log = folder / _SOURCES
+    found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done), log) if builtin else {}
     words, tokenizer = settle_words(corpus, folder, lambda: found, sources, inputs, report)
     domains: dict[str, dict] = {}
     for done, ((domain, split), documents) in enumerate(found.items()):
         report(f"encoding {domain}, {split}", 0.5 + (0.1 if sources else 0.5) * done / len(found))
-        entry = _write_tokens(folder / domain / split, documents, tokenizer, words.separator, words.dtype)
+        entry = _write_tokens(folder / domain / split, documents, tokenizer, words)
         domains.setdefault(domain, {})[split] = entry
     accounts: dict[str, dict] = {}
     if sources:
@@ -102,6 +108,8 @@ def prepare(
         "domains": domains,
     } | ({"sources": accounts} if accounts else {})
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    for file in (log, *(folder / domain / split / _TOKENS for domain, split in found), *([] if sources else [folder / TRAINED])):
+        file.unlink(missing_ok=True)
     report(f"data ready{''.join(told)}", 1.0)
     return manifest
 
@@ -130,7 +138,8 @@ def prepare_share(
     sources = {name: resolve_source(name, source) for name, source in sorted(sources.items())}
     inputs = fingerprint(corpus, builtin)
     with alone:
-        words, _ = settle_words(corpus, folder, lambda: build_corpus(corpus, report) if builtin else {}, sources, inputs, report)
+        found = partial(build_corpus, corpus, report, folder / _SOURCES) if builtin else dict
+        words, _ = settle_words(corpus, folder, found, sources, inputs, report)
     return make_share(folder, sources, words, share, processes or available_cores(), report)
 
 
@@ -193,7 +202,18 @@ def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict
     """By source, the shards it will have."""
     return {
         name: [
-            Task(f"data.sources.{name}", source, part, file, words.file, words.digest, words.separator, words.dtype, template)
+            Task(
+                f"data.sources.{name}",
+                source,
+                part,
+                file,
+                words.file,
+                words.digest,
+                words.separator,
+                words.dtype,
+                template,
+                words.embeddings,
+            )
             for number, part in enumerate(list_parts(name, source))
             for file in [shard_file(folder / name / SHARDS, number)]
         ]
@@ -304,14 +324,30 @@ def _empty(name: str, source: SourceConfig, records: list[dict[str, Any]]) -> st
     )
 
 
-def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer, separator: int, dtype: str) -> dict:
-    """Write one split and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
+def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer, words: Words) -> dict:
+    """Write one split, or go on with it, and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
     folder.mkdir(parents=True, exist_ok=True)
-    lengths = []
-    with (folder / "tokens.bin").open("wb") as file:
-        for tokens in encode_documents(tokenizer, [document.text for document in documents], separator):
-            file.write(tokens.astype(dtype).tobytes())
-            lengths.append(len(tokens))
+    about = hashlib.sha256(f"{words.digest} {words.separator} {words.dtype}".encode())
+    for document in documents:
+        about.update(hashlib.sha256(document.text.encode()).digest())
+    tokens, log = folder / "tokens.bin", Log(folder / _TOKENS, about.hexdigest())
+    tokens.touch()
+    lengths = [length for entry in log.entries for length in entry]
+    size = sum(lengths) * np.dtype(words.dtype).itemsize
+    if tokens.stat().st_size < size:
+        raise UserError(f"{tokens} was cut off by something else; delete {folder} and prepare again")
+    os.truncate(tokens, size)
+    with tokens.open("ab") as file:
+        for start in range(len(lengths), len(documents), _AT_ONCE):
+            texts = [document.text for document in documents[start : start + _AT_ONCE]]
+            encoded = list(encode_documents(tokenizer, texts, words.separator))
+            for name, row in zip((document.name for document in documents[start:]), encoded, strict=False):
+                check_embedded(tokenizer, int(row.max()), words.embeddings, f"the built-in corpus ({name})")
+                file.write(row.astype(words.dtype).tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # what the log says must be there, after a power cut, too
+            log.add([len(row) for row in encoded])
+            lengths += log.entries[-1]
     np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
     (folder / "names.json").write_text(json.dumps([document.name for document in documents]), encoding="utf-8")
     return count_lengths(np.array(lengths)) | {"bytes": sum(len(document.text.encode()) for document in documents)}

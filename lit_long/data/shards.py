@@ -30,6 +30,7 @@ from lit_long.data.readers import Part, Text, read_part
 from lit_long.data.sources import plain_source
 from lit_long.data.tokenizer import encode_documents, load_tokenizer
 from lit_long.files import is_disk_full, replacing, write_atomically
+from lit_long.tokenizers.tokenizer import check_embedded
 
 # ``first`` and ``second`` are the halves of the text's hash: the one chooses what is held out, the other what is kept.
 ROW = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8"), ("place", "<i8")])
@@ -51,6 +52,7 @@ class Task:
     separator: int
     dtype: str
     template: ChatTemplate | None = None  # of instruction data
+    embeddings: int | None = None  # ids beyond them are refused; see `Words`
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ def _make_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
     digest, tokens = hashlib.sha256(), 0
     with replacing(task.file.with_suffix(".tokens")) as writing, writing.open("wb") as file:
         for document in rows.documents(tokenizer):
+            check_embedded(tokenizer, int(document.max()), task.embeddings, f"{task.key} ({', '.join(task.part.names[:1])})")
             content = document.astype(task.dtype).tobytes()
             digest.update(content)
             file.write(content)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from lit_long.config import UserError
 from lit_long.data.conversations import ChatTemplate
 from lit_long.pretrained import open_pretrained
+from lit_long.tokenizers.tokenizer import read_tokenizer_json
 
 SEPARATOR = "<|endoftext|>"
 _SMALLEST_VOCABULARY = 257  # the bytes and the separator
@@ -49,23 +50,23 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read ``tokenizer.json``. Raises UserError if it is missing or not a tokenizer."""
     try:
-        return _as_plain_text(Tokenizer.from_file(str(path)))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"Cannot read the tokenizer {path}: {error}. Prepare the data again.") from error
+        return _as_plain_text(read_tokenizer_json(path))
+    except UserError as error:
+        raise UserError(f"{error}. Prepare the data again.") from None
 
 
 @functools.cache
-def borrow_tokenizer(name: str) -> tuple[Tokenizer, int]:
-    """The tokenizer of the pretrained weights called ``name``, and the id that opens a document. Cached: reading a GGUF file's takes a third
-    of a second, planning asks once a stage, and a process sees one version."""
+def borrow_tokenizer(name: str) -> tuple[Tokenizer, int, int | None]:
+    """The tokenizer of the pretrained weights called ``name``, the id that opens a document, and the number of rows of the embeddings.
+    Cached: reading a GGUF file's takes a third of a second, planning asks once a stage, and a process sees one version."""
     words = open_pretrained(name).tokenizer()
-    return _as_plain_text(words.tokenizer), words.separator
+    return _as_plain_text(words.tokenizer), words.separator, words.embeddings
 
 
 @functools.cache
 def borrowed_digest(name: str) -> str:
     """sha256 of the tokenizer of pretrained weights. Cached, as `borrow_tokenizer`."""
-    tokenizer, separator = borrow_tokenizer(name)
+    tokenizer, separator, _ = borrow_tokenizer(name)
     return hashlib.sha256(f"{separator} {tokenizer.to_str()}".encode()).hexdigest()
 
 

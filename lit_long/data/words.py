@@ -29,7 +29,7 @@ from lit_long.data.tokenizer import (
 from lit_long.files import write_atomically
 from lit_long.pretrained.digests import read_digest
 
-_TRAINED = "trained.json"  # which tokenizer.json was trained on what, while the store is not yet complete
+TRAINED = "trained.json"  # which tokenizer.json was trained on what, while the store is not yet complete
 _SAMPLED_PARTS = 64  # of a source, at most, spread over it
 Report = Callable[[str, float], None]
 
@@ -43,6 +43,7 @@ class Words:
     separator: int
     dtype: str
     template: ChatTemplate | None = None  # for instruction data, when the tokenizer is borrowed
+    embeddings: int | None = None  # of the weights that it is borrowed from; ids beyond them cannot be trained on
 
 
 def settle_words(
@@ -59,12 +60,13 @@ def settle_words(
         builtin: the built-in corpus, or nothing; asked for only when there is a tokenizer to be trained.
         inputs: what `corpus.fingerprint` says.
     """
-    file, note = folder / "tokenizer.json", folder / _TRAINED
+    embeddings = None
+    file, note = folder / "tokenizer.json", folder / TRAINED
     trained_on = json.dumps([inputs, plain(corpus), {name: plain(source) | {"path": ""} for name, source in sources.items()}])
     if corpus.tokenizer:
-        tokenizer, separator = borrow_tokenizer(corpus.tokenizer)
+        tokenizer, separator, embeddings = borrow_tokenizer(corpus.tokenizer)
         _save(tokenizer, file)
-    elif sources and _was_trained(note, file, trained_on):
+    elif _was_trained(note, file, trained_on):
         tokenizer = load_tokenizer(file)
         separator = tokenizer.token_to_id(SEPARATOR)
     else:
@@ -74,12 +76,11 @@ def settle_words(
         tokenizer = train_tokenizer(texts + sample_texts(sources, SAMPLE_CHARACTERS), corpus.vocab_size)
         separator = tokenizer.token_to_id(SEPARATOR)
         _save(tokenizer, file)
-        if sources:
-            write_atomically(note, json.dumps([read_digest(file), trained_on]))
+        write_atomically(note, json.dumps([read_digest(file), trained_on]))
     dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
     instructs = any(source.instruct.schema for source in sources.values())
     template = borrowed_template(corpus.tokenizer) if instructs else None
-    return Words(file, read_digest(file), separator, dtype, template), tokenizer
+    return Words(file, read_digest(file), separator, dtype, template, embeddings), tokenizer
 
 
 def _save(tokenizer: Tokenizer, file: Path) -> None:

@@ -86,10 +86,7 @@ def lines_prompt(subject: Subject, length: int, seed: int, index: int) -> tuple[
     values = [10_000 + int(word % np.uint64(40_000)) for word in random_words(len(names), "values", seed, index)]
     near = names[: length // LEAST_TOKENS + 1]  # more cannot fit
     texts = [LINE.format(name=name, value=value) for name, value in zip(near, values, strict=False)]
-    lines, questions = (
-        [row.ids for row in subject.words.tokenizer.encode_batch(rows, add_special_tokens=False)]
-        for rows in (texts, [QUESTION.format(name=name) for name in near])
-    )
+    lines, questions = (subject.words.batch(rows) for rows in (texts, [QUESTION.format(name=name) for name in near]))
     opening = subject.words.encode(OPENING)
     ends = np.cumsum([len(row) for row in lines]) + len(opening) + max(map(len, questions))
     rows = lines[: int(np.searchsorted(ends, length, side="right"))]

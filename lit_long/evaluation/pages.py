@@ -70,8 +70,8 @@ class Pages:
         if domain not in self.texts:
             raise UserError(f"There is no domain '{domain}' among the texts. Domains: {', '.join(self.domains)}.")
         if domain not in self._documents:
-            encoded = self.tokenizer.encode_batch(self.texts[domain], add_special_tokens=False)
-            rows = [np.array([self.separator, *each.ids], dtype=np.int64) for each in encoded]
+            encoded = self.words.batch(self.texts[domain])
+            rows = [np.array([self.separator, *ids], dtype=np.int64) for ids in encoded]
             self._documents[domain] = Documents(rows)
         return self._documents[domain]
 

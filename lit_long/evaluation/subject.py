@@ -46,7 +46,7 @@ class Subject:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a piece of text within a prompt: nothing is put before it."""
-        return self.words.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.words.pieces(text)
 
     def require(self, length: int, task: str) -> None:
         """Raise a UserError when a task of ``length`` tokens is beyond the model's range."""

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from lit_long.positions import build
 from lit_long.pretrained.rope_config import hf_from_position
 from lit_long.pretrained.weights import misfit
 from lit_long.tokenizers.huggingface import optional
-from lit_long.tokenizers.tokenizer import ModelTokenizer
+from lit_long.tokenizers.tokenizer import ModelTokenizer, copy_tokenizer, has_state
 
 PART_BYTES = 5 * 10**9
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -172,8 +171,10 @@ def write_words(folder: Path, words: ModelTokenizer, context: int) -> None:
             shutil.copyfile(each, folder / each.name)
         if file.is_file():  # without it transformers takes the class of Llama's own tokenizer
             write_json(file, for_both_versions(optional(file)))
+        if (source / "tokenizer.json").is_file() and has_state(source / "tokenizer.json"):
+            words.tokenizer.save(str(folder / "tokenizer.json"))
         return
-    tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
+    tokenizer = copy_tokenizer(words.tokenizer)
     if words.add_bos and words.bos is not None:
         bos = words.tokenizer.id_to_token(words.bos)
         tokenizer.post_processor = TemplateProcessing(

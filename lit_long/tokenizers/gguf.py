@@ -63,10 +63,11 @@ def read_tokenizer(header: Header, vocab_size: int) -> ModelTokenizer:
         bos=ids["bos"],
         eos=eos,
         add_bos=bool(add_bos) and ids["bos"] is not None,
-        separator=separator_of(tokenizer, ids["bos"], eos, where),
+        separator=separator_of(tokenizer, ids["bos"], eos, vocab_size, where),
         chat_template=settings.get("tokenizer.chat_template"),
         special={token: tokens[ids[name]] for token, name in named.items() if ids[name] is not None},
         where=where,
+        embeddings=vocab_size,
     )
 
 

@@ -17,14 +17,14 @@ from tokenizers import Tokenizer
 
 from lit_long.config import UserError
 from lit_long.tokenizers.sentencepiece import BEGIN, END, UNK, read_model
-from lit_long.tokenizers.tokenizer import ModelTokenizer, check_vocabulary, separator_of
+from lit_long.tokenizers.tokenizer import ModelTokenizer, check_vocabulary, read_tokenizer_json, separator_of
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     """The tokenizer in ``folder`` and what belongs to it.
 
     Raises:
-        UserError: there is none, it cannot be read, or it has more ids than the model has embeddings.
+        UserError: there is none, it cannot be read, or words of it have no embedding.
     """
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, str(folder))
@@ -35,26 +35,24 @@ def read_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     ends = [id_of(tokenizer, special.get("eos_token"), None)]
     for other in (generation.get("eos_token_id"), model.get("eos_token_id")):
         ends += other if isinstance(other, list) else [other]
-    eos = tuple(dict.fromkeys(end for end in ends if end is not None))
+    eos = tuple(dict.fromkeys(end for end in ends if end is not None and end < vocab_size))
     return ModelTokenizer(
         tokenizer,
         bos=bos,
         eos=eos,
         add_bos=bos is not None and begins_with_bos(tokenizer, bos, config),
-        separator=separator_of(tokenizer, bos, eos, str(folder)),
+        separator=separator_of(tokenizer, bos, eos, vocab_size, str(folder)),
         chat_template=chat_template(folder, config),
         special=special,
         where=str(folder),
+        embeddings=vocab_size,
     )
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
     if file.is_file():
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(f"{file}: cannot be read as a tokenizer: {error}") from None
+        return read_tokenizer_json(file)
     file = folder / "tokenizer.model"
     if not file.is_file():
         raise UserError(f"{folder}: has no tokenizer: neither tokenizer.json nor tokenizer.model")

@@ -110,7 +110,7 @@ def here(who: str, place: Path, cores: int) -> dict[str, float]:
         splits = manifest["domains"]["mine"].values()
         return {"seconds": seconds, "tokens": sum(split["tokens"] - split["documents"] for split in splits)}
     texts = [json.loads(line)["text"] for file in files for line in file.open(encoding="utf-8")]
-    tokenizer, _ = borrow_tokenizer(SMOLLM2)
+    tokenizer, *_ = borrow_tokenizer(SMOLLM2)
     encode = getattr(tokenizer, who)
     start = time.perf_counter()
     tokens = 0
