@@ -1,22 +1,33 @@
 """Any server that speaks OpenAI's chat protocol (vLLM, llama.cpp, a paid one), through the `openai` client: many requests at once, not too
 many a minute, and again after what passes: a full server, a lost connection, a reply that is no JSON or says nothing.
+
+Servers do not take the same parameters. One that a server refuses by its name is sent under its other name, or left out, from then on.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from lit_long.config import UserError
 from lit_long.config.ranges import Count, CountOrNone, NotNegative, Positive
+from lit_long.instruct.extract import after_thoughts
 from lit_long.instruct.generators import Request
 
 LONGEST_WAIT = 60.0  # seconds between two tries
+LIMITS = (
+    "max_tokens",
+    "max_completion_tokens",
+)  # what the length of a reply is called: by most servers, by OpenAI's newer models
 
 
 @dataclass
@@ -56,7 +67,13 @@ class Endpoint:
         UserError: no `openai`, no url or model, or a server that refuses: no such model, no right key, a request it cannot read.
     """
 
-    def __init__(self, config: EndpointConfig, temperature: float = 0.0, top_p: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: EndpointConfig,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         if not config.url or not config.model:
             raise UserError("command line: generator=endpoint needs endpoint.url=http://HOST:PORT/v1 and endpoint.model=NAME")
         self.config, self.temperature, self.top_p = config, temperature, top_p
@@ -65,6 +82,10 @@ class Endpoint:
         self.client = self.openai.OpenAI(api_key=key, base_url=config.url, timeout=config.timeout, max_retries=0)
         self.pace = Pace(config.per_minute)
         self.unanswered: dict[str, str] = {}
+        self.say = say or partial(print, file=sys.stderr, flush=True)
+        self._limit = LIMITS[0]
+        self._refused: dict[str, str] = {}  # parameters that this server does not take, and its words
+        self._lock = threading.Lock()
         self._stop = threading.Event()
 
     @property
@@ -104,14 +125,18 @@ class Endpoint:
             self.pace.wait()
             asked_to_wait = 0.0
             try:
-                if reply := self._once(request):
+                reply, thought = self._once(request)
+                if after_thoughts(reply).strip():
                     return reply
                 reason = "the reply holds no text"
+                if thought or reply.strip():
+                    reason = f"the reply ended in the model's thoughts, after {request.tokens} tokens; raise max_new_tokens and critique_tokens"
+                    break
             except passing as error:
                 reason = f"{type(error).__name__}: {error}"
                 asked_to_wait = _retry_after(error)
             except self.openai.APIStatusError as error:
-                raise UserError(f"{self.config.url}: refuses with status {error.status_code}: {error.message}") from None
+                raise UserError(f"{self.config.url}: refuses with status {error.status_code}: {_words(error)}") from None
             if attempt < self.config.retries:
                 pause = min(LONGEST_WAIT, max(asked_to_wait, self.config.backoff * 2**attempt))
                 if self._stop.wait(pause):
@@ -119,18 +144,58 @@ class Endpoint:
         self.unanswered[request.key] = reason
         return None
 
-    def _once(self, request: Request) -> str | None:
-        completion = self.client.chat.completions.create(
-            model=self.config.model,
-            messages=[{"role": "user", "content": request.prompt}],
-            max_tokens=request.tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=request.seed % 2**31,
-        )
+    def _once(self, request: Request) -> tuple[str, bool]:
+        """The reply's text, and whether thoughts came beside it."""
+        messages = [{"role": "user", "content": request.prompt}]
+        while True:
+            sent = self._parameters(request)
+            try:
+                completion = self.client.chat.completions.create(model=self.config.model, messages=messages, **sent)
+                break
+            except (self.openai.BadRequestError, self.openai.UnprocessableEntityError) as error:
+                self._do_without(error, sent)
         choices = getattr(completion, "choices", None)  # a server may answer with anything, a string included
         message = getattr(choices[0], "message", None) if choices else None
-        return getattr(message, "content", None)
+        content = getattr(message, "content", None)
+        if isinstance(content, list):  # parts, of which some are thoughts
+            parts = [part for part in content if isinstance(part, dict)]
+            return "".join(str(part.get("text") or "") for part in parts if part.get("type") == "text"), bool(parts)
+        thought = any(getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
+        return content if isinstance(content, str) else "", thought
+
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        wanted = {self._limit: request.tokens, "temperature": self.temperature, "top_p": self.top_p, "seed": request.seed % 2**31}
+        return {name: value for name, value in wanted.items() if name not in self._refused}
+
+    def _do_without(self, error: Any, sent: dict[str, Any]) -> None:
+        """Rename or leave out the parameter that the server refuses by its name, for all requests to come. Raises the error where it names
+        none that may go."""
+        said = _words(error)
+        names = [error.param] if isinstance(error.param, str) else re.findall(r"\w+", said)
+        named = [*sent, *LIMITS]
+        name = next((name for name in names if name in named), None)
+        with self._lock:
+            if name in LIMITS:
+                if LIMITS[1] in sent:
+                    raise UserError(
+                        f"{self.config.url}: refuses {' and '.join(LIMITS)}, the length of a reply: {self._refused.get(LIMITS[0], said)}; "
+                        f"{said}. Set max_new_tokens and critique_tokens to what it takes."
+                    ) from None
+                if self._limit in sent:
+                    self._limit = LIMITS[1]
+                    self._refused[LIMITS[0]] = said
+                    self.say(f"{self.config.url}: does not take {LIMITS[0]} ({said}); asking with {LIMITS[1]}")
+            elif name is None:
+                raise error
+            elif name not in self._refused:
+                self._refused[name] = said
+                self.say(f"{self.config.url}: does not take {name}={sent[name]} ({said}); asking without it")
+
+
+def _words(error: Any) -> str:
+    """What the server said of its refusal."""
+    known = isinstance(error.body, dict) and isinstance(error.body.get("message"), str)
+    return str(error.message) if known or not error.body else f"{error.message} {error.body}"
 
 
 def _retry_after(error: Exception) -> float:

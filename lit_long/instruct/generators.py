@@ -16,6 +16,7 @@ import torch
 from lit_long.generation import Sampler, continue_tokens
 from lit_long.generation.decode import Sequences
 from lit_long.instruct.chunks import Item
+from lit_long.instruct.extract import closing_thoughts
 from lit_long.model.llama import Llama
 from lit_long.tokenizers.tokenizer import ModelTokenizer
 
@@ -83,7 +84,8 @@ class Local:
         self.temperature, self.top_p = temperature, top_p
 
     def encoded(self, request: Request) -> list[int]:
-        return self.words.encode(self.words.chat([{"role": "user", "content": request.prompt}]) + request.begin)
+        prompt = self.words.chat([{"role": "user", "content": request.prompt}])
+        return self.words.encode(prompt + closing_thoughts(prompt) + request.begin)
 
     def ask(self, requests: list[Request]) -> Iterator[dict[str, str]]:
         for group in self.groups(requests):

@@ -20,7 +20,7 @@ from lit_long.files import write_atomically
 from lit_long.instruct import prompts
 from lit_long.instruct.chunks import KINDS, Item, Items
 from lit_long.instruct.critique import UNCHECKED, Verdict, plant, preferred, read_verdict, worth
-from lit_long.instruct.extract import between, first_question
+from lit_long.instruct.extract import after_thoughts, between, first_question
 from lit_long.instruct.filters import RULES, FilterConfig, Filters
 from lit_long.instruct.generators import Generator, Local, Request
 from lit_long.instruct.journal import Journal
@@ -165,7 +165,7 @@ class Run:
     def read(self, request: Request) -> Example | None:
         reply = between(self.journal.replies[request.key], ("question", "answer")) if self.config.turns == 1 else {}
         if len(reply) < 2 and (half := self.answer_to(request)) and half.key in self.journal.replies:
-            answer = between(f"<answer>{self.journal.replies[half.key]}", ("answer",))
+            answer = between(f"<answer>{after_thoughts(self.journal.replies[half.key])}", ("answer",))
             reply = {"question": half.checked[0], **answer}
         return Example(request.item, reply["question"], reply["answer"]) if len(reply) == 2 else None
 

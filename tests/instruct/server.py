@@ -13,14 +13,21 @@ Answer = Callable[[str], str]
 
 
 class ChatServer(ThreadingHTTPServer):
-    """``seen`` are the prompts, in the order they came; ``at_once`` the most that were under way together."""
+    """``seen`` are the prompts, in the order they came; ``at_once`` the most that were under way together; ``bodies`` the requests.
+
+    Args:
+        refuse: looks at a request and returns (status, error object) to refuse it with, or None.
+        beside: further fields of the reply's message; ``content`` takes the answer's place.
+    """
 
     daemon_threads = True
 
-    def __init__(self, answer: Answer, mischief: list[str] | None = None, delay: float = 0.0) -> None:
+    def __init__(self, answer: Answer, mischief: list[str] | None = None, delay: float = 0.0, refuse=None, beside=None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer, self.mischief, self.delay = answer, list(mischief or []), delay
+        self.refuse, self.beside = refuse or (lambda body: None), beside or {}
         self.seen: list[str] = []
+        self.bodies: list[dict] = []
         self.times: list[float] = []
         self.under_way = self.at_once = 0
         self.lock = threading.Lock()
@@ -39,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         prompt, server = body["messages"][-1]["content"], self.server
         with server.lock:
             server.seen.append(prompt)
+            server.bodies.append(body)
             server.times.append(time.monotonic())
             server.under_way += 1
             server.at_once = max(server.at_once, server.under_way)
@@ -46,17 +54,19 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(server.delay)
         with server.lock:  # before the answer is out, which the client may follow with its next request at once
             server.under_way -= 1
-        self.reply(trick, prompt, body["model"])
+        self.reply(trick, prompt, body["model"], server.refuse(body))
 
-    def reply(self, trick: str, prompt: str, model: str) -> None:
+    def reply(self, trick: str, prompt: str, model: str, refused: tuple[int, dict] | None) -> None:
         if trick == "disconnect":
             self.connection.close()
             return
         status = int(trick) if trick.isdigit() else 200
-        message = {"role": "assistant", "content": "" if trick == "empty" else self.server.answer(prompt)}
+        message = {"role": "assistant", "content": "" if trick == "empty" else self.server.answer(prompt)} | self.server.beside
         content = {"id": "1", "object": "chat.completion", "created": 0, "model": model}
         content |= {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
         text = json.dumps({"error": {"message": f"status {status}"}} if status != 200 else content)
+        if refused:
+            status, text = refused[0], json.dumps(refused[1])
         text = {"broken": text[: len(text) // 2], "other": '"a string"', "nothing": "{}"}.get(trick, text)
         try:
             self.send_response(status)
