@@ -6,7 +6,8 @@
 
 What it does otherwise than lm-eval's HFLM: logits are computed where something is scored and nowhere else, and requests that differ in their
 last token only (the options of multiple choice) read their context once. What it does alike: a context beyond the model's range loses
-its beginning. lm-eval does not tell; here `truncated` counts the requests, for the score's sake.
+its beginning. lm-eval does not tell; here `truncated` counts the requests, for the score's sake. HFLM cuts off bos, too; here it stays,
+for a model that was trained with it never reads without.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Harness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.subject.words.eos[0]
+        words = self.subject.words
+        return words.eos[0] if words.eos else words.separator
 
     @property
     def prefix_token_id(self) -> int:
@@ -95,7 +97,7 @@ class Harness(TemplateLM):
                 raise UserError(
                     f"lm-eval asks for the likelihood of {len(continuation):,} tokens at once, beyond the model's range of {self.max_length:,}"
                 )
-            whole = (context[-self.longest :] + continuation)[-(self.max_length + 1) :]
+            whole = self.cut(self.cut(context, self.longest) + continuation, self.max_length + 1)
             self.cuts.append(len(whole) < len(context + continuation))
             rows.setdefault(tuple(whole[:-1]), []).append(number)
         found: list[Scored] = [(0.0, False)] * len(requests)
@@ -110,6 +112,13 @@ class Harness(TemplateLM):
                     score = float(own.gather(1, targets_T[:, None]).double().sum())
                     found[number] = (score, bool((best_T[longest - len(targets_T) :] == targets_T).all()))
         return found
+
+    def cut(self, tokens: list[int], room: int) -> list[int]:
+        """The last ``room`` tokens; where bos is the first, it stays so."""
+        if len(tokens) <= room:
+            return tokens
+        bos = tokens[:1] if room > 1 and tokens[0] == self.subject.words.bos else []
+        return [*bos, *tokens[len(tokens) - room + len(bos) :]]
 
     def batches(self, rows: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         """Rows to be read together, up to the subject's ``batch_tokens`` with padding. An encoder that looks at the length of the context
@@ -167,7 +176,7 @@ class Harness(TemplateLM):
             for number, prompt in zip(numbers, prompts, strict=True):
                 cuts[number] = len(prompt) > room
             order = sorted(range(len(numbers)), key=lambda place: len(prompts[place]))
-            rows = [prompts[place][-room:] or [self.prefix_token_id] for place in order]
+            rows = [self.cut(prompts[place], room) or [self.prefix_token_id] for place in order]
             for place, text in self.sampled(rows, new, stop, *drawn) if drawn else self.subject.write(rows, new, stop):
                 found[numbers[order[place]]] = text
         self.cuts += cuts

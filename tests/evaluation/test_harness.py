@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,6 +111,33 @@ def test_drawn_texts_do_not_depend_on_what_else_is_asked(pair):
     assert (
         together[:2] == alone and alone[0] != ours.generate_until(instances("generate_until", [("one", {"max_gen_toks": 20})]))[0]
     )
+
+
+def test_a_prompt_that_is_cut_keeps_bos(pair):
+    """As its model was trained; the same as asking for the shorter prompt with bos in front, token by token."""
+    from lit_long.evaluation.harness import Harness
+
+    plain, bos = pair[1].subject, 65
+    subject = replace(plain, words=replace(plain.words, bos=bos, add_bos=True))
+    ours = Harness(subject)
+    long, answer = "word " * 60, "ago"
+    asked, tail = ours.tok_encode(long), subject.encode(long + answer)
+    assert asked[0] == bos and len(asked) > CONTEXT
+    cases = [(long, answer), (long, "y" * CONTEXT)]
+    found = ours.loglikelihood(instances("loglikelihood", cases))
+    rows = [[bos, *tail[-CONTEXT : -len(answer)]], [bos]]
+    expected = Harness(subject)._loglikelihood_tokens(
+        [(None, row, subject.encode(each)) for row, (_, each) in zip(rows, cases, strict=True)]
+    )
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
+    assert found != pair[1].loglikelihood(instances("loglikelihood", cases)) and ours.truncated == 2
+    written = ours.generate_until(instances("generate_until", [(long, {"max_gen_toks": 20})]))
+    prompt = [bos, *subject.encode(long)[-(CONTEXT - 20 - 1) :]]
+    assert written == [text for _, text in subject.write([prompt], 20)]
+    assert written != [text for _, text in subject.write([prompt[1:]], 20)]
+    half = Harness(subject, 64)
+    half.generate_until(instances("generate_until", [(long, {"max_gen_toks": 20})]))
+    assert half.cut(asked, 64) == [bos, *asked[-63:]] and half.cut(asked, 1) == asked[-1:] and half.truncated == 1
 
 
 def test_an_encoder_that_looks_at_the_length(tmp_path):
