@@ -1,6 +1,6 @@
 """Held-out sequences for validation and for perplexity: full, one document each, the same tokens at every length.
 
-Of instruction data: the answers of held-out conversations, the same ones at every length, with as much of what precedes them as fits.
+Of instruction data: held-out conversations, the same ones at every length, a row each: the last tokens that fit, in which answers are predicted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
     """Windows of ``max_length`` + 1 tokens from at most ``count`` held-out documents, cut into sequences of ``length``.
 
     Which documents, and the ``max_length`` tokens that are predicted in each, do not depend on ``length``. Returns a
-    Batch of [documents · max_length / length, length]; the sequences of a document are neighbouring rows, in order.
+    Batch of [documents · max_length / length, length]; the sequences of a document are neighbouring rows, in order
+    (`rows_of_document`).
     Raises Unfit if ``length`` does not divide ``max_length``, or no document of the domain is long enough.
     """
     if length < 1 or max_length % length:
@@ -43,6 +44,17 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
     targets = windows[:, 1:].reshape(-1, length)
     positions = torch.arange(length).expand_as(tokens)
     return Batch(tokens, targets, torch.zeros_like(tokens), positions, mask_documents=False)
+
+
+def rows_of_document(store: Store, domain: str, length: int, max_length: int) -> int:
+    """Neighbouring rows of `held_out_sequences` that are one document: its pieces; a conversation is one row at every length."""
+    return 1 if domain in store.conversations else max_length // length
+
+
+def has_held_out(store: Store, domain: str, max_length: int) -> bool:
+    """Whether `held_out_sequences` finds a document: a text longer than ``max_length`` tokens, or a conversation of at most so many."""
+    lengths = store.documents(domain, "validation").lengths
+    return bool(((lengths <= max_length) if domain in store.conversations else (lengths > max_length)).any())
 
 
 def held_out_answers(documents: ShardedDocuments, domain: str, length: int, count: int, max_length: int, separator: int) -> Batch:

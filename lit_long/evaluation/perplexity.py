@@ -11,17 +11,17 @@ Nats and tokens are summed, and divided once; windows are never averaged. A samp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lit_long.batch import NO_LOSS, Batch
 from lit_long.config import EvaluationConfig, UserError
-from lit_long.data.held_out import held_out_sequences
+from lit_long.data.held_out import held_out_sequences, rows_of_document
 from lit_long.data.token_store import Store
 from lit_long.evaluation.measurement import BY_POSITION, PERPLEXITY, Measurement
 from lit_long.evaluation.pages import Pages
@@ -42,8 +42,7 @@ def text_measurements(
         for length in evaluation.lengths:
             batch = held_out_sequences(store, domain, length, evaluation.sequences, longest).to(device)
             nats_BT, _ = token_losses(model, batch, max(1, evaluation.batch_tokens // length), advance)
-            rows = 1 if domain in store.conversations else longest // length  # sequences of a document
-            found.append(perplexity(nats_BT, batch, domain, rows))
+            found.append(perplexity(nats_BT, batch, domain, rows_of_document(store, domain, length, longest)))
             if length == longest:
                 found += loss_by_position(nats_BT, batch, domain)
     return found
@@ -95,18 +94,23 @@ class Perplexity(Task):
     smooth: int = 0
 
     def settings(self) -> dict[str, Any]:
-        return {"data": self.data, "longest": max(self.lengths), "sequences": self.sequences, "smooth": self.smooth}
+        settings = {"data": self.data, "longest": max(self.lengths), "sequences": self.sequences, "smooth": self.smooth}
+        return settings | targets_of(self.texts, self.domains)
 
     def keys(self) -> list[Key]:
         return [
             Key(domain, length, index)
             for domain in self.domains
             for length in self.lengths
-            for index in range(len(self.batch(domain, length).tokens) * length // max(self.lengths))
+            for index in range(len(self.batch(domain, length).tokens) // self.rows(domain, length))
         ]
 
     def cost(self, key: Key) -> int:
-        return max(self.lengths)
+        return key.length * self.rows(key.domain, key.length)
+
+    def rows(self, domain: str, length: int) -> int:
+        """Sequences of a document."""
+        return rows_of_document(self.texts, domain, length, max(self.lengths))
 
     def batch(self, domain: str, length: int) -> Batch:
         """All sequences of that length."""
@@ -114,15 +118,17 @@ class Perplexity(Task):
 
     def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
         longest, length = max(self.lengths), keys[0].length
-        batch, rows = self.batch(keys[0].domain, length), longest // length
+        batch, rows = self.batch(keys[0].domain, length), self.rows(keys[0].domain, length)
         edges = edges_of(longest, self.smooth)
         for key in keys:
             piece = batch.rows(key.index * rows, (key.index + 1) * rows)
             nats = subject.nats(piece).double()
             record: dict[str, Any] = {"nats": float(nats.sum()), "tokens": int(piece.loss_tokens())}
             if length == longest:
-                cuts = [0, *edges]
-                record[BY_POSITION] = [float(nats[:, low:high].sum()) for low, high in zip(cuts, edges, strict=False)]
+                bins = [slice(low, high) for low, high in itertools.pairwise([0, *edges])]
+                record[BY_POSITION] = [float(nats[:, each].sum()) for each in bins]
+                if int(piece.loss_tokens()) < longest:  # of conversations only answers are predicted
+                    record["targets"] = [int((piece.targets[:, each] != NO_LOSS).sum()) for each in bins]
             yield key, record
 
     def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
@@ -134,10 +140,17 @@ class Perplexity(Task):
             rows.append(Measurement("nats", domain, length, **nats, **about))
         edges = edges_of(max(self.lengths), self.smooth)
         for (domain,), group in by([each for each in samples if BY_POSITION in each], "domain"):
-            for place, (low, high) in enumerate(zip([0, *edges], edges, strict=False)):
-                value = mean_nats([each[BY_POSITION][place] for each in group], [high - low] * len(group))
-                rows.append(Measurement(BY_POSITION, domain, high, **value, unit="documents", tokens=(high - low) * len(group)))
+            for place, (low, high) in enumerate(itertools.pairwise([0, *edges])):
+                tokens = [each["targets"][place] if "targets" in each else high - low for each in group]
+                if sum(tokens):
+                    value = mean_nats([each[BY_POSITION][place] for each in group], tokens)
+                    rows.append(Measurement(BY_POSITION, domain, high, **value, unit="documents", tokens=sum(tokens)))
         return rows
+
+
+def targets_of(texts: Pages | Store, domains: list[str]) -> dict[str, Any]:
+    """What of instruction data is predicted, as a setting of the samples: those of 0.1 joined conversations below the longest length."""
+    return {"targets": "answers"} if set(domains) & set(texts.conversations) else {}
 
 
 def position_edges(length: int) -> list[int]:
@@ -167,7 +180,8 @@ class SlidingPerplexity(Task):
     sequences: int = 4
 
     def settings(self) -> dict[str, Any]:
-        return {"data": self.data, "tokens": self.tokens, "stride": self.stride, "sequences": self.sequences}
+        settings = {"data": self.data, "tokens": self.tokens, "stride": self.stride, "sequences": self.sequences}
+        return settings | targets_of(self.texts, self.domains)
 
     def keys(self) -> list[Key]:
         return [
@@ -183,13 +197,12 @@ class SlidingPerplexity(Task):
     def check(self, subject: Subject) -> None:
         super().check(subject)
         for length in self.lengths:
-            sliding(np.zeros(self.tokens + 1), length, self.stride)
+            sliding(*torch.zeros(2, self.tokens, dtype=torch.int64), length, self.stride)
 
     def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
         texts = held_out_sequences(self.texts, keys[0].domain, self.tokens, self.sequences, self.tokens)
         for key in keys:
-            whole = torch.cat([texts.tokens[key.index], texts.targets[key.index, -1:]])
-            windows = sliding(whole.numpy(), key.length, self.stride)
+            windows = sliding(texts.tokens[key.index], texts.targets[key.index], key.length, self.stride)
             yield key, {"nats": float(subject.nats(windows).double().sum()), "tokens": int(windows.loss_tokens())}
 
     def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
@@ -202,13 +215,13 @@ class SlidingPerplexity(Task):
         return rows
 
 
-def sliding(tokens: np.ndarray, window: int, stride: int) -> Batch:
-    """Windows [N, window] over ``tokens`` [T + 1], such that each of the T targets is predicted once, as late in a window as it can be.
+def sliding(tokens_T: Tensor, targets_T: Tensor, window: int, stride: int) -> Batch:
+    """Windows [N, window] over a text, such that each of its targets is predicted once, as late in a window as it can be.
 
     Raises:
         UserError: a stride above the window, which would leave tokens out, or a text shorter than the window.
     """
-    count = len(tokens) - 1
+    count = len(tokens_T)
     if not 0 < stride <= window:
         raise UserError(
             f"stride={stride} must be at least 1 and at most the window of {window} tokens, or tokens would be left out"
@@ -217,14 +230,13 @@ def sliding(tokens: np.ndarray, window: int, stride: int) -> Batch:
         raise UserError(
             f"sliding_perplexity: a window of {window} tokens does not fit into texts of {count}; choose shorter lengths"
         )
-    starts = [*range(0, count - window, stride), count - window]
     inputs, targets, predicted = [], [], 0
-    for start in starts:
-        own = tokens[start + 1 : start + window + 1].astype(np.int64)
+    for start in [*range(0, count - window, stride), count - window]:
+        own = targets_T[start : start + window].clone()
         own[: predicted - start] = NO_LOSS
-        inputs.append(tokens[start : start + window].astype(np.int64))
+        inputs.append(tokens_T[start : start + window])
         targets.append(own)
         predicted = start + window
-    inputs_NT = torch.from_numpy(np.stack(inputs))
+    inputs_NT = torch.stack(inputs)
     positions = torch.arange(window).expand_as(inputs_NT)
-    return Batch(inputs_NT, torch.from_numpy(np.stack(targets)), torch.zeros_like(inputs_NT), positions, mask_documents=False)
+    return Batch(inputs_NT, torch.stack(targets), torch.zeros_like(inputs_NT), positions, mask_documents=False)

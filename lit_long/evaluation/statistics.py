@@ -47,8 +47,12 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[st
     n, value = len(above), float(above.sum() / below.sum())
     deviations = above - value * below
     stderr = math.sqrt(n / (n - 1) * float((deviations**2).sum())) / float(below.sum()) if n > 1 else None
-    interval = bootstrap(n, lambda rows: above[rows].sum(-1) / below[rows].sum(-1))
-    return {"value": value, "stderr": stderr, **interval, "n": n}
+
+    def resampled(rows: np.ndarray) -> np.ndarray:
+        sums = below[rows].sum(-1)  # of rare tokens, such as answers in one bin of positions, a resample may hold none
+        return above[rows].sum(-1)[sums > 0] / sums[sums > 0]
+
+    return {"value": value, "stderr": stderr, **bootstrap(n, resampled), "n": n}
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:

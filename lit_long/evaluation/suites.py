@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lit_long.config import Unfit, UserError, nearest
+from lit_long.data.held_out import has_held_out
 from lit_long.data.token_store import Store
 from lit_long.evaluation.lines import Lines
 from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
@@ -58,7 +59,8 @@ class Asked:
     @property
     def haystack(self) -> str:
         """The domain that things are hidden in: prose if there is some."""
-        return "docs" if "docs" in self.domains else self.domains[0]
+        plain = [domain for domain in self.domains if domain not in getattr(self.texts, "conversations", ())]
+        return "docs" if "docs" in self.domains else (plain or self.domains)[0]
 
 
 def sliding(asked: Asked) -> Task:
@@ -189,9 +191,12 @@ def through_lm_eval(name: str, asked: Asked) -> Task:
 
 def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:
     """The domains that have a held-out document long enough for the tasks of those names. Raises Unfit if none has."""
-    needed = longest if needs_whole_documents(names) else 1
+    whole = needs_whole_documents(names)
+    needed = longest if whole else 1
     lengths = {domain: texts.documents(domain, "validation").lengths for domain in texts.domains}
-    found = [domain for domain, each in lengths.items() if len(each) and each.max() > needed]
+    found = [
+        domain for domain, each in lengths.items() if (has_held_out(texts, domain, longest) if whole else (each > needed).any())
+    ]
     if not found:
         most = max((int(each.max()) for each in lengths.values() if len(each)), default=0)
         raise Unfit(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from lit_long.batch import NO_LOSS
-from lit_long.config import EvaluationConfig, UserError
+from lit_long.batch import NO_LOSS, Batch
+from lit_long.config import CorpusConfig, EvaluationConfig, InstructConfig, SourceConfig, UserError
 from lit_long.data.held_out import held_out_sequences
+from lit_long.data.prepare import prepare
+from lit_long.data.token_store import open_store
 from lit_long.evaluation.measurement import BY_POSITION
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity, edges_of, sliding, text_measurements
 from lit_long.evaluation.subject import Subject, token_losses
+from lit_long.evaluation.suites import domains_for
 from tests.evaluation.subjects import bytes_tokenizer, subject_of, words_in
 from tests.pretrained.llamas import random_llama, read, save
 
+SPOKEN = "the river runs past seven old mills and nobody counts them since the war ended in spring"
 PAGE = "The quick brown fox jumps over the lazy dog. Sphinx of black quartz, judge my vow! 0123456789 äöü\n" * 3
 
 
@@ -92,15 +98,15 @@ def test_sliding_window_is_one_forward_a_token(pair, window, stride):
 
 
 def test_sliding_windows_predict_each_token_once():
-    tokens = np.arange(1001)
+    tokens = torch.arange(1001)
     for window, stride in ((1000, 1), (100, 100), (333, 50), (64, 63)):
-        batch = sliding(tokens, window, stride)
+        batch = sliding(tokens[:-1], tokens[1:], window, stride)
         scored = batch.targets[batch.targets != NO_LOSS]
         assert scored.tolist() == list(range(1, 1001))
         assert (batch.targets[0] != NO_LOSS).all() and batch.tokens[-1, -1] == 999
     for window, stride, message in ((64, 65, "would be left out"), (64, 0, "at least 1"), (1001, 10, "does not fit")):
         with pytest.raises(UserError, match=message):
-            sliding(tokens, window, stride)
+            sliding(tokens[:-1], tokens[1:], window, stride)
 
 
 def test_a_store_of_ours_is_read_alike(store):
@@ -138,3 +144,75 @@ def test_the_stage_and_the_command_measure_the_same(store):
         nats, _ = token_losses(subject.model, batch, 512 // 128, lambda tokens: None)
     found = next(each for each in staged if (each.metric, each.domain, each.length) == ("perplexity", "code", 128))
     assert found.value == math.exp(float(nats.double().sum()) / (3 * 256))
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    """A prepared store of conversations of one, two and three answers, beside texts; all conversations are short."""
+    folder = tmp_path_factory.mktemp("chats")
+    words = SPOKEN.split(" ")
+    said = [" ".join(words[(n * 7 + place * 3) % len(words)] for place in range(4 + n % 9)) for n in range(200)]
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": said[n * 3 + turn]} for turn in range(1 + n % 3) for role in ("user", "assistant")
+            ]
+        }
+        for n in range(50)
+    ]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": " ".join(said[n:] * 2)}) + "\n" for n in range(20)))
+    sources = {
+        "chat": SourceConfig(str(folder / "chat.jsonl"), validation_share=0.2, instruct=InstructConfig("messages")),
+        "text": SourceConfig(str(folder / "text.jsonl"), validation_share=0.2),
+    }
+    prepare(CorpusConfig(vocab_size=300), folder / "store", sources=sources, builtin=False, processes=1)
+    return open_store(folder / "store")
+
+
+def answers_of(store, length, count):
+    """(tokens read, which of them are answers' or the end, the ids predicted) of held-out conversations, by the store's own spans."""
+    documents, found = store.documents("chat", "validation"), []
+    for index in range(len(documents)):
+        ids = [*documents[index].tolist(), store.separator]
+        spans = [range(first, end) for first, end in documents.answers(index)]
+        spans.append(range(len(ids) - 1, len(ids)))  # the end, of what an answer ends
+        start = max(0, len(ids) - 1 - length)
+        found.append((ids[start:], [place - start for span in spans for place in span if place > start]))
+    return found
+
+
+@torch.no_grad()
+def test_conversations_at_every_length(chats):
+    """torch's own cross entropy on the tokens of the answers; a conversation is a document, also below the longest length."""
+    subject, lengths = subject_of(chats), [32, 64, 256]
+    count = len(chats.documents("chat", "validation"))
+    assert count > 4 and count % 8
+    assert domains_for(["perplexity"], chats, 256) == ["chat", "text"]
+    task = Perplexity(chats, "digest", ["chat"], lengths, sequences=count)
+    rows = {(row.metric, row.length): row for row in task.scores(samples_of(task, subject))}
+    sliding_task = SlidingPerplexity(chats, "digest", ["chat"], [256], tokens=256, stride=64, sequences=count)
+    (slid,) = sliding_task.scores(samples_of(sliding_task, subject))
+    for length in lengths:
+        nats, tokens, bins = 0.0, 0, {}
+        for ids, answers in answers_of(chats, length, count):
+            positions = torch.arange(len(ids) - 1)[None]
+            row = Batch(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]), torch.zeros_like(positions), positions, False)
+            logits = subject.model.head(subject.model.hidden_states(row))[0].float()
+            for place in answers:
+                each = float(F.cross_entropy(logits[place - 1], torch.tensor(ids[place])))
+                nats, tokens = nats + each, tokens + 1
+                edge = next(edge for edge in edges_of(length, 0) if place <= edge)
+                bins[edge] = [sum(pair) for pair in zip(bins.get(edge, [0.0, 0]), (each, 1), strict=True)]
+        found = rows["perplexity", length]
+        assert (found.n, found.tokens) == (count, tokens) and found.value == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    by_bin = {edge: row for (metric, edge), row in rows.items() if metric == BY_POSITION}
+    assert by_bin.keys() == bins.keys()
+    for edge, (nats_in, tokens_in) in bins.items():
+        assert by_bin[edge].tokens == tokens_in and by_bin[edge].value == pytest.approx(nats_in / tokens_in, rel=1e-4)
+        assert by_bin[edge].low is not None and math.isfinite(by_bin[edge].low)
+    assert slid.tokens == tokens and slid.value == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    settings = EvaluationConfig(domains=["chat"], lengths=lengths, sequences=count, batch_tokens=512)
+    staged = text_measurements(subject.model, chats, settings, torch.device("cpu"), lambda tokens: None)
+    for each in staged:
+        assert each.n == count and each.value == pytest.approx(rows[each.metric, each.length].value, rel=1e-5)
