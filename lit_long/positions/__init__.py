@@ -47,26 +47,31 @@ SCHEMES: dict[str, type[PositionalEncoder]] = {
 }
 
 
-def build(position: dict[str, Any], head_dim: int, where: str = "position") -> PositionalEncoder:
+def build(position: dict[str, Any], head_dim: int, where: str = "position", length: int | None = None) -> PositionalEncoder:
     """The encoder that ``position`` (its ``scheme`` and settings) describes, for heads of ``head_dim`` components.
+
+    Args:
+        length: tokens of the context that the encoder is for. ``base: auto`` becomes the smallest base that supports it
+            (bounds.py), and a scheme that cannot hold it is refused.
 
     Raises:
         UserError: an unknown scheme, an unknown setting, one that makes no sense or one that is missing.
     """
     own = {key: value for key, value in position.items() if key != "training"}
     if own.get("base") == "auto":
-        raise UserError(
-            f"{where}: position.base=auto is settled for a context; call settings(…, length=…) first, or give a number"
-        )
+        if length is None:
+            raise UserError(f"{where}: position.base=auto needs a context to support; pass length=, or give a number")
+        own["base"] = smallest_base(length, head_dim)
     encoder = make(PositionalEncoder, "scheme", SCHEMES, own, where, "position.", head_dim=head_dim)
-    if transform := build_transform(position, where):
+    if length is not None:
+        encoder.require_length(length)
+    if transform := build_transform(position.get("training"), where):
         encoder.require_length(transform.reach)
     return encoder
 
 
-def build_transform(position: dict[str, Any], where: str = "position") -> PositionTransform | None:
-    """What ``position.training`` does to the positions in training; None without it. Raises like `build`."""
-    training = position.get("training")
+def build_transform(training: dict[str, Any] | None, where: str = "position") -> PositionTransform | None:
+    """What the group ``training`` of the settings does to the positions in training; None without it. Raises like `build`."""
     if training is None:
         return None
     if not isinstance(training, dict):
@@ -107,21 +112,11 @@ def find(base: type, known: dict[str, type], name: str, where: str, key: str) ->
 
 
 def settings(position: dict[str, Any], head_dim: int, where: str = "position", length: int | None = None) -> dict[str, Any]:
-    """``position`` with every default spelt out and every value converted, as it enters a stage's identity.
-
-    Args:
-        length: tokens of the context that the encoder is for. ``base: auto`` becomes the smallest base that supports it
-            (bounds.py), and a scheme that cannot hold it is refused.
-    """
-    if position.get("base") == "auto" and length is not None:
-        build({**position, "base": 10_000.0}, head_dim, where)  # its other settings are right, and it has a base
-        position = {**position, "base": smallest_base(length, head_dim)}
-    encoder = build(position, head_dim, where)
-    if length is not None:
-        encoder.require_length(length)
-    values = {"scheme": position["scheme"]} | dataclasses.asdict(encoder)
+    """``position`` with every default spelt out and every value converted, as it enters a stage's identity. Arguments and errors are
+    those of `build`."""
+    values = {"scheme": position["scheme"]} | dataclasses.asdict(build(position, head_dim, where, length))
     del values["head_dim"]
-    if transform := build_transform(position, where):
+    if transform := build_transform(position.get("training"), where):
         values["training"] = {"transform": position["training"]["transform"]} | dataclasses.asdict(transform)
     return values
 

@@ -16,7 +16,7 @@ import numpy as np
 from lit_long.config import ModelConfig, TrackingConfig, UserError, compose_position, option_names
 from lit_long.config.compose import find_file
 from lit_long.config.ranges import Base, Count, CountOrNone, Range
-from lit_long.positions import SCHEMES, PositionalEncoder, build, settings
+from lit_long.positions import SCHEMES, PositionalEncoder, build
 from lit_long.positions.bounds import context_bound
 from lit_long.positions.scaled import Stretch
 from lit_long.positions.theory import (
@@ -86,7 +86,7 @@ def encoders(config: TheoryConfig) -> tuple[dict[str, PositionalEncoder], list[s
                 continue
             if "truncate" in position:
                 position["truncate"] = config.truncate
-            found[Path(name).stem] = build(settings(position, config.head_dim, where, config.stretched), config.head_dim, where)
+            found[Path(name).stem] = build(position, config.head_dim, where, config.stretched)
         except UserError as error:
             if not everything:
                 raise

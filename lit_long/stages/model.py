@@ -13,7 +13,7 @@ from lit_long.config import StageConfig, UserError
 from lit_long.config.one_model import compose_model
 from lit_long.data.token_store import open_store, words_of
 from lit_long.model.llama import Llama
-from lit_long.positions import build, settings
+from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
 from lit_long.stages.folder import read_stage
@@ -45,7 +45,7 @@ def load_model(
     config = compose_model(words, lambda init: (weights(init).shape, weights(init).position), base)
     if base is None and not config.model.init:
         raise UserError("command line: name a model that has weights: model=smollm2-135m, model.init=NAME or stage=FOLDER")
-    encoder = build(settings(config.position, config.model.head_dim, length=config.context), config.model.head_dim)
+    encoder = build(config.position, config.model.head_dim, length=config.context)
     with torch.device("meta"):
         model = Llama(config.model, encoder).to(precision)
     model.requires_grad_(False).to_empty(device=place)

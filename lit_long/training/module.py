@@ -80,8 +80,8 @@ class LongContextModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model_config, self.optim, self.updates = model, optim, updates
-        self.encoder, self.transform = build(position, model.head_dim), build_transform(position)
-        self.switches = [(start, build(own, model.head_dim), build_transform(own)) for start, own in switches]
+        self.encoder, self.transform = build(position, model.head_dim), build_transform(position.get("training"))
+        self.switches = [(start, build(own, model.head_dim), build_transform(own.get("training"))) for start, own in switches]
         self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled, self.loss = checkpointing, compiled, loss

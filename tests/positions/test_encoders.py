@@ -234,7 +234,7 @@ def test_base_auto_is_settled_for_the_length():
     settled = spelt_out(position, 64, length=2048)
     assert settled["base"] == smallest_base(2048, 64) and settled["factor"] == 4
     build(settled, 64)
-    with pytest.raises(UserError, match="base=auto is settled for a context"):
+    with pytest.raises(UserError, match="base=auto needs a context"):
         build(position, 64)
     with pytest.raises(UserError, match="unknown key 'position.base'"):
         spelt_out({"scheme": "nope", "base": "auto"}, 64, length=2048)

@@ -22,7 +22,7 @@ POSE = {"transform": "pose", "window": 16, "target": 100, "chunks": 2}
 
 
 def transform(**training):
-    return build_transform({"scheme": "rope", "training": training})
+    return build_transform(training)
 
 
 def batch_of(rows=4, length=64, masked=True):
@@ -193,7 +193,7 @@ def test_training_alone_is_transformed(training):
         seen[micro_batch_tokens] = torch.cat([positions for trained, positions in calls if trained])
         validated = torch.cat([positions for trained, positions in calls if not trained])
         assert bool((validated == torch.arange(64)).all()) and len(validated) == 8
-    expected = [build_transform({"training": training})(Batches()[step], 5, step).positions for step in (0, 1)]
+    expected = [build_transform(training)(Batches()[step], 5, step).positions for step in (0, 1)]
     assert torch.equal(seen[64], seen[10_000]) and torch.equal(seen[64], torch.cat(expected))
 
 
