@@ -27,8 +27,8 @@ from functools import partial
 from pathlib import Path
 
 from lit_long.config import UserError, typed
-from lit_long.config.one_model import parse_model_words
-from lit_long.config.places import check_writable
+from lit_long.config.compose import parse_model_words
+from lit_long.config.output_folder import check_writable
 from lit_long.terminal import run_command
 
 SECONDS = 5.0  # between lines of progress

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_long.config import UserError, parse_words, typed
-from lit_long.config.places import check_writable
+from lit_long.config.output_folder import check_writable
 from lit_long.terminal import run_command
 
 
@@ -66,10 +66,10 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     from lit_long.pretrained.checkpoint import read_checkpoint
     from lit_long.pretrained.export import copy_adapter, write_huggingface
     from lit_long.pretrained.weights import WEIGHTS
+    from lit_long.stages.archive import RECIPE
     from lit_long.stages.folder import read_stage
     from lit_long.stages.identity import recipe
     from lit_long.stages.lineage import model_card, stage_of
-    from lit_long.stages.shipped import RECIPE
 
     checkpoint = Path(config.checkpoint).expanduser().resolve()
     folder = stage_of(checkpoint)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import UserError, typed
-from lit_long.config.one_model import parse_model_words
+from lit_long.config.compose import parse_model_words
 from lit_long.config.ranges import Count, NotNegative, PositiveShare, Seed
 from lit_long.config.text import EscapedText
 from lit_long.terminal import run_command

@@ -21,11 +21,11 @@ from dataclasses import fields
 from rich.console import Console
 
 from lit_long.config import UserError, parse_words, read_layers, typed
-from lit_long.config.one_model import parse_model_words
+from lit_long.config.compose import parse_model_words
 from lit_long.planning import rows
-from lit_long.planning.settings import SETTLED, MachinesConfig, PlanConfig, job_of, machines_of
+from lit_long.planning.settings import FIXED, MachinesConfig, PlanConfig, job_of, machines_of
 from lit_long.report.tables import Table
-from lit_long.stages.costs import model_and_context, paper_rows, planned, stage_rows
+from lit_long.stages.costs import fastest, model_and_context, paper_rows, stage_rows
 from lit_long.stages.plan import make_plan
 from lit_long.terminal import run_command
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
             return plan_experiment(argv)
         words = parse_model_words(argv, PlanConfig)
         config = typed(PlanConfig, words, COMMAND_LINE)
-        return plan_paper(config) if config.paper else plan_one(config, frozenset(SETTLED.get(word, word) for word in words))
+        return plan_paper(config) if config.paper else plan_one(config, frozenset(FIXED.get(word, word) for word in words))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,13 +51,13 @@ def plan_one(config: PlanConfig, said: frozenset[str]) -> int:
     """Tables and sentences about one run."""
     machines = machines_of(config)
     model, context = model_and_context({"model": config.model} | ({"context": config.context} if config.context else {}))
-    found = planned(job_of(config, model, context), machines, said)
+    found = fastest(job_of(config, model, context), machines, said)
     show(Table("Memory of a GPU", ["kind", "GiB"], rows.memory_rows(found)))
     if transfers := rows.transfer_rows(found):
         show(Table("What a GPU sends in an update", ["collective", "GiB", "seconds", "computing"], transfers))
     say(*rows.sentences(found, machines))
     if config.trace:
-        from lit_long.training.traced import compare
+        from lit_long.training.memory_trace import compare
 
         say(rows.trace_sentence(*compare(found.job)))
     return 0 if found.fits else 1

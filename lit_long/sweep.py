@@ -23,8 +23,7 @@ from rich.console import Console
 
 from lit_long.config import UserError, read_layers
 from lit_long.files import is_disk_full
-from lit_long.stages.failures import nothing_failed, only_failed
-from lit_long.stages.plan import Plan, make_plan
+from lit_long.stages.plan import Plan, make_plan, nothing_failed, only_failed
 from lit_long.stages.sweep_folder import outline, resolved_yaml, write_sweep
 from lit_long.terminal import run_command
 
@@ -64,8 +63,8 @@ def main(argv: list[str]) -> int:
 
 def run(plan: Plan, console: Console) -> int:
     """Run what is not done, then report."""
-    from lit_long.launch.base import make_launcher
     from lit_long.launch.display import Display
+    from lit_long.launch.launcher import make_launcher
     from lit_long.launch.runner import check_disk, run_plan
     from lit_long.report import write_report
     from lit_long.tracking.record import Record, open_sweep

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from lit_long.config import UserError, parse_words, plain, project_root, typed
-from lit_long.config.places import check_writable
+from lit_long.config.output_folder import check_writable
 from lit_long.positions.analysis import TheoryConfig, analyze
 from lit_long.report.theory import COLUMNS, write_theory
 from lit_long.stages.folder import read_stage

@@ -1,19 +1,11 @@
-"""Settings: their typed schema (schema.py), the check of values against it (typed.py) and their composition (compose.py).
+"""Settings: their typed schema (schema.py), what a command says (layers.py), its composition to complete settings (compose.py) and the check of
+values against the schema (typed.py).
 
 Nothing here imports torch or lightning.
 """
 
-from lit_long.config.compose import (
-    Composer,
-    Layers,
-    compose_position,
-    compose_sweep,
-    option_names,
-    parse_words,
-    project_root,
-    read_layers,
-)
-from lit_long.config.report import MeasuredConfig, PublishedConfig, ReportConfig
+from lit_long.config.compose import Composer, compose_data, compose_model, compose_position, compose_sweep, parse_model_words
+from lit_long.config.layers import Layers, option_names, parse_words, project_root, read_layers
 from lit_long.config.schema import (
     AdapterConfig,
     CorpusConfig,
@@ -22,16 +14,19 @@ from lit_long.config.schema import (
     EvaluationConfig,
     InstructConfig,
     LauncherConfig,
+    MeasuredConfig,
     ModelConfig,
     OptimConfig,
+    PublishedConfig,
+    ReportConfig,
     SamplingConfig,
     SourceConfig,
     StageConfig,
     SweepConfig,
+    TrackingConfig,
     TrainerConfig,
     ValidationConfig,
 )
-from lit_long.config.tracking import TrackingConfig
 from lit_long.config.typed import NOT_A_SETTING, Unfit, UserError, advising, check, differing, nearest, plain, typed
 
 __all__ = [
@@ -61,11 +56,14 @@ __all__ = [
     "ValidationConfig",
     "advising",
     "check",
+    "compose_data",
+    "compose_model",
     "compose_position",
     "compose_sweep",
     "differing",
     "nearest",
     "option_names",
+    "parse_model_words",
     "parse_words",
     "plain",
     "project_root",

@@ -1,4 +1,4 @@
-"""From files and ``key=value`` words to complete settings, for the sweep and for each of its stages.
+"""From layers (layers.py) to complete settings: of a sweep and each of its stages, and of commands that run no experiment.
 
 Later layers win:
 
@@ -23,159 +23,31 @@ import copy
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_long.config.grid import Point, flat_axes, grid_axes, settings_of_point
-from lit_long.config.pretrained import PRETRAINED, Pretrained, adopt, settings_of
-from lit_long.config.renamed import rename_key
-from lit_long.config.scales import SCALE, SCALES, at_scale, merge
-from lit_long.config.schema import ModelConfig, SharedConfig, StageConfig, SweepConfig
-from lit_long.config.text import read_node, read_types, read_word, type_at
+from lit_long.config.grid import Point, grid_axes, settings_of_point
+from lit_long.config.layers import (
+    COMMAND_LINE,
+    DEFAULT_OPTIONS,
+    SHARED,
+    Layers,
+    merge,
+    normalize,
+    option_names,
+    option_pick,
+    parse_words,
+    read_option,
+)
+from lit_long.config.pretrained import Pretrained, inherit, settings_of
+from lit_long.config.schema import DataConfig, ModelConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
-DEFAULT_OPTIONS = {
-    "model": "tiny",
-    "position": "rope",
-    "data": "builtin",
-    "curriculum": "constant",
-    "adapter": "none",
-    "optim": "adamw",
-    "trainer": "cpu",
-    "launcher": "local",
-    "tracking": "local",
-}
-COMMAND_LINE = "command line"
-PACKAGE = Path(__file__).resolve().parents[1]
-SHARED = [f.name for f in dataclasses.fields(SharedConfig)]
-
-
-@dataclass
-class Layers:
-    """What one command says, before it is put together."""
-
-    name: str
-    file: Path
-    experiment: dict[str, Any]
-    cli: dict[str, Any]
-
-
-def project_root() -> Path:
-    """The checkout that this package lies in, or the working directory when it is installed as a wheel."""
-    checkout = PACKAGE.parent
-    return checkout if (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir() else Path.cwd()
-
-
-def folders(kind: str) -> list[Path]:
-    """Where ``configs`` or ``experiments`` are looked up: the user's own first, then those that came with the package."""
-    return [Path.cwd() / kind, PACKAGE.parent / kind, PACKAGE / "shipped" / kind]
-
-
-def find_file(folder: str, name: str, key: str) -> Path:
-    """The YAML file ``folder/name.yaml``, or a UserError that names the nearest existing one."""
-    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
-        return Path(name)
-    kind, _, rest = folder.partition("/")
-    places = [place / rest for place in folders(kind)]
-    for place in places:
-        if (place / f"{name}.yaml").is_file():
-            return place / f"{name}.yaml"
-    known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
-    raise UserError(f"{key}={name}: there is no {folder}/{name}.yaml{nearest(name, known)}")
-
-
-def option_names(group: str) -> list[str]:
-    """Names of all option files of a group that run by themselves: no value is ``???``, for the user to give, or of model.init."""
-    names = {file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")}
-    contents = {name: read_yaml(find_file(f"configs/{group}", name, group), group_type(group), group).values() for name in names}
-    return sorted(name for name, values in contents.items() if MISSING not in values and PRETRAINED not in values)
-
-
-def group_type(group: str) -> Any:
-    """The type of the settings of an option file."""
-    return type_at(SweepConfig, [group])
-
-
-def read_yaml(path: Path, annotation: Any, group: str = "") -> dict[str, Any]:
-    """The plain values of a file of settings of this type: text as it is written, the rest as YAML reads it (text.py).
-
-    Args:
-        group: of which it is an option file.
-    """
-    try:
-        content = read_node(path.read_text(encoding="utf-8"), annotation, str(path), group)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content or {}, dict):
-        raise UserError(f"{path}: must hold key: value lines, not {type(content).__name__}")
-    return content or {}
-
-
-def parse_words(argv: list[str], settings: type, **groups: Any) -> dict[str, Any]:
-    """``key=value`` words as nested plain values, not yet checked: a text as it was typed, the rest as YAML reads it (text.py).
-
-    Args:
-        settings: the dataclass that the words are settings of; ``groups``: types of those that it leaves open, or has not.
-
-    Raises:
-        UserError: a word of another form.
-    """
-    types, said = read_types(settings) | groups, OmegaConf.create()
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or word.startswith("-"):
-            raise UserError(f"{COMMAND_LINE}: {word!r} is not of the form key=value, such as model.n_layers=6 (see --help)")
-        try:
-            key = rename_key(key, COMMAND_LINE)
-            OmegaConf.update(said, key, read_word(value, type_at(types, key.split(".")), COMMAND_LINE, key))
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:  # the last two: both a list and a group
-            raise UserError(f"{COMMAND_LINE}: {word!r} cannot be read: {error}") from None
-    return OmegaConf.to_container(said, resolve=False)
-
-
-def read_layers(argv: list[str]) -> Layers:
-    """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
-    cli = with_flat_grid(parse_words([spell_out(word) for word in argv], SweepConfig), COMMAND_LINE)
-    name = str(cli.pop("experiment", SweepConfig.experiment))
-    file = find_file("experiments", name, "experiment")
-    types = read_types(SweepConfig) | {SCALES: dict[str, SweepConfig]}
-    experiment = with_flat_grid(read_yaml(file, types), str(file))
-    return Layers(file.stem, file, with_recipes(at_scale(experiment, cli.pop(SCALE, None), file), file), cli)
-
-
-def with_flat_grid(layer: dict[str, Any], where: str) -> dict[str, Any]:
-    """The layer with the axes of its grid, and those of its scales, by their dotted keys."""
-    scales = layer.get(SCALES)
-    for one in (layer, *(scales.values() if isinstance(scales, dict) else ())):
-        if isinstance(one, dict) and "grid" in one:
-            one["grid"] = flat_axes(one["grid"], where)
-    return layer
-
-
-def with_recipes(experiment: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The experiment with its stages' recipes written out: ``base: {recipe: NAME}`` stands for experiments/bases/NAME.yaml and what is said beside."""
-    stages = experiment.get("stages")
-    for name, stage in stages.items() if isinstance(stages, dict) else ():
-        if isinstance(stage, dict) and "recipe" in stage:
-            recipe = find_file("experiments/bases", str(stage.pop("recipe")), f"{file}: stages.{name}.recipe")
-            settings = read_yaml(recipe, StageConfig)
-            merge(settings, stage)
-            stages[name] = settings
-    return experiment
-
-
-def spell_out(word: str) -> str:
-    """``position=abf`` as ``position.option=abf``, so that ``position.base=…`` can stand beside it; so in the grid."""
-    key, equals, value = word.partition("=")
-    path = key.removeprefix("grid.").split(".") if equals else [""]
-    picks_option = path[-1] in DEFAULT_OPTIONS and (len(path) == 1 or (path[0] == "stages" and len(path) == 3))
-    return f"{key}.option={value}" if picks_option and not value.startswith("{") else word
+# The groups of a command that runs no experiment, but uses one model, or data
+MODEL_GROUPS, DATA_GROUPS = ("model", "position"), ("data", "model")
 
 
 def leaf_names(cls: type = SweepConfig, prefix: str = "") -> Iterator[str]:
@@ -186,27 +58,7 @@ def leaf_names(cls: type = SweepConfig, prefix: str = "") -> Iterator[str]:
         yield from (leaf_names(type(value), f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name])
 
 
-def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
-    """An option file's settings, on top of those of another option of the group if it names one (``option: builtin``)."""
-    if name in below:
-        raise UserError(f"configs/{group}: the options {' → '.join([*below, name])} stand on each other")
-    file = find_file(f"configs/{group}", name, group)
-    content = read_yaml(file, group_type(group), group)
-    beneath = content.pop("option", None)
-    check(SweepConfig, {group: content}, str(file))
-    settings = read_option(group, str(beneath), (*below, name)) if beneath else {}
-    merge(settings, content)
-    return settings
-
-
-def option_pick(value: Any) -> str | None:
-    """The option file that a layer names for a group, if it does."""
-    if isinstance(value, dict):
-        value = value.get("option")
-    return None if value is None else str(value)
-
-
-def lay(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
+def merge_layer(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
     """Put one checked layer on top; a group that names an option starts again from that option's file."""
     for key, value in layer.items():
         if key in DEFAULT_OPTIONS:
@@ -230,14 +82,14 @@ STAGE_KEYS = [name for name in STAGE if name not in SHARED]
 def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
     """The sweep's own settings, and the raw shared settings (interpolations unresolved) that stages start from."""
     raw: dict[str, Any] = {}
-    lay(raw, DEFAULT_OPTIONS, "defaults")
+    merge_layer(raw, DEFAULT_OPTIONS, "defaults")
     for layer, where in ((layers.experiment, str(layers.file)), (layers.cli, COMMAND_LINE)):
         stages = layer.get("stages") or {}
         if not isinstance(stages, dict):
             raise UserError(f"{where}: stages must be a group of settings (key: value), not {stages!r}")
         for name, stage in stages.items():
             check_stage(name, stage, where, layers)
-        lay(raw, layer, where)
+        merge_layer(raw, layer, where)
     own = {key: value for key, value in (raw | {"experiment": layers.name}).items() if key not in SHARED or key == "seed"}
     shared = {key: plain(getattr(SweepConfig(), key)) for key in SHARED}
     merge(shared, {key: value for key, value in raw.items() if key in SHARED})
@@ -273,7 +125,7 @@ class Composer:
 
     def __init__(self, layers: Layers, grid: Iterable[str], shared: dict[str, Any], pretrained: Pretrained) -> None:
         self.layers, self.grid, self.shared, self.pretrained = layers, set(grid), shared, pretrained
-        self.laid: dict[tuple[str, str, str], Any] = {}  # stage, key, what the point says of it → its raw value
+        self.merged: dict[tuple[str, str, str], Any] = {}  # stage, key, what the point says of it → its raw value
         self.own: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]] = {}
         self.resolved: Resolved = {}
 
@@ -290,8 +142,8 @@ class Composer:
         if init:
             raw["model"] = raw["model"] | {"init": init}
         where = f"{self.layers.file}: stages.{name}"
-        adopt(raw, [self.layers.experiment, own, said, self.layers.cli, own_cli], self.pretrained, where)
-        return resolve(raw, where, self.resolved)
+        inherit(raw, [self.layers.experiment, own, said, self.layers.cli, own_cli], self.pretrained, where)
+        return resolve_interpolations(raw, where, self.resolved)
 
     def said(self, name: str, point: Point) -> dict[str, Any]:
         """What a point says to stage ``name``, by the stage's own keys."""
@@ -306,15 +158,15 @@ class Composer:
     def raw(self, name: str, key: str, said: dict[str, Any]) -> Any:
         """One key of the stage from all layers, interpolations unresolved; not to be changed."""
         memo = (name, key, repr(said[key]) if key in said else "")
-        if memo not in self.laid:
+        if memo not in self.merged:
             own, dotted, own_cli, _ = self.layers_of(name)
             into = {key: copy.deepcopy(self.shared[key])} if key in self.shared else {}
             where = f"{self.layers.file}: stages.{name}"
             for layer, source in ((own, where), (said, "grid"), (dotted, COMMAND_LINE), (own_cli, COMMAND_LINE)):
                 if key in layer:
-                    (merge if key in STAGE_KEYS else partial(lay, where=source))(into, {key: layer[key]})
-            self.laid[memo] = into[key]
-        return self.laid[memo]
+                    (merge if key in STAGE_KEYS else partial(merge_layer, where=source))(into, {key: layer[key]})
+            self.merged[memo] = into[key]
+        return self.merged[memo]
 
     def general(self) -> dict[str, Any]:
         return {key: value for key, value in self.layers.cli.items() if key in SHARED}
@@ -344,8 +196,63 @@ class Composer:
 def compose_position(name: str, model: ModelConfig, context: int) -> dict[str, Any]:
     """Settings of configs/position/``name``.yaml, resolved for ``model`` in a context of ``context`` tokens."""
     raw: dict[str, Any] = {"model": plain(model), "context": context}
-    lay(raw, {"position": name}, COMMAND_LINE)
-    return resolve(raw, f"configs/position/{name}.yaml").position
+    merge_layer(raw, {"position": name}, COMMAND_LINE)
+    return resolve_interpolations(raw, f"configs/position/{name}.yaml").position
+
+
+def parse_model_words(argv: list[str], settings: type) -> dict[str, Any]:
+    """Like `parse_words`; ``model=NAME`` and ``position=NAME`` pick an option file, and their settings may stand beside it."""
+    words = [normalize(word) if word.partition("=")[0] in MODEL_GROUPS else word for word in argv]
+    return parse_words(words, settings, model=ModelConfig)
+
+
+def compose_model(words: dict[str, Any], pretrained: Pretrained, base: StageConfig | None = None) -> StageConfig:
+    """What ``words`` say of model, position and context; the rest comes from ``base``, or else from the defaults.
+
+    Settings of a position that is not named (``position.base=…`` alone) change the encoder that the weights were trained with.
+
+    Args:
+        pretrained: reads what ``model.init`` names.
+        base: a stage whose model is used. Without it the context is the one that the model was pretrained with.
+
+    Raises:
+        UserError: unknown options, keys or values.
+    """
+    raw = plain(base) if base else plain(StageConfig()) | {"context": "${model.context}"}
+    position = words.get("position")
+    picks = {"position": option_pick(position)} if option_pick(position) else {}
+    said = picks | ({"model": words["model"]} if "model" in words else {})
+    if base is None:
+        merge_layer(raw, {"position": DEFAULT_OPTIONS["position"]}, "defaults")
+    merge_layer(raw, said, COMMAND_LINE)
+    raw["context"] = words.get("context", raw["context"])
+    if base is None:
+        inherit(raw, [said], pretrained, COMMAND_LINE)
+    merge_layer(raw, {"position": settings_of(position)}, COMMAND_LINE)
+    return resolve_interpolations(raw, COMMAND_LINE)
+
+
+def parse_data_words(argv: list[str], settings: type) -> dict[str, Any]:
+    """Like `parse_words`; ``data=NAME`` and ``model=NAME`` pick an option file, and their settings may stand beside it."""
+    words = [normalize(word) if word.partition("=")[0] in DATA_GROUPS else word for word in argv]
+    return parse_words(words, settings, data=DataConfig, model=ModelConfig)
+
+
+def compose_data(words: dict[str, Any], pretrained: Pretrained) -> StageConfig:
+    """A data stage: what ``words`` say of data, on top of the default option; ``model.init`` brings its tokenizer.
+
+    Args:
+        pretrained: reads what ``model.init`` names.
+
+    Raises:
+        UserError: unknown options, keys or values.
+    """
+    raw = plain(StageConfig(kind="data"))
+    merge_layer(raw, {"data": DEFAULT_OPTIONS["data"]}, "defaults")
+    said = {group: words[group] for group in DATA_GROUPS if group in words}
+    merge_layer(raw, said, COMMAND_LINE)
+    inherit(raw, [said], pretrained, COMMAND_LINE)
+    return resolve_interpolations(raw, COMMAND_LINE)
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
@@ -356,7 +263,7 @@ def nest(key: str, value: Any) -> dict[str, Any]:
 Resolved = dict[tuple[str, str, str], Any]  # where, key, what it says and what it refers to → its checked value
 
 
-def resolve(raw: dict[str, Any], where: str, known: Resolved | None = None) -> StageConfig:
+def resolve_interpolations(raw: dict[str, Any], where: str, known: Resolved | None = None) -> StageConfig:
     """Interpolations resolved, every value checked.
 
     Args:

@@ -13,7 +13,7 @@ PRETRAINED = "pretrained"  # the position option that stands for whatever model.
 Pretrained = Callable[[str], tuple[ModelConfig, dict[str, Any]] | None]
 
 
-def adopt(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrained, where: str) -> None:
+def inherit(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrained, where: str) -> None:
     """Let the weights that ``model.init`` names, if any, bring their shape, tokenizer and positional encoder.
 
     Args:

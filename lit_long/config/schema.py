@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from lit_long.config.launcher import LauncherConfig
 from lit_long.config.ranges import (
     Base,
     Count,
     CountOrNone,
+    Finite,
     NotNegative,
     Positive,
     PositiveShare,
@@ -22,10 +23,8 @@ from lit_long.config.ranges import (
     Share,
     ShareBelowOne,
 )
-from lit_long.config.report import ReportConfig
 from lit_long.config.text import Axes, EscapedText
-from lit_long.config.tracking import TrackingConfig
-from lit_long.config.typed import NOT_IDENTITY, TRAIN_IDENTITY
+from lit_long.config.typed import NOT_IDENTITY, TRAIN_IDENTITY, UserError
 
 SHORTEST_RETRIEVAL = 128  # tokens; see data/synthetic.py
 Spike = Annotated[float, Range(above=1, or_zero=True, note="a multiple of the median loss; 0 = no limit")]
@@ -94,7 +93,7 @@ class SourceConfig:
     """
 
     path: str = field(default="", metadata=NOT_IDENTITY)
-    kind: str = "auto"  # text · jsonl · parquet · mixed · hf; auto follows from what is there, and is settled before the identity is taken
+    kind: str = "auto"  # text · jsonl · parquet · mixed · hf; auto follows from what is there, and is resolved before the identity is taken
     text: EscapedText = (
         "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/readers.py
     )
@@ -190,7 +189,7 @@ class OptimConfig:
 class TrainerConfig:
     """Where and how a stage runs. Only the precision changes what it computes."""
 
-    precision: str = "auto"  # auto · 32-true · bf16-mixed · bf16-true; auto is settled before the stage's identity is taken
+    precision: str = "auto"  # auto · 32-true · bf16-mixed · bf16-true; auto is resolved before the stage's identity is taken
     accelerator: str = field(default="cpu", metadata=NOT_IDENTITY)
     strategy: str = field(default="single", metadata=NOT_IDENTITY)  # single · fsdp
     devices: Count = field(default=1, metadata=NOT_IDENTITY)  # of each machine
@@ -244,7 +243,7 @@ class EvaluationConfig:
     retrieval_control: bool = (
         False  # at the shortest length also with each other's texts: what a model scores that cannot look back
     )
-    retrieval_domain: str = ""  # whose documents both are made from; settled: docs, or without it the first of domains
+    retrieval_domain: str = ""  # whose documents both are made from; "": docs, or without it the first of domains
     tasks: list[str] = field(default_factory=list)  # of python -m lit_long.evaluate, such as mmlu, needle (docs/evaluation.md)
     task_lengths: list[Count] = field(
         default_factory=list
@@ -298,6 +297,116 @@ class StageConfig(SharedConfig):
     tokens_per_update: Count = 4_194_304
 
 
+@dataclass
+class LauncherConfig:
+    """Where stages run, and how many at once. A key that says nothing to the launcher in use is refused (launch/launcher.py). No key enters an identity."""
+
+    name: str = "local"  # local · torchrun · slurm · ray
+    parallel: Count = 1  # stages side by side, as far as the machine or cluster allows
+    # torchrun: stages of several nodes
+    hosts: list[str] = field(default_factory=list)  # the nodes, reached by ssh; none: the other nodes' command lines are printed
+    rdzv_endpoint: str = ""  # HOST[:PORT] at which the first node is reached by the others
+    ssh: str = "ssh"  # the command, with options such as -p 2222
+    # slurm and ray
+    cpus: Count = 4  # of each process
+    cancel_on_exit: bool = True  # Ctrl-C ends the jobs, too; else they go on, and the same command finds them again
+    # slurm: a stage is a job
+    cluster: str = "slurm"  # slurm · local: submitit's processes on this machine, to try settings without a cluster
+    hours: Positive = 24.0  # then it is checkpointed and queued again
+    grace_seconds: CountOrNone = 120  # between that signal, or that of a preemption, and the end
+    requeues: CountOrNone = 100  # as often at most
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    memory: str = ""  # of each node, such as 64G; none: the partition's default
+    extra: dict[str, Any] = field(default_factory=dict)  # other options of sbatch: {constraint: a100, exclusive: true}
+    setup: list[str] = field(default_factory=list)  # shell lines before the stage: module load cuda (torchrun: on each host, too)
+    poll_seconds: Positive = 15.0  # between two looks at the queue, one for all jobs
+    # ray: a stage is an actor
+    # auto: the cluster that this machine belongs to · local: one on this machine, for this sweep · HOST:PORT
+    address: str = "auto"
+
+
+@dataclass
+class TrackingConfig:
+    """Where the record goes. A key that says nothing to the tracker in use is refused (tracking/tracker.py)."""
+
+    enabled: bool = True
+    name: str = "mlflow"  # mlflow · csv, a plain folder
+    uri: str = ""  # mlflow: of its store or server; none: the SQLite file mlflow/mlflow.db below root
+    folder: str = ""  # csv: none: tracking/ below root
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.uri).password is not None:
+            raise UserError(
+                "tracking.uri has a password in it, which would be written to logs, folders and the record itself. Leave it out, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database, its own file, such as ~/.pgpass)"
+            )
+
+
+@dataclass
+class MeasuredConfig:
+    """One of our measurements, to stand beside a published column."""
+
+    metric: str = ""
+    domain: str = ""
+    length: CountOrNone = 0  # 0 = the longest that was measured
+    scale: Finite = 1.0  # 100 where the paper prints %
+
+
+@dataclass
+class PublishedConfig:
+    """A table, or the points of a curve, of a paper: its numbers as printed, and which of our measurements are of the same kind."""
+
+    title: str = ""
+    source: str = ""
+    rows: dict[str, dict[str, Finite]] = field(default_factory=dict)  # variant → column → number
+    measured: dict[str, MeasuredConfig] = field(default_factory=dict)  # column → ours; other columns show the paper alone
+
+
+@dataclass
+class CurveConfig:
+    """A paper's curve of retrieval by length, drawn thinly behind ours: its lengths as shares of its own model's context."""
+
+    source: str = ""
+    context: CountOrNone = 0  # of the model before it was extended, in tokens
+    rows: dict[str, list[list[Finite]]] = field(default_factory=dict)  # variant → its corners: [tokens, %]
+
+
+@dataclass
+class LawConfig:
+    """The context-length scaling law (LLaMA 2 Long, section 1.5): given, it is fitted to our losses by length, beside the paper's constants."""
+
+    source: str = ""
+    rows: dict[str, dict[str, Finite]] = field(default_factory=dict)  # the paper's model → alpha (tokens), beta, gamma (nats)
+
+
+@dataclass
+class BoundConfig:
+    """The base of each variant of a sweep over bases: given, retrieval is shown by base, with the criterion of positions/bounds.py."""
+
+    head_dim: Count = 64
+    rows: dict[str, Base] = field(default_factory=dict)  # variant → base
+
+
+@dataclass
+class ReportConfig:
+    """Which stage's results fill the table's rows, which stage is the reference row, and the paper's own numbers."""
+
+    title: str = ""
+    rows: str = "evaluate"
+    reference: str | None = None
+    paper_table: str = ""  # such as "5, 6": the tag paper.table of all runs
+    paper_source: str = ""
+    paper_length: CountOrNone = 0
+    paper: dict[str, dict[str, Finite]] = field(default_factory=dict)  # variant → domain → perplexity
+    published: list[PublishedConfig] = field(default_factory=list)  # further tables
+    curve: CurveConfig = field(default_factory=CurveConfig)
+    law: LawConfig = field(default_factory=LawConfig)
+    bound: BoundConfig = field(default_factory=BoundConfig)
+    notes: list[str] = field(default_factory=list)
+
+
 AXES = Axes(lambda: SweepConfig)
 
 
@@ -307,9 +416,9 @@ class SweepConfig(SharedConfig):
 
     experiment: str = "position_tiny"
     description: str = ""
-    scale: str = ""  # the one of the experiment's scales that this is (scales.py)
+    scale: str = ""  # the one of the experiment's scales that this is (layers.py)
     base: str = (
-        "shipped"  # shipped: stages whose weights came with lit-long are not trained · train: they are (stages/shipped.py)
+        "shipped"  # shipped: stages whose weights came with lit-long are not trained · train: they are (stages/archive.py)
     )
     grid: dict[str, Any] = field(default_factory=dict, metadata={"read_as": AXES})
     # points of the grid that are not run
@@ -320,5 +429,5 @@ class SweepConfig(SharedConfig):
     report: ReportConfig = field(default_factory=ReportConfig)
     root: str = ""  # runs/ and mlflow/ live below it; empty = the checkout, or the working directory when installed
     dry_run: bool = False
-    only_failed: bool = False  # run again what failed, and nothing that was never tried (stages/failures.py)
+    only_failed: bool = False  # run again what failed, and nothing that was never tried (stages/plan.py)
     show: str = ""  # show=config prints the resolved YAML

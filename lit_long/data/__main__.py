@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_long.config import UserError, typed
-from lit_long.config.one_data import GROUPS, parse_data_words
-from lit_long.config.places import check_writable
+from lit_long.config.compose import DATA_GROUPS, parse_data_words
+from lit_long.config.output_folder import check_writable
 from lit_long.config.ranges import Count, CountOrNone
 from lit_long.terminal import run_command
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         if verb not in ("prepare", "inspect"):
             raise UserError(f"command line: {verb or 'nothing'!r} is neither prepare nor inspect (see --help)")
         said = parse_data_words(words, Options)
-        options = typed(Options, {key: value for key, value in said.items() if key not in GROUPS}, "command line")
+        options = typed(Options, {key: value for key, value in said.items() if key not in DATA_GROUPS}, "command line")
         if options.format not in ("text", "json"):
             raise UserError(f"command line: format is text or json, not {options.format!r}")
         if options.share and (verb == "inspect" or options.verify):
@@ -87,7 +87,7 @@ def act(verb: str, words: list[str], said: dict, options: Options) -> int:
     if verb == "prepare":
         store = prepare_stage(stage, options.processes, options.verify, report)
     else:
-        keys = (*GROUPS, "root")
+        keys = (*DATA_GROUPS, "root")
         about = [word for word in words if word.split("=")[0].split(".")[0] in keys]
         store = open_stage(stage, " ".join(["python -m lit_long.data prepare", *about]))
     show(store, options.long, options.out, options.format, whole=verb == "inspect")

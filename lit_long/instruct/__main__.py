@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 
 from lit_long.config import UserError, typed
-from lit_long.config.one_data import parse_data_words
-from lit_long.config.places import check_writable
+from lit_long.config.compose import parse_data_words
+from lit_long.config.output_folder import check_writable
 from lit_long.terminal import run_command
 
 

@@ -1,1 +1,1 @@
-"""Where stages run, and running a plan: local.py starts processes, runner.py goes through the stages, display.py shows it."""
+"""Where stages run, and running a plan: runner.py goes through the stages, a launcher (launcher.py) starts them, display.py shows it."""

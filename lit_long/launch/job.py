@@ -100,7 +100,7 @@ def wait_to_see(folder: Path, patience: float) -> None:
         time.sleep(0.5)
 
 
-def settled(folder: Path, code: int, ended: float) -> int | None:
+def confirm_exit(folder: Path, code: int, ended: float) -> int | None:
     """The exit code of a job that ended at ``ended`` (monotonic); None until the DONE that it must have written shows here, too."""
     waits = code == 0 and not is_done(folder) and time.monotonic() - ended < SECONDS_TO_SEE
     return None if waits else code

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
-from lit_long.launch.base import Running, Task, refuse_nodes
+from lit_long.launch.launcher import ReadyStage, Running, refuse_nodes
 
 STOP_SECONDS = 45  # an update and a checkpoint are ended in good order; torchrun itself kills its ranks after 30
 # glibc gives large blocks back to the kernel at every free, and takes each page anew at the next: a quarter of the time of
@@ -120,7 +120,7 @@ class LocalLauncher:
                 f"trainer.devices={most}: this machine shows {len(self.gpus)} GPUs; CUDA_VISIBLE_DEVICES names those to use"
             )
 
-    def room(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
+    def fits(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
         if not running:
             return True
         wanted = [*running, config]
@@ -128,22 +128,22 @@ class LocalLauncher:
             return False
         return sum(processes(one) for one in wanted if not gpus_of(one)) <= (os.cpu_count() or 1)
 
-    def start(self, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Running]:
-        return [self.start_one(task) for task in tasks]
+    def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
+        return [self.start_one(stage) for stage in stages]
 
-    def start_one(self, task: Task) -> LocalProcess:
-        config, extra, own = task.config, {}, []
+    def start_one(self, stage: ReadyStage) -> LocalProcess:
+        config, extra, own = stage.config, {}, []
         if self.gpus is not None:
             self.taken = [(process, theirs) for process, theirs in self.taken if process.exit_code() is None]
             taken = {gpu for _, theirs in self.taken for gpu in theirs}
             own = [gpu for gpu in self.gpus if gpu not in taken][: gpus_of(config)]
             extra = {GPUS: ",".join(own)} if own else {}
         each = threads(config, self.parallel)
-        process = LocalProcess(command(task.folder, config), task.folder, environment(each) | extra, task.lock)
+        process = LocalProcess(command(stage.folder, config), stage.folder, environment(each) | extra, stage.lock)
         self.taken.append((process, own))
         return process
 
-    def join(self, task: Task, job: dict[str, str]) -> Running | None:
+    def join(self, stage: ReadyStage, job: dict[str, str]) -> Running | None:
         return None  # they ended with the sweep that had started them
 
     def close(self) -> None:

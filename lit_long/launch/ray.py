@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
-from lit_long.launch.base import Running, Task, missing
-from lit_long.launch.job import StageNode, forget_job, note_job, settled
+from lit_long.launch.job import StageNode, confirm_exit, forget_job, note_job
+from lit_long.launch.launcher import ReadyStage, Running, missing
 from lit_long.launch.local import Node, gpus_of, nodes, processes
 from lit_long.launch.torchrun import free_port
 
@@ -93,7 +93,7 @@ class RayLauncher:
     def check(self, configs: Sequence[StageConfig]) -> None:
         pass  # what the cluster has is known when it is connected to
 
-    def room(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
+    def fits(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
         return True  # Ray lets an actor wait for its resources
 
     def connect(self) -> None:
@@ -115,25 +115,25 @@ class RayLauncher:
                 signal.signal(number, handler)
         self.connected = True
 
-    def start(self, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Running]:
+    def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
         self.connect()
-        return [self.start_one(task) for task in tasks]
+        return [self.start_one(stage) for stage in stages]
 
-    def start_one(self, task: Task) -> RayStage:
-        count, ranks = nodes(task.config), processes(task.config) // nodes(task.config)
-        share = {"CPU": self.config.cpus * ranks} | ({"GPU": gpus_of(task.config)} if gpus_of(task.config) else {})
+    def start_one(self, stage: ReadyStage) -> RayStage:
+        count, ranks = nodes(stage.config), processes(stage.config) // nodes(stage.config)
+        share = {"CPU": self.config.cpus * ranks} | ({"GPU": gpus_of(stage.config)} if gpus_of(stage.config) else {})
         self.check_share(share, count)
         places: list[dict[str, Any]] = [{}]
         if count > 1:
             group = self.ray.util.placement_group(
-                [share] * count, strategy="STRICT_SPREAD", name=task.folder.name, lifetime="detached"
+                [share] * count, strategy="STRICT_SPREAD", name=stage.folder.name, lifetime="detached"
             )
             strategy = import_module("ray.util.scheduling_strategies").PlacementGroupSchedulingStrategy
             places = [{"scheduling_strategy": strategy(group, placement_group_bundle_index=rank)} for rank in range(count)]
         actors = [
             self.ray.remote(StageActor)
             .options(
-                name=f"{task.folder.name}-{rank}",
+                name=f"{stage.folder.name}-{rank}",
                 namespace=NAMESPACE,
                 lifetime="detached",
                 max_concurrency=4,
@@ -141,11 +141,11 @@ class RayLauncher:
                 num_gpus=share.get("GPU", 0),
                 **place,
             )
-            .remote(str(task.folder), self.config.cpus, os.getcwd())
+            .remote(str(stage.folder), self.config.cpus, os.getcwd())
             for rank, place in enumerate(places)
         ]
-        note_job(task.folder, "ray", address=self.config.address, nodes=str(count))
-        return RayStage(task.folder, actors, self)
+        note_job(stage.folder, "ray", address=self.config.address, nodes=str(count))
+        return RayStage(stage.folder, actors, self)
 
     def check_share(self, share: dict[str, float], count: int) -> None:
         """Refuse what no part of the cluster will ever have."""
@@ -159,15 +159,15 @@ class RayLauncher:
                 "or trainer.devices"
             )
 
-    def join(self, task: Task, job: dict[str, str]) -> Running | None:
+    def join(self, stage: ReadyStage, job: dict[str, str]) -> Running | None:
         if job["address"] == "local":
             return None  # that cluster was a part of the sweep that is gone
         try:
             self.connect()
-            actors = [self.ray.get_actor(f"{task.folder.name}-{rank}", NAMESPACE) for rank in range(int(job["nodes"]))]
+            actors = [self.ray.get_actor(f"{stage.folder.name}-{rank}", NAMESPACE) for rank in range(int(job["nodes"]))]
         except (UserError, ValueError):
             return None
-        return RayStage(task.folder, actors, self)
+        return RayStage(stage.folder, actors, self)
 
     def close(self) -> None:
         if self.connected:
@@ -225,12 +225,12 @@ class RayStage:
         """The exit code when one node failed or all are through."""
         if (bad := next(filter(None, codes), 0)) or None not in codes:
             self.ended = self.ended or time.monotonic()
-            return settled(self.folder, bad, self.ended)
+            return confirm_exit(self.folder, bad, self.ended)
         self.asked = [actor.exit_code.remote() for actor in self.actors]
         return None
 
     def waits_for(self) -> str:
-        return "waits for room in the Ray cluster" if self.take == self.begin else ""
+        return "waits for resources of the Ray cluster" if self.take == self.begin else ""
 
     def why(self) -> str:
         return self.reason

@@ -1,4 +1,4 @@
-"""Going through a plan: each stage in processes of its own, its metrics mirrored, its progress shown; side by side where there is room.
+"""Going through a plan: each stage in processes of its own, its metrics mirrored, its progress shown; side by side as far as the launcher lets them.
 
 Finished stages are not run again, a failed one holds up only those that need it, and an interrupted one goes on from its last
 checkpoint at the next command.
@@ -18,15 +18,13 @@ from typing import IO
 
 from lit_long.config import LauncherConfig, UserError
 from lit_long.data.disk_space import estimate_disk_space
-from lit_long.launch.base import Launcher, Running, Task, make_launcher
-from lit_long.launch.display import Display
-from lit_long.launch.eta import duration
+from lit_long.launch.display import Display, duration
 from lit_long.launch.job import JOB, forget_job, read_job
+from lit_long.launch.launcher import Launcher, ReadyStage, Running, make_launcher
 from lit_long.planning.flops import parameters
-from lit_long.stages.failures import ERROR, note_failure, why_failed
-from lit_long.stages.folder import is_done, read_progress, take_lock, write_stage
-from lit_long.stages.mixture import uses_builtin
+from lit_long.stages.folder import ERROR, is_done, note_failure, read_progress, take_lock, why_failed, write_stage
 from lit_long.stages.plan import Plan, Stage
+from lit_long.stages.resolve import uses_builtin
 from lit_long.tracking import Mirror
 from lit_long.tracking.record import Record
 
@@ -94,7 +92,7 @@ class Active:
 
     stage: Stage
     lock: IO[str]
-    task: Task
+    ready: ReadyStage
     running: Running | None = None
     started: float = field(default_factory=time.monotonic)
     run: str = ""
@@ -156,7 +154,7 @@ class Runner:
             folder = active.stage.folder
             self.waiting.remove(active.stage)
             if job := read_job(folder):
-                active.running = self.launcher_of(job).join(active.task, job)
+                active.running = self.launcher_of(job).join(active.ready, job)
             if active.running is None:
                 for leftover in (ERROR, "progress.json", JOB):
                     (folder / leftover).unlink(missing_ok=True)
@@ -166,20 +164,20 @@ class Runner:
                 self.active[active.stage.identity] = active
         if fresh:
             for active, running in zip(
-                fresh, self.launcher.start([active.task for active in fresh], self.display.line), strict=True
+                fresh, self.launcher.start([active.ready for active in fresh], self.display.line), strict=True
             ):
                 active.running, self.active[active.stage.identity] = running, active
         for active in entered:
             active.run, active.mirror = self.record.begin(active.stage)
 
     def take_ready(self) -> list[Active]:
-        """The first stages whose inputs are done, locked, as far as there is room."""
+        """The first stages whose inputs are done, locked, as many as fit beside those that run."""
         ready: list[Active] = []
         for stage in self.waiting:
             if not all(is_done(folder) for folder in stage.inputs):
                 continue
             beside = [active.stage.config for active in [*self.active.values(), *ready]]
-            if len(beside) >= self.parallel or not self.launcher.room(stage.config, beside):
+            if len(beside) >= self.parallel or not self.launcher.fits(stage.config, beside):
                 break  # what comes later in the plan does not overtake it
             label = self.labels[stage.identity]
             stage.folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +188,7 @@ class Runner:
             elif stage.done:
                 lock.close()  # another sweep has just finished it
             else:
-                ready.append(Active(stage, lock, Task(stage.folder, label, stage.config, lock.fileno())))
+                ready.append(Active(stage, lock, ReadyStage(stage.folder, label, stage.config, lock.fileno())))
         return ready
 
     def launcher_of(self, job: dict[str, str]) -> Launcher:
@@ -217,7 +215,7 @@ class Runner:
 
     def ended(self, active: Active, code: int) -> None:
         """A stage is over: its record, its place in the outcome, its line."""
-        stage, label, seconds = active.stage, active.task.label, time.monotonic() - active.started
+        stage, label, seconds = active.stage, active.ready.label, time.monotonic() - active.started
         succeeded = code == 0 and stage.done
         self.record.end(
             stage, active.run, active.mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED"
@@ -243,7 +241,7 @@ class Runner:
             notes = list(pool.map(lambda active: active.running.stop(), running))
         for active, note in zip(running, notes, strict=True):
             if note:
-                self.display.line(f"{active.task.label}: {note}")
+                self.display.line(f"{active.ready.label}: {note}")
             if active.mirror is not None:
                 with suppress(UserError):
                     self.record.end(active.stage, active.run, active.mirror, "KILLED")

@@ -19,14 +19,25 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from lit_long.config import LauncherConfig, StageConfig, UserError, nearest
-from lit_long.launch.base import Running, Task, missing, refuse_nodes
-from lit_long.launch.job import SECONDS_TO_SEE, StageNode, forget_job, note_job, settled
+from lit_long.launch.job import SECONDS_TO_SEE, StageNode, confirm_exit, forget_job, note_job
+from lit_long.launch.launcher import ReadyStage, Running, missing, refuse_nodes
 from lit_long.launch.local import Node, gpus_of, nodes, processes
-from lit_long.launch.queue import OVER, Queue, local_state, states
 
 CLUSTERS = ("slurm", "local")
 STOP_SECONDS = 60.0
 INTERRUPTED = 143  # as a shell says it of SIGTERM
+OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
 
 
 def import_submitit() -> ModuleType:
@@ -109,34 +120,34 @@ class SlurmLauncher:
         if self.config.cluster == "local":
             refuse_nodes(configs, "slurm launcher.cluster=local")
 
-    def room(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
+    def fits(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
         return True  # the queue is where they wait
 
-    def start(self, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Running]:
+    def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
         """Submit them; those that ask for the same as one array."""
         found: dict[int, Running] = {}
-        asked = [(self.asked(task.config), task.label.split()[0]) for task in tasks]
+        asked = [(self.asked(stage.config), stage.label.split()[0]) for stage in stages]
         for wanted in [one for number, one in enumerate(asked) if one not in asked[:number]]:
             alike = [number for number, one in enumerate(asked) if one == wanted]
-            for number, job in zip(alike, self.submit([tasks[n] for n in alike], *wanted), strict=True):
+            for number, job in zip(alike, self.submit([stages[n] for n in alike], *wanted), strict=True):
                 found[number] = job
-        return [found[number] for number in range(len(tasks))]
+        return [found[number] for number in range(len(stages))]
 
-    def submit(self, tasks: list[Task], parameters: dict[str, Any], name: str) -> list[Running]:
+    def submit(self, stages: list[ReadyStage], parameters: dict[str, Any], name: str) -> list[Running]:
         """Jobs with the same parameters."""
         executor = self.submitit.AutoExecutor(
             self.bookkeeping, cluster=self.config.cluster, slurm_max_num_timeout=self.config.requeues
         )
-        callables = [SlurmTask(task.folder, self.config.cpus, max(5, self.config.grace_seconds - 20)) for task in tasks]
+        callables = [SlurmTask(stage.folder, self.config.cpus, max(5, self.config.grace_seconds - 20)) for stage in stages]
         try:
             executor.update_parameters(name=f"lit-long {name}", **parameters)
             with executor.batch():  # a batch of one is no array
                 jobs = [executor.submit(one) for one in callables]
         except (self.submitit.core.utils.FailedJobError, OSError, ValueError, subprocess.SubprocessError) as error:
             raise UserError(f"launcher=slurm: the job was not taken: {error}") from None
-        for task, job in zip(tasks, jobs, strict=True):
-            note_job(task.folder, "slurm", id=job.job_id, cluster=self.config.cluster, bookkeeping=str(self.bookkeeping))
-        return [SlurmJob(task.folder, job, self) for task, job in zip(tasks, jobs, strict=True)]
+        for stage, job in zip(stages, jobs, strict=True):
+            note_job(stage.folder, "slurm", id=job.job_id, cluster=self.config.cluster, bookkeeping=str(self.bookkeeping))
+        return [SlurmJob(stage.folder, job, self) for stage, job in zip(stages, jobs, strict=True)]
 
     def asked(self, config: StageConfig) -> dict[str, Any]:
         """submitit's parameters for a stage."""
@@ -155,9 +166,9 @@ class SlurmLauncher:
             | {"slurm_additional_parameters": more}
         )
 
-    def join(self, task: Task, job: dict[str, str]) -> Running | None:
+    def join(self, stage: ReadyStage, job: dict[str, str]) -> Running | None:
         kind = self.submitit.SlurmJob if job["cluster"] == "slurm" else self.submitit.LocalJob
-        found = SlurmJob(task.folder, kind(job["bookkeeping"], job["id"]), self)
+        found = SlurmJob(stage.folder, kind(job["bookkeeping"], job["id"]), self)
         return found if found.exit_code() is None or found.has_result() else None
 
     def close(self) -> None:
@@ -213,7 +224,7 @@ class SlurmJob:
         if isinstance(result, str):
             self.reason = result
             return 2
-        return settled(self.folder, result, self.since)
+        return confirm_exit(self.folder, result, self.since)
 
     def waits_for(self) -> str:
         return f"job {self.job.job_id} waits in the queue" if self.state() == "PENDING" else ""
@@ -239,3 +250,54 @@ def cancel(job: Any, is_slurm: bool) -> None:
         job.cancel(check=False)
     elif local_state(int(job.job_id)) == "RUNNING":
         os.kill(int(job.job_id), signal.SIGINT)
+
+
+class Queue:
+    """What squeue says of our jobs: all are asked about at once, and not more often than every ``seconds``.
+
+    Not sacct, which many clusters do not have: a job that ended stays in squeue for some minutes, and leaves a result.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.due = seconds, 0.0
+        self.jobs: set[str] = set()
+        self.found: dict[str, str] = {}
+
+    def watch(self, job: str) -> None:
+        self.jobs.add(job)
+        self.refresh()
+
+    def forget(self, job: str) -> None:
+        self.jobs.discard(job)
+
+    def refresh(self) -> None:
+        """Look again at the next question."""
+        self.due = 0.0
+
+    def state(self, job: str) -> str:
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + self.seconds
+            if (found := states(sorted(self.jobs))) is not None:
+                self.found = found
+        return self.found.get(job, "")
+
+
+def states(jobs: Sequence[str]) -> dict[str, str] | None:
+    """SLURM's state of each job that the queue knows; None when it does not answer, as it does not for a while when it is restarted."""
+    words = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T", f"--jobs={','.join(jobs)}"]
+    asked = subprocess.run(words, capture_output=True, text=True)
+    if asked.returncode:
+        return {} if "Invalid job id" in asked.stderr else None
+    return dict(line.split() for line in asked.stdout.splitlines() if line.strip())
+
+
+def local_state(pid: int) -> str:
+    """The same words for submitit's process on this machine."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        ours = process.status() != psutil.STATUS_ZOMBIE and any("submitit" in word for word in process.cmdline())
+        return "RUNNING" if ours else "COMPLETED"
+    except psutil.NoSuchProcess:
+        return "COMPLETED"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
-from lit_long.launch.base import Running, Task
 from lit_long.launch.job import NODE_LOG
+from lit_long.launch.launcher import ReadyStage, Running
 from lit_long.launch.local import LocalLauncher, LocalProcess, Node, command, environment, nodes, threads
 
 PORT = 29_500
@@ -55,27 +55,27 @@ class TorchrunLauncher(LocalLauncher):
                 f"launcher.rdzv_endpoint=HOST:{PORT}, and type on each what the sweep then says"
             )
 
-    def room(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
+    def fits(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
         alone = any(nodes(one) > 1 for one in [config, *running])
-        return not running if alone else super().room(config, running)
+        return not running if alone else super().fits(config, running)
 
-    def start(self, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Running]:
-        return [self.start_nodes(task, say) if nodes(task.config) > 1 else self.start_one(task) for task in tasks]
+    def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
+        return [self.start_nodes(stage, say) if nodes(stage.config) > 1 else self.start_one(stage) for stage in stages]
 
-    def start_nodes(self, task: Task, say: Callable[[str], None]) -> SeveralNodes:
+    def start_nodes(self, stage: ReadyStage, say: Callable[[str], None]) -> SeveralNodes:
         """One process for each node that we start: torchrun, or ssh to one."""
-        count, address = nodes(task.config), self.address()
+        count, address = nodes(stage.config), self.address()
         hosts = self.config.hosts[:count] or ["localhost"]
         processes: list[tuple[str, LocalProcess]] = []
         for rank, host in enumerate(hosts):
-            words = command(task.folder, task.config, Node(rank, count, address))
-            own = environment(threads(task.config))
+            words = command(stage.folder, stage.config, Node(rank, count, address))
+            own = environment(threads(stage.config))
             words = words if is_here(host) else [*shlex.split(self.config.ssh), host, self.remote(words, own)]
             log = NODE_LOG.format(rank) if rank else "log.txt"
-            processes.append((host, LocalProcess(words, task.folder, own, task.lock, log)))
+            processes.append((host, LocalProcess(words, stage.folder, own, stage.lock, log)))
         for rank in range(len(hosts), count):
-            words = command(task.folder, task.config, Node(rank, count, address), watched=False)
-            say(f"{task.label}: type on node {rank}:\n{self.remote(words, environment(threads(task.config)))}")
+            words = command(stage.folder, stage.config, Node(rank, count, address), watched=False)
+            say(f"{stage.label}: type on node {rank}:\n{self.remote(words, environment(threads(stage.config)))}")
         return SeveralNodes(processes)
 
     def address(self) -> str:

@@ -100,7 +100,7 @@ class Llama(nn.Module):
         loss_chunk: tokens whose logits may exist at once.
         loss: the backend of head and loss in training (model/fused_loss.py).
 
-    ``vocabulary``, if set, has dealt the words of embedding and head to several ranks (training/tensor.py).
+    ``vocabulary``, if set, has dealt the words of embedding and head to several ranks (training/tensor_parallel.py).
     """
 
     def __init__(self, config: ModelConfig, encoder: PositionalEncoder, loss_chunk: int = 2048, loss: str = CHUNKED) -> None:

@@ -13,7 +13,7 @@ parameter by parameter), and in backward the next one meanwhile; embedding and h
 Gradients that more than one micro-batch adds up stay whole on every rank unless accumulate=sharded (see Job). Not counted: what is in no
 tensor, such as CUDA's context and the allocator's fragments (hardware.py).
 
-The formulas hold for tensors as torch counts them; training/traced.py runs the real model to compare.
+The formulas hold for tensors as torch counts them; training/memory_trace.py runs the real model to compare.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from lit_long.planning.flops import parameters
 from lit_long.planning.hardware import GIB, usable
 from lit_long.planning.job import describe
 from lit_long.planning.memory import PARTS
-from lit_long.planning.search import Machines, Planned, describe_way, remedy
+from lit_long.planning.search import Estimate, Machines, describe_way, remedy
 
 RUN_HEADER = [
     *("run", "FLOPs", "GPUs", "GiB a\nGPU", "fits", "tokens/s\na GPU", "GPU\nhours", "days"),
@@ -20,30 +20,30 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f}"
 
 
-def memory_rows(planned: Planned) -> list[list[str]]:
+def memory_rows(estimate: Estimate) -> list[list[str]]:
     """GiB a GPU at the moment of the most memory, kind by kind."""
-    rows = [[part, gib(getattr(planned.memory, part))] for part in PARTS]
-    return [*rows, ["total", gib(planned.memory.total)]]
+    rows = [[part, gib(getattr(estimate.memory, part))] for part in PARTS]
+    return [*rows, ["total", gib(estimate.memory.total)]]
 
 
-def transfer_rows(planned: Planned) -> list[list[str]]:
+def transfer_rows(estimate: Estimate) -> list[list[str]]:
     """What each GPU sends in an update."""
     return [
         [each.name, gib(each.bytes), f"{each.seconds:.2f}", "meanwhile" if each.hidden else "waits"]
-        for each in planned.speed.transfers
+        for each in estimate.speed.transfers
     ]
 
 
-def run_row(name: str, planned: Planned) -> list[str]:
+def run_row(name: str, estimate: Estimate) -> list[str]:
     """One run in one line."""
-    job, speed = planned.job, planned.speed
+    job, speed = estimate.job, estimate.speed
     sums = f", {job.accumulate}" if job.fsdp and job.micro_batches > 1 else ""
     return [
         name,
         f"{speed.flops:.2e}",
         f"{job.mesh.ranks:,}",
-        f"{planned.memory.total / GIB:.1f}",
-        "yes" if planned.fits else "no",
+        f"{estimate.memory.total / GIB:.1f}",
+        "yes" if estimate.fits else "no",
         f"{speed.tokens_per_second:,.0f}",
         f"{speed.gpu_hours:,.0f}",
         f"{speed.hours / 24:,.1f}",
@@ -58,19 +58,19 @@ def in_groups(row: list[str]) -> list[str]:
     return [*row[:FIRST_GROUP], "", *row[FIRST_GROUP:]]
 
 
-def sentences(planned: Planned, machines: Machines) -> list[str]:
+def sentences(estimate: Estimate, machines: Machines) -> list[str]:
     """What the tables do not say."""
-    job, speed, gpu = planned.job, planned.speed, machines.gpu
+    job, speed, gpu = estimate.job, estimate.speed, machines.gpu
     own = f"{usable(gpu) / GIB:.1f} GiB of one {gpu.name} are for tensors"
     lines = [f"{parameters(job.model):,} parameters, {job.precision}; {describe_way(job)}"]
-    if planned.fits:
-        lines.append(f"fits: {own}, {planned.room / GIB:.1f} GiB are left at its fullest moment ({planned.memory.name})")
+    if estimate.fits:
+        lines.append(f"fits: {own}, {estimate.free / GIB:.1f} GiB are left at its fullest moment ({estimate.memory.name})")
     else:
-        helps = remedy(planned, machines)
+        helps = remedy(estimate, machines)
         cure = (
             f"; the cheapest remedy: {helps}" if helps else "; nothing that a plan knows helps: fewer parameters, or larger GPUs"
         )
-        lines.append(f"does not fit: {own}, {-planned.room / GIB:.1f} GiB are missing ({planned.memory.name}){cure}")
+        lines.append(f"does not fit: {own}, {-estimate.free / GIB:.1f} GiB are missing ({estimate.memory.name}){cure}")
     assumed = machines.efficiency or gpu.efficiency
     lines.append(
         f"{speed.flops:.4g} FLOPs (causal); assuming {assumed:.0%} of {gpu.name}'s peak: {speed.update:.1f} s an update, "

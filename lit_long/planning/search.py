@@ -30,40 +30,40 @@ class Machines:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Estimate:
     """A job with what it costs."""
 
     job: Job
     memory: Moment
     speed: Speed
-    room: float  # bytes that are left; negative when it does not fit
+    free: float  # bytes that are left; negative when it does not fit
 
     @property
     def fits(self) -> bool:
-        return self.room >= 0
+        return self.free >= 0
 
 
-def plan(job: Job, machines: Machines) -> Planned:
+def estimate(job: Job, machines: Machines) -> Estimate:
     memory = peak(job)
-    return Planned(
+    return Estimate(
         job, memory, speed(job, machines.gpu, machines.in_machine, machines.efficiency), usable(machines.gpu) - memory.total
     )
 
 
-def search(job: Job, machines: Machines, said: frozenset[str]) -> Planned | None:
+def search(job: Job, machines: Machines, said: frozenset[str]) -> Estimate | None:
     """The fastest plan that fits, or a simpler one that is nearly as fast, else the one with the least memory; None when no layout can run at all.
 
     Args:
-        said: what the user has settled: replicate, context, tensor, rows, checkpointing, accumulate.
+        said: what the user has fixed: replicate, context, tensor, rows, checkpointing, accumulate.
     """
     found = [(each, peak(each)) for each in candidates(job, machines, said)]
-    fitting = [plan(each, machines) for each, memory in found if memory.total <= usable(machines.gpu)]
+    fitting = [estimate(each, machines) for each, memory in found if memory.total <= usable(machines.gpu)]
     if fitting:
         near = NEAR * min(each.speed.update for each in fitting)
         return min(
             (p for p in fitting if p.speed.update <= near), key=lambda p: (p.job.mesh.context * p.job.mesh.tensor, p.speed.update)
         )
-    return plan(min(found, key=lambda pair: pair[1].total)[0], machines) if found else None
+    return estimate(min(found, key=lambda pair: pair[1].total)[0], machines) if found else None
 
 
 def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[Job]:
@@ -91,13 +91,13 @@ def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[J
             yield from (replace(each, accumulate=way) for way in sums)
 
 
-def remedy(planned: Planned, machines: Machines) -> str:
+def remedy(estimate: Estimate, machines: Machines) -> str:
     """The cheapest single change that makes the job fit, or, where none does, the first few that do together; "" when nothing helps."""
     for alone in (True, False):
-        job, made = planned.job, {}
+        job, made = estimate.job, {}
         for step in STEPS:
             if alone:
-                job, made = planned.job, {}
+                job, made = estimate.job, {}
             for _ in range(DOUBLINGS):
                 taken = step(job)
                 if taken is None or why_not(taken[1]) or (needed := peak(taken[1]).total) >= peak(job).total:

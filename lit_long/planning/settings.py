@@ -12,7 +12,7 @@ from lit_long.planning.hardware import find_gpu
 from lit_long.planning.job import Job, check_words
 from lit_long.planning.search import Machines
 
-SETTLED = {
+FIXED = {
     "context_parallel": "context",
     "tensor_parallel": "tensor",
     "micro_batch_tokens": "rows",

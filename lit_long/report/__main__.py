@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lit_long.config import UserError, nearest, project_root
-from lit_long.config.places import check_writable
+from lit_long.config.output_folder import check_writable
 from lit_long.report import find_sweep, write_report
 from lit_long.report.findings import write_findings
 from lit_long.report.folder import read_sweep

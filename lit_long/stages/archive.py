@@ -1,13 +1,25 @@
-"""Finished stages in a form that travels: experiments/archive/KIND-IDENTITY/, found as experiments are, small enough for git.
+"""Finished stages that travel: archives of those of a sweep, and weights that came with lit-long.
+
+An archive is experiments/archive/KIND-IDENTITY/, found as experiments are, small enough for git:
 
 stage.yaml            identity, inputs and settings, as in the stage's folder
 result.json           what it measured, byte for byte
 curve.json            of a training stage: its losses in short
-weights.safetensors   in bf16, where other stages of the plan start from them and there is room
+weights.safetensors   in bf16, where other stages of the plan start from them and the limits allow it
 archive.json          when the stage ended, versions, and the sha256 of every file above
 DONE                  written last
 
 A sweep counts a stage as done whose archive has its identity (`plan.py`), and never writes into an archive.
+
+Shipped weights let a sweep start from a trained model at once:
+
+    stages:
+      base: {shipped: "mini-s${seed}", tokens: 8M, …}     the recipe, and what it gave: experiments/bases/mini-s0/
+
+The folder is a Hugging Face folder as `python -m lit_long.export` writes it of a finished stage: its card tells where the weights come from, its
+``recipe.json`` with which settings they were made. They are taken where the stage has just these settings; with others, or another seed, it
+is trained, and so it is with ``base=train``. Stages after it start from these weights as from any pretrained ones: known by their content,
+with their tokenizer.
 """
 
 from __future__ import annotations
@@ -18,22 +30,27 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_long import __version__
-from lit_long.config import UserError
-from lit_long.config.compose import folders
+from lit_long.config import ModelConfig, StageConfig, UserError
+from lit_long.config.layers import folders
 from lit_long.files import write_atomically
 from lit_long.stages.folder import ARCHIVE, DONE, is_archived, read_result
+from lit_long.stages.identity import recipe
+from lit_long.stages.identity_0_1 import recipe_0_1
 
 PLACE = "archive"  # below experiments/
 CURVE, WEIGHTS = "curve.json", "weights.safetensors"
 IN_BF16 = "archived in bf16"  # what a stage's result says of its parent's weights
 MB = 1_000_000
+SHIPPED, TRAIN = "shipped", "train"
+BASES = "bases"  # below experiments/
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ def has_weights(folder: Path) -> bool:
 def archive_stages(
     finished: Mapping[Path, dict[str, Any] | None], needed: Sequence[Path], into: Path, limits: Limits
 ) -> Archived:
-    """Archive finished stages below ``into``. What is there already stays; weights are added where there is room.
+    """Archive finished stages below ``into``. What is there already stays; weights are added as far as the limits allow.
 
     Args:
         finished: their folders, each with the training curve in short if it has one.
@@ -217,3 +234,47 @@ def in_bf16(file: Path) -> bytes:
     from safetensors.torch import load_file, save
 
     return save({name: tensor.to(torch.bfloat16) for name, tensor in load_file(file).items()})
+
+
+def check_base(base: str, stages: dict[str, dict], file: Path) -> None:
+    """Raises UserError for another word than those two, and for one that changes nothing."""
+    if base not in (SHIPPED, TRAIN):
+        raise UserError(f"base={base}: must be {SHIPPED} or {TRAIN}")
+    if base == TRAIN and not any(stage.get("shipped") for stage in stages.values()):
+        raise UserError(f"base={TRAIN}: no stage of {file} has shipped weights, so all are trained anyway; leave the word out")
+
+
+def shipped_folder(config: StageConfig) -> str:
+    """The folder of the weights that the resolved stage would give, or "" if none came with lit-long.
+
+    Raises:
+        UserError: a folder without a recipe, or an unreadable one.
+    """
+    for place in folders("experiments"):
+        folder = place / BASES / config.shipped
+        if not (folder / "config.json").is_file():
+            continue
+        try:
+            made_with = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder / RECIPE}: cannot be read ({error}), so nothing says with which settings these weights were made. "
+                f"Export the stage anew (python -m lit_long.export), or base={TRAIN} trains it."
+            ) from error
+        if made_with in (recipe(config), recipe_0_1(config)):
+            return str(folder)
+    return ""
+
+
+def stand_in(config: StageConfig, folder: str, shape: ModelConfig, where: str) -> StageConfig:
+    """Settings of the stage that is not trained, for those that start from it: its own, and the weights' name.
+
+    Raises:
+        UserError: the weights are of another shape than the settings say.
+    """
+    own = replace(config.model, init=folder, vocab_size=shape.vocab_size)
+    if own != replace(shape, init=folder):
+        raise UserError(
+            f"{where}: the weights in {folder} are of another shape than its {RECIPE} says; base={TRAIN} trains others"
+        )
+    return replace(config, model=own)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_long.config import ModelConfig, StageConfig, UserError
+from lit_long.config.checkpoints import number_of_updates
+from lit_long.config.compose import compose_model
 from lit_long.config.mesh import mesh_of
-from lit_long.config.one_model import compose_model
 from lit_long.data.curriculum import make_phases
 from lit_long.planning.flops import stage_flops
 from lit_long.planning.job import Job, why_not
 from lit_long.planning.paper import paper_runs
 from lit_long.planning.rows import RUN_HEADER, run_row
-from lit_long.planning.search import Machines, Planned, plan, search
+from lit_long.planning.search import Estimate, Machines, estimate, search
 from lit_long.pretrained import open_pretrained
 from lit_long.stages.plan import Plan
 
@@ -30,7 +31,7 @@ def model_and_context(words: dict) -> tuple[ModelConfig, int]:
     return config.model, config.context
 
 
-def planned(job: Job, machines: Machines, said: frozenset[str]) -> Planned:
+def fastest(job: Job, machines: Machines, said: frozenset[str]) -> Estimate:
     """The fastest way that fits, or the one that is nearest to it.
 
     Raises:
@@ -45,7 +46,7 @@ def planned(job: Job, machines: Machines, said: frozenset[str]) -> Planned:
 
 def job_of(config: StageConfig, where: str) -> Job:
     """A training stage as a job. An adapter is planned as if all weights were trained: more than it needs."""
-    updates = max(1, round(config.tokens / config.tokens_per_update))
+    updates = number_of_updates(config)
     phases = make_phases(config.curriculum, config.context, config.tokens_per_update, updates, where)
     trainer = config.trainer
     return Job(
@@ -75,7 +76,7 @@ def stage_rows(experiment: Plan, machines: Machines, as_configured: bool) -> tup
         if config.kind == "train":
             job = job_of(config, name)
             own = replace(machines, gpus=job.mesh.ranks)
-            found = plan(job, own) if as_configured else planned(job, machines, frozenset())
+            found = estimate(job, own) if as_configured else fastest(job, machines, frozenset())
             fit &= found.fits
             rows.append(run_row(name, found))
         elif config.kind == "evaluate":
@@ -88,7 +89,7 @@ def paper_rows(machines: Machines) -> tuple[list[list[str]], list[list[str]]]:
     rows, flops = [], []
     for run in paper_runs():
         model, _ = model_and_context({"model": {"option": run.model}})
-        found = planned(run.job(model), replace(machines, gpus=run.gpus), frozenset())
+        found = fastest(run.job(model), replace(machines, gpus=run.gpus), frozenset())
         rows.append(run_row(run.name, found))
         if run.flops:
             flops.append([run.name, *(f"{value:.3e}" for value in (run.flops, run.flops_as_printed(model), found.speed.flops))])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import ModelConfig, UserError, project_root
-from lit_long.config.one_data import compose_data
+from lit_long.config.compose import compose_data
 from lit_long.data.disk_space import estimate_disk_space
 from lit_long.data.prepare import prepare
 from lit_long.data.prepare import prepare_share as share_of
@@ -18,8 +18,8 @@ from lit_long.data.token_store import Store, open_store, verify
 from lit_long.files import is_disk_full, write_atomically
 from lit_long.pretrained import open_pretrained
 from lit_long.stages.folder import finish, locked, write_stage
-from lit_long.stages.mixture import settle_data, uses_builtin
 from lit_long.stages.plan import CORPUS, Stage, place
+from lit_long.stages.resolve import resolve_data, uses_builtin
 
 Report = Callable[[str, float], None]
 
@@ -36,7 +36,7 @@ def data_stage(words: dict[str, Any], root: str) -> Stage:
         return found.shape, found.position
 
     config = compose_data(words, pretrained)
-    config.data = settle_data(config.data, "command line", {})
+    config.data = resolve_data(config.data, "command line", {})
     return place(Path(root).expanduser().resolve() if root else project_root(), CORPUS, config)
 
 

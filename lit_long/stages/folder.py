@@ -4,7 +4,7 @@ stage.yaml      identity, inputs and settings
 metrics.jsonl   points of its curves
 progress.json   a line for people, and the share done
 result.json     what it measured
-error.txt       why it failed, if it did
+error.txt       why it failed: it was begun and ended without a result, whether it broke, was killed or was interrupted
 log.txt         everything its processes printed
 job.json        the job of a cluster that runs it, while one does (launch/job.py)
 DONE            written last; a stage with it never runs again
@@ -29,7 +29,7 @@ from lit_long.config.text import read_node
 from lit_long.files import write_atomically
 
 PROGRESS_SECONDS = 0.25
-DONE, ARCHIVE = "DONE", "archive.json"
+DONE, ERROR, ARCHIVE = "DONE", "error.txt", "archive.json"
 JOB_LOCK = "job.lock"  # held by a job that runs the stage far from the sweep, which holds "lock"
 
 
@@ -80,8 +80,22 @@ def read_stage(folder: Path) -> tuple[StageConfig, Path | None, Path | None]:
 def finish(folder: Path, result: dict[str, Any]) -> None:
     """Result first, marker last."""
     write_atomically(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    (folder / "error.txt").unlink(missing_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
     write_atomically(folder / DONE, "")
+
+
+def why_failed(folder: Path) -> str:
+    """What ``error.txt`` says; "" without one."""
+    try:
+        return (folder / ERROR).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def note_failure(folder: Path, reason: str) -> None:
+    """Leave ``reason`` where the stage could not say itself why it ended, such as after kill -9. Raises OSError."""
+    if not (folder / ERROR).exists():
+        write_atomically(folder / ERROR, reason + "\n")
 
 
 def progress_writer(folder: Path) -> Callable[[str, float], None]:

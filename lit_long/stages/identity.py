@@ -22,7 +22,7 @@ from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, SourceCo
 from lit_long.data.builtin_corpus import fingerprint
 from lit_long.evaluation.registry import code_digest, task_code
 from lit_long.positions import default_settings
-from lit_long.stages.mixture import chat_templates, uses_builtin
+from lit_long.stages.resolve import chat_templates, uses_builtin
 
 KIND_VERSIONS = {"data": 3, "train": 2, "evaluate": 3}
 # The settings that mean something to a stage of each kind; of those the result of training does not depend on ``validation``.
@@ -138,7 +138,7 @@ def all_weights(config: StageConfig) -> list[dict[str, float]]:
 
 
 def recipe(config: StageConfig) -> dict[str, Any]:
-    """What a resolved training stage computes, but for the machine's precision and the versions of the corpus' packages (shipped.py)."""
+    """What a resolved training stage computes, but for the machine's precision and the versions of the corpus' packages (archive.py)."""
     settings = identity_settings(replace(config, trainer=replace(config.trainer, precision=DEFAULT.trainer.precision)))
     mixed = {name for weights in all_weights(config) for name, weight in weights.items() if weight}
     made = {"version": KIND_VERSIONS["train"], "settings": settings, "corpus": differing(config.data.corpus)}

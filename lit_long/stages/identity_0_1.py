@@ -32,7 +32,7 @@ from lit_long.data.builtin_corpus import fingerprint
 from lit_long.data.synthetic import RETRIEVAL
 from lit_long.positions import default_settings
 from lit_long.stages.identity import all_weights, digest, own_code
-from lit_long.stages.mixture import DOCS, chat_templates, uses_builtin
+from lit_long.stages.resolve import DOCS, chat_templates, uses_builtin
 
 KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 2}
 SETTINGS = {

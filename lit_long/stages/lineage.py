@@ -9,7 +9,7 @@ from typing import Any
 from lit_long import __version__
 from lit_long.config import StageConfig, UserError, plain
 from lit_long.stages.folder import read_result, read_stage
-from lit_long.stages.settle import OPTIMIZERS
+from lit_long.stages.resolve import OPTIMIZERS
 
 MLFLOW_RUN = "mlflow.json"  # the stage's run in its sweep's tracker; the name is older than the second tracker
 

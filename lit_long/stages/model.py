@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lit_long.config import StageConfig, UserError
-from lit_long.config.one_model import compose_model
+from lit_long.config.compose import compose_model
 from lit_long.data.token_store import open_store, words_of
 from lit_long.model.llama import Llama
 from lit_long.positions import build

@@ -1,6 +1,6 @@
 """From an experiment to the stages that have to run: which, in which order, and what identifies each.
 
-Every point of the grid is a trial, and a trial is a chain of stages. A stage is what it is made of: its identity is the hash of
+Every point of the grid is a trial, and a trial is a chain of stages. A stage is what it is built of: its identity is the hash of
 its identity settings, a version number of its kind and the identities of its inputs. Trials whose stages have the same identity
 share them. Planning imports no torch.
 
@@ -31,14 +31,12 @@ from lit_long.config import (
 )
 from lit_long.config.grid import points, variant_name
 from lit_long.pretrained import PretrainedWeights, open_pretrained
-from lit_long.stages.archive import find_archive, has_weights
+from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_weights, shipped_folder, stand_in
 from lit_long.stages.axes import Axes
-from lit_long.stages.folder import is_archived, is_done
+from lit_long.stages.folder import ERROR, is_archived, is_done
 from lit_long.stages.identity import RELEVANT, digest, stage_identity
 from lit_long.stages.identity_0_1 import identity_0_1, sweep_key_0_1
-from lit_long.stages.mixture import settle_data
-from lit_long.stages.settle import check_optimizer, settle
-from lit_long.stages.shipped import SHIPPED, check_base, shipped_folder, stand_in
+from lit_long.stages.resolve import check_optimizer, resolve_data, resolve_stage
 
 CORPUS = "corpus"
 
@@ -61,6 +59,11 @@ class Stage:
     @property
     def done(self) -> bool:
         return is_done(self.folder)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was begun and ended without a result. One that was skipped, because it needs one that failed, was not."""
+        return not self.done and (self.folder / ERROR).is_file()
 
     @property
     def archived(self) -> bool:
@@ -113,7 +116,7 @@ class Plan:
     unseen: list[str] = field(default_factory=list)  # why weights or data could not be looked at; then nothing can run
     shipped: dict[str, str] = field(default_factory=dict)  # weights that came with lit-long, by the stages that they stand for
     notes: list[str] = field(default_factory=list)  # axes of the grid that apply to some of its options only (axes.py)
-    left: list[Stage] = field(default_factory=list)  # not for this command to run (failures.py)
+    left: list[Stage] = field(default_factory=list)  # not for this command to run (`only_failed`)
 
     @property
     def folder(self) -> Path:
@@ -159,18 +162,19 @@ class Plan:
         return " ".join(words)
 
 
-class Look:
-    """Looks at weights and data, each once for all stages. A plan that is only shown goes on without those that are not here, a run does not."""
+class Prober:
+    """Reads what there is to know about weights and data, each once for all stages. A plan that is only shown goes on without those that are not
+    here, a run does not."""
 
     def __init__(self, only_shown: bool) -> None:
         self.only_shown, self.seen, self.unseen = only_shown, {}, {}
 
-    def at(self, look: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``look(*arguments)`` finds; None for what cannot be looked at."""
-        key = f"{look.__name__}{arguments}"
+    def probe(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``read(*arguments)`` returns; None for what cannot be read."""
+        key = f"{read.__name__}{arguments}"
         if key not in self.seen:
             try:
-                self.seen[key] = look(*arguments)
+                self.seen[key] = read(*arguments)
             except UserError as error:
                 if not self.only_shown:
                     raise
@@ -190,14 +194,14 @@ def make_plan(layers: Layers) -> Plan:
     root = Path(sweep.root).expanduser().resolve() if sweep.root else project_root()
     names = parents_first(sweep.stages, layers)
     check_base(sweep.base, sweep.stages, layers.file)
-    look = Look(only_shown=sweep.dry_run or bool(sweep.show))
+    prober = Prober(only_shown=sweep.dry_run or bool(sweep.show))
 
     def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]] | None:
-        weights = look.at(open_pretrained, init)
+        weights = prober.probe(open_pretrained, init)
         return weights and (weights.shape, weights.position)
 
     composer = Composer(layers, sweep.grid, shared, pretrained)
-    maker = Maker(layers, sweep, root, look, composer)
+    builder = StageBuilder(layers, sweep, root, prober, composer)
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
     shipped: dict[str, str] = {}  # weights that came with lit-long, by the stages that they stand for
@@ -208,9 +212,9 @@ def make_plan(layers: Layers) -> Plan:
         raise UserError(f"{layers.file}: exclude leaves no point of the grid")
     for point in chosen:
         trial = Trial(variant_name(point, sweep.grid), 0, point)
-        made: dict[str, Made] = {}
+        built: dict[str, BuiltStage] = {}
         for name in names:
-            one = made[name] = maker.make(name, point, made)
+            one = built[name] = builder.build(name, point, built)
             trial.seed = one.config.seed
             if one.stage is None:
                 shipped[f"{name} s{one.config.seed}"] = one.config.model.init
@@ -234,12 +238,12 @@ def make_plan(layers: Layers) -> Plan:
         trial.stages = {name: stage.read_from(archives, found) for name, stage in trial.stages.items()}
     order = [stage.read_from(archives, found) for stage in order]
     key = sweep_key(sweep, trials, root)
-    notes += [seen.note for seen in look.seen.values() if isinstance(seen, PretrainedWeights) and seen.note]
-    return Plan(sweep, root, trials, order, key, list(look.unseen.values()), shipped, notes + lacking)
+    notes += [seen.note for seen in prober.seen.values() if isinstance(seen, PretrainedWeights) and seen.note]
+    return Plan(sweep, root, trials, order, key, list(prober.unseen.values()), shipped, notes + lacking)
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class BuiltStage:
     """A stage at a point of the grid; without ``stage`` it is not trained, since its weights were shipped: ``config`` names them."""
 
     config: StageConfig
@@ -248,12 +252,12 @@ class Made:
     corpus: Stage | None = None
 
 
-class Maker:
-    """Makes the stages of all points: each once for all points that say the same to it and to those before it."""
+class StageBuilder:
+    """Builds the stages of all points: each once for all points that say the same to it and to those before it."""
 
-    def __init__(self, layers: Layers, sweep: SweepConfig, root: Path, look: Look, composer: Composer) -> None:
-        self.layers, self.sweep, self.root, self.look, self.composer = layers, sweep, root, look, composer
-        self.made: dict[tuple[str, str, Made | None], Made] = {}
+    def __init__(self, layers: Layers, sweep: SweepConfig, root: Path, prober: Prober, composer: Composer) -> None:
+        self.layers, self.sweep, self.root, self.prober, self.composer = layers, sweep, root, prober, composer
+        self.built: dict[tuple[str, str, BuiltStage | None], BuiltStage] = {}
         self.corpora: dict[str, Stage] = {}
         self.sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
         cli_stages = layers.cli.get("stages") or {}
@@ -263,31 +267,31 @@ class Maker:
             if "position" in stage or "position" in cli_stages.get(name, {})
         }
 
-    def make(self, name: str, point: dict[str, Any], made: dict[str, Made]) -> Made:
-        """Stage ``name`` at the point whose stages before it are ``made``."""
+    def build(self, name: str, point: dict[str, Any], built: dict[str, BuiltStage]) -> BuiltStage:
+        """Stage ``name`` at the point whose stages before it are ``built``."""
         said = self.composer.said(name, point)
         parent = self.composer.raw(name, "parent", said) if "parent" in said else self.sweep.stages[name].get("parent")
-        if parent is not None and parent not in made:
+        if parent is not None and parent not in built:
             raise UserError(
-                f"{self.layers.file}: stages.{name}.parent={parent}: no stage that comes before it{nearest(str(parent), made)}"
+                f"{self.layers.file}: stages.{name}.parent={parent}: no stage that comes before it{nearest(str(parent), built)}"
             )
-        start = made.get(parent)
+        start = built.get(parent)
         key = (name, repr(said), start)
-        if key not in self.made:
-            self.made[key] = self.make_anew(name, point, start)
-        return self.made[key]
+        if key not in self.built:
+            self.built[key] = self.build_anew(name, point, start)
+        return self.built[key]
 
-    def make_anew(self, name: str, point: dict[str, Any], start: Made | None) -> Made:
-        where, sweep, look = f"{self.layers.file}: stages.{name}", self.sweep, self.look
+    def build_anew(self, name: str, point: dict[str, Any], start: BuiltStage | None) -> BuiltStage:
+        where, sweep, prober = f"{self.layers.file}: stages.{name}", self.sweep, self.prober
         origin = start.origin if start else ""
         config = self.composer.stage(name, point, origin)
         given = start is not None and start.stage is None
         config = replace(config, parent=None) if given else config
         parent = start.stage if start and config.parent else None
-        config = replace(config, data=settle_data(config.data, where, self.sources, look.at))
-        config = settle(config, start.config if start else None, name in self.own_position, where)
+        config = replace(config, data=resolve_data(config.data, where, self.sources, prober.probe))
+        config = resolve_stage(config, start.config if start else None, name in self.own_position, where)
         if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
-            return Made(stand_in(config, folder, look.at(open_pretrained, folder).shape, where), folder)
+            return BuiltStage(stand_in(config, folder, prober.probe(open_pretrained, folder).shape, where), folder)
         if config.kind == "train":
             check_optimizer(config, where)
         corpus = self.corpus(config)
@@ -296,8 +300,8 @@ class Maker:
                 f"{where}: its data are not those of its parent, {config.parent}, so each would train a tokenizer of its own. Name the "
                 f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
             )
-        init = look.at(open_pretrained, config.model.init) if config.model.init and parent is None else None
-        return Made(config, origin, place(self.root, name, config, corpus, parent, init), corpus)
+        init = prober.probe(open_pretrained, config.model.init) if config.model.init and parent is None else None
+        return BuiltStage(config, origin, place(self.root, name, config, corpus, parent, init), corpus)
 
     def corpus(self, config: StageConfig) -> Stage:
         """The stage that prepares the data of another."""
@@ -371,12 +375,38 @@ def sufficient(archives: dict[Path, Path], stages: list[Stage]) -> tuple[dict[Pa
 def sweep_key(sweep: SweepConfig, trials: list[Trial], root: Path) -> str:
     """What the sweep's folder is called: a hash of its stages and of its report; that of 0.1 where 0.1 began the sweep."""
 
-    def rows(kind: str) -> list[Any]:
+    def identities(kind: str) -> list[Any]:
         return [
             [trial.variant, trial.seed, {name: getattr(stage, kind) for name, stage in trial.stages.items()}] for trial in trials
         ]
 
-    key = digest([sweep.experiment, rows("identity"), differing(sweep.report)], 8)
-    former = sweep_key_0_1(sweep.experiment, rows("identity_0_1"), sweep.report)
+    key = digest([sweep.experiment, identities("identity"), differing(sweep.report)], 8)
+    former = sweep_key_0_1(sweep.experiment, identities("identity_0_1"), sweep.report)
     folders = root / "runs" / sweep.experiment
     return former if former and (folders / former).is_dir() and not (folders / key).is_dir() else key
+
+
+def only_failed(plan: Plan) -> Plan:
+    """The plan that leaves alone what was never tried: stages that failed go again, and what was skipped because of them.
+
+    Unchanged when ``plan.sweep.only_failed`` is false.
+    """
+    if not plan.sweep.only_failed:
+        return plan
+    chosen = {stage.folder for stage in plan.stages if stage.failed}
+    for stage in plan.stages:  # inputs come first
+        if chosen.intersection(stage.inputs):
+            chosen.add(stage.folder)
+    for stage in reversed(plan.stages):  # an input that is not there any more
+        if stage.folder in chosen and not stage.done:
+            chosen.update(stage.inputs)
+    return replace(plan, left=[s for s in plan.stages if not s.done and s.folder not in chosen])
+
+
+def nothing_failed(plan: Plan) -> str:
+    """A line for people when ``only_failed=true`` finds nothing to do; "" when there is something, or all is to run."""
+    if not plan.sweep.only_failed or any(not stage.done for stage in plan.chosen):
+        return ""
+    done = len(plan.chosen)
+    rest = f"; {len(plan.left)} were never tried: the same command without only_failed=true runs them" if plan.left else ""
+    return f"only_failed=true: no stage of {plan.title} {plan.key} has failed. {done} of {len(plan.stages)} are done{rest}"

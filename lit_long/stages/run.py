@@ -9,7 +9,7 @@ from typing import Any
 from lit_long.config import StageConfig
 from lit_long.stages.archive import IN_BF16, check_data
 from lit_long.stages.folder import finish, is_archived, is_done, read_stage
-from lit_long.stages.mixture import uses_builtin
+from lit_long.stages.resolve import uses_builtin
 
 Report = Callable[[str, float], None]
 

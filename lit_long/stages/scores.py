@@ -16,7 +16,7 @@ from typing import Any
 
 from lit_long import __version__
 from lit_long.config import StageConfig, TrackingConfig, UserError, advising, plain
-from lit_long.config.one_data import compose_data
+from lit_long.config.compose import compose_data
 from lit_long.config.ranges import Count, CountOrNone, Seed
 from lit_long.data.token_store import Store, open_store
 from lit_long.evaluation.lm_specs import average_measurements

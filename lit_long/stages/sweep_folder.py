@@ -16,11 +16,11 @@ import yaml
 from lit_long.config import plain
 from lit_long.files import write_atomically
 from lit_long.planning.flops import stage_flops
-from lit_long.stages.failures import has_failed, why_failed
+from lit_long.stages.folder import why_failed
 from lit_long.stages.plan import Plan, Stage
 
 
-def resolved(plan: Plan) -> dict[str, Any]:
+def sweep_settings(plan: Plan) -> dict[str, Any]:
     """The sweep's own settings, then every distinct stage's, complete."""
     sweep = plain(plan.sweep)
     shown = ("experiment", "description", "seed", "grid", "launcher", "tracking", "report")
@@ -39,7 +39,7 @@ def outline(plan: Plan) -> str:
         flops = stage_flops(stage.config)
         cost = f"{flops:.1e} FLOPs" if flops else ""
         lines.append(f"  {state(stage, untouched):<10} {plan.label(stage):<28} {cost:<14}  {stage.folder}")
-        if has_failed(stage):
+        if stage.failed:
             reason, _, _ = why_failed(stage.folder).partition("\n")
             lines.append(f"             failed: {reason}")
     left = sum(stage_flops(stage.config) for stage in plan.chosen if not stage.done)
@@ -60,7 +60,7 @@ def state(stage: Stage, left: set[str]) -> str:
 
 
 def resolved_yaml(plan: Plan) -> str:
-    return yaml.safe_dump(resolved(plan), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(sweep_settings(plan), sort_keys=False, allow_unicode=True, width=120)
 
 
 def write_sweep(plan: Plan) -> None:

@@ -205,7 +205,7 @@ def record_instruct(tracker: Tracker, folder: Path, manifest: dict[str, Any]) ->
 def record_theory(
     tracker: Tracker, settings: dict[str, Any], schemes: list[dict[str, Any]], files: list[Path], figures: Path
 ) -> None:
-    """Write the run of one study: it is found again when the same is studied again."""
+    """Write the run of one analysis: it is found again when the same is analysed again."""
     run = tracker.begin(key := digest(settings, 8), f"theory {key}", params=settings, tags=environment_tags())
     names = ("granularity", "adaptation", "adaptation_mean", "attention_factor")
     tracker.metrics(run, {(f"{name}/{row['scheme']}", 0): row[name] for row in schemes for name in names})

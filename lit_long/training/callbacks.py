@@ -176,11 +176,11 @@ class ResumePoint(Callback):
         step, last = trainer.global_step, trainer.global_step == module.updates
         stopping = trainer.strategy.reduce_boolean_decision(self.stop.wanted, all=False) and not last
         due = step in self.milestones or (step % self.every == 0 and not last)
-        self.settle(trainer, wait=due or stopping)
+        self.prune(trainer, wait=due or stopping)
         if due or (stopping and trainer.strategy.reduce_boolean_decision(self.is_quick())):
             trainer.save_checkpoint(self.folder / STEP.format(step))
             self.saved, self.to_prune = step, True
-            self.settle(trainer, wait=stopping)
+            self.prune(trainer, wait=stopping)
         if stopping:
             trainer.strategy.barrier()  # a rank that has ended makes torchrun end the others
             went_on = f"the same command goes on from update {self.saved}" if self.saved else "the same command begins again"
@@ -190,22 +190,22 @@ class ResumePoint(Callback):
         """Whether one more checkpoint can be expected to be ready before whoever asks us to end uses force."""
         return self.writer.seconds is None or self.writer.seconds < QUICK_SECONDS
 
-    def settle(self, trainer: Trainer, wait: bool) -> None:
-        """Hear how writing goes, and when it has ended remove what is neither new nor a milestone."""
-        if self.writer.settle(wait) and self.to_prune and trainer.is_global_zero:
+    def prune(self, trainer: Trainer, wait: bool) -> None:
+        """When writing has ended, remove what is neither new nor a milestone; its error is raised here."""
+        if self.writer.poll(wait) and self.to_prune and trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 if int(old.stem.partition("-")[2]) not in self.milestones:
                     discard(old)
             self.to_prune = False
 
     def on_train_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
-        self.settle(trainer, wait=True)
+        self.prune(trainer, wait=True)
 
     def on_exception(self, trainer: Trainer, module: lightning.LightningModule, exception: BaseException) -> None:
         """What is being written may still become complete, if all ranks stop for the same reason."""
         if isinstance(exception, UserError):
             with suppress(BaseException):
-                self.writer.settle(wait=True)
+                self.writer.poll(wait=True)
 
 
 def domain_counts(row: dict[str, float], name: str) -> dict[str, int]:

@@ -31,7 +31,7 @@ from lit_long.positions import PositionalEncoder, PositionTransform, build, buil
 from lit_long.pretrained import PretrainedWeights
 from lit_long.pretrained.weights import load_pretrained, load_weights
 from lit_long.training.adapter import add_adapter
-from lit_long.training.context import ContextShare
+from lit_long.training.context_parallel import ContextShare
 from lit_long.training.optimizers import make_optimizer
 from lit_long.training.parallel import clip_gradients, eager, parallelize, size_of
 from lit_long.training.spike_guard import SpikeGuard
@@ -132,19 +132,19 @@ class LongContextModule(lightning.LightningModule):
         floor = self.optim.min_lr_ratio
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def turning(self, update: int) -> tuple[PositionalEncoder, PositionTransform | None]:
+    def encoder_at(self, update: int) -> tuple[PositionalEncoder, PositionTransform | None]:
         """The encoder and the transform of an update."""
-        found = (turn for turn in reversed(self.switches) if turn[0] <= update)
+        found = (switch for switch in reversed(self.switches) if switch[0] <= update)
         _, encoder, transform = next(found, (0, self.encoder, self.transform))
         return encoder, transform
 
     def on_validation_start(self) -> None:
         """With the encoder of the update before, also where this process has not computed it."""
-        self.model.encoder, _ = self.turning(max(0, self.trainer.global_step - 1))
+        self.model.encoder, _ = self.encoder_at(max(0, self.trainer.global_step - 1))
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """One update: all micro-batches, clip, step; or none, when it would do harm."""
-        self.model.encoder, _ = self.turning(self.trainer.global_step)
+        self.model.encoder, _ = self.encoder_at(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         batch = self.own_tokens(batch)
         tokens = self.total(batch.loss_tokens()).float()  # in bf16-true the default is bf16, which counts to 256
@@ -210,7 +210,7 @@ class LongContextModule(lightning.LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Positions as ``position.training`` makes them. Done here, so that callbacks count the FLOPs of what is computed."""
-        _, transform = self.turning(self.trainer.global_step)
+        _, transform = self.encoder_at(self.trainer.global_step)
         if transform is None or not self.trainer.training:
             return batch
         ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0}  # on one device there are none

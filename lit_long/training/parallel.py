@@ -25,7 +25,7 @@ from lit_long.config.mesh import Mesh
 from lit_long.model.attention import AttentionMask
 from lit_long.model.llama import Llama
 from lit_long.positions import Rotation
-from lit_long.training.tensor import share_block, share_words
+from lit_long.training.tensor_parallel import shard_block, shard_vocabulary
 
 CHECKPOINTING = ("none", "selective", "full")
 # In the names of operations
@@ -48,7 +48,7 @@ def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str
     matrices = mesh["tensor"] if mesh is not None and size_of(mesh, "tensor") > 1 else None
     for block in model.layers:  # one after the other, so that a GPU never holds more than one whole block
         if matrices is not None:
-            share_block(block, matrices)
+            shard_block(block, matrices)
         if checkpointing != "none":
             how = {"context_fn": selective} if checkpointing == "selective" else {}
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **how)
@@ -57,7 +57,7 @@ def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str
         if shards is not None:
             fully_shard(block, mesh=shards)
     if matrices is not None:
-        share_words(model, matrices)
+        shard_vocabulary(model, matrices)
     if shards is not None:  # the rest: embedding, final norm, head
         # These weights serve the head right after the last block and its backward begins there: keep them gathered.
         fully_shard(model, mesh=shards, reshard_after_forward=False)

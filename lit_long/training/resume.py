@@ -62,15 +62,15 @@ class Writer:
 
     def run(self, write: Callable[[], None]) -> None:
         """Call ``write``, now or beside what follows; the one before it has ended then, and an error of it is raised here."""
-        self.settle(wait=True)
+        self.poll(wait=True)
         if self.background:
             self._thread = threading.Thread(target=self._guarded, args=(write,), name="resume point", daemon=True)
             self._thread.start()
         else:
             self._guarded(write)
-            self.settle()
+            self.poll()
 
-    def settle(self, wait: bool = False) -> bool:
+    def poll(self, wait: bool = False) -> bool:
         """Whether nothing is being written any more. An error of the latest write is raised, once."""
         if self._thread is not None and (wait or not self._thread.is_alive()):
             self._thread.join()

@@ -25,7 +25,7 @@ from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts, machine
-from lit_long.training.context import check_compiled
+from lit_long.training.context_parallel import check_compiled
 from lit_long.training.faults import Stopped, StopRequest, Watchdog
 from lit_long.training.module import LongContextModule, computed_in
 from lit_long.training.resume import OneFile, Writer, newest_checkpoint

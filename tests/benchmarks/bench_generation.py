@@ -26,7 +26,7 @@ from lit_long.config import ModelConfig, TrainerConfig
 from lit_long.generation import generate, pack
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.stages.settle import precision
+from lit_long.stages.resolve import precision
 from lit_long.training.callbacks import machine
 from tests.integration.mini import REPOSITORY
 

@@ -34,7 +34,7 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.planning.flops import matmul_weights
 from lit_long.positions import build
-from lit_long.stages.settle import precision
+from lit_long.stages.resolve import precision
 from lit_long.training.callbacks import machine
 from lit_long.training.parallel import parallelize
 from lit_long.training.throughput import measured_peak

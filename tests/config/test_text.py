@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from lit_long.config import SourceConfig, StageConfig, SweepConfig, UserError, parse_words, read_layers, typed
-from lit_long.config.compose import compose_sweep
-from lit_long.config.one_data import compose_data, parse_data_words
+from lit_long.config.compose import compose_data, compose_sweep, parse_data_words
 from lit_long.generate import GenerateConfig
 from lit_long.stages.plan import make_plan
 from tests.integration.mini import REPOSITORY
@@ -180,7 +179,7 @@ def test_words_of_another_shape_are_refused(word):
 
 def test_shipped_files_are_read_as_yaml_reads_them():
     """In what comes along no text looks like something else, so nothing changed when text became what is written."""
-    from lit_long.config.compose import group_type, read_yaml
+    from lit_long.config.layers import group_type, read_yaml
 
     for file in (REPOSITORY / "configs").glob("*/*.yaml"):
         assert read_yaml(file, group_type(file.parent.name)) == (yaml.safe_load(file.read_text()) or {}), file

@@ -244,7 +244,7 @@ def _phase(context: int):
 
 def test_the_recipe_of_llama_2_7b_32k_instruct(tmp_path: Path) -> None:
     """Its configuration, over small data of the same schemas: shares of tokens, whole conversations, answers as they were written."""
-    from lit_long.config.one_data import compose_data, parse_data_words
+    from lit_long.config.compose import compose_data, parse_data_words
 
     book = [
         {"chapter": " ".join(say(n * 50 + i, 9) for i in range(12)), "summary_text": f"In short, {say(n, 6)}"} for n in range(30)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lit_long.config import StageConfig, UserError
-from lit_long.config.one_data import compose_data, parse_data_words
+from lit_long.config.compose import compose_data, parse_data_words
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.prepare import prepare
 from lit_long.data.sampling import EpochSampler

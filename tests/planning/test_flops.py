@@ -67,8 +67,8 @@ def test_what_is_computed_again_is_what_torch_computes_again():
 
     from lit_long.model.llama import Llama
     from lit_long.positions import build
+    from lit_long.training.memory_trace import batch_of
     from lit_long.training.parallel import parallelize
-    from lit_long.training.traced import batch_of
     from tests.planning.jobs import SMALL
 
     def products(way: str) -> int:

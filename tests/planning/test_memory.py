@@ -10,7 +10,7 @@ import torch
 from lit_long.config import UserError
 from lit_long.config.mesh import Mesh
 from lit_long.planning.memory import moments, peak, states, weights
-from lit_long.training.traced import trace, tracked
+from lit_long.training.memory_trace import trace, tracked
 from tests.planning.jobs import FIFTEEN, LLAMA_7B, LLAMA_70B, SMALL, job
 
 WAYS = ("none", "selective", "full")
@@ -152,8 +152,8 @@ def test_a_gpu_allocates_what_the_formula_says(way):
     from lit_long.model.llama import Llama
     from lit_long.model.loss import chunk_tokens
     from lit_long.positions import build
+    from lit_long.training.memory_trace import batch_of, update
     from lit_long.training.parallel import parallelize
-    from lit_long.training.traced import batch_of, update
 
     shape = ModelConfig(32_000, 1024, 12, 16, 16, 64, 2816, 1e-5, False, 4096, 10_000.0)
     each = job(shape, checkpointing=way, precision="bf16-true", rows=2, sequences=2)

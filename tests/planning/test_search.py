@@ -13,8 +13,8 @@ from lit_long.config.mesh import Mesh
 from lit_long.planning.hardware import GPUS, usable
 from lit_long.planning.job import why_not
 from lit_long.planning.memory import peak
-from lit_long.planning.search import NEAR, Machines, plan, remedy, search
-from lit_long.stages.costs import planned
+from lit_long.planning.search import NEAR, Machines, estimate, remedy, search
+from lit_long.stages.costs import fastest
 from tests.planning.jobs import LLAMA_7B, LLAMA_70B, job
 
 H100 = Machines(GPUS["H100"], 64)
@@ -26,7 +26,7 @@ def test_found_is_the_fastest_that_fits():
     found = search(each, H100, frozenset())
     assert found.fits and found.job.mesh.ranks == 64
     rivals = [
-        plan(replace(each, mesh=Mesh(1, 64 // (c * t), c, t), checkpointing=way, rows=rows, accumulate=sums), H100)
+        estimate(replace(each, mesh=Mesh(1, 64 // (c * t), c, t), checkpointing=way, rows=rows, accumulate=sums), H100)
         for c, t, way, rows, sums in itertools.product(
             (1, 2, 4), (1, 2, 4, 8), ("none", "selective", "full"), (1, 2), ("whole", "sharded")
         )
@@ -44,7 +44,7 @@ def test_what_is_said_stays():
 
 def test_a_remedy_helps():
     """7B at 32k without checkpointing does not fit, and the first thing to try is the cheapest that helps."""
-    each = plan(job(LLAMA_7B, mesh=Mesh(shard=8), context=32_768, checkpointing="none"), Machines(GPUS["H100"], 8))
+    each = estimate(job(LLAMA_7B, mesh=Mesh(shard=8), context=32_768, checkpointing="none"), Machines(GPUS["H100"], 8))
     assert not each.fits
     name, size = re.fullmatch(r"checkpointing=(\w+) \(([\d.]+) GiB\)", remedy(each, Machines(GPUS["H100"], 8))).groups()
     cured = replace(each.job, checkpointing=name)
@@ -53,7 +53,7 @@ def test_a_remedy_helps():
 
 def test_remedies_add_up():
     """70B on 8 H100 in mixed precision: 138 GB of states a GPU; checkpointing alone cannot help."""
-    each = plan(
+    each = estimate(
         job(LLAMA_70B, mesh=Mesh(shard=8), context=16_384, sequences=256, checkpointing="none"), Machines(GPUS["H100"], 8)
     )
     text = remedy(each, Machines(GPUS["H100"], 8))
@@ -62,6 +62,6 @@ def test_remedies_add_up():
 
 def test_no_layout_is_told_with_the_reason():
     with pytest.raises(UserError, match="an update has 4 sequences, which 64 data ranks"):
-        planned(
+        fastest(
             job(LLAMA_7B, context=4096, sequences=4), Machines(GPUS["H100"], 64), frozenset({"context", "tensor", "replicate"})
         )

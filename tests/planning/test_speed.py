@@ -24,7 +24,7 @@ def test_fsdp_moves_what_it_moves(accumulate):
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from lit_long.training.traced import NoData, entered, fake_ranks, made_ready, update
+    from lit_long.training.memory_trace import NoData, entered, fake_ranks, made_ready, update
 
     moved = {"gather": 0, "scatter": 0}
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
-from lit_long.config import compose, read_layers
+from lit_long.config import compose, layers, read_layers
 from lit_long.stages import plan as planning
 from lit_long.stages.plan import make_plan
-from lit_long.stages.sweep_folder import outline, resolved
+from lit_long.stages.sweep_folder import outline, sweep_settings
 
 
 class Counted(list):
@@ -30,9 +30,9 @@ def work(monkeypatch):
     done = Counter()
     parts = [
         (OmegaConf, "create"),
-        (compose, "read_yaml"),
+        (layers, "read_yaml"),
         (compose, "check"),
-        (planning, "settle"),
+        (planning, "resolve_stage"),
         (planning, "stage_identity"),
     ]
     for owner, name in parts:
@@ -62,11 +62,11 @@ def test_what_trials_share_is_done_once(work):
     assert many["read_yaml"] == few["read_yaml"]
     # With a seed more, only what depends on the seed is new: the key itself, and the name of the base's shipped weights.
     assert many["create"] - few["create"] == 10
-    assert many["check"] - few["check"] == 10 * (3 * 4 + 1)  # laid, before and after interpolations, in four stages; that name
+    assert many["check"] - few["check"] == 10 * (3 * 4 + 1)  # merged, before and after interpolations, in four stages; that name
     # The base keeps its own encoder and optimizer, so eight trials of a seed share it.
-    assert many["settle"] - few["settle"] == 10 * (1 + 8 + 8 + 8)
-    # An identity for each stage that was settled, and for the data as three stages mix them.
-    assert many["stage_identity"] == many["settle"] + 3
+    assert many["resolve_stage"] - few["resolve_stage"] == 10 * (1 + 8 + 8 + 8)
+    # An identity for each stage that was resolved, and for the data as three stages mix them.
+    assert many["stage_identity"] == many["resolve_stage"] + 3
     assert len(plan.stages) == 1 + 12 * (1 + 1 + 8 + 8)
 
 
@@ -74,5 +74,5 @@ def test_a_stage_finds_its_trials_without_a_search():
     plan = make_plan(read_layers(["dry_run=true", f"grid.seed={list(range(10, 40))}", "position=rope"]))
     plan = replace(plan, trials=Counted(plan.trials))
     Counted.passes = 0
-    assert len(plan.stages) > 90 and outline(plan) and resolved(plan)
+    assert len(plan.stages) > 90 and outline(plan) and sweep_settings(plan)
     assert Counted.passes <= 4

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from lit_long.config import UserError, read_layers
 from lit_long.data.tokenizer import train_tokenizer
+from lit_long.stages.archive import RECIPE
 from lit_long.stages.identity import recipe
 from lit_long.stages.plan import make_plan
-from lit_long.stages.shipped import RECIPE
 from lit_long.stages.sweep_folder import outline
 from lit_long.tracking.record import run_name
 from tests.pretrained.llamas import random_llama, save

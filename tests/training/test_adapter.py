@@ -213,7 +213,7 @@ def test_adapters_that_cannot_be(words, message):
 
 
 def test_without_peft_it_says_so_before_anything_runs(monkeypatch):
-    monkeypatch.setattr("lit_long.stages.settle.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_long.stages.resolve.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs peft, which is not installed: pip install 'lit-long\[lora\]'"):
         planned("stages.extend.adapter=lora")
 

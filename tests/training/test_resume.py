@@ -188,12 +188,12 @@ def test_one_write_at_a_time_and_its_error_is_heard():
         raise UserError("the disk is gone")
 
     writer.run(slow)
-    assert writer.settle() is False and writer.seconds is None
+    assert writer.poll() is False and writer.seconds is None
     gate.set()
     with pytest.raises(UserError, match="gone"):
         writer.run(lambda: order.append("never"))
     writer.run(lambda: order.append("next"))
-    assert writer.settle(wait=True) is True and order == ["slow", "next"] and writer.seconds is not None
+    assert writer.poll(wait=True) is True and order == ["slow", "next"] and writer.seconds is not None
 
 
 def test_what_is_written_beside_training_does_not_change(tmp_path):
@@ -204,6 +204,6 @@ def test_what_is_written_beside_training_does_not_change(tmp_path):
     threading.Timer(0.2, gate.set).start()
     OneFile(writer).save_checkpoint({"state_dict": {"weight": weight}}, tmp_path / "step-00000001.ckpt")
     weight += 1
-    writer.settle(wait=True)
+    writer.poll(wait=True)
     assert torch.load(tmp_path / "step-00000001.ckpt")["state_dict"]["weight"].equal(torch.zeros(4))
     assert [file.name for file in tmp_path.iterdir()] == ["step-00000001.ckpt"]

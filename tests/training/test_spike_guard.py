@@ -19,14 +19,14 @@ class Given(Loader):
         self.batches = given
 
 
-def fit(given, updates, **guard):
-    """The module after one update on each of the batches; ``updates`` is what the schedule is for."""
+def fit(given, updates, checkpoint=None, **guard):
+    """The module after one update on each of the batches; ``updates`` is what the schedule is for, ``checkpoint`` what they go on from."""
     position = {"scheme": "tests.training.broken:Broken"}
     module = LongContextModule(SMALL, position, OptimConfig(lr=1e-2), updates=updates, spike_guard=SpikeGuard(**guard))
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=len(given), logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
-    trainer.fit(module, Given(given))
+    trainer.fit(module, Given(given), ckpt_path=checkpoint, weights_only=False)
     assert trainer.global_step == len(given)
     return module, trainer
 
@@ -77,3 +77,22 @@ def test_what_was_seen_is_kept():
     assert resumed.skipped == 1 and resumed.should_skip(2.1, 1.0, ENOUGH + 1) and not resumed.should_skip(1.9, 1.0, ENOUGH + 2)
     assert not SpikeGuard("skip", 2.0).should_skip(2.1, 1.0, 0), "nothing to compare with yet"
     assert SpikeGuard("skip").should_skip(1.0, float("nan"), 0), "the gradient counts, too"
+
+
+def test_a_checkpoint_of_0_1_is_gone_on_from(tmp_path):
+    """It has what the guard has seen by an older key; the first ones have nothing."""
+    given, file = list(batches(4)), tmp_path / "step.ckpt"
+    broken.at = 3
+    seen, trainer = fit(given[:3], 4, policy="skip")
+    broken.at = 0
+    trainer.save_checkpoint(file)
+    saved = torch.load(file, weights_only=False)
+    guard = saved.pop("spike_guard")
+    assert guard == {"losses": list(seen.spike_guard.losses), "skipped": 1} and len(guard["losses"]) == 2
+    for kept, skipped, before in (({"spike_guard": guard}, 1, 2), ({"judge": guard}, 1, 2), ({}, 0, 0)):
+        torch.save(saved | kept, file)
+        resumed, _ = fit(given, 4, file, policy="skip")
+        losses = list(resumed.spike_guard.losses)
+        assert (
+            resumed.spike_guard.skipped == skipped and losses[:before] == guard["losses"][:before] and len(losses) == before + 1
+        )

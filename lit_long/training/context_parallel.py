@@ -40,8 +40,8 @@ class Gather:
     ranks: int
 
     def __call__(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        halves = [x.transpose(1, 2).unflatten(1, (2, -1)).transpose(0, 1) for x in (k_BGTK, v_BGTK)]  # 2, B, tokens, G, K
-        chunks = all_gather(torch.stack(halves, dim=1), 0, self.group).unbind(0)
+        own_chunks = [x.transpose(1, 2).unflatten(1, (2, -1)).transpose(0, 1) for x in (k_BGTK, v_BGTK)]  # 2, B, tokens, G, K
+        chunks = all_gather(torch.stack(own_chunks, dim=1), 0, self.group).unbind(0)
         whole_2BSGK = torch.cat([chunks[place] for place in natural_order(self.ranks)], dim=2)
         k_BGSK, v_BGSK = whole_2BSGK.transpose(2, 3).unbind(0)
         return k_BGSK, v_BGSK

@@ -1,10 +1,15 @@
-"""A stage's settings, settled: what follows from its parent or from this machine, and what makes no sense refused.
+"""A stage's settings resolved: what follows from its parent, its data or this machine filled in, and what makes no sense refused.
 
 Everything that can be known before the first stage runs is checked here, so that no sweep fails an hour later.
+
+With sources the domains of a mixture are the sources' names. Naming them is enough: as long as no weight is given to one of them, they take the
+mixture over in equal shares, and the built-in corpus with its weights is left out. Once a source has a weight the weights count as they
+are written, and the built-in corpus is there as well if they name one of its domains, with 0 too (it is then only measured on).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -16,26 +21,32 @@ from lit_long.config import (
     CurriculumConfig,
     DataConfig,
     EvaluationConfig,
+    SourceConfig,
     StageConfig,
     TrainerConfig,
     UserError,
     nearest,
 )
-from lit_long.config.checkpoints import check_checkpoints
+from lit_long.config.checkpoints import check_checkpoints, number_of_updates
 from lit_long.config.mesh import check_mesh
 from lit_long.config.schema import SHORTEST_RETRIEVAL
+from lit_long.data.builtin_corpus import DOMAINS
+from lit_long.data.conversations import template_of
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
+from lit_long.data.sources import resolve_source
+from lit_long.data.synthetic import DOMAIN as DOCS
 from lit_long.data.synthetic import RETRIEVAL, SYNTHETIC
+from lit_long.data.tokenizer import borrowed_template
 from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
-from lit_long.stages.mixture import measurable, mixable, settle_evaluation, uses_builtin
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # as people write them; made in training/optimizers.py, which needs torch
+BUILTIN = (*DOMAINS, *SYNTHETIC)
 
 
-def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, where: str) -> StageConfig:
+def resolve_stage(config: StageConfig, parent: StageConfig | None, own_position: bool, where: str) -> StageConfig:
     """Complete settings of a train or evaluate stage.
 
     Args:
@@ -51,7 +62,7 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
             config = replace(config, model=parent.model, position=position, seed=parent.seed)
         elif not config.model.init:
             raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures, or model.init")
-        config = replace(config, evaluation=settle_evaluation(config.evaluation, config.data))
+        config = replace(config, evaluation=resolve_evaluation(config.evaluation, config.data))
         check_evaluation(config.evaluation, measurable(config.data), where)
     else:
         check_training(config, where)
@@ -64,19 +75,19 @@ def settle(config: StageConfig, parent: StageConfig | None, own_position: bool, 
     longest = config.context if config.kind == "train" else measured
     position = position_settings(config.position, config.model.head_dim, where, longest)
     if config.kind == "train":
-        config = replace(config, curriculum=settle_curriculum(config, position, where))
+        config = replace(config, curriculum=resolve_curriculum(config, position, where))
         check_context_parallel(config, where)
     return replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
 
 
-def settle_curriculum(config: StageConfig, position: dict[str, Any], where: str) -> CurriculumConfig:
+def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str) -> CurriculumConfig:
     """The curriculum with each phase's own position complete. Raises UserError for phases that make no run."""
     make_phases(config.curriculum, config.context, config.tokens_per_update, 1, where)
-    settled = []
+    resolved = []
     for number, phase in enumerate(config.curriculum.phases):
         key = f"{where}.curriculum.phases[{number}]"
         if phase.weights and not uses_builtin(config.data) and not set(phase.weights) & set(config.data.sources):
-            phase = replace(phase, weights={})  # sources took the mixture over, here as in the stage (stages/mixture.py)
+            phase = replace(phase, weights={})  # sources took the mixture over, here as in the stage (`resolve_weights`)
         check_weights(phase.weights, mixable(config.data), f"{key}.weights")
         if phase.weights and not any(phase.weights.values()):
             raise UserError(f"{key}.weights gives no domain a share")
@@ -86,8 +97,8 @@ def settle_curriculum(config: StageConfig, position: dict[str, Any], where: str)
             own = phase.position if "scheme" in phase.position else position | phase.position
             longest = round(config.context * max(phase.scale, phase.grow_from))
             phase = replace(phase, position=position_settings(own, config.model.head_dim, key, longest))
-        settled.append(phase)
-    return CurriculumConfig(settled)
+        resolved.append(phase)
+    return CurriculumConfig(resolved)
 
 
 def check_context_parallel(config: StageConfig, where: str) -> None:
@@ -95,7 +106,7 @@ def check_context_parallel(config: StageConfig, where: str) -> None:
     ranks = config.trainer.context_parallel
     if ranks == 1:
         return
-    updates = max(1, round(config.tokens / config.tokens_per_update))
+    updates = number_of_updates(config)
     for phase in make_phases(config.curriculum, config.context, config.tokens_per_update, updates, where):
         if phase.context % (2 * ranks):
             raise UserError(
@@ -212,7 +223,7 @@ def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str)
 
 
 def precision(trainer: TrainerConfig) -> str:
-    """``auto`` settled: bf16 where the hardware computes it natively, so that the identity says what was computed."""
+    """``auto`` resolved: bf16 where the hardware computes it natively, so that the identity says what was computed."""
     known = ("32-true", "bf16-mixed", "bf16-true")
     if trainer.precision in known:
         return trainer.precision
@@ -230,3 +241,75 @@ def processor_flags() -> set[str]:
         return set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return set()
+
+
+def resolve_data(
+    data: DataConfig,
+    where: str,
+    found: dict[str, SourceConfig],
+    probe: Callable[..., Any] = lambda read, *arguments: read(*arguments),
+) -> DataConfig:
+    """The data with sources and weights resolved.
+
+    Args:
+        found: sources that were resolved before, filled in here: files are looked at once for all stages of a sweep.
+        probe: calls what reads files; None from it leaves a source as it is written.
+
+    Raises:
+        UserError: a source that takes a name of the built-in corpus, or as `resolve_source` does.
+    """
+    if not data.sources:
+        return data
+    resolved = {}
+    for name, source in data.sources.items():
+        if name in BUILTIN:
+            raise UserError(
+                f"{where}: data.sources.{name} has a name of the built-in corpus ({', '.join(BUILTIN)}); call it otherwise"
+            )
+        key = f"{name} {source}"
+        if key not in found:
+            found[key] = probe(resolve_source, name, source) or source
+        resolved[name] = found[key]
+    return replace(data, sources=resolved, weights=resolve_weights(data))
+
+
+def resolve_weights(data: DataConfig) -> dict[str, float]:
+    """The weights; equal shares of the sources, where there are some and no weight names one of them."""
+    return data.weights if not data.sources or set(data.weights) & set(data.sources) else dict.fromkeys(data.sources, 1.0)
+
+
+def uses_builtin(data: DataConfig) -> bool:
+    """Whether the built-in corpus is a part of the data, which are resolved."""
+    return not data.sources or any(name in BUILTIN for name in data.weights)
+
+
+def mixable(data: DataConfig) -> list[str]:
+    """What the weights may name."""
+    return [*data.sources, *(BUILTIN if uses_builtin(data) else ())]
+
+
+def measurable(data: DataConfig) -> list[str]:
+    """Domains with held-out documents."""
+    own = [name for name, source in data.sources.items() if source.validation_share > 0]
+    return [*own, *(DOMAINS if uses_builtin(data) else ())]
+
+
+def resolve_evaluation(evaluation: EvaluationConfig, data: DataConfig) -> EvaluationConfig:
+    """Where an experiment measures on the built-in corpus and that was replaced by sources, measure on these."""
+    domains, retrieval = evaluation.domains, evaluation.retrieval_domain
+    if not uses_builtin(data) and domains and all(name in DOMAINS for name in domains):
+        domains = measurable(data)
+    if not retrieval and (evaluation.retrieval_lengths or evaluation.passkey_lengths):
+        retrieval = DOCS if uses_builtin(data) else next(iter(domains), "")
+    return replace(evaluation, domains=domains, retrieval_domain=retrieval)
+
+
+def chat_templates(data: DataConfig) -> dict[str, str | None]:
+    """{source: digest} of the chat templates that the instruction data among the sources are written with."""
+    borrowed = borrowed_template(data.corpus.tokenizer)
+    templates = {
+        name: template_of(f"data.sources.{name}", source, borrowed)
+        for name, source in data.sources.items()
+        if source.instruct.schema
+    }
+    return {name: template and template.digest for name, template in templates.items()}

@@ -10,9 +10,7 @@ import pytest
 from rich.console import Console
 
 from lit_long.config import read_layers
-from lit_long.launch.dashboard import Curve, Dashboard
-from lit_long.launch.display import Display
-from lit_long.launch.eta import SweepEta
+from lit_long.launch.display import Curve, Dashboard, Display, SweepEta
 from lit_long.stages.plan import make_plan
 
 

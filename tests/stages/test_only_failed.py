@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lit_long.config import read_layers
-from lit_long.stages.failures import has_failed, nothing_failed, only_failed
-from lit_long.stages.plan import make_plan
+from lit_long.stages.plan import make_plan, nothing_failed, only_failed
 from lit_long.stages.sweep_folder import outline
 
 
@@ -57,7 +56,7 @@ def test_what_failed_and_what_needs_it(plan):
 def test_a_failed_stage_that_is_done_by_now_is_done(plan):
     put(plan, "error.txt", "base s0")
     put(plan, "DONE", "corpus", "base s0")
-    assert not any(map(has_failed, plan.stages)) and to_run(plan) == []
+    assert not any(stage.failed for stage in plan.stages) and to_run(plan) == []
 
 
 def test_inputs_that_are_gone_are_made_again(plan):

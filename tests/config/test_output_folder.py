@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from lit_long.config.places import check_writable
+from lit_long.config.output_folder import check_writable
 
 COMMANDS = {
     "theory": ["tracking.enabled=false"],

@@ -1,4 +1,4 @@
-"""Places that a command is told to write to."""
+"""The folder that a command writes to."""
 
 from __future__ import annotations
 

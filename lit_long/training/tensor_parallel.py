@@ -1,8 +1,8 @@
 """Tensor parallelism (Shoeybi et al. 2019), from outside: the ranks of a group hold the same tokens and share each matrix product.
 
-    columns   q, k, v, gate, up: each rank makes some of the heads, or of the hidden units, for all tokens
-    rows      o, down: each rank's part of the sum; one all-reduce makes it whole, after attention and after the feed-forward
-    words     embedding and head: each rank has some of the words (loss.py never needs the logits of the others)
+    columns     q, k, v, gate, up: each rank makes some of the heads, or of the hidden units, for all tokens
+    rows        o, down: each rank's part of the sum; one all-reduce makes it whole, after attention and after the feed-forward
+    vocabulary  embedding and head: each rank has some of the tokens (loss.py never needs the logits of the others)
 
 The residual stream and the norms are the same on all ranks. Weights are DTensors, which show their whole shape to whoever saves or loads
 them; FSDP2 shards further what is here.
@@ -22,14 +22,14 @@ from torch.distributed.tensor import parallel as styles
 from lit_long.model.llama import Block, Llama
 
 
-def share_block(block: Block, mesh: DeviceMesh) -> None:
+def shard_block(block: Block, mesh: DeviceMesh) -> None:
     """Cut the matrices of ``block``, in place, among the ranks of a 1-D mesh. They all have its weights, or none yet (meta device)."""
-    styles.parallelize_module(block, mesh, block_plan(), src_data_rank=None)
+    styles.parallelize_module(block, mesh, block_styles(), src_data_rank=None)
 
 
-def share_words(model: Llama, mesh: DeviceMesh) -> None:
-    """Deal the words of embedding, head and loss to the ranks, in place."""
-    model.vocabulary = SharedVocabulary(mesh, model.config.vocab_size)
+def shard_vocabulary(model: Llama, mesh: DeviceMesh) -> None:
+    """Shard the vocabulary of embedding, head and loss over the ranks, in place."""
+    model.vocabulary = ShardedVocabulary(mesh, model.config.vocab_size)
     for module in [model.embed_tokens] if model.config.tie_embeddings else [model.embed_tokens, model.lm_head]:
         rows = distribute_tensor(module.weight, mesh, [Shard(0)], src_data_rank=None)
         module.weight = nn.Parameter(rows, requires_grad=module.weight.requires_grad)
@@ -37,7 +37,7 @@ def share_words(model: Llama, mesh: DeviceMesh) -> None:
     model.loss_chunk *= mesh.size()  # a token has that much fewer logits here
 
 
-def block_plan() -> dict[str, styles.ParallelStyle]:
+def block_styles() -> dict[str, styles.ParallelStyle]:
     """How each matrix of a block is cut.
 
     The input of attention, and of the feed-forward, is declared once for all its matrices: their gradients with respect to it are then
@@ -58,12 +58,12 @@ def block_plan() -> dict[str, styles.ParallelStyle]:
     }
 
 
-class SharedVocabulary:
-    """The words dealt to the ranks of a mesh in equal parts, in order (`lit_long.model.loss.Vocabulary`)."""
+class ShardedVocabulary:
+    """The vocabulary sharded over the ranks of a mesh in equal parts, in order (`lit_long.model.loss.Vocabulary`)."""
 
-    def __init__(self, mesh: DeviceMesh, words: int) -> None:
+    def __init__(self, mesh: DeviceMesh, size: int) -> None:
         self.group = mesh.get_group()
-        self.first = mesh.get_local_rank() * (words // mesh.size())
+        self.first = mesh.get_local_rank() * (size // mesh.size())
 
     def rows(self, head_VD: Tensor) -> Tensor:
         return head_VD.to_local(grad_placements=(Shard(0),))
@@ -77,10 +77,10 @@ class SharedVocabulary:
         return x
 
 
-def embed(embedding: nn.Embedding, mesh: DeviceMesh, vocabulary: SharedVocabulary, tokens_BT: Tensor) -> Tensor:
-    """Embeddings [B, T, D]: the rows of words that are here and zeros for the others, summed over the ranks.
+def embed(embedding: nn.Embedding, mesh: DeviceMesh, vocabulary: ShardedVocabulary, tokens_BT: Tensor) -> Tensor:
+    """Embeddings [B, T, D]: the rows of tokens that are here and zeros for the others, summed over the ranks.
 
-    torch's own RowwiseParallel makes the gradient of all words on every rank.
+    torch's own RowwiseParallel makes the gradient of the whole vocabulary on every rank.
     """
     rows_VD, own_BT = vocabulary.rows(embedding.weight), tokens_BT - vocabulary.first
     elsewhere_BT = (own_BT < 0) | (own_BT >= len(rows_VD))

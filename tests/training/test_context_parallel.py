@@ -17,7 +17,7 @@ from lit_long.config import ModelConfig, UserError
 from lit_long.config.mesh import Mesh
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.training.context import check_compiled, check_divisible
+from lit_long.training.context_parallel import check_compiled, check_divisible
 from lit_long.training.parallel import parallelize
 from tests.integration.mini import REPOSITORY
 from tests.training.context_cases import CASES, CLIP, ROPE, UPDATES, batch_of, fit

@@ -27,7 +27,7 @@ LAUNCHERS = {
 
 
 @dataclass(frozen=True)
-class Task:
+class ReadyStage:
     """A stage to be started: its folder is complete, and the open file ``lock`` holds it."""
 
     folder: Path
@@ -58,13 +58,13 @@ class Launcher(Protocol):
     def check(self, configs: Sequence[StageConfig]) -> None:
         """Refuse what cannot run here. Raises UserError."""
 
-    def room(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
+    def fits(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
         """Whether the stage can run beside those that do. Always, when none does."""
 
-    def start(self, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Running]:
+    def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
         """Start stages that are independent of one another, in this order. ``say`` shows the user a line."""
 
-    def join(self, task: Task, job: dict[str, str]) -> Running | None:
+    def join(self, stage: ReadyStage, job: dict[str, str]) -> Running | None:
         """The job that an earlier sweep, which is gone, left running; None when it is gone, too."""
 
     def close(self) -> None:

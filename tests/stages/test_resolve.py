@@ -18,14 +18,14 @@ from lit_long.config import (
     UserError,
 )
 from lit_long.config.schema import PhaseConfig
-from lit_long.stages.settle import check_optimizer, settle
+from lit_long.stages.resolve import check_optimizer, resolve_stage
 
 WHERE = "my.yaml: stages.base"
 ROPE = {"scheme": "rope", "base": 10_000.0}
 
 
-def settled(*phases, context=1024, context_parallel=1, **data):
-    return settled_with(
+def resolved(*phases, context=1024, context_parallel=1, **data):
+    return resolved_with(
         context=context,
         data=DataConfig(**{"weights": {"code": 1.0, "docs": 0.0}} | data),
         curriculum=CurriculumConfig([PhaseConfig(**phase) for phase in phases]),
@@ -33,11 +33,11 @@ def settled(*phases, context=1024, context_parallel=1, **data):
     )
 
 
-def settled_with(**settings):
+def resolved_with(**settings):
     shape = ModelConfig(head_dim=16, d_model=32, n_heads=2, n_kv_heads=1)
     data = DataConfig(weights={"code": 1.0, "docs": 0.0})
     common = {"context": 1024, "tokens": 2**20, "tokens_per_update": 4096, "model": shape, "position": ROPE, "data": data}
-    return settle(StageConfig(**common | settings), None, True, WHERE)
+    return resolve_stage(StageConfig(**common | settings), None, True, WHERE)
 
 
 def sampled(**sampling):
@@ -67,7 +67,7 @@ def sampled(**sampling):
 def test_data_that_make_no_sense(data, message):
     pattern = re.escape(WHERE) + message.replace("?", r"\?").replace("(", r"\(")
     with pytest.raises(UserError, match=f"^{pattern}"):
-        settled(**data)
+        resolved(**data)
 
 
 @pytest.mark.parametrize(
@@ -87,18 +87,18 @@ def test_data_that_make_no_sense(data, message):
 )
 def test_phases_that_make_no_sense(first, message):
     with pytest.raises(UserError, match=rf"^{re.escape(WHERE)}\.curriculum\.phases\[0\]{message}"):
-        settled({"until": 0.5} | first, {})
+        resolved({"until": 0.5} | first, {})
 
 
 def test_the_stages_weights_hold_in_short_phases_too():
     with pytest.raises(UserError, match=r"phases\[0\]: data\.weights\.retrieval needs a context of at least 127 tokens, not 64"):
-        settled({"until": 0.5, "scale": 0.0625}, {}, weights={"code": 0.9, "retrieval": 0.1})
-    settled({"until": 0.5, "scale": 0.0625, "weights": {"code": 1.0}}, {}, weights={"code": 0.9, "retrieval": 0.1})
-    settled(context=64, weights={"retrieval": 1.0}, repeats={"code": 1.0})  # repeats count instead of weights
+        resolved({"until": 0.5, "scale": 0.0625}, {}, weights={"code": 0.9, "retrieval": 0.1})
+    resolved({"until": 0.5, "scale": 0.0625, "weights": {"code": 1.0}}, {}, weights={"code": 0.9, "retrieval": 0.1})
+    resolved(context=64, weights={"retrieval": 1.0}, repeats={"code": 1.0})  # repeats count instead of weights
 
 
 def test_a_phases_position_is_completed():
-    found = settled({"until": 0.3, "position": {"base": 500.0}}, {"until": 0.6, "position": {"scheme": "nope"}}, {})
+    found = resolved({"until": 0.3, "position": {"base": 500.0}}, {"until": 0.6, "position": {"scheme": "nope"}}, {})
     first, second, last = found.curriculum.phases
     assert first.position["scheme"] == "rope" and first.position["base"] == 500.0
     assert second.position["scheme"] == "nope" and "base" not in second.position and last.position == {}
@@ -106,18 +106,18 @@ def test_a_phases_position_is_completed():
 
 def test_ranks_that_share_sequences_need_equal_chunks_in_every_phase():
     """1,024 tokens can be cut into 2 · 32 chunks, and those of a short or a growing phase, too; 16 tokens cannot."""
-    settled(context_parallel=32)
-    settled({"until": 0.5, "scale": 0.0625}, {}, context_parallel=32)
+    resolved(context_parallel=32)
+    resolved({"until": 0.5, "scale": 0.0625}, {}, context_parallel=32)
     message = rf"^{re.escape(WHERE)}: trainer\.context_parallel=16 .*32 equal .*update 0 on .*16 tokens"
     for first in ({"scale": 0.015625}, {"grow_from": 0.015625}):
         with pytest.raises(UserError, match=message):
-            settled({"until": 0.5} | first, {}, context_parallel=16)
+            resolved({"until": 0.5} | first, {}, context_parallel=16)
     with pytest.raises(UserError, match=r"trainer\.context_parallel=3 cuts every sequence into 6 equal chunks"):
-        settled(context_parallel=3)
+        resolved(context_parallel=3)
 
 
 def trained_by(name, strategy):
-    return settled_with(
+    return resolved_with(
         optim=OptimConfig(name=name), trainer=TrainerConfig(strategy=strategy, devices=2 if strategy == "fsdp" else 1)
     )
 
@@ -137,11 +137,11 @@ def test_optimizers():
 def test_where_sources_take_the_mixture_over_they_do_so_in_phases_too():
     sources = {"mine": SourceConfig(path="x.jsonl")}
     phases = [PhaseConfig(until=0.5, scale=0.5, weights={"copying": 1.0}), PhaseConfig()]
-    found = settled_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
+    found = resolved_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
     assert [phase.weights for phase in found.curriculum.phases] == [{}, {}]
     phases[0] = PhaseConfig(until=0.5, scale=0.5, weights={"mine": 1.0})
-    named = settled_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
+    named = resolved_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
     assert named.curriculum.phases[0].weights == {"mine": 1.0}
     phases[0] = PhaseConfig(until=0.5, scale=0.5, weights={"mine": 0.5, "cod": 0.5})
     with pytest.raises(UserError, match="weights.cod: unknown domain"):
-        settled_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
+        resolved_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))

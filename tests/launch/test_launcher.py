@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from lit_long.config import LauncherConfig, StageConfig, TrainerConfig, UserError, plain
-from lit_long.launch.base import make_launcher
 from lit_long.launch.job import StageNode
+from lit_long.launch.launcher import make_launcher
 from lit_long.launch.local import LocalLauncher, Node, command, threads
 from lit_long.stages.folder import write_stage
 from tests.integration.mini import REPOSITORY
@@ -64,13 +64,13 @@ def test_gpus_are_shared_out(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,GPU-7")
     launcher = LocalLauncher(LauncherConfig(parallel=4), tmp_path)
     one, two, four = (stage(accelerator="gpu", devices=count) for count in (1, 2, 4))
-    assert launcher.room(two, []) and launcher.room(two, [one]) and not launcher.room(two, [two])
-    assert launcher.room(four, [])  # nothing else would make room for it: check refuses it
+    assert launcher.fits(two, []) and launcher.fits(two, [one]) and not launcher.fits(two, [two])
+    assert launcher.fits(four, [])  # nothing else would free GPUs for it: check refuses it
     with pytest.raises(UserError, match="trainer.devices=4: this machine shows 3 GPUs"):
         launcher.check([one, four])
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert launcher.room(stage(devices=2), [stage(devices=2)]) and not launcher.room(stage(devices=2), [stage(devices=3)])
-    assert launcher.room(stage(devices=8), [])
+    assert launcher.fits(stage(devices=2), [stage(devices=2)]) and not launcher.fits(stage(devices=2), [stage(devices=3)])
+    assert launcher.fits(stage(devices=8), [])
 
 
 def test_the_command_of_a_node(tmp_path):
