@@ -5,7 +5,7 @@
     … gpu=a100|h100|h200|b200|l40s gpus=8 gpus_per_machine=8 efficiency=0.4       efficiency: the share of the peak to assume
     … precision=bf16-mixed|bf16-true|32-true
     … replicate=1 context_parallel=2 tensor_parallel=8 checkpointing=full micro_batch_tokens=16k accumulate=sharded
-                                                        settled, not looked for; what is left of the GPUs is sharded over
+                                                        fixed, not looked for; what is left of the GPUs is sharded over
     … trace=true                                        run the model itself, on tensors without data, and compare (minutes for 7B)
     python -m lit_long.plan experiment=NAME …           every stage of an experiment as its trainer stands; with gpus=… the fastest way
     python -m lit_long.plan paper=true                  the paper's own runs, as Markdown (docs/planning.md)

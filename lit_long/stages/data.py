@@ -67,7 +67,7 @@ def prepare_stage(stage: Stage, processes: int, check: bool, report: Report) -> 
             (stage.folder / "DONE").unlink()
         data = stage.config.data
         with _told(stage.folder):
-            _check_room(stage, report)
+            _check_disk_space(stage, report)
             write_stage(stage.folder, stage.identity, stage.settings(), None, None)
             result = prepare(data.corpus, stage.folder, report, data.sources, uses_builtin(data), processes)
             finish(stage.folder, {"kind": "data"} | result)
@@ -97,14 +97,14 @@ def prepare_share(stage: Stage, share: str, processes: int, report: Report) -> t
         if stage.done:
             shards = sum(len(account["shards"]) for account in open_store(stage.folder).sources.values())
             return shards, shards
-        _check_room(stage, report)
+        _check_disk_space(stage, report)
         write_stage(stage.folder, stage.identity, stage.settings(), None, None)
-        settling = locked(stage.folder, lambda: report("waiting for the tokenizer", 0.0), name="tokenizer.lock")
+        tokenizer_lock = locked(stage.folder, lambda: report("waiting for the tokenizer", 0.0), name="tokenizer.lock")
         part = (int(wanted[1]), int(wanted[2]))
-        return share_of(data.corpus, stage.folder, part, report, data.sources, uses_builtin(data), processes, settling)
+        return share_of(data.corpus, stage.folder, part, report, data.sources, uses_builtin(data), processes, tokenizer_lock)
 
 
-def _check_room(stage: Stage, report: Report) -> None:
+def _check_disk_space(stage: Stage, report: Report) -> None:
     """Say what the shards will take. Raises UserError if the disk cannot hold even the least of it."""
     about, least = estimate_disk_space(stage.config.data.corpus, stage.config.data.sources, stage.folder)
     free = shutil.disk_usage(stage.folder).free
@@ -123,7 +123,7 @@ def _size(count: int) -> str:
 
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """Leave the message of what goes wrong in the folder, too, as far as there is room for it."""
+    """Leave the message of what goes wrong in the folder, too, as far as there is disk space for it."""
     try:
         try:
             yield

@@ -1,4 +1,4 @@
-"""Running the stage that a folder describes. Each kind has its room; this only opens the door."""
+"""Running the stage that a folder describes: its kind says which room computes it (data, training or evaluation)."""
 
 from __future__ import annotations
 

@@ -51,10 +51,10 @@ def test_beside_training_on_a_gpu():
     }
 
 
-def test_room_for_all_checkpoints_that_stay_and_one_that_is_written():
-    def room(**trainer):
+def test_disk_space_for_all_checkpoints_that_stay_and_one_that_is_written():
+    def space(**trainer):
         config = replace(stage(**trainer), model=ModelConfig())
         return bytes_of(Stage("base", config, "1", Path("train-1"))) / parameters(config.model)
 
-    assert room() == 4 + 2 * 12
-    assert room(keep_checkpoints=3, milestones=[0.5, 1.0]) == 4 + 6 * 12
+    assert space() == 4 + 2 * 12
+    assert space(keep_checkpoints=3, milestones=[0.5, 1.0]) == 4 + 6 * 12

@@ -26,7 +26,7 @@ WRITERS = {
 }
 
 
-def room(source, folder, **corpus):
+def space(source, folder, **corpus):
     return estimate_disk_space(CorpusConfig(**corpus), {"mine": resolve_source("mine", source)}, folder)
 
 
@@ -35,23 +35,26 @@ def test_the_least_is_no_more_than_what_is_written(name, tmp_path):
     """Otherwise a disk that is large enough would be refused. What is told lies between a quarter and four times the truth."""
     texts = [file.read_text(encoding="utf-8") for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-c]*.py"))]
     path = WRITERS[name](tmp_path / name, texts)
-    about, least = room(SourceConfig(path=str(path)), tmp_path / "store")
+    about, least = space(SourceConfig(path=str(path)), tmp_path / "store")
     store = store_of(tmp_path / "store", path)
     written = sum(file.stat().st_size for file in (store.folder / "mine" / "shards").glob("*.tokens"))
     assert 0 < least <= written and about / 4 <= written <= about * 4
-    assert room(SourceConfig(path=str(path)), store.folder)[1] == 0  # all is there
+    assert space(SourceConfig(path=str(path)), store.folder)[1] == 0  # all is there
 
 
 def test_what_changes_it(tmp_path):
     path = str(write_jsonl(tmp_path / "in.jsonl"))
-    about, least = room(SourceConfig(path=path), tmp_path)
-    assert room(SourceConfig(path=path, keep=0.5), tmp_path) == (pytest.approx(about / 2, abs=2), pytest.approx(least / 2, abs=2))
-    assert room(SourceConfig(path=path), tmp_path, vocab_size=128_000) == (
+    about, least = space(SourceConfig(path=path), tmp_path)
+    assert space(SourceConfig(path=path, keep=0.5), tmp_path) == (
+        pytest.approx(about / 2, abs=2),
+        pytest.approx(least / 2, abs=2),
+    )
+    assert space(SourceConfig(path=path), tmp_path, vocab_size=128_000) == (
         pytest.approx(2 * about, abs=2),
         pytest.approx(2 * least, abs=2),
     )
-    assert room(SourceConfig(path=path, min_characters=500), tmp_path) == (about, 0)
-    assert room(SourceConfig(path=path, max_characters=500), tmp_path) == (about, 0)
+    assert space(SourceConfig(path=path, min_characters=500), tmp_path) == (about, 0)
+    assert space(SourceConfig(path=path, max_characters=500), tmp_path) == (about, 0)
 
 
 def test_shards_that_are_there_count(tmp_path, monkeypatch):
@@ -63,7 +66,7 @@ def test_shards_that_are_there_count(tmp_path, monkeypatch):
     for file in shards[2:]:
         file.unlink()
     there = sum(file.stat().st_size for file in shards[:2])
-    assert room(source, tmp_path)[0] - room(source, store.folder)[0] == there > 0
+    assert space(source, tmp_path)[0] - space(source, store.folder)[0] == there > 0
 
 
 def test_a_sweep_asks_for_it(tmp_path):

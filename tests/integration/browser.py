@@ -115,7 +115,7 @@ class Browser:
             time.sleep(0.3)
         return text
 
-    def settle(self, seconds: float = 60.0) -> None:
+    def wait_until_still(self, seconds: float = 60.0) -> None:
         """Wait until the picture has not changed for a second: what loads later has come, animations are over."""
         deadline, last, since = time.monotonic() + seconds, b"", time.monotonic()
         while time.monotonic() < deadline and time.monotonic() - since < 1.5:

@@ -53,7 +53,7 @@ class Pages:
         self.browser.open("about:blank")
         self.browser.open(address or self.uri)
         self.browser.wait_for("matching runs", "perplexity")
-        self.browser.settle()
+        self.browser.wait_until_still()
         return self.browser.text()
 
     def show(self, page: str, *words: str, seconds: float = 120.0) -> str:
@@ -63,7 +63,7 @@ class Pages:
         self.browser.open("about:blank")
         self.browser.open(f"{self.uri}/#/experiments/{self.experiment}/runs{page}")
         self.browser.wait_for(*words, seconds=seconds)
-        self.browser.settle()
+        self.browser.wait_until_still()
         return self.browser.text()
 
     def report(self) -> str:
@@ -83,9 +83,9 @@ class Pages:
         page = f"?workflowType=machine_learning&searchFilter={found}&{order}&compareRunsMode=CHART"
         self.show(page, "matching runs", "val/code", "train")
         self.browser.type("input[placeholder='Search metric charts']", "train/loss")
-        self.browser.settle()
+        self.browser.wait_until_still()
         self.browser.run("document.querySelector('[data-component-id=fullscreen_button_chartcard]').click()")
-        self.browser.settle()
+        self.browser.wait_until_still()
         return self.browser.text()
 
 
