@@ -410,7 +410,9 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if self.bound.rows:
-            say_once(f"report.bound: bases are read from the stages' settings now; write report.by_base: true (works until {UNTIL})")
+            say_once(
+                f"report.bound: bases are read from the stages' settings now; write report.by_base: true (works until {UNTIL})"
+            )
 
     @property
     def shows_bases(self) -> bool:
