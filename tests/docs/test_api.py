@@ -123,7 +123,9 @@ def problems(module: str, node: ast.stmt) -> list[str]:
 
 @pytest.mark.parametrize(("module", "node"), declarations(), ids=lambda value: getattr(value, "name", value))
 def test_public_names_keep_their_signatures(module, node):
-    assert not problems(module, node), "a public name changed: keep the old form until 0.3, or say it in docs/api.md and CHANGELOG.md"
+    assert not problems(module, node), (
+        "a public name changed: keep the old form until 0.3, or say it in docs/api.md and CHANGELOG.md"
+    )
 
 
 def test_a_changed_signature_is_noticed():
@@ -182,7 +184,19 @@ def test_every_command_and_every_group_is_there():
     commands = {name.split()[0] for name in KEYS}
     assert commands == set(re.findall(r"^## (\w+)$", (REPOSITORY / "docs" / "commands.md").read_text(), re.M)) - {"stage"}
     groups = {key for key in codes(KEYS["sweep"]) if key not in GROUPS}
-    assert groups <= {"base", "description", "dry_run", "exclude", "experiment", "grid", "only_failed", "root", "scale", "seed", "show"} | {
+    assert groups <= {
+        "base",
+        "description",
+        "dry_run",
+        "exclude",
+        "experiment",
+        "grid",
+        "only_failed",
+        "root",
+        "scale",
+        "seed",
+        "show",
+    } | {
         "curriculum",  # phases
         "position",  # the scheme's own settings
         "stages",  # stages.NAME
@@ -220,7 +234,9 @@ def runs(tmp_path_factory) -> Path:
         archive.extractall(folder, filter="data")
     words = ["experiment=experiment", f"root={folder / 'cut'}", f"archive={folder / 'archive'}"]
     command = [sys.executable, "-m", "lit_long.report", *words]
-    finished = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    finished = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return folder
 
