@@ -34,7 +34,8 @@ class Batch(NamedTuple):
 
     tokens        int64 [B, T]
     targets       int64 [B, T]  the next token, or ``NO_LOSS`` where nothing is to be predicted
-    document_ids  int64 [B, T]  equal within a document, different in neighbouring documents; ``PADDING`` right of the last
+    document_ids  int64 [B, T]  equal within a document, different in neighbouring documents; ``PADDING`` right of the last. They stay in
+                                the host's memory: what follows from them is worked out there
     positions     int64 [B, T]  0, 1, 2 …; restart with every document when documents are masked, else run through
     mask_documents              whether attention stops at document boundaries
     account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/mixture.py)
@@ -67,10 +68,10 @@ class Batch(NamedTuple):
         return counted(self.targets, self.weights)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        weights = None if self.weights is None else self.weights.to(device)
-        part = None if self.part is None else self.part._replace(document_ids=self.part.document_ids.to(device))
-        return Batch(*(field.to(device) for field in self[:4]), self.mask_documents, self.account, weights, part)
+        """The same batch on another device, but for its document ids."""
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        tokens, targets, positions = (x.to(device, non_blocking=True) for x in (self.tokens, self.targets, self.positions))
+        return self._replace(tokens=tokens, targets=targets, positions=positions, weights=weights)
 
 
 def counted(targets_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:

@@ -2,8 +2,10 @@
 
     sdpa      torch's scaled_dot_product_attention, which itself picks a flash or cuDNN kernel; documents one after the other, and on a CPU
               short ones by model/short.py
-    flash     FlashAttention 4, 3 or 2, whichever is installed (model/flash.py)
+    flash     FlashAttention 4, 3 or 2, the one that the GPU is fastest with (model/flash.py)
     varlen    torch's own kernel for documents of many lengths (torch.nn.attention.varlen)
+
+Boundaries of documents are worked out where the batch's document ids are, in the host's memory (`Batch.to`), so that no kernel is waited for.
 
 Where ranks share sequences, the same kernels look at whole sequences for a part of the queries (model/context_parallel.py).
 
@@ -53,11 +55,13 @@ class AttentionMask(NamedTuple):
     """Which tokens see which, and the kernel that computes it: one for all layers of a forward pass.
 
     cu_seqlens  int32 [N + 1]: where documents begin in the B·T tokens, row after row, and then B·T. None: every token sees all before it
+    longest     a bound of the documents' lengths, a power of two, so that compiled code meets few of them; 0 where no kernel asks
     shard       instead, when ranks share sequences: what this one's queries see; ``gather`` then makes the whole sequences' keys and values
     """
 
     cu_seqlens: Tensor | None = None
     kernel: str = "sdpa"
+    longest: int = 0
     shard: ContextShard | None = None
     gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -67,10 +71,15 @@ CAUSAL = AttentionMask()
 
 def attention_mask(batch: Batch, dtype: torch.dtype, head_dim: int) -> AttentionMask:
     """What the tokens of a batch see, by the kernel that is best for it here."""
+    device = batch.tokens.device
     if batch.part is not None:
-        return context_parallel_mask(batch, choose(batch.tokens.device, dtype, head_dim, True))
+        return context_parallel_mask(batch, choose(device, dtype, head_dim, True))
     cu_seqlens = document_cu_seqlens(batch)
-    return AttentionMask(cu_seqlens, choose(batch.tokens.device, dtype, head_dim, cu_seqlens is not None))
+    kernel = choose(device, dtype, head_dim, cu_seqlens is not None)
+    if cu_seqlens is None:
+        return AttentionMask(kernel=kernel)
+    longest = bound(int(cu_seqlens.diff().max()), batch.tokens.shape[1]) if kernel in PACKED else 0
+    return AttentionMask(to_device(cu_seqlens, device), kernel, longest)
 
 
 def context_parallel_mask(batch: Batch, kernel: str) -> AttentionMask:
@@ -80,11 +89,23 @@ def context_parallel_mask(batch: Batch, kernel: str) -> AttentionMask:
     if starts is None:
         starts = torch.zeros_like(ids, dtype=torch.bool)
         starts[:, 0] = True
-    return AttentionMask(None, kernel, context_shard(starts, rank, ranks, kernel in PACKED), gather)
+    shard = context_shard(starts, rank, ranks, kernel in PACKED)
+    moved = (None if x is None else to_device(x, batch.tokens.device) for x in shard[1:])
+    return AttentionMask(kernel=kernel, shard=ContextShard(shard.table, *moved), gather=gather)
+
+
+def bound(longest: int, length: int) -> int:
+    """The power of two from 256 on that is at least ``longest``, or the sequence's ``length``."""
+    return min(length, max(256, 1 << (longest - 1).bit_length()))
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on another device, without waiting for what that is doing."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.is_cpu else x.to(device)
 
 
 def document_cu_seqlens(batch: Batch) -> Tensor | None:
-    """Where documents begin (`AttentionMask.cu_seqlens`). None when plain causal attention says it all."""
+    """Where documents begin (`AttentionMask.cu_seqlens`), where the ids are. None when plain causal attention says it all."""
     starts = document_starts(batch.document_ids, batch.mask_documents)
     if starts is None:
         return None
@@ -106,19 +127,23 @@ def document_starts(ids: Tensor, masked: bool) -> Tensor | None:
 
 
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int, documents: bool) -> str:
-    """The kernel for these inputs: the one that `use` insists on, or the fastest that is here.
+    """The kernel for these inputs: the one that `use` insists on, or the fastest that is here. It is ready to be called.
 
     Raises:
         UserError: the one that is insisted on cannot run here.
     """
-    why_not = {"sdpa": "", "flash": flash.why_no_flash(device, dtype, head_dim), "varlen": flash.why_no_varlen(device, dtype)}
+    insists = _wanted == "flash"
+    no_flash, no_varlen = flash.why_no_flash(device, dtype, head_dim, insists), flash.why_no_varlen(device, dtype)
     if _wanted != AUTO:
-        if why_not[_wanted]:
-            raise UserError(f"trainer.attention={_wanted} cannot run here: {why_not[_wanted]}; use trainer.attention=auto")
-        return _wanted
-    if not why_not["flash"]:
-        return "flash"
-    return "varlen" if documents and not why_not["varlen"] else "sdpa"
+        kernel = _wanted
+        if why_not := {"sdpa": "", "flash": no_flash, "varlen": no_varlen}[kernel]:
+            raise UserError(f"trainer.attention={kernel} cannot run here: {why_not}; use trainer.attention=auto")
+    elif not no_flash:
+        kernel = "flash"
+    else:
+        kernel = "varlen" if documents and not no_varlen else "sdpa"
+    flash.ready(kernel, device, insists)
+    return kernel
 
 
 @contextmanager
@@ -137,9 +162,13 @@ def use(kernel: str) -> Iterator[None]:
 def describe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """The kernels that will run, and on a GPU why not the fastest, for the log."""
     whole, documents = (choose(device, dtype, head_dim, masked) for masked in (False, True))
-    names = {"sdpa": "torch's SDPA", "varlen": "torch's varlen_attn", "flash": flash.version(device) if whole == "flash" else ""}
+    names = {
+        "sdpa": "torch's SDPA",
+        "varlen": "torch's varlen_attn",
+        "flash": flash.version(device, _wanted == "flash") if whole == "flash" else "",
+    }
     text = names[whole] if whole == documents else f"{names[whole]}, {names[documents]} where documents are masked"
-    reason = flash.why_no_flash(device, dtype, head_dim)
+    reason = flash.why_no_flash(device, dtype, head_dim, _wanted == "flash")
     return f"{text} ({reason})" if device.type == "cuda" and reason else text
 
 
@@ -157,13 +186,13 @@ def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMas
     if q_BHTK.shape[2] < k_BGSK.shape[2]:
         return latest(q_BHTK, k_BGSK, v_BGSK)
     if mask.kernel == "flash":
-        return flash.by_flash(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)
+        return flash.attend("flash", q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens, mask.longest)
     if mask.cu_seqlens is None:
         if short.pays(q_BHTK):
             return attend_documents(q_BHTK, k_BGSK, v_BGSK, whole_sequences(q_BHTK))[0]
         return causal(q_BHTK, k_BGSK, v_BGSK)
     if mask.kernel == "varlen":
-        return flash.by_varlen(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)
+        return flash.attend("varlen", q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens, mask.longest)
     if q_BHTK.is_cpu:
         return attend_documents(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)[0]
     return document_by_document(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)

@@ -1,7 +1,10 @@
 """FlashAttention on NVIDIA GPUs (Dao et al. 2022), from whichever package is there, and torch's own varlen_attn.
 
-Nothing is imported before a GPU asks for it, and a package that is missing or broken is a sentence in the log, not a crash. The three generations
-of the package differ in where they live and in whether they return the softmax's sums too; their arguments agree.
+Nothing is imported before a GPU asks for it, and a package that is missing or broken is a sentence in the log, not a crash. Generation 2 brings its own
+operations. Generations 3 and 4 are put behind torch's (`torch.nn.attention.activate_flash_attention_impl`): varlen_attn then runs their kernels, and
+torch.compile and selective checkpointing know it.
+
+What runs is found once, by `ready`, before the blocks of a model are entered: the compiler traces no import.
 
 Shapes as in attention.py.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,57 +26,111 @@ WIDEST_HEAD = 256
 
 
 class Generation(NamedTuple):
-    """One generation of FlashAttention: its module, and the compute capabilities that it is written for."""
+    """One generation of FlashAttention.
+
+    module        what to import
+    distribution  that must be installed; "" where several bring it. (FlashAttention 2's own wheel holds an old `flash_attn.cute` that cannot train.)
+    torch_name    what torch calls it; "" where it is called by itself
+    """
 
     name: str
     module: str
-    capabilities: range  # major
+    distribution: str = ""
+    torch_name: str = ""
 
 
-GENERATIONS = (
-    Generation("FlashAttention 4", "flash_attn.cute", range(9, 13)),
-    Generation("FlashAttention 3", "flash_attn_interface", range(9, 10)),
-    Generation("FlashAttention 2", "flash_attn", range(8, 13)),
-)
+FLASH_2 = Generation("FlashAttention 2", "flash_attn")
+FLASH_3 = Generation("FlashAttention 3", "flash_attn_interface", torch_name="FA3")
+FLASH_4 = Generation("FlashAttention 4", "flash_attn.cute.interface", "flash-attn-4", "FA4")
+
+
+class Order(NamedTuple):
+    """What a GPU's generations of FlashAttention are, best first, and which of them are faster there than what torch brings along."""
+
+    generations: tuple[Generation, ...]
+    faster: tuple[Generation, ...]
+
+
+# By major compute capability. On Hopper and Blackwell SDPA is cuDNN's kernel, which FlashAttention 2 does not reach.
+ORDERS = {
+    8: Order((FLASH_2,), (FLASH_2,)),  # Ampere, Ada
+    9: Order((FLASH_3, FLASH_4, FLASH_2), (FLASH_3,)),  # Hopper
+    10: Order((FLASH_4,), (FLASH_4,)),  # Blackwell, data centre
+    12: Order((FLASH_2,), (FLASH_2,)),  # Blackwell, desktop
+}
 
 
 class Found(NamedTuple):
-    """The functions of the generation that is used here; or, without any, why none is."""
+    """The generation that is used on a GPU; or, without any, why none is."""
 
-    name: str = ""
-    dense: Callable | None = None
-    varlen: Callable | None = None
+    generation: Generation | None = None
     why_not: str = ""
 
 
+class Kernel(NamedTuple):
+    """What the blocks call.
+
+    dense   q, k, v [B, T, H or G, K] → [B, T, H, K], causal; None: whole sequences go through ``packed``, too
+    packed  q [N, H, K], k, v [M, G, K], cu_seqlens of queries and of keys, bounds of their lengths → [N, H, K], causal within each piece
+    """
+
+    packed: Callable[..., Tensor]
+    dense: Callable[..., Tensor] | None = None
+
+
+_kernels: dict[str, Kernel] = {}  # flash and varlen, once they are ready
+
+
 @functools.cache
-def find(capability: int) -> Found:
-    """The newest generation that is installed and written for the device's (major) compute capability."""
+def find(capability: int, insists: bool = False) -> Found:
+    """The best generation that is installed for the device's (major) compute capability.
+
+    Args:
+        insists: takes one that is slower there than torch's own kernels, too.
+    """
+    order = ORDERS.get(capability, Order((), ()))
+    if not order.generations:
+        return Found(why_not=f"no FlashAttention is written for compute capability {capability}.x")
     reasons = []
-    for generation in GENERATIONS:
-        if capability not in generation.capabilities:
-            continue
-        try:
-            module = importlib.import_module(generation.module)
-            return Found(generation.name, module.flash_attn_func, module.flash_attn_varlen_func)
-        except ModuleNotFoundError:
-            continue
-        except Exception as error:  # built for another torch: undefined symbols, and whatever else a broken binary raises
-            reasons.append(
-                f"{generation.module} is installed but broken ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
-            )
-    return Found(why_not="; ".join(reasons) or "flash-attn is not installed: pip install 'lit-long[flash]'")
+    for generation in order.generations if insists else order.faster:
+        if reason := why_not(generation):
+            reasons.append(reason)
+        else:
+            return Found(generation)
+    return Found(why_not="; ".join(reasons))
 
 
-def why_no_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Empty when FlashAttention can run; else the reason that it cannot."""
+def why_not(generation: Generation) -> str:
+    """Why a generation cannot be used; empty when it can."""
+    name = generation.module
+    try:
+        if generation.distribution:
+            importlib.metadata.version(generation.distribution)
+        module = importlib.import_module(name)
+        if generation.torch_name and not hasattr(torch.nn.attention, "activate_flash_attention_impl"):
+            return f"{generation.name} needs a torch that can put it behind its own operations (2.11 or newer), not {torch.__version__}"
+        if not generation.torch_name and not hasattr(module, "flash_attn_varlen_func"):
+            return f"{name} is installed but has no flash_attn_varlen_func"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{generation.name} ({generation.distribution}) is not installed"
+    except ModuleNotFoundError as error:
+        if name == error.name or name.startswith(f"{error.name}."):
+            return f"{generation.name} ({name}) is not installed"
+        return f"{name} is installed but lacks the package {error.name}"
+    except Exception as error:  # built for another torch: undefined symbols, and whatever else a broken binary raises
+        return f"{name} is installed but broken ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    return ""
+
+
+def why_no_flash(device: torch.device, dtype: torch.dtype, head_dim: int, insists: bool = False) -> str:
+    """Empty when FlashAttention can run, and pays or is insisted on; else the reason that it does not."""
     if device.type != "cuda":
         return f"FlashAttention runs on NVIDIA GPUs, not on {device.type}"
     if dtype not in HALF:
         return f"FlashAttention computes in bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
     if head_dim > WIDEST_HEAD:
         return f"FlashAttention's heads have at most {WIDEST_HEAD} components, not {head_dim}"
-    return find(torch.cuda.get_device_capability(device)[0]).why_not
+    return find(torch.cuda.get_device_capability(device)[0], insists).why_not
 
 
 def why_no_varlen(device: torch.device, dtype: torch.dtype) -> str:
@@ -84,59 +142,51 @@ def why_no_varlen(device: torch.device, dtype: torch.dtype) -> str:
     return "" if varlen_function() else f"torch {torch.__version__} has no torch.nn.attention.varlen"
 
 
-def version(device: torch.device) -> str:
+def version(device: torch.device, insists: bool = False) -> str:
     """Which FlashAttention runs on the GPU."""
-    return find(torch.cuda.get_device_capability(device)[0]).name
+    return find(torch.cuda.get_device_capability(device)[0], insists).generation.name
 
 
-def by_flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Causal attention, within documents when there are cu_seqlens: [B, H, T, K]."""
-    if cu_seqlens is None:
-        found = find(torch.cuda.get_device_capability(q_BHTK.device)[0])
-        out = found.dense(*(x.transpose(1, 2) for x in (q_BHTK, k_BGTK, v_BGTK)), causal=True)
-        return first(out).transpose(1, 2)
-    return documents("flash", q_BHTK, k_BGTK, v_BGTK, cu_seqlens)
+def ready(kernel: str, device: torch.device, insists: bool = False) -> None:
+    """Find the functions of flash or varlen, for the blocks to call: outside of them, since a compiler cannot trace how they are found."""
+    if kernel in _kernels or kernel == "sdpa":
+        return
+    generation = find(torch.cuda.get_device_capability(device)[0], insists).generation if kernel == "flash" else None
+    _kernels[kernel] = flash_2() if generation == FLASH_2 else torchs_own(generation.torch_name if generation else "")
 
 
-def by_varlen(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The same by torch's own kernel."""
-    return documents("varlen", q_BHTK, k_BGTK, v_BGTK, cu_seqlens)
+def flash_2() -> Kernel:
+    """FlashAttention 2's own functions."""
+    module = importlib.import_module(FLASH_2.module)
+    dense, varlen = module.flash_attn_func, module.flash_attn_varlen_func
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int) -> Tensor:
+        cu_k = cu_k.clone() if cu_k is cu_q else cu_k  # the compiler traces no autograd function that gets a tensor twice
+        return first(varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, causal=True))
+
+    return Kernel(packed, lambda q, k, v: first(dense(q, k, v, causal=True)))
 
 
-def documents(kernel: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> Tensor:
-    longest = q_BHTK.shape[2]  # a bound; the true length would be another number, and another compilation, in every batch
-    out = packed(kernel, *(rowless(x) for x in (q_BHTK, k_BGTK, v_BGTK)), (cu_seqlens, cu_seqlens), (longest, longest))
-    return out.unflatten(0, (q_BHTK.shape[0], longest)).transpose(1, 2)
-
-
-def packed(
-    kernel: str,
-    q_NHK: Tensor,
-    k_MGK: Tensor,
-    v_MGK: Tensor,
-    cu_seqlens: tuple[Tensor, Tensor],
-    longest: tuple[int, int],
-) -> Tensor:
-    """Attention within pieces that follow one another: [N, H, K]. Of a piece's keys the last query sees all, each one before it one less.
-
-    Args:
-        kernel: flash or varlen. How the latter is told of causality and of shared heads changed between torch 2.10 and 2.13.
-        cu_seqlens: where pieces begin in the queries and in the keys, and where the last ones end.
-        longest: bounds of a piece's queries and keys.
-    """
-    if kernel == "flash":
-        found = find(torch.cuda.get_device_capability(q_NHK.device)[0])
-        names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
-        return first(found.varlen(q_NHK, k_MGK, v_MGK, **dict(zip(names, (*cu_seqlens, *longest))), causal=True))
+def torchs_own(implementation: str) -> Kernel:
+    """torch's varlen_attn, by its own kernel or that of an ``implementation`` (FA3, FA4) put behind it for this process. How it is told of causality and
+    of shared heads changed between torch 2.10 and 2.13."""
+    if implementation:
+        torch.nn.attention.activate_flash_attention_impl(implementation)
     varlen = varlen_function()
-    parameters = inspect.signature(varlen).parameters
-    how = {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
-    if k_MGK.shape[1] != q_NHK.shape[1]:
-        if "enable_gqa" in parameters:
-            how["enable_gqa"] = True
-        else:
-            k_MGK, v_MGK = (x.repeat_interleave(q_NHK.shape[1] // x.shape[1], dim=1) for x in (k_MGK, v_MGK))
-    return first(varlen(q_NHK, k_MGK, v_MGK, *cu_seqlens, *longest, **how))
+    known = inspect.signature(varlen).parameters
+    causal = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
+    shares = "enable_gqa" in known
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int) -> Tensor:
+        how = dict(causal)
+        if k.shape[1] != q.shape[1]:
+            if shares:
+                how["enable_gqa"] = True
+            else:
+                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        return first(varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, **how))
+
+    return Kernel(packed)
 
 
 def varlen_function() -> Callable | None:
@@ -144,6 +194,36 @@ def varlen_function() -> Callable | None:
         return importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):
         return None
+
+
+def attend(kernel: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor | None, longest: int) -> Tensor:
+    """Causal attention, within documents when there are cu_seqlens, by flash or varlen: [B, H, T, K].
+
+    Args:
+        longest: a bound of the documents' lengths.
+    """
+    B, _, T, _ = q_BHTK.shape
+    dense = _kernels[kernel].dense
+    if cu_seqlens is None and dense is not None:
+        return dense(*(x.transpose(1, 2) for x in (q_BHTK, k_BGTK, v_BGTK))).transpose(1, 2)
+    if cu_seqlens is None:
+        cu_seqlens, longest = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q_BHTK.device), T
+    rowless_qkv = (rowless(x) for x in (q_BHTK, k_BGTK, v_BGTK))
+    out = _kernels[kernel].packed(*rowless_qkv, cu_seqlens, cu_seqlens, longest, longest)
+    return out.unflatten(0, (B, T)).transpose(1, 2)
+
+
+def packed(
+    kernel: str, q_NHK: Tensor, k_MGK: Tensor, v_MGK: Tensor, cu_seqlens: tuple[Tensor, Tensor], longest: tuple[int, int]
+) -> Tensor:
+    """Attention within pieces that follow one another: [N, H, K]. Of a piece's keys the last query sees all, each one before it one less.
+
+    Args:
+        kernel: flash or varlen, which is `ready`.
+        cu_seqlens: where pieces begin in the queries and in the keys, and where the last ones end.
+        longest: bounds of a piece's queries and keys.
+    """
+    return _kernels[kernel].packed(q_NHK, k_MGK, v_MGK, *cu_seqlens, *longest)
 
 
 def rowless(x_BHTK: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Randomised(PositionTransform):
             torch.cat([self.walk(count, generator) for count in runs(ids, batch.mask_documents)])
             for ids, generator in each_row(batch, seed, step, first_row)
         ]
-        return batch._replace(positions=torch.stack(rows).to(batch.document_ids.device))
+        return batch._replace(positions=torch.stack(rows).to(batch.positions.device))
 
     def walk(self, count: int, generator: Generator) -> Tensor:
         """Positions of ``count`` tokens, fp64 [count]."""
@@ -114,9 +114,9 @@ class PoSE(PositionTransform):
             all_positions.append(torch.cat([self.shifted(size, generator) for size in sizes]))
             windows = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
             all_ids.append(torch.where(ids < 0, ids, windows))  # padding stays what it is
-        device = batch.document_ids.device
+        ids, positions = torch.stack(all_ids), torch.stack(all_positions)
         return batch._replace(
-            document_ids=torch.stack(all_ids).to(device), positions=torch.stack(all_positions).to(device), mask_documents=True
+            document_ids=ids.to(batch.document_ids.device), positions=positions.to(batch.positions.device), mask_documents=True
         )
 
     def shifted(self, count: int, generator: Generator) -> Tensor:

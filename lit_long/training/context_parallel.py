@@ -66,10 +66,11 @@ class ContextShare:
             UserError: a sequence that cannot be cut into two equal chunks a rank.
         """
         check_divisible(batch.tokens.shape[1], self.ranks)
-        own = own_tokens(self.rank, self.ranks, batch.tokens.shape[1]).to(batch.tokens.device)
-        weights = None if batch.weights is None else batch.weights[:, own]
+        own = own_tokens(self.rank, self.ranks, batch.tokens.shape[1])
+        fields = (field if field is None else field[:, own.to(field.device)] for field in (*batch[:4], batch.weights))
         part = Part(self.rank, self.ranks, batch.document_ids, self.gather)
-        return Batch(*(field[:, own] for field in batch[:4]), mask_documents=batch.mask_documents, weights=weights, part=part)
+        *kept, weights = fields
+        return Batch(*kept, mask_documents=batch.mask_documents, weights=weights, part=part)
 
 
 def check_divisible(length: int, ranks: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -14,6 +15,17 @@ from lit_long.model.attention import KERNELS, AttentionMask, attention, choose, 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 IDS = torch.tensor([[0] * 21 + [1] * 1 + [2] * 15, [3] * 30 + [PADDING] * 7])  # odd lengths, one of 1, padding
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Nothing is found yet, and what a test finds is forgotten."""
+    monkeypatch.setattr(flash, "_kernels", {})
+    flash.find.cache_clear()
+    yield
+    flash.find.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
+        del sys.modules[name]
 
 
 def inputs(heads, shared, dtype, device=CPU, K=32):
@@ -38,7 +50,7 @@ def check(kernel, heads, shared, masked, dtype, device=CPU):
     ids = IDS.to(device) if masked else None
     cu_seqlens = document_cu_seqlens(Batch(ids, ids, ids, ids, True)) if masked else None
     expected = by_hand(q, k, v, ids)
-    found = attention(q, k, v, AttentionMask(cu_seqlens, kernel))
+    found = attention(q, k, v, AttentionMask(cu_seqlens, kernel, 37))
     assert found.dtype == dtype
     ours, truth = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (found, expected.to(weight.dtype)))
     limit = 1e-5 if dtype == torch.float32 else 2e-2
@@ -94,20 +106,44 @@ def test_the_operation_keeps_torchs_rules(dtype):
     torch.library.opcheck(torch.ops.lit_long.attend_documents, (q, k, v, cu_seqlens))
 
 
-def test_a_gpu_gets_the_fastest_that_is_there(monkeypatch):
-    """The choice itself, for hardware that is not here."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(flash, "find", lambda capability: flash.Found("FlashAttention 3"))
-    assert choose(GPU, torch.bfloat16, 128, True) == choose(GPU, torch.bfloat16, 128, False) == "flash"
-    assert choose(GPU, torch.float32, 128, True) == "sdpa" and choose(GPU, torch.bfloat16, 512, False) == "sdpa"
-    assert "FlashAttention 3" in describe(GPU, torch.bfloat16, 128)
-    monkeypatch.setattr(flash, "find", lambda capability: flash.Found(why_not="flash-attn is not installed"))
-    assert choose(GPU, torch.bfloat16, 128, True) == "varlen" and choose(GPU, torch.bfloat16, 128, False) == "sdpa"
-    assert choose(GPU, torch.float32, 128, True) == "sdpa"
+@pytest.mark.parametrize(
+    ("capability", "installed", "whole", "documents", "insisted"),
+    [
+        (8, (), "sdpa", "varlen", None),
+        (8, ("FlashAttention 2",), "flash", "flash", "FlashAttention 2"),
+        (8, ("FlashAttention 3", "FlashAttention 4"), "sdpa", "varlen", None),  # written for others
+        (9, (), "sdpa", "varlen", None),
+        (9, ("FlashAttention 2",), "sdpa", "varlen", "FlashAttention 2"),  # cuDNN is faster
+        (9, ("FlashAttention 2", "FlashAttention 4"), "sdpa", "varlen", "FlashAttention 4"),
+        (9, ("FlashAttention 2", "FlashAttention 3"), "flash", "flash", "FlashAttention 3"),
+        (10, ("FlashAttention 2", "FlashAttention 3"), "sdpa", "varlen", None),
+        (10, ("FlashAttention 4",), "flash", "flash", "FlashAttention 4"),
+        (12, ("FlashAttention 2",), "flash", "flash", "FlashAttention 2"),
+        (7, ("FlashAttention 2",), "sdpa", "varlen", None),
+    ],
+)
+def test_the_order_of_kernels_on_a_gpu(capability, installed, whole, documents, insisted, kernels, monkeypatch):
+    """The choice itself, for hardware and packages that are not here."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (capability, 0))
+    monkeypatch.setattr(flash, "why_not", lambda own: "" if own.name in installed else f"{own.name} is not installed")
+    monkeypatch.setattr(flash, "ready", lambda *_: None)
+    for dtype, head_dim in ((torch.float32, 128), (torch.bfloat16, 512)):
+        assert choose(GPU, dtype, head_dim, False) == "sdpa"
+    assert [choose(GPU, torch.bfloat16, 128, masked) for masked in (False, True)] == [whole, documents]
     text = describe(GPU, torch.bfloat16, 128)
-    assert "varlen_attn where documents are masked" in text and "flash-attn is not installed" in text
-    with use("flash"), pytest.raises(UserError, match=r"trainer.attention=flash cannot run here: flash-attn is not installed"):
-        choose(GPU, torch.bfloat16, 128, True)
+    assert (
+        (installed[-1] in text)
+        if whole == "flash"
+        else text.startswith("torch's SDPA, torch's varlen_attn where documents are masked")
+    )
+    with use("flash"):
+        if insisted:
+            assert choose(GPU, torch.bfloat16, 128, True) == "flash" and insisted in describe(GPU, torch.bfloat16, 128)
+        else:
+            with pytest.raises(
+                UserError, match=r"trainer.attention=flash cannot run here: .*(not installed|compute capability 7)"
+            ):
+                choose(GPU, torch.bfloat16, 128, True)
 
 
 def test_a_cpu_uses_sdpa_and_says_what_it_cannot():
@@ -122,16 +158,28 @@ def test_a_cpu_uses_sdpa_and_says_what_it_cannot():
         pass
 
 
-def test_a_broken_package_is_a_sentence(tmp_path, monkeypatch):
-    """A real import that fails as one built for another torch does; and none at all."""
-    flash.find.cache_clear()
+PACKAGES = {
+    "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2')": "flash_attn is installed but broken .ImportError: flash_attn_2_cuda.so",
+    "import einops_that_nobody_has": "flash_attn is installed but lacks the package einops_that_nobody_has",
+    "__version__ = '0.1'": "flash_attn is installed but has no flash_attn_varlen_func",
+}
+
+
+@pytest.mark.parametrize("code", PACKAGES)
+def test_a_broken_package_is_a_sentence(code, tmp_path, monkeypatch, kernels):
+    """Real imports that fail as one built for another torch does, for want of another package, and for being another one; and none at all."""
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert "not installed" in flash.find(8).why_not
+    assert flash.find(8).why_not == "FlashAttention 2 (flash_attn) is not installed"
     flash.find.cache_clear()
-    (tmp_path / "flash_attn.py").write_text("raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2')")
+    (tmp_path / "flash_attn.py").write_text(code)
     found = flash.find(8)
-    assert (
-        found.dense is None
-        and "flash_attn is installed but broken (ImportError: flash_attn_2_cuda.so: undefined symbol" in found.why_not
-    )
-    flash.find.cache_clear()
+    assert found.generation is None and re.search(PACKAGES[code], found.why_not)
+
+
+def test_an_old_copy_of_flash_attention_4_is_not_it(tmp_path, monkeypatch, kernels):
+    """FlashAttention 2.8's wheel has a flash_attn.cute that imports, and cannot train."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    for file in ("flash_attn/__init__.py", "flash_attn/cute/__init__.py", "flash_attn/cute/interface.py"):
+        (tmp_path / file).write_text("def flash_attn_varlen_func(): ...\n_flash_attn_fwd = _flash_attn_bwd = None\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert flash.find(10).why_not == "FlashAttention 4 (flash-attn-4) is not installed"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,13 +184,14 @@ def test_kernels_of_a_gpu_are_given_the_right_pieces(kernel, heads, shared, monk
         assert window_size == (-1, 0) and enable_gqa == (heads != shared)
         return written_out(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
 
-    def flash_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False):
+    def flash_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, causal=False):
         assert causal
         return written_out(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(flash, "find", lambda capability: flash.Found("FlashAttention", None, flash_attn))
+    module = SimpleNamespace(flash_attn_func=None, flash_attn_varlen_func=flash_attn)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(flash, "varlen_function", lambda: varlen_attn)
+    monkeypatch.setattr(flash, "_kernels", {"flash": flash.flash_2(), "varlen": flash.torchs_own("")})
     check(IDS, 2, heads, shared, lambda *x: attend_shard(*x, kernel), torch.float32, 2e-6, packed=True)
 
 

@@ -47,10 +47,8 @@ def sweep(
     base: dict[int, list[Measurement]] | None = None,
     experiment: str = "position_tiny",
     report: dict[str, Any] | None = None,
-    settings: dict[str, dict[str, Any]] | None = None,
 ) -> Path:
-    """A sweep of base → extend → evaluate per (variant, seed), with evaluate_base shared per seed. None: not finished.
-    ``settings``: of each variant's evaluate stages."""
+    """A sweep of base → extend → evaluate per (variant, seed), with evaluate_base shared per seed. None: not finished."""
     runs = root / "runs"
     folder = runs / experiment / "k1"
     folder.mkdir(parents=True)
@@ -66,12 +64,12 @@ def sweep(
         if base is not None:
             stages["evaluate_base"] = stage(runs, f"evaluate_base-s{seed}", evaluate(base[seed]))
         trials.append({"variant": variant, "seed": seed, "stages": stages})
-    shown = {
+    settings = {
         "title": "Positions, small",
         "rows": "evaluate",
         "reference": "evaluate_base" if base is not None else None,
     }
-    shown |= {
+    settings |= {
         "paper_source": "Xiong et al. 2023, Table 5",
         "paper_length": 32_768,
         "paper": PAPER,
@@ -80,12 +78,9 @@ def sweep(
     config = {
         "experiment": experiment,
         "description": "Which encoder extends best",
-        "report": shown | (report or {}),
+        "report": settings | (report or {}),
     }
     config["stages"] = {"evaluate_base": {"kind": "evaluate", "parent": "base"}}
-    for variant, seed in measured:
-        found = {"kind": "evaluate", "identity": f"{variant}-s{seed}"} | (settings or {}).get(variant, {})
-        config["stages"][f"evaluate {variant} s{seed}"] = found
     (folder / "sweep.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "sweep.json").write_text(json.dumps({"experiment": experiment, "key": "k1", "trials": trials}))
     (folder.parent / "latest").symlink_to("k1")
