@@ -32,8 +32,7 @@ from lit_long.files import write_atomically
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, build
-from lit_long.positions.scaled import NTKAware, PositionInterpolation, YaRN
-from lit_long.positions.schemes import RoPE
+from lit_long.positions.schemes import NTKAware, PositionInterpolation, RoPE, YaRN
 from lit_long.pretrained.weights import WEIGHTS, load_weights
 
 Factors = tuple[int, ...]  # hundredths

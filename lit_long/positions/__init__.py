@@ -15,16 +15,22 @@ from omegaconf import MISSING
 from lit_long.config import UserError, check, nearest
 from lit_long.positions.bounds import smallest_base
 from lit_long.positions.encoder import PositionalEncoder, Rotation
-from lit_long.positions.scaled import DynamicNTK, Llama3, LongRoPE, NTKAware, NTKByParts, PositionInterpolation, YaRN
 from lit_long.positions.schemes import (
     AdjustedBaseFrequency,
+    DynamicNTK,
+    Llama3,
+    LongRoPE,
     NoPE,
+    NTKAware,
+    NTKByParts,
     PartialRoPE,
+    PositionInterpolation,
     PowerBasis,
     RoPE,
     TruncatedBasis,
     XPos,
     XPosABF,
+    YaRN,
 )
 from lit_long.positions.transforms import TRANSFORMS, PositionTransform
 

@@ -18,7 +18,7 @@ from lit_long.config.layers import find_file
 from lit_long.config.ranges import Base, Count, CountOrNone, Range
 from lit_long.positions import SCHEMES, PositionalEncoder, build
 from lit_long.positions.bounds import context_bound
-from lit_long.positions.scaled import Stretch
+from lit_long.positions.schemes import Stretch
 from lit_long.positions.theory import (
     adaptation_distances,
     bound_curve,
