@@ -23,6 +23,7 @@ from lit_long.config.ranges import (
     Share,
     ShareBelowOne,
 )
+from lit_long.config.renamed import UNTIL, say_once
 from lit_long.config.text import Axes, EscapedText
 from lit_long.config.typed import NOT_IDENTITY, TRAIN_IDENTITY, UserError
 
@@ -383,7 +384,7 @@ class LawConfig:
 
 @dataclass
 class BoundConfig:
-    """The base of each variant of a sweep over bases: given, retrieval is shown by base, with the criterion of positions/bounds.py."""
+    """How 0.1 asked for what ``by_base`` asks for, with the bases typed a second time. Goes with 0.3."""
 
     head_dim: Count = 64
     rows: dict[str, Base] = field(default_factory=dict)  # variant → base
@@ -403,8 +404,19 @@ class ReportConfig:
     published: list[PublishedConfig] = field(default_factory=list)  # further tables
     curve: CurveConfig = field(default_factory=CurveConfig)
     law: LawConfig = field(default_factory=LawConfig)
+    by_base: bool = False  # of a sweep over RoPE bases: retrieval by base, with the criterion of positions/bounds.py
     bound: BoundConfig = field(default_factory=BoundConfig)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.bound.rows:
+            say_once(
+                f"report.bound: bases are read from the stages' settings now; write report.by_base: true (works until {UNTIL})"
+            )
+
+    @property
+    def shows_bases(self) -> bool:
+        return self.by_base or bool(self.bound.rows)
 
 
 AXES = Axes(lambda: SweepConfig)

@@ -23,47 +23,37 @@ OWN = "own"  # the folder tasks/ beside this file
 
 @dataclass(frozen=True)
 class Spec:
-    """One row of a table.
+    """One row of a table: which of lm-eval's tasks it is. What it leaves open, the task files say; ours (in tasks/) say all of it.
 
-    folder    of lm-eval's tasks that the task files lie in, or ``OWN``
+    folder    of lm-eval's tasks that the task files lie in, or ``OWN``; "": anywhere among lm-eval's
     tasks     the task files' names by domain; a tag stands for all its tasks
     shots     examples before the question
-    metric    the number that counts, as lm-eval calls it; rouge_geo is made of three
-    long      measured at every length, which is the longest prompt; others once
+    metric    the number that counts, as lm-eval calls it; "": the first
+    long      measured at every length, which is the longest prompt; others once. In a task file: ``metadata: {long: true}``
     made      generated at every length, which is the prompt's with the answer; else a data set
-    runs_code whether scoring runs what the model wrote
     """
 
     folder: str
     tasks: dict[str, tuple[str, ...]]
-    shots: int | None
-    metric: str
+    shots: int | None = None
+    metric: str = ""
     long: bool = False
     made: bool = False
-    runs_code: bool = False
 
 
-def own(name: str, shots: int, metric: str, **options: bool) -> Spec:
-    return Spec(OWN, {"all": (f"lit_long_{name}",)}, shots, metric, **options)
+def own(name: str) -> Spec:
+    return Spec(OWN, {"all": (f"lit_long_{name}",)})
 
 
-def theirs(folder: str, name: str, shots: int | None, metric: str, **options: bool) -> Spec:
+def upstream(folder: str, name: str, shots: int | None, metric: str, **options: bool) -> Spec:
     return Spec(folder, {"all": (name,)}, shots, metric, **options)
 
 
-LONG = {
-    "narrativeqa": own("narrativeqa", 0, "f1", long=True),
-    "qasper": own("qasper", 2, "f1", long=True),
-    "quality": own("quality", 2, "exact_match", long=True),
-    "qmsum": own("qmsum", 1, "rouge_geo", long=True),
-    "contract_nli": own("contract_nli", 2, "exact_match", long=True),
-    "summ_screen_fd": own("summ_screen_fd", 0, "rouge_geo", long=True),
-    "gov_report": own("gov_report", 0, "rouge_geo", long=True),
-}
+LONG = {name: own(name) for name in ("narrativeqa", "qasper", "quality", "qmsum", "contract_nli", "summ_screen_fd", "gov_report")}
 SHORT = {
-    "humaneval": own("humaneval", 0, "pass@1", runs_code=True),
-    "mbpp": own("mbpp", 3, "pass@1", runs_code=True),
-    "gsm8k": theirs("gsm8k", "gsm8k_cot", 8, "exact_match"),
+    "humaneval": own("humaneval"),
+    "mbpp": own("mbpp"),
+    "gsm8k": upstream("gsm8k", "gsm8k_cot", 8, "exact_match"),
     "math": Spec("hendrycks_math", {"all": ("hendrycks_math",)}, 4, "exact_match"),
     "mmlu": Spec(
         "mmlu/default",
@@ -71,19 +61,19 @@ SHORT = {
         5,
         "acc",
     ),
-    "nq_open": theirs("nq_open", "nq_open", 5, "exact_match"),
-    "triviaqa": theirs("triviaqa", "triviaqa", 5, "exact_match"),
-    "piqa": theirs("piqa", "piqa", 0, "acc_norm"),
-    "social_iqa": theirs("siqa", "social_iqa", 0, "acc"),
-    "hellaswag": theirs("hellaswag", "hellaswag", 0, "acc_norm"),
-    "winogrande": theirs("winogrande", "winogrande", 0, "acc"),
-    "arc_easy": theirs("arc", "arc_easy", 0, "acc_norm"),
-    "arc_challenge": theirs("arc", "arc_challenge", 0, "acc_norm"),
-    "openbookqa": theirs("openbookqa", "openbookqa", 0, "acc_norm"),
-    "commonsense_qa": theirs("commonsense_qa", "commonsense_qa", 7, "acc"),
+    "nq_open": upstream("nq_open", "nq_open", 5, "exact_match"),
+    "triviaqa": upstream("triviaqa", "triviaqa", 5, "exact_match"),
+    "piqa": upstream("piqa", "piqa", 0, "acc_norm"),
+    "social_iqa": upstream("siqa", "social_iqa", 0, "acc"),
+    "hellaswag": upstream("hellaswag", "hellaswag", 0, "acc_norm"),
+    "winogrande": upstream("winogrande", "winogrande", 0, "acc"),
+    "arc_easy": upstream("arc", "arc_easy", 0, "acc_norm"),
+    "arc_challenge": upstream("arc", "arc_challenge", 0, "acc_norm"),
+    "openbookqa": upstream("openbookqa", "openbookqa", 0, "acc_norm"),
+    "commonsense_qa": upstream("commonsense_qa", "commonsense_qa", 7, "acc"),
 }
-MODERN = {name: theirs("ruler", name, 0, "score", long=True, made=True) for name in RULER} | {
-    f"longbench_{name}": theirs("longbench", f"longbench_{name}", 0, "score", long=True) for name in LONGBENCH
+MODERN = {name: upstream("ruler", name, 0, "score", long=True, made=True) for name in RULER} | {
+    f"longbench_{name}": upstream("longbench", f"longbench_{name}", 0, "score", long=True) for name in LONGBENCH
 }
 SPECS = LONG | SHORT | MODERN
 # What has been scored on the real data by this project, not only on small files of its schema. The generated ones are their own data.

@@ -17,16 +17,17 @@ from typing import Any
 
 from lit_long.config import UserError
 from lit_long.evaluation.harness import Harness
-from lit_long.evaluation.lm_loading import described, load_parts
+from lit_long.evaluation.lm_loading import Wanted, described, load_parts
 from lit_long.evaluation.lm_specs import SPECS, VERIFIED, Spec
 from lit_long.evaluation.measurement import Measurement
+from lit_long.evaluation.registry import file_digest, is_task_file, read_task_file
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import geometric, mean, share
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Sample, Task, by
 
 AT_ONCE = 64  # documents that are answered before their samples are written
-ROUGE = ("rouge1", "rouge2", "rougeL")
+ROUGE, ROUGE_GEO = ("rouge1", "rouge2", "rougeL"), "rouge_geo"
 
 
 @dataclass(frozen=True)
@@ -39,35 +40,38 @@ class Item:
 
 
 class HarnessTask(Task):
-    """A task of lm-eval's by its name in `lm_specs`, or by lm-eval's own.
+    """A task of lm-eval's by its name in `lm_specs`, by lm-eval's own, or by the path of a task file.
 
     Args:
         lengths: of prompts: the most tokens of a data set's, exactly so many (with the answer) of a generated one.
-        count: documents of each part and length; 0 for all (of a generated one, 20).
-        data: a folder of data sets; "hub" lets lm-eval download them.
 
     Raises:
-        Unavailable: the data set is not there.
+        Unavailable: the data set is not there, or the task runs code and may not.
         UserError: it is damaged or has no right answers, or lm-eval cannot build the task.
     """
 
-    def __init__(self, name: str, subject: Subject, lengths: list[int], count: int, seed: int, data: str) -> None:
-        self.name, self.lengths, self.count, self.seed, self.subject = name, lengths, count, seed, subject
-        self.spec = SPECS.get(name) or Spec("", {"all": (name,)}, None, "")
+    def __init__(self, name: str, subject: Subject, lengths: list[int], wanted: Wanted) -> None:
+        file = read_task_file(name, "tasks") if is_task_file(name) else None
+        self.name = file.name if file else name
+        self.code = {"code": file_digest(file)} if file else {}
+        self.wanted = wanted
+        self.spec = SPECS.get(name) or Spec("", {"all": (self.name,)})
+        self.verified = None if file else name in VERIFIED  # of a user's own task nothing is claimed
         self.items: dict[Key, Item] = {}
         versions = set()
-        wanted = lengths if self.spec.long else [max(lengths)]
-        for domain, length, task, requests, reference in load_parts(name, self.spec, subject, wanted, count, seed, data):
+        for domain, length, task, requests, reference in load_parts(name, self.spec, subject, lengths, wanted):
             index = sum(1 for key in self.items if (key.domain, key.length) == (domain, length))
             self.items[Key(domain, length, index)] = Item(task, requests, reference)
             versions.add(str(task.VERSION))
+        if not self.items:
+            raise UserError(f"{name}: its data set has no documents")
         shots = next(iter(self.items.values())).task.config.num_fewshot or 0
         self.shots = self.spec.shots if self.spec.shots is not None else shots
         self.prompt = f"lm-eval's, version {', '.join(sorted(versions))}; {self.shots} shots"
         self.digest = digest(self.items)
 
     def settings(self) -> dict[str, Any]:
-        return {"data": self.digest, "shots": self.shots, "count": self.count, "seed": self.seed}
+        return {"data": self.digest, "shots": self.shots, "count": self.wanted.count, "seed": self.wanted.seed} | self.code
 
     def keys(self) -> list[Key]:
         return list(self.items)
@@ -91,8 +95,8 @@ class HarnessTask(Task):
                 own = [each["metrics"] for each in group if domain in ("all", each["domain"])]
                 found = statistics(own)
                 for metric, values in found.items():
-                    main = metric == (self.spec.metric or next(iter(found)))
-                    settings = {"shots": self.shots, "verified": self.name in VERIFIED, "main": main}
+                    main = metric == (self.spec.metric or (ROUGE_GEO if ROUGE_GEO in found else next(iter(found))))
+                    settings = {"shots": self.shots, "verified": self.verified, "main": main}
                     rows.append(Measurement(metric, domain, length, **values, unit="documents", settings=settings))
         return rows
 
@@ -142,7 +146,7 @@ def statistics(samples: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
         values = [each[metric] for each in samples]
         found[metric] = share([bool(value) for value in values]) if set(values) <= {0.0, 1.0} else mean(values)
     if set(ROUGE) <= samples[0].keys():
-        found["rouge_geo"] = geometric([[each[metric] for metric in ROUGE] for each in samples])
+        found[ROUGE_GEO] = geometric([[each[metric] for metric in ROUGE] for each in samples])
     return found
 
 

@@ -1,16 +1,22 @@
 """The names of all tasks, and what planning, suites and tables know of each. Needs no torch; suites.py makes the tasks.
 
-A name is one of `BUILT_IN`, one of the tables in lm_specs.py, any task of lm-eval's, or the user's own: ``module:Task``.
+A name is one of `BUILT_IN`, one of the tables in lm_specs.py, any task of lm-eval's, or the user's own: ``module:Task``, or the path of a task file of
+lm-eval's, ``FOLDER/NAME.yaml``.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lit_long.config import UserError, nearest
 from lit_long.evaluation.lm_specs import SPECS
@@ -49,7 +55,12 @@ BUILT_IN = {
 
 def is_custom(name: str) -> bool:
     """Whether the name is ``module:Task``, a task of the user's own."""
-    return ":" in name
+    return ":" in name and not is_task_file(name)
+
+
+def is_task_file(name: str) -> bool:
+    """Whether the name is the path of a task file of lm-eval's, of the user's own."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def is_known(name: str) -> bool:
@@ -58,9 +69,11 @@ def is_known(name: str) -> bool:
 
 
 def check_task(name: str, where: str) -> None:
-    """Raises UserError for a name that no table here has, and for a module without such a task. Nothing of the module runs."""
-    if is_custom(name):
-        task_file(name, where)
+    """Raises UserError for a name that no table here has, and for a module or file without such a task. Nothing of the user's runs."""
+    if is_task_file(name):
+        read_task_file(name, where)
+    elif is_custom(name):
+        module_file(name, where)
     elif not is_known(name):
         raise UserError(f"{where}: there is no task {name!r}{nearest(name, [*BUILT_IN, *SPECS])}")
 
@@ -74,7 +87,7 @@ def needs_whole_documents(names: Iterable[str]) -> bool:
     return any(name in BUILT_IN and BUILT_IN[name].whole_document for name in names)
 
 
-def task_file(name: str, where: str) -> Path:
+def module_file(name: str, where: str) -> Path:
     """The file of ``module:Task``, which is read, not run.
 
     Raises:
@@ -101,12 +114,117 @@ def task_file(name: str, where: str) -> Path:
     return file
 
 
+class FunctionLoader(yaml.SafeLoader):
+    """Reads ``!function module.name`` as a text: planning runs no code of the user's."""
+
+
+FunctionLoader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task file of lm-eval's.
+
+    name      its task's
+    settings  with those of the files that it includes; functions as texts
+    code      the Python files beside them that their functions are in
+    """
+
+    name: str
+    settings: dict[str, Any]
+    code: tuple[Path, ...]
+
+
+def read_task_file(name: str, where: str) -> TaskFile:
+    """The task file at the path ``name``. None of its functions runs.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or holds no single task; its task has the name of one that is here.
+    """
+    file = Path(name).expanduser()
+    settings, code = merged(file, f"{where}: {name}", ())
+    if "group" in settings or isinstance(settings.get("task"), list):
+        raise UserError(
+            f"{where}: {name}: is a group of tasks; name the task files of its tasks instead, as tasks=[A.yaml,B.yaml]"
+        )
+    task = settings.get("task")
+    if not isinstance(task, str) or not task or "/" in task:
+        raise UserError(f"{where}: {name}: is no task file of lm-eval's; it needs a key task: with the task's name (without /)")
+    if is_known(task):
+        raise UserError(f"{where}: {name}: its task, {task!r}, has the name of one that lit-long has; choose another")
+    return TaskFile(task, settings, tuple(sorted(code)))
+
+
+def merged(file: Path, where: str, above: tuple[Path, ...]) -> tuple[dict[str, Any], set[Path]]:
+    """Settings of a task file over those of the files that it includes, as lm-eval reads them, and the Python files beside them that they use."""
+    if file.resolve() in above:
+        raise UserError(f"{where}: {file} includes itself")
+    try:
+        settings = yaml.load(file.read_bytes(), Loader=FunctionLoader)
+    except OSError as error:
+        raise UserError(f"{where}: {f'included, {file}, ' if above else ''}cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: {file} must hold key: value lines, as a task file of lm-eval's")
+    code = {found for text in texts_in(settings) if (found := function_file(text, file.parent))}
+    included = settings.pop("include", [])
+    found: dict[str, Any] = {}
+    for each in included if isinstance(included, list) else [included]:
+        inner, more = merged(file.parent / str(each), where, (*above, file.resolve()))
+        found |= inner
+        code |= more
+    return found | settings, code
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a YAML value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(each)
+
+
+def function_file(text: str, folder: Path) -> Path | None:
+    """The Python file in ``folder`` that ``!function module.name`` means; None where it means an installed module."""
+    if not text.startswith("!function "):
+        return None
+    module = text.removeprefix("!function ").rpartition(".")[0]
+    file = folder / f"{module.replace('.', '/')}.py"
+    return file if file.is_file() else None
+
+
 def task_code(names: Iterable[str]) -> dict[str, str]:
-    """{module: digest} of the modules that hold the user's own tasks, {} without one. Comments and layout do not count."""
-    files = {name.partition(":")[0]: task_file(name, "evaluation.tasks") for name in names if is_custom(name)}
-    return {module: code_digest(file) for module, file in files.items()}
+    """{module or path: digest} of what holds the user's own tasks, {} without one. Comments and layout do not count, nor what it imports."""
+    found = {}
+    for name in names:
+        if is_task_file(name):
+            found[name] = file_digest(read_task_file(name, "evaluation.tasks"))
+        elif is_custom(name):
+            found[name.partition(":")[0]] = code_digest(module_file(name, "evaluation.tasks"))
+    return found
+
+
+def file_digest(task: TaskFile) -> str:
+    """12 hexadecimal digits of a task file's settings, of the Python files beside it that it uses, and of the data files that it names."""
+    data = sorted({text for text in texts_in(task.settings.get("dataset_kwargs")) if Path(text).is_file()})
+    content = [task.settings, [code_digest(file) for file in task.code]]
+    content += [[text, content_digest(text, Path(text).stat().st_mtime_ns)] for text in data]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def content_digest(file: str, changed: int) -> str:
+    """sha256 of a file's content as it is since ``changed``."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def code_digest(file: Path) -> str:
-    """12 hexadecimal digits of a Python file's code, without comments and layout."""
-    return hashlib.sha256(ast.unparse(ast.parse(file.read_bytes())).encode()).hexdigest()[:12]
+    """12 hexadecimal digits of a Python file's code, without comments and layout. Raises UserError where it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        raise UserError(f"{file}: line {error.lineno}: {error.msg}") from None
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]

@@ -18,13 +18,13 @@ from lit_long.config import Unfit, UserError, nearest
 from lit_long.data.held_out import has_held_out
 from lit_long.data.token_store import Store
 from lit_long.evaluation.lines import Lines
-from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT, SPECS
+from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT
 from lit_long.evaluation.local_data import Unavailable
 from lit_long.evaluation.needle import Needle
 from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity
 from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
-from lit_long.evaluation.registry import BUILT_IN, check_task, is_custom, is_known, needs_whole_documents
+from lit_long.evaluation.registry import check_task, is_custom, is_known, is_task_file, needs_whole_documents
 from lit_long.evaluation.retrieval import FirstSentence, Passkey
 from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Task
@@ -100,7 +100,7 @@ def names_of(suite: str, tasks: list[str]) -> tuple[Size, list[str]]:
         raise UserError(f"command line: suite={suite}: there is no such suite{nearest(suite, SUITES)}")
     size, own = SUITES[suite]
     for name in tasks:
-        if is_custom(name) or not any_of_lm_eval(name):
+        if is_custom(name) or is_task_file(name) or not any_of_lm_eval(name):
             check_task(name, "command line: tasks")
     return size, list(dict.fromkeys(tasks)) or own
 
@@ -146,6 +146,8 @@ def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str
                 raise
             left_out[name] = str(error) if str(error).startswith(name) else f"{name}: {error}"
             say(f"left out: {left_out[name]}")
+    if same := [task.name for number, task in enumerate(tasks) if task.name in {each.name for each in tasks[:number]}]:
+        raise UserError(f"tasks: two tasks have the name {same[0]!r}; give one of them another")
     if not tasks:
         raise UserError(f"nothing of the suite can be measured; the first task says: {next(iter(left_out.values()))}")
     return tasks, left_out
@@ -173,20 +175,17 @@ def custom_task(name: str, asked: Asked) -> Task:
         raise UserError(f"tasks: {name}: must be a class made from lit_long.evaluation.task.Task")
     if missing := [each for each in ("name", "prompt") if not isinstance(getattr(kind, each, None), str)]:
         raise UserError(f'tasks: {name}: has no {missing[0]}; write {missing[0]} = "…" into the class')
-    if kind.name in BUILT_IN or kind.name in SPECS:
+    if is_known(kind.name):
         raise UserError(f"tasks: {name}: its name, {kind.name!r}, is that of a task that lit-long has; choose another")
     return kind(asked)
 
 
 def through_lm_eval(name: str, asked: Asked) -> Task:
+    from lit_long.evaluation.lm_loading import Wanted
     from lit_long.evaluation.lm_tasks import HarnessTask
 
-    if name in SPECS and SPECS[name].runs_code and not asked.run_code:
-        raise Unavailable(
-            f"{name}: runs programs that the model wrote, with limits but not shut in; run_code=true allows it, on a machine "
-            f"that may be lost"
-        )
-    return HarnessTask(name, asked.subject, list(asked.size.lengths), asked.size.samples, asked.seed, asked.public)
+    wanted = Wanted(asked.size.samples, asked.seed, asked.public, asked.run_code)
+    return HarnessTask(name, asked.subject, list(asked.size.lengths), wanted)
 
 
 def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:

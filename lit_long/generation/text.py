@@ -24,8 +24,8 @@ class Continuation:
         stop: strings at which the text ends; they are not part of it.
     """
 
-    def __init__(self, words: ModelTokenizer, prompt: list[int], stop: Sequence[str] = ()) -> None:
-        self.words, self.stop = words, stop
+    def __init__(self, tokenizer: ModelTokenizer, prompt: list[int], stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
         self.tokens = prompt[-BEFORE:]
         self.start, self.decoded = 0, len(self.tokens)  # tokens from start to decoded are those whose text has been taken
         self.text = ""
@@ -49,8 +49,8 @@ class Continuation:
 
     def beyond(self) -> str:
         """Text of the tokens whose text has not been taken. They are decoded after those before, whose text may depend on it."""
-        before = self.words.decode(self.tokens[self.start : self.decoded])
-        return self.words.decode(self.tokens[self.start :])[len(before) :]
+        before = self.tokenizer.decode(self.tokens[self.start : self.decoded])
+        return self.tokenizer.decode(self.tokens[self.start :])[len(before) :]
 
     def take(self, piece: str, last: bool = False) -> str:
         self.text += piece
@@ -71,7 +71,7 @@ def overlap(text: str, string: str) -> int:
 
 def generate_text(
     model: Llama,
-    words: ModelTokenizer,
+    tokenizer: ModelTokenizer,
     prompts: Sequence[str],
     max_new_tokens: int,
     *,
@@ -91,13 +91,13 @@ def generate_text(
     Raises:
         UserError: an empty prompt or stop string, or more tokens than the model's encoder can hold.
     """
-    tokens = [words.encode(prompt) for prompt in prompts]
-    return continue_tokens(model, words, tokens, max_new_tokens, sampler=sampler, stop=stop, show=show, chunk=chunk)
+    tokens = [tokenizer.encode(prompt) for prompt in prompts]
+    return continue_tokens(model, tokenizer, tokens, max_new_tokens, sampler=sampler, stop=stop, show=show, chunk=chunk)
 
 
 def continue_tokens(
     model: Llama,
-    words: ModelTokenizer,
+    tokenizer: ModelTokenizer,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     *,
@@ -110,21 +110,21 @@ def continue_tokens(
     """Like `generate_text`, after prompts of tokens: of an exact length, or cut. ``in_turn``: see `generate_in_turn`, without a sampler."""
     if not all(stop):
         raise UserError("stop: an empty string would end every text before it begins; leave it out")
-    texts = [Continuation(words, row, stop) for row in prompts]
+    texts = [Continuation(tokenizer, row, stop) for row in prompts]
     new = [0] * len(prompts)
 
     def heard(row: int, token: int) -> bool:
         text = texts[row]
         new[row] += 1
-        piece = "" if token in words.eos else text.add(token)
-        ended = text.stopped or token in words.eos or new[row] == max_new_tokens
+        piece = "" if token in tokenizer.eos else text.add(token)
+        ended = text.stopped or token in tokenizer.eos or new[row] == max_new_tokens
         piece += text.end() if ended else ""
         if show is not None:
             show(row, piece, ended)
         return ended
 
     if in_turn:
-        generate_in_turn(model, list(prompts), max_new_tokens, words.eos, heard)
+        generate_in_turn(model, list(prompts), max_new_tokens, tokenizer.eos, heard)
     else:
-        generate(model, list(prompts), max_new_tokens, sampler, words.eos, heard, chunk)
+        generate(model, list(prompts), max_new_tokens, sampler, tokenizer.eos, heard, chunk)
     return [text.text for text in texts]

@@ -91,8 +91,8 @@ def write_page(options: dict[str, str]) -> int:
     for key in ("results", "out"):
         if not options.get(key):
             raise UserError(f"command line: {key}=… is missing (see --help)")
-    write_findings(Path(options["findings"]), Path(options["results"]), Path(options["out"]))
-    print(f"written  {options['out']}")
+    beside = write_findings(Path(options["findings"]), Path(options["results"]), Path(options["out"]))
+    print(f"written  {options['out']}\n         {beside}")
     return 0
 
 

@@ -137,7 +137,7 @@ def _base_bound(results: Results, file: BinaryIO, kind: str) -> None:
     with panels_of(results, f"{TITLE}: teacher-forced token accuracy", domains, 2.5, file, kind) as panels:
         for domain, axes in zip(domains, panels, strict=True):
             for index, length in enumerate(results.lengths(ACCURACY, domain)):
-                cells = [(base, results.get(row, ACCURACY, domain, length)) for row, base in found.items()]
+                cells = [(base.base, results.get(row, ACCURACY, domain, length)) for row, base in found.items()]
                 points = [(base, cell) for base, cell in cells if cell]
                 colour = COLOURS[index % len(COLOURS)]
                 x, means = [base for base, _ in points], [100 * cell.mean for _, cell in points]
@@ -150,11 +150,10 @@ def _base_bound(results: Results, file: BinaryIO, kind: str) -> None:
                     linewidth=0,
                 )
                 axes.plot(x, means, color=colour, marker=MARKERS[index], markerfacecolor="white", label=f"{length:,} tokens")
-                axes.axvline(
-                    smallest_base(length, results.sweep.report.bound.head_dim), color=colour, linestyle=":", linewidth=1.2
-                )
+                for head_dim in sorted({base.head_dim for base in found.values()}):
+                    axes.axvline(smallest_base(length, head_dim), color=colour, linestyle=":", linewidth=1.2)
             axes.set_xscale("log")
-            axes.set_xlim(min(found.values()) / 1.3, max(found.values()) * 1.3)
+            axes.set_xlim(min(base.base for base in found.values()) / 1.3, max(base.base for base in found.values()) * 1.3)
             axes.set(ylim=(-2, 102), yticks=range(0, 101, 20), xlabel="RoPE base; dotted: the smallest that the criterion allows")
         panels[0].set_ylabel("token accuracy (%)")
 

@@ -21,12 +21,16 @@ Each claim of the file:
       second: rope
       claim: less                            or more: first − second
       at_least: 0.2                          how large the difference must be (default: any)
+
+In ``paper``, {first.base:,.0f} and {first.supports:,} stand for the RoPE base of the first variant and the context that the base-bound criterion
+(positions/bounds.py) allows it, {second.…} likewise.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,8 +41,10 @@ import yaml
 from lit_long.config import UserError, typed
 from lit_long.config.ranges import CountOrNone, NotNegative
 from lit_long.evaluation.measurement import PERPLEXITY, Measurement
+from lit_long.report.bound import base_of
 from lit_long.report.differences import FEWEST
 
+RUNS = "Which runs each experiment's results come from, with the identities of their stages; written by the script that writes the findings."
 SIGNS = {"less": -1, "more": 1}  # of first − second
 
 
@@ -59,8 +65,8 @@ class Claim:
     why_not: str = ""
 
 
-def findings(claims_file: Path, results: Path) -> str:
-    """The page as Markdown.
+def findings(claims_file: Path, results: Path, runs_page: str) -> str:
+    """The page as Markdown; ``runs_page`` is the name of the page beside it that `runs` makes.
 
     Raises:
         UserError: a claim names what it should not, or a result file cannot be read.
@@ -72,20 +78,26 @@ def findings(claims_file: Path, results: Path) -> str:
     for number, claim in enumerate(claims):
         if claim.claim not in SIGNS:
             raise UserError(f"{claims_file}: claims[{number}].claim must be {' or '.join(SIGNS)}, not {claim.claim!r}")
-    kept = [read(file, json.loads) for file in sorted(results.glob("*.json"))]
+    kept = kept_results(results)
     lines = [f"# {content['title']}", "", content["introduction"].strip(), ""]
     lines += [
         "| finding | in the paper | here | difference | 95 % interval | seeds | verdict | from |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for claim in claims:
-        lines += [f"| {claim.finding} | {claim.paper} | {' | '.join(row)} |" for row in tested(claim, kept)]
-    lines += ["", "## The runs behind it", ""]
+        lines += [f"| {claim.finding} | {' | '.join(row)} |" for row in tested(claim, kept)]
+    lines += ["", f"The runs behind it, with their commands, machines and identities: [{runs_page}]({runs_page})."]
+    return "\n".join(lines) + "\n"
+
+
+def runs(claims_file: Path, results: Path) -> str:
+    """The page of the runs behind the findings, as Markdown. Raises UserError as `findings` does."""
+    lines = [f"# {read(claims_file, yaml.safe_load)['title']}: the runs behind them", "", RUNS, ""]
     lines += [
         "| experiment | scale | date | machine | command | rows measured | seeds | stages |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for one in kept:
+    for one in kept_results(results):
         scale = f" scale={one['scale']}" if one["scale"] else ""
         command = f"`python -m lit_long.sweep experiment={one['experiment']}{scale}`"
         rows = ", ".join(dict.fromkeys(row for run in one["runs"] for row in run["rows"]))
@@ -104,6 +116,10 @@ def findings(claims_file: Path, results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kept_results(results: Path) -> list[dict[str, Any]]:
+    return [read(file, json.loads) for file in sorted(results.glob("*.json"))]
+
+
 def read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """A file that must hold a mapping."""
     try:
@@ -118,10 +134,10 @@ def read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 def tested(claim: Claim, kept: list[dict[str, Any]]) -> list[list[str]]:
     """Cells of the claim's rows: one for every scale at which it was run."""
     if claim.why_not:
-        return [["–", "–", "–", "–", "not testable here", claim.why_not]]
+        return [[without_bases(claim), "–", "–", "–", "–", "not testable here", claim.why_not]]
     mine = [one for one in kept if one["experiment"] == claim.experiment]
     rows = [row for row in (compared(claim, one) for one in mine) if row]
-    return rows or [["–", "–", "–", "–", "not run", f"`experiment={claim.experiment}`"]]
+    return rows or [[without_bases(claim), "–", "–", "–", "–", "not run", f"`experiment={claim.experiment}`"]]
 
 
 def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
@@ -137,7 +153,39 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
     measured = " against ".join(mean(claim, [side[seed] for seed in seeds]) for side in (first, second))
     interval = "–" if difference["low"] is None else f"{difference['low']:+.3f} … {difference['high']:+.3f}"
     where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "") + unfinished(kept)
-    return [measured, f"{difference['value']:+.3f} {unit}".strip(), interval, str(len(seeds)), verdict(claim, difference), where]
+    said = with_bases(claim, kept)
+    return [
+        said,
+        measured,
+        f"{difference['value']:+.3f} {unit}".strip(),
+        interval,
+        str(len(seeds)),
+        verdict(claim, difference),
+        where,
+    ]
+
+
+def with_bases(claim: Claim, kept: dict[str, Any]) -> str:
+    """What the paper says, with the settings of the two variants that it names."""
+    if "{" not in claim.paper:
+        return claim.paper
+    sides = {
+        side: next((base_of(settings) for run in kept["runs"] if variant in run["rows"] and (settings := settings_of(run))), None)
+        for side, variant in (("first", claim.first), ("second", claim.second))
+    }
+    try:
+        return claim.paper.format(**sides)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"claim {claim.finding!r}: paper: {error}; {kept['experiment']} {kept['key']} has {sides}") from None
+
+
+def without_bases(claim: Claim) -> str:
+    """What the paper says, where nothing was run that would tell the settings."""
+    return re.sub(r"\{[^}]*\}", "…", claim.paper)
+
+
+def settings_of(run: dict[str, Any]) -> dict[str, Any]:
+    return {"position": run.get("position"), "model": {"head_dim": run["head_dim"]}} if "head_dim" in run else {}
 
 
 def unfinished(kept: dict[str, Any]) -> str:
@@ -188,6 +236,10 @@ def measured(run: dict[str, Any], metric: str) -> list[Measurement]:
     return law_measurements(nats)
 
 
-def write_findings(claims_file: Path, results: Path, out: Path) -> None:
-    """Write the page to ``out``. Raises UserError as `findings` does."""
-    out.write_text(findings(claims_file, results), encoding="utf-8")
+def write_findings(claims_file: Path, results: Path, out: Path) -> Path:
+    """Write the page to ``out``, and that of the runs beside it, whose path is returned. Raises UserError as `findings` does."""
+    beside = out.with_name(f"{out.stem}-runs{out.suffix}")
+    pages = {out: findings(claims_file, results, beside.name), beside: runs(claims_file, results)}
+    for file, text in pages.items():
+        file.write_text(text, encoding="utf-8")
+    return beside

@@ -24,12 +24,14 @@ ARCHIVE = "archive.json"  # in the folder of a stage that was archived (stages/a
 
 @dataclass
 class Stage:
-    """One stage folder. ``users`` are the (variant, seed) pairs that share it; ``result`` is None until it has finished."""
+    """One stage folder. ``users`` are the (variant, seed) pairs that share it; ``result`` is None until it has finished;
+    ``settings`` are those that it was started with, as sweep.yaml has them."""
 
     name: str
     folder: Path
     result: dict[str, Any] | None
     measurements: list[Measurement] | None = None  # of a finished evaluate stage
+    settings: dict[str, Any] = field(default_factory=dict)
     users: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -125,8 +127,9 @@ def read_sweep(folder: Path) -> Sweep:
     record = _read(folder / "sweep.json", json.loads, ValueError)
     report = typed(ReportConfig, config.get("report") or {}, str(folder / "sweep.yaml"), "report.")
     stages: dict[Path, Stage] = {}
+    settings = settings_by_folder(config)
     try:
-        trials = [_trial(trial, folder, stages) for trial in record["trials"]]
+        trials = [_trial(trial, folder, stages, settings) for trial in record["trials"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder / 'sweep.json'}: malformed, {type(error).__name__}: {error}. Each trial needs `variant`, `seed` and "
@@ -151,7 +154,12 @@ def read_sweep(folder: Path) -> Sweep:
     )
 
 
-def _trial(record: dict[str, Any], folder: Path, stages: dict[Path, Stage]) -> Trial:
+def settings_by_folder(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of every stage in sweep.yaml, by the name of its folder."""
+    return {f"{one['kind']}-{one['identity']}": one for one in (config.get("stages") or {}).values() if "identity" in one}
+
+
+def _trial(record: dict[str, Any], folder: Path, stages: dict[Path, Stage], settings: dict[str, dict[str, Any]]) -> Trial:
     """One trial; stages seen before are shared, not read again."""
     variant, seed = str(record["variant"]), int(record["seed"])
     mine: dict[str, Stage] = {}
@@ -159,7 +167,8 @@ def _trial(record: dict[str, Any], folder: Path, stages: dict[Path, Stage]) -> T
         stage_folder = (folder / path).resolve()
         stage = stages.get(stage_folder)
         if stage is None:
-            stage = stages[stage_folder] = Stage(name, stage_folder, *_result(stage_folder))
+            found = settings.get(stage_folder.name, {})
+            stage = stages[stage_folder] = Stage(name, stage_folder, *_result(stage_folder), found)
         stage.users.append((variant, seed))
         mine[name] = stage
     return Trial(variant, seed, mine)

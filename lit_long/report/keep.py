@@ -83,13 +83,18 @@ def named(stage: Stage) -> dict[str, Any]:
 
 
 def evaluated(stage: Stage, rows: str) -> dict[str, Any]:
-    """Its measurements, and the rows of the table that they are: its variants', or (the model before it was extended) its own."""
+    """Its measurements, the rows of the table that they are: its variants', or (the model before it was extended) its own; and its encoder."""
     found = named(stage)
     own = found["variants"] if stage.name == rows else [stage.name.removeprefix("evaluate_")]
-    return found | {
-        "rows": own,
-        "measurements": [[each.metric, each.domain, each.length, each.value] for each in stage.measurements],
-    }
+    about = {"position": stage.settings["position"], "head_dim": stage.settings["model"]["head_dim"]} if stage.settings else {}
+    return (
+        found
+        | about
+        | {
+            "rows": own,
+            "measurements": [[each.metric, each.domain, each.length, each.value] for each in stage.measurements],
+        }
+    )
 
 
 def training(stage: Stage) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def through_table(rows: list[Measurement], title: str) -> Table:
     for (task, domain), cells in lines.items():
         first = next(iter(cells.values()))
         numbers = [value(cells.get(length), share=True) for length in lengths]
-        real = "yes" if first.settings["verified"] else "never"
+        real = {True: "yes", False: "never"}.get(first.settings["verified"], MISSING)  # a user's own task
         body.append(
             [task if domain == "all" else f"  {domain}", first.metric, str(first.settings["shots"]), *numbers, str(first.n), real]
         )
@@ -92,7 +92,7 @@ def remarks(rows: list[Measurement]) -> list[str]:
     for row in rows:
         if row.metric == "k_max":
             lines.append(f"k_max: {row.value:,} tokens of {row.length:,} ({row.n} trials; at least 20 % found)")
-    if any(not row.settings.get("verified", True) for row in rows):
+    if any(row.settings.get("verified") is False for row in rows):
         lines.append(
             "on real data, never: this project has tested the task on small files of its schema only; check against a known model"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_long.evaluate import main
+from lit_long.evaluation.lm_loading import Wanted
 from lit_long.evaluation.lm_specs import LONG, SHORT, SPECS, paper_averages
 from lit_long.evaluation.lm_tasks import HarnessTask
 from lit_long.evaluation.local_data import local_rows
@@ -55,7 +56,7 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, subj
     from lit_long.evaluation.lm_loading import task_files
 
     # Long prompts: both keep the end. HFLM keeps the model's range less the answer, which is also our limit then.
-    ours = HarnessTask(name, subject, [CONTEXT], 4, 7, str(data))
+    ours = HarnessTask(name, subject, [CONTEXT], Wanted(4, 7, str(data)))
     rows = run_tasks(subject, [ours], {}, tmp_path, lambda *_: None)
     spec = SPECS[name]
     (leaf,) = spec.tasks["all"]
@@ -84,6 +85,15 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, subj
             assert mine == (other if isinstance(other, str) else [pytest.approx(other[0], abs=1e-3), other[1]])
 
 
+COUNTED = {  # docs/evaluation.md: shots, and the number that counts
+    *(("narrativeqa", 0, "f1"), ("qasper", 2, "f1"), ("quality", 2, "exact_match"), ("qmsum", 1, "rouge_geo")),
+    *(("contract_nli", 2, "exact_match"), ("summ_screen_fd", 0, "rouge_geo"), ("gov_report", 0, "rouge_geo")),
+    *((name, 0, "acc_norm") for name in ("piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")),
+    *(("social_iqa", 0, "acc"), ("winogrande", 0, "acc"), ("commonsense_qa", 7, "acc")),
+    *(("nq_open", 5, "exact_match"), ("triviaqa", 5, "exact_match"), ("gsm8k", 8, "exact_match"), ("math", 4, "exact_match")),
+}
+
+
 def test_the_paper_suite(data, folder, tmp_path, capsys):
     words = (f"model.init={folder}", "suite=paper", f"data={data}", "samples=1", "lengths=[384,1k]", f"out={tmp_path}")
     code, printed, err = run(capsys, *words)
@@ -91,7 +101,7 @@ def test_the_paper_suite(data, folder, tmp_path, capsys):
     rows = json.loads((tmp_path / "scores.json").read_text())
     main_rows = [row for row in rows if row.get("main")]
     assert {row["task"] for row in main_rows} == {*LONG, *SHORT} - {"humaneval", "mbpp", "mmlu"}
-    assert all(row["metric"] == SPECS[row["task"]].metric and row["shots"] == SPECS[row["task"]].shots for row in main_rows)
+    assert {(row["task"], row["shots"], row["metric"]) for row in main_rows if row["domain"] == "all"} == COUNTED
     assert {row["length"] for row in main_rows if row["task"] == "qmsum"} == {384, 1024}
     assert {row["length"] for row in main_rows if row["task"] == "piqa"} == {1024}
     cut = {(row["task"], row["length"]): row["truncated"] for row in main_rows}
@@ -112,7 +122,7 @@ def test_mmlu_by_category(folder, subject, tmp_path):
     spec = SPECS["mmlu"]
     tasks = {domain: leaves(task_files(spec.folder), names) for domain, names in spec.tasks.items()}
     public.write_mmlu(tmp_path, [task.removeprefix("mmlu_") for each in tasks.values() for task in each])
-    rows = run_tasks(subject, [HarnessTask("mmlu", subject, [512], 1, 0, str(tmp_path))], {}, tmp_path, lambda *_: None)
+    rows = run_tasks(subject, [HarnessTask("mmlu", subject, [512], Wanted(1, 0, str(tmp_path)))], {}, tmp_path, lambda *_: None)
     assert {row.domain: row.n for row in rows} == {"all": 57, **{domain: len(each) for domain, each in tasks.items()}}
     assert {domain: len(each) for domain, each in tasks.items()} == {
         "humanities": 13,
@@ -124,7 +134,7 @@ def test_mmlu_by_category(folder, subject, tmp_path):
 
 def test_prompts_of_the_long_tasks(data, subject):
     def prompt(name: str) -> str:
-        task = HarnessTask(name, subject, [1024], 1, 0, str(data))
+        task = HarnessTask(name, subject, [1024], Wanted(1, 0, str(data)))
         return next(iter(task.items.values())).requests[0].args[0]
 
     story = public.STORY.strip()
@@ -134,7 +144,7 @@ def test_prompts_of_the_long_tasks(data, subject):
     options = "Choices: (A) a dog (B) a blue lamp and letter 0 (C) a boat (D) nothing, A:"
     assert prompt("quality").endswith(f"{story} Q: What does Anna carry on day 0?, {options}")
     assert prompt("gov_report") == f"{story} Q: What is a summary of the preceding text?, A:"
-    task = HarnessTask("narrativeqa", subject, [1024], 0, 0, str(data))
+    task = HarnessTask("narrativeqa", subject, [1024], Wanted(0, 0, str(data)))
     assert len(task.keys()) == public.FEW and next(iter(task.items.values())).requests[0].doc["outputs"] == [
         "a blue lamp and letter 0",
         "the lamp",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lit_long.evaluation.lm_loading import Wanted
 from lit_long.evaluation.lm_tasks import HarnessTask
 from lit_long.evaluation.ruler import documents
 from lit_long.evaluation.subject import Subject
@@ -67,7 +68,7 @@ def test_smollm2_finds_what_hflm_finds(length, subject, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(pretrained.path.parent, **where, dtype=torch.float32).eval()
     theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(pretrained.path.parent, **where), max_length=8192)
     samples = 2 if length <= 1024 else 1
-    ours = HarnessTask("niah_single_1", subject, [length], samples, 0, "")
+    ours = HarnessTask("niah_single_1", subject, [length], Wanted(samples, 0, ""))
     (row,) = run_tasks(subject, [ours], {}, tmp_path, lambda *_: None)
     task = next(iter(ours.items.values())).task
     found = lm_eval.evaluate(lm=theirs, task_dict={"niah_single_1": task}, bootstrap_iters=0, limit=samples)

@@ -47,8 +47,10 @@ def sweep(
     base: dict[int, list[Measurement]] | None = None,
     experiment: str = "position_tiny",
     report: dict[str, Any] | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
 ) -> Path:
-    """A sweep of base → extend → evaluate per (variant, seed), with evaluate_base shared per seed. None: not finished."""
+    """A sweep of base → extend → evaluate per (variant, seed), with evaluate_base shared per seed. None: not finished.
+    ``settings``: of each variant's evaluate stages."""
     runs = root / "runs"
     folder = runs / experiment / "k1"
     folder.mkdir(parents=True)
@@ -64,12 +66,12 @@ def sweep(
         if base is not None:
             stages["evaluate_base"] = stage(runs, f"evaluate_base-s{seed}", evaluate(base[seed]))
         trials.append({"variant": variant, "seed": seed, "stages": stages})
-    settings = {
+    shown = {
         "title": "Positions, small",
         "rows": "evaluate",
         "reference": "evaluate_base" if base is not None else None,
     }
-    settings |= {
+    shown |= {
         "paper_source": "Xiong et al. 2023, Table 5",
         "paper_length": 32_768,
         "paper": PAPER,
@@ -78,9 +80,12 @@ def sweep(
     config = {
         "experiment": experiment,
         "description": "Which encoder extends best",
-        "report": settings | (report or {}),
+        "report": shown | (report or {}),
     }
     config["stages"] = {"evaluate_base": {"kind": "evaluate", "parent": "base"}}
+    for variant, seed in measured:
+        found = {"kind": "evaluate", "identity": f"{variant}-s{seed}"} | (settings or {}).get(variant, {})
+        config["stages"][f"evaluate {variant} s{seed}"] = found
     (folder / "sweep.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "sweep.json").write_text(json.dumps({"experiment": experiment, "key": "k1", "trials": trials}))
     (folder.parent / "latest").symlink_to("k1")

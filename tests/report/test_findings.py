@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
 from scipy.stats import ttest_rel
 
+from lit_long.config import UserError
 from lit_long.report.__main__ import main
-from lit_long.report.findings import findings
+from lit_long.report.findings import findings, runs, write_findings
 from lit_long.report.keep import loss_by_parts
 from tests.integration.mini import REPOSITORY
 
@@ -37,7 +39,7 @@ def run(stage, variants, seed, code, docs, accuracy):
     }
 
 
-def page(tmp_path, runs, **more):
+def page(tmp_path, measured, **more):
     (tmp_path / "claims.yaml").write_text(CLAIMS)
     kept = {
         "experiment": "e",
@@ -46,11 +48,14 @@ def page(tmp_path, runs, **more):
         "date": "2026-01-01",
         "machine": ["cpu"],
         "versions": {},
-        "runs": runs,
+        "runs": measured,
     } | more
     (tmp_path / "results").mkdir(exist_ok=True)
     (tmp_path / "results" / "e.json").write_text(json.dumps(kept))
-    lines = findings(tmp_path / "claims.yaml", tmp_path / "results").splitlines()
+    write_findings(tmp_path / "claims.yaml", tmp_path / "results", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "[page-runs.md](page-runs.md)" in text
+    lines = [*text.splitlines(), *(tmp_path / "page-runs.md").read_text().splitlines()]
     return {
         cells[1].strip(): [cell.strip() for cell in cells[3:-1]]
         for cells in (line.split("|") for line in lines)
@@ -59,12 +64,12 @@ def page(tmp_path, runs, **more):
 
 
 def three_seeds(abf, rope, accuracy=((0.9, 0.1), (0.8, 0.2), (0.85, 0.1))):
-    runs = []
+    measured = []
     for seed in range(3):
-        runs.append(run("evaluate", ["abf"], seed, abf[seed], abf[seed], accuracy[seed][0]))
-        runs.append(run("evaluate", ["rope"], seed, rope[seed], rope[seed], accuracy[seed][1]))
-        runs.append(run("evaluate_base", ["abf", "rope"], seed, 30.0 + seed, 30.0 + 2 * seed, 0.0))
-    return runs
+        measured.append(run("evaluate", ["abf"], seed, abf[seed], abf[seed], accuracy[seed][0]))
+        measured.append(run("evaluate", ["rope"], seed, rope[seed], rope[seed], accuracy[seed][1]))
+        measured.append(run("evaluate_base", ["abf", "rope"], seed, 30.0 + seed, 30.0 + 2 * seed, 0.0))
+    return measured
 
 
 def test_claims_are_judged_by_paired_runs(tmp_path):
@@ -89,14 +94,14 @@ def test_an_unfinished_sweep_says_so(tmp_path):
 def test_a_claim_about_the_law_fits_it_to_the_perplexities(tmp_path, monkeypatch):
     claim = "{finding: steeper, paper: '–', experiment: e, metric: law_beta, domains: [docs], length: 2k, first: 70b, second: 7b, claim: more}"
     monkeypatch.setitem(globals(), "CLAIMS", CLAIMS + f"  - {claim}\n")
-    runs = []
+    measured = []
     for seed in range(3):
         for name, alpha, beta, gamma in (("7b", 25.4, 0.45, 1.56), ("70b", 17.9, 0.51, 1.35)):  # the paper's constants (Figure 1)
             one = run("evaluate", [name], seed, 1.0, 1.0, 0.0)
             losses = {c: (alpha / c) ** (beta + 0.01 * seed) + gamma for c in (32, 64, 128, 256, 512, 1024, 2048)}
             one["measurements"] = [["perplexity", "docs", c, math.exp(loss)] for c, loss in losses.items()]
-            runs.append(one)
-    row = page(tmp_path, runs)["steeper"]
+            measured.append(one)
+    row = page(tmp_path, measured)["steeper"]
     assert row[:2] == ["0.520 against 0.460", "+0.060"] and row[3:5] == ["3", "**shown**"]
 
 
@@ -131,7 +136,22 @@ def test_loss_by_fifths(tmp_path):
     assert loss_by_parts(tmp_path / "metrics.jsonl") == [1.5, 3.5, 6.0, 8.5, 10.5]
 
 
-def test_the_page_in_docs_is_what_the_results_give():
-    """python -m lit_long.report findings=experiments/results/claims.yaml results=experiments/results out=docs/findings.md writes it."""
-    made = findings(REPOSITORY / "experiments" / "results" / "claims.yaml", REPOSITORY / "experiments" / "results")
-    assert (REPOSITORY / "docs" / "findings.md").read_text() == made
+def test_a_claim_names_the_settings_of_what_was_measured(tmp_path, monkeypatch):
+    claim = "{finding: larger, paper: 'here {first.base:,.0f} ({first.supports:,}) against {second.base:g}', experiment: e, length: 2k, first: abf, second: rope}"
+    monkeypatch.setitem(globals(), "CLAIMS", CLAIMS + f"  - {claim}\n")
+    measured = three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0])
+    for one in measured:
+        one |= {"position": {"scheme": "rope", "base": 125000.0 if one["rows"] == ["abf"] else 6250.0}, "head_dim": 64}
+    page(tmp_path, measured)
+    assert "| larger | here 125,000 (3,314) against 6250 |" in (tmp_path / "page.md").read_text()
+    for one in measured:
+        del one["head_dim"]  # files that 0.1 kept name no settings
+    with pytest.raises(UserError, match="claim 'larger': paper: .*e k has"):
+        page(tmp_path, measured)
+
+
+def test_the_pages_in_docs_are_what_the_results_give():
+    """python -m lit_long.report findings=experiments/results/claims.yaml results=experiments/results out=docs/findings.md writes them."""
+    place = REPOSITORY / "experiments" / "results"
+    assert (REPOSITORY / "docs" / "findings.md").read_text() == findings(place / "claims.yaml", place, "findings-runs.md")
+    assert (REPOSITORY / "docs" / "findings-runs.md").read_text() == runs(place / "claims.yaml", place)
