@@ -63,9 +63,8 @@ def export(config: ExportConfig) -> None:
 def export_stage(config: ExportConfig, out: Path) -> None:
     """A checkpoint of one of our stages."""
     from lit_long.data.token_store import open_store, words_of
-    from lit_long.pretrained.checkpoint import read_checkpoint
     from lit_long.pretrained.export import copy_adapter, write_huggingface
-    from lit_long.pretrained.weights import WEIGHTS
+    from lit_long.pretrained.weights import WEIGHTS, read_checkpoint
     from lit_long.stages.archive import RECIPE
     from lit_long.stages.folder import read_stage
     from lit_long.stages.identity import recipe

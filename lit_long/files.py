@@ -1,11 +1,13 @@
-"""Writing files so that a reader, or a crash, sees all of one or nothing."""
+"""Writing files and folders so that a reader, or a crash, sees all of one or nothing; locks; where caches lie."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,42 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(writing, file)
     finally:
         writing.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder`` to fill; it takes ``folder``'s name when the block ends well, else it is removed.
+
+    Raises:
+        OSError: among others, ``folder`` is there by then and not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    writing = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.writing")
+    writing.mkdir()
+    try:
+        yield writing
+        os.replace(writing, folder)  # an empty folder may be there
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+@contextmanager
+def waiting_lock(file: Path) -> Iterator[bool]:
+    """Hold ``file`` as a lock, after all who hold it now. Yields whether it is one: some file systems (Lustre, old NFS) have none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
+
+
+def cache_folder() -> Path:
+    """Where lit-long keeps what it can make again: LIT_LONG_CACHE, else XDG_CACHE_HOME/lit-long, else ~/.cache/lit-long."""
+    chosen = os.environ.get("LIT_LONG_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lit-long"
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+
 import pytest
 
 from lit_long.config import CorpusConfig
 from lit_long.data.prepare import prepare
 from lit_long.data.token_store import open_store
+
+
+def pytest_configure(config):
+    """Converted weights and digests lie in a cache of this run, which all its processes share; never in the user's own."""
+    if not hasattr(config, "workerinput"):  # a worker of xdist inherits it
+        os.environ["LIT_LONG_CACHE"] = folder = tempfile.mkdtemp(prefix="lit-long-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):

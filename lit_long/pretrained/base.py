@@ -1,6 +1,6 @@
 """What a file format of pretrained weights must tell: shape, positional encoder, digest, tensors, tokenizer. And what two formats share.
 
-Each format is a subclass in a file of its own; `open.py` chooses. Planning asks for shapes and digests, so this file imports no torch.
+Each format is a subclass in a file of its own; `open.py` chooses. All but Hugging Face's safetensors are `ForeignWeights`, and convert.py turns them into it. Planning asks for shapes and digests, so this file imports no torch.
 """
 
 from __future__ import annotations
@@ -69,9 +69,23 @@ class PretrainedWeights(ABC):
         """What the files leave unsaid and was filled in, for those who use them; usually nothing."""
         return ""
 
+    @property
+    def pending(self) -> str:
+        """What reading them does first, once, for those who are about to; usually nothing."""
+        return ""
+
     def file_of(self, name: str) -> Path:
         """The file that holds the tensor of that name, for messages."""
         return self.path
+
+
+class ForeignWeights(PretrainedWeights):
+    """Weights in another format than Hugging Face's safetensors. Its ``tensors`` are read once, to be converted."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of all tensors, as ``tensors`` gives them, at most."""
 
 
 def content_digest(weights: PretrainedWeights, files: Iterable[Path]) -> str:

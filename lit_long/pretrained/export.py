@@ -12,30 +12,27 @@ The folder appears whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from lit_long.config import ModelConfig, UserError
+from lit_long.files import replacing_folder
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained.rope_config import hf_from_position
-from lit_long.pretrained.weights import misfit
-from lit_long.tokenizers.huggingface import optional
+from lit_long.pretrained.weights import SafetensorsWriter, fitting
+from lit_long.tokenizers.huggingface import optional, tokenizer_files
 from lit_long.tokenizers.tokenizer import ModelTokenizer, copy_tokenizer, has_state
 
 PART_BYTES = 5 * 10**9
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FAST = "PreTrainedTokenizerFast"
-# What belongs to a tokenizer in a Hugging Face folder; taken over as it is when the model's tokenizer came from one.
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 
 
 def write_huggingface(
@@ -65,21 +62,28 @@ def write_huggingface(
         raise UserError(f"out={out}: is there already and not empty; name another folder or remove it")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    writing = out.with_name(f".{out.name}.{os.getpid()}.writing")
-    writing.mkdir()
-    try:
-        kept = write_weights(writing, checked(tensors, model, DTYPES[dtype]))
-        name = str(kept).removeprefix("torch.")
-        write_json(writing / "config.json", config | {"torch_dtype": name, "dtype": name})
-        write_words(writing, words, context)
-        for file, text in {"README.md": card, **(beside or {})}.items():
-            (writing / file).write_text(text, encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        os.replace(writing, out)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
+    with replacing_folder(out) as folder:
+        fill_folder(folder, tensors, model, config, words, context, {"README.md": card, **(beside or {})}, DTYPES[dtype])
+
+
+def fill_folder(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    model: ModelConfig,
+    config: dict[str, Any],
+    tokenizer: ModelTokenizer | None,
+    context: int,
+    beside: dict[str, str],
+    dtype: torch.dtype | None = None,
+    where: Callable[[str], Any] = lambda name: "the checkpoint",
+) -> None:
+    """Write weights, config.json, the tokenizer if there is one, and the files ``beside`` into ``folder``, one tensor in memory at a time."""
+    kept = str(write_weights(folder, fitting(tensors, parameter_shapes(model), where), model, dtype)).removeprefix("torch.")
+    write_json(folder / "config.json", config | {"torch_dtype": kept, "dtype": kept})
+    if tokenizer is not None:
+        write_words(folder, tokenizer, context)
+    for file, text in beside.items():
+        (folder / file).write_text(text, encoding="utf-8")
 
 
 def copy_adapter(stage: Path, out: Path) -> None:
@@ -98,9 +102,9 @@ def copy_adapter(stage: Path, out: Path) -> None:
     shutil.copytree(source, out, dirs_exist_ok=True)
 
 
-def model_config(model: ModelConfig, position: dict[str, Any], context: int, words: ModelTokenizer) -> dict[str, Any]:
+def model_config(model: ModelConfig, position: dict[str, Any], context: int, words: ModelTokenizer | None) -> dict[str, Any]:
     """config.json, but for its precision."""
-    ends = list(words.eos)
+    ends = list(words.eos) if words else []
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -116,58 +120,58 @@ def model_config(model: ModelConfig, position: dict[str, Any], context: int, wor
         "mlp_bias": False,
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": words.bos,
+        "bos_token_id": words.bos if words else None,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
     } | hf_from_position(position, model, context)
 
 
-def checked(tensors: Iterable[tuple[str, Tensor]], model: ModelConfig, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    """The tensors under Hugging Face's names, each found to fit, and all of them there."""
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a Llama."""
     with torch.device("meta"):
         llama = Llama(model, build({"scheme": "nope"}, model.head_dim))
-    waiting = {name: tuple(parameter.shape) for name, parameter in llama.named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in llama.named_parameters()}
+
+
+def write_weights(
+    folder: Path, tensors: Iterator[tuple[str, Tensor]], model: ModelConfig, dtype: torch.dtype | None = None
+) -> torch.dtype:
+    """Weights under Hugging Face's names, in parts, and their index when there are several. Holds one tensor in memory.
+
+    Args:
+        dtype: what they are converted to; None: kept as they are.
+
+    Returns:
+        The precision that holds all of them.
+    """
+    names = [name if name.startswith("lm_head") else f"model.{name}" for name in parameter_shapes(model)]
+    parts: list[SafetensorsWriter] = []
+    kept: torch.dtype | None = None
     for name, tensor in tensors:
-        expected, found = {n: s for n, s in waiting.items() if n == name}, {name: tuple(tensor.shape)}
-        if expected != found:
-            raise UserError(f"the checkpoint does not fit its settings: {misfit(expected, found)}")
-        del waiting[name]
-        yield (name if name.startswith("lm_head") else f"model.{name}"), tensor.to(dtype or tensor.dtype).contiguous()
-    if waiting:
-        raise UserError(f"the checkpoint does not fit its settings: {misfit(waiting, {})}")
-
-
-def write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> torch.dtype:
-    """Weights in parts, and their index when there are several. Holds one part in memory. Returns the precision of the last."""
-    parts: list[dict[str, int]] = []
-    held: dict[str, Tensor] = {}
-    dtype = torch.float32
-
-    def write() -> None:
-        save_file(held, folder / f"part-{len(parts)}", metadata={"format": "pt"})
-        parts.append({name: tensor.nbytes for name, tensor in held.items()})
-        held.clear()
-
-    for name, tensor in tensors:
-        if held and sum(other.nbytes for other in held.values()) + tensor.nbytes > PART_BYTES:
-            write()
-        held[name], dtype = tensor, tensor.dtype
-    write()
-    names = ["model.safetensors"]
+        tensor = tensor.to(dtype or tensor.dtype)
+        if not parts or not parts[-1].takes(tensor) or (parts[-1].end and parts[-1].end + tensor.nbytes > PART_BYTES):
+            if parts:
+                parts[-1].close()
+            parts.append(SafetensorsWriter(folder / f"part-{len(parts)}", names))
+        parts[-1].add(name if name.startswith("lm_head") else f"model.{name}", tensor)
+        kept = torch.promote_types(kept or tensor.dtype, tensor.dtype)
+        del tensor
+    parts[-1].close()
+    files = ["model.safetensors"]
     if len(parts) > 1:
-        names = [f"model-{number + 1:05}-of-{len(parts):05}.safetensors" for number in range(len(parts))]
-        weight_map = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
-        total = sum(size for part in parts for size in part.values())
+        files = [f"model-{number + 1:05}-of-{len(parts):05}.safetensors" for number in range(len(parts))]
+        weight_map = {tensor: file for file, part in zip(files, parts, strict=True) for tensor in part.entries}
+        total = sum(part.end for part in parts)
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-    for number, name in enumerate(names):
-        (folder / f"part-{number}").rename(folder / name)
-    return dtype
+    for number, file in enumerate(files):
+        (folder / f"part-{number}").rename(folder / file)
+    return kept
 
 
 def write_words(folder: Path, words: ModelTokenizer, context: int) -> None:
     """The tokenizer's files: those it came from if it came from a Hugging Face folder, else made from what is known of it."""
     source, file = Path(words.where), folder / "tokenizer_config.json"
     if (source / "tokenizer.json").is_file() or (source / "tokenizer.model").is_file():
-        for each in (each for pattern in TOKENIZER_FILES for each in source.glob(pattern)):
+        for each in tokenizer_files(source):
             shutil.copyfile(each, folder / each.name)
         if file.is_file():  # without it transformers takes the class of Llama's own tokenizer
             write_json(file, for_both_versions(optional(file)))

@@ -27,9 +27,9 @@ from gguf.quants import dequantize
 
 from lit_long.config import ModelConfig, UserError
 from lit_long.positions import Llama3
-from lit_long.pretrained.base import PretrainedWeights, deinterleave
+from lit_long.pretrained.base import ForeignWeights, deinterleave
 from lit_long.pretrained.digests import file_digest
-from lit_long.pretrained.rope_config import stretched
+from lit_long.pretrained.rope_config import scaled_context
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ KNOWN = {
 PIECE = 1 << 20  # numbers that are dequantised at once
 
 
-class GGUF(PretrainedWeights):
+class GGUF(ForeignWeights):
     """A .gguf file of a Llama."""
 
     @cached_property
@@ -145,13 +145,16 @@ class GGUF(PretrainedWeights):
     def context(self) -> int:
         """Tokens that the model is for. Converters write down config.json's max_position_embeddings, before its scaling or after it."""
         context = self.need("context_length")
-        return stretched(context, self.setting("rope.scaling.original_context_length", context), self.factor)
+        return scaled_context(context, self.setting("rope.scaling.original_context_length", context), self.factor, self.kind)
+
+    @property
+    def kind(self) -> str:
+        """Of scaling. Where a file has a factor and no type, llama.cpp takes it as linear."""
+        return self.setting("rope.scaling.type", "linear" if self.factor not in (0.0, 1.0) else "none")
 
     @cached_property
     def position(self) -> dict[str, Any]:
-        base, factor = self.shape.rope_base, self.factor
-        # Where a file has a factor and no type, llama.cpp takes it as linear.
-        kind = self.setting("rope.scaling.type", "linear" if factor not in (0.0, 1.0) else "none")
+        base, factor, kind = self.shape.rope_base, self.factor, self.kind
         if ROPE_DIVISORS in self.stored:
             if kind != "none" or factor not in (0.0, 1.0):
                 raise UserError(
@@ -198,6 +201,13 @@ class GGUF(PretrainedWeights):
     @cached_property
     def digest(self) -> str:
         return file_digest(self.path)
+
+    @property
+    def size(self) -> int:
+        """Quantised tensors are fp32 when they are read."""
+        return sum(
+            math.prod(t.shape.tolist()) * (2 if t.tensor_type.name in ("F16", "BF16") else 4) for t in self.stored.values()
+        )
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         import torch

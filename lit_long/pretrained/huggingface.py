@@ -1,4 +1,4 @@
-"""Reading Hugging Face folders of Llamas: config.json, and weights in safetensors or .bin, one file or several with an index.
+"""Reading Hugging Face folders of Llamas: config.json, and weights in safetensors, one file or several with an index.
 
 Our names and layout are Hugging Face's without the prefix "model.", so tensors pass through as they are.
 """
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from lit_long.tokenizers.tokenizer import ModelTokenizer
 
-# In transformers' order of preference: the weights in one file, else the index of several.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 FORGOTTEN = "rotary_emb.inv_freq"  # a buffer that old versions saved; it follows from the configuration
 SETTINGS = ["*.json", "*.jinja", "tokenizer.model"]
@@ -30,6 +28,8 @@ GIVEN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quan
 
 class HuggingFace(PretrainedWeights):
     """A folder with a config.json."""
+
+    weight_files = ("model.safetensors", "model.safetensors.index.json")  # all weights in one file, else the index of several
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -71,23 +71,30 @@ class HuggingFace(PretrainedWeights):
 
     @cached_property
     def digest(self) -> str:
-        files = {self.weights.name} if self.weights.suffix != ".json" else set(self.weight_map.values())
-        return content_digest(self, [self.path / file for file in sorted(files)])
+        return content_digest(self, self.files)
 
     @cached_property
     def weights(self) -> Path:
         """The file with all weights, or the index of several."""
-        for name in WEIGHTS:
+        for name in self.weight_files:
             if (self.path / name).is_file():
                 return self.path / name
-        raise UserError(f"{self.path}: has a config.json but no weights: none of {', '.join(WEIGHTS)}")
+        raise UserError(
+            f"{self.path}: has a config.json but no weights: neither model.safetensors nor pytorch_model.bin, nor the index of either"
+        )
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold weights."""
+        names = {self.weights.name} if self.weights.suffix != ".json" else set(self.weight_map.values())
+        return [self.path / name for name in sorted(names)]
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
         """File of each tensor, under the names in the files. Every file is there."""
         found = self.weights
         if found.suffix != ".json":
-            return dict.fromkeys(names_in(found), found.name)
+            return dict.fromkeys(self.names_in(found), found.name)
         weight_map = read_json(found).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise UserError(f"{found}: has no weight_map from tensors to files")
@@ -105,7 +112,7 @@ class HuggingFace(PretrainedWeights):
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for file in sorted(set(self.weight_map.values())):
             names = [name for name, place in self.weight_map.items() if place == file]
-            for name, tensor in read_tensors(self.path / file, names):
+            for name, tensor in self.read_tensors(self.path / file, names):
                 own = name.removeprefix("model.")
                 if name.endswith(FORGOTTEN):
                     continue
@@ -122,57 +129,44 @@ class HuggingFace(PretrainedWeights):
         key = next((key for key in (f"model.{EMBEDDING}", EMBEDDING) if key in self.weight_map), None)
         if key is None:
             raise UserError(f"{self.path}: tensor model.{EMBEDDING} is missing")
-        _, embedding = next(read_tensors(self.path / self.weight_map[key], [key]))
+        _, embedding = next(self.read_tensors(self.path / self.weight_map[key], [key]))
         if not head.equal(embedding):
             raise UserError(
                 f"{file}: {HEAD} differs from {EMBEDDING}, but {self.path / 'config.json'} ties them; set tie_word_embeddings to false"
             )
 
+    def names_in(self, file: Path) -> list[str]:
+        """Names of the tensors in a weight file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, framework="numpy") as opened:  # needs no torch, and planning does not have it
+                return list(opened.keys())
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{file}: {damage(file) or f'cannot be read as safetensors: {error}'}; copy or download it again"
+            ) from None
+
+    def read_tensors(self, file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors called ``names``, one at a time, mapped. A file is opened anew for each, or the pages read would pile up."""
+        from safetensors import SafetensorError, safe_open
+
+        missing = set(names).difference(self.names_in(file))
+        if missing:
+            raise UserError(f"{file}: tensor {sorted(missing)[0]} is missing, which the index places there; download it again")
+        for name in names:
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    tensor = opened.get_tensor(name)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{file}: tensor {name} cannot be read: {error}; copy or download the file again") from None
+            yield name, tensor
+            del tensor
+
     def tokenizer(self) -> ModelTokenizer:
         from lit_long.tokenizers.huggingface import read_tokenizer
 
         return read_tokenizer(self.path, self.shape.vocab_size)
-
-
-def names_in(file: Path) -> list[str]:
-    """Names of the tensors in a weight file."""
-    if file.suffix == ".bin":
-        from lit_long.pretrained.pickles import Pickles
-
-        return Pickles([file]).names()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:  # needs no torch, and planning does not have it
-            return list(opened.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file}: {damage(file) or f'cannot be read as safetensors: {error}'}; copy or download it again"
-        ) from None
-
-
-def read_tensors(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors called ``names``, one at a time, mapped. A file is opened anew for each, or the pages read would pile up."""
-    if file.suffix == ".bin":
-        from lit_long.pretrained.pickles import Pickles
-
-        opened = Pickles([file])
-        for name in names:
-            yield name, opened.parts(name)[0]
-        return
-    from safetensors import SafetensorError, safe_open
-
-    missing = set(names).difference(names_in(file))
-    if missing:
-        raise UserError(f"{file}: tensor {sorted(missing)[0]} is missing, which the index places there; download it again")
-    for name in names:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensor = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: tensor {name} cannot be read: {error}; copy or download the file again") from None
-        yield name, tensor
-        del tensor
 
 
 def damage(file: Path) -> str:

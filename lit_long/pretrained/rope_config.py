@@ -15,6 +15,7 @@ from lit_long.positions import PositionalEncoder, build, settings
 
 ORIGINAL = "original_max_position_embeddings"
 TRAINED = "max_sequence_length"  # tokens that the model is for, where max_position_embeddings says something else; vLLM and FastChat know it
+PRETRAINED = (2048, 4096, 8192)  # contexts of Llama 1, 2 and 3 before anything scaled them
 # Keys of each kind besides rope_type and rope_theta; `finetuned` is a remark in old YaRN configurations.
 KINDS: dict[str, set[str]] = {
     "default": set(),
@@ -181,19 +182,26 @@ def trained_context(config: dict[str, Any], where: str) -> int:
     """Tokens of context that the model of a config.json is for, its scaling included.
 
     ``max_position_embeddings`` may be that, or the context before scaling, as transformers' documentation wants it ("don't update
-    max_position_embeddings"). It is taken for the former where an original context below it is named.
+    max_position_embeddings"); `scaled_context` tells which.
     """
     if config.get(TRAINED) is not None:
         return whole(config, TRAINED, where)
     context = whole(config, "max_position_embeddings", where, 2048)  # transformers' default for a Llama
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     original = whole(config, ORIGINAL, where, rope.get(ORIGINAL) or context)
-    return stretched(context, original, rope.get("factor") or 1.0)
+    return scaled_context(context, original, rope.get("factor") or 1.0, rope.get("rope_type", rope.get("type")))
 
 
-def stretched(context: int, original: int, factor: float) -> int:
-    """``context`` where it is more than the ``original`` one, as it is scaled already; else what scaling makes of the original one."""
-    return context if context > original else round(original * max(factor, 1.0))
+def scaled_context(context: int, original: int, factor: float, kind: str | None) -> int:
+    """``context`` where it is scaled already, else what scaling by ``factor`` makes of the ``original`` one.
+
+    It is scaled already where it is more than the original context that the file names; and where linear scaling, which usually names
+    none, leads to it from a context that Llamas are pretrained with: 32,768 with factor 8 (LLaMA-2-7B-32K) comes from Llama 2's 4,096, while
+    4,096 with factor 4 is Llama 2 before scaling.
+    """
+    if context > original or (kind == "linear" and context not in PRETRAINED and context / factor in PRETRAINED):
+        return context
+    return round(original * max(factor, 1.0))
 
 
 def hf_from_position(position: dict[str, Any], model: ModelConfig, context: int) -> dict[str, Any]:

@@ -1,15 +1,25 @@
-"""A model's weights: written to and read from the safetensors file that one stage hands to the next, or filled from pretrained ones."""
+"""A model's weights: written to and read from this suite's own files, one tensor at a time, or filled from pretrained ones.
+
+weights.safetensors          what a finished stage hands on
+step-*.ckpt (a file)         a resume point
+step-*.ckpt/ (a folder)      a resume point of several ranks (torch.distributed.checkpoint)
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -19,6 +29,7 @@ from lit_long.pretrained.base import PretrainedWeights
 
 WEIGHTS = "weights.safetensors"  # its name in a training stage's folder
 SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+PREFIXES = ("state_dict.", "model.")  # where a LongContextModule keeps the Llama, in a file and in a sharded folder
 
 
 def save_weights(model: nn.Module, file: Path, is_writer: bool = True) -> None:
@@ -35,7 +46,46 @@ def save_weights(model: nn.Module, file: Path, is_writer: bool = True) -> None:
     with replacing(file) as writing, writing.open("wb") as out:
         out.write(header(state))
         for tensor in whole:
-            out.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            out.write(bytes_of(tensor))
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """The tensor's bytes, as a buffer to be written; not copied where it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+class SafetensorsWriter:
+    """A safetensors file that is written tensor by tensor, without knowing what follows: its header, at the beginning, comes last.
+
+    Args:
+        names: at least those of the tensors to come. A header may end in spaces, so there may be fewer.
+    """
+
+    def __init__(self, file: Path, names: Iterable[str]) -> None:
+        self.space = 128 + sum(len(json.dumps(name)) + 128 for name in names)  # an entry: type, shape and two offsets
+        self.space += -self.space % 8
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.end = 0  # of the data so far, in bytes
+        self.out = file.open("wb")
+        self.out.seek(8 + self.space)
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether it would lie where its element size wants it to: readers map it, and a file has no gaps."""
+        return self.end % tensor.element_size() == 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        begin, self.end = self.end, self.end + tensor.nbytes
+        self.entries[name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, self.end]}
+        self.out.write(bytes_of(tensor))
+
+    def close(self) -> None:
+        """Write the header, and see to it that all of the file is on the disk."""
+        text = json.dumps({"__metadata__": {"format": "pt"}} | self.entries, separators=(",", ":")).encode().ljust(self.space)
+        with self.out:
+            self.out.seek(0)
+            self.out.write(self.space.to_bytes(8, "little") + text)
+            self.out.flush()
+            os.fsync(self.out.fileno())
 
 
 def header(state: dict[str, Tensor]) -> bytes:
@@ -95,20 +145,34 @@ def load_pretrained(model: nn.Module, weights: PretrainedWeights, report: Callab
     """
     allocate(model)
     parameters = dict(model.named_parameters())
-    waiting = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    for name, tensor in weights.tensors():
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    for count, (name, tensor) in enumerate(fitting(weights.tensors(), shapes, weights.file_of), 1):
+        fill(parameters[name], tensor)
+        del tensor
+        if report is not None:
+            report(f"reading {weights.path.name}", count / len(parameters))
+
+
+def fitting(
+    tensors: Iterable[tuple[str, Tensor]], shapes: dict[str, tuple[int, ...]], where: Callable[[str], Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, each found to have its shape, none of them twice and none missing. ``where``: the file of a name, for messages.
+
+    Raises:
+        UserError: weights that do not fit a model with parameters of these ``shapes``.
+    """
+    waiting = dict(shapes)
+    for name, tensor in tensors:
         found = {name: tuple(tensor.shape)}
-        expected = {name: tuple(parameters[name].shape)} if name in parameters else {}
+        expected = {name: shapes[name]} if name in shapes else {}
         if found != expected or name not in waiting:
             problem = misfit(expected, found) if found != expected else f"{name} comes twice"
-            raise UserError(f"{weights.file_of(name)}: these weights do not fit the model: {problem}")
-        fill(parameters[name], tensor)
-        del waiting[name], tensor
-        if report is not None:
-            report(f"reading {weights.path.name}", 1 - len(waiting) / len(parameters))
+            raise UserError(f"{where(name)}: these weights do not fit the model: {problem}")
+        del waiting[name]
+        yield name, tensor
+        del tensor
     if waiting:
-        name = next(iter(waiting))
-        raise UserError(f"{weights.file_of(name)}: these weights do not fit the model: {misfit(waiting, {})}")
+        raise UserError(f"{where(next(iter(waiting)))}: these weights do not fit the model: {misfit(waiting, {})}")
 
 
 def allocate(model: nn.Module) -> None:
@@ -138,3 +202,52 @@ def misfit(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...
         if found[name] != shape:
             return f"{name} is {list(found[name])} in the file and {list(shape)} in the model; {remedy}"
     return f"{next(name for name in found if name not in expected)} is not in the model; {remedy}"
+
+
+def read_checkpoint(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the model in ``checkpoint``, one at a time, without optimizer state.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or holds no model.
+    """
+    try:
+        if checkpoint.is_dir():
+            yield from read_sharded(checkpoint)
+        elif checkpoint.suffix == ".safetensors":
+            with safe_open(checkpoint, framework="pt") as opened:
+                yield from ((name, opened.get_tensor(name)) for name in opened.keys())
+        else:
+            state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+            yield from ((bare(name), tensor) for name, tensor in state.items())
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, dcp.CheckpointException) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{checkpoint}: cannot be read as a checkpoint of lit-long: {type(error).__name__}: {reason}") from None
+
+
+def read_sharded(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors out of a sharded folder, on one process, reading each from wherever its shards lie."""
+    reader = dcp.FileSystemReader(folder)
+    metadata = reader.read_metadata()
+    reader.read_metadata = lambda *_, **__: metadata  # once, and not for every tensor
+    names = [name for name in metadata.state_dict_metadata if name.startswith(PREFIXES[0])]
+    if not names:
+        raise UserError(f"{folder}: holds no model weights (no state_dict)")
+    for name in names:
+        yield bare(name), read_entry(reader, name, metadata.state_dict_metadata[name])
+
+
+def read_entry(reader: dcp.FileSystemReader, name: str, entry: TensorStorageMetadata | BytesStorageMetadata) -> Any:
+    """One entry of a sharded folder, on one process: a whole tensor, or whatever else was saved."""
+    is_tensor = isinstance(entry, TensorStorageMetadata)
+    found = {name: torch.empty(entry.size, dtype=entry.properties.dtype) if is_tensor else None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        dcp.load(found, storage_reader=reader, no_dist=True)
+    return found[name]
+
+
+def bare(name: str) -> str:
+    """A parameter's name in the Llama itself."""
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name

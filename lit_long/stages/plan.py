@@ -239,6 +239,10 @@ def make_plan(layers: Layers) -> Plan:
     order = [stage.read_from(archives, found) for stage in order]
     key = sweep_key(sweep, trials, root)
     notes += [seen.note for seen in prober.seen.values() if isinstance(seen, PretrainedWeights) and seen.note]
+    starts = {stage.config.model.init for stage in order if stage.config.kind != "data" and not stage.parent and not stage.done}
+    notes += [
+        text for init in sorted(starts - {""}) if (weights := prober.probe(open_pretrained, init)) and (text := weights.pending)
+    ]
     return Plan(sweep, root, trials, order, key, list(prober.unseen.values()), shipped, notes + lacking)
 
 

@@ -20,6 +20,12 @@ from lit_long.tokenizers.sentencepiece import BEGIN, END, UNK, read_model
 from lit_long.tokenizers.tokenizer import ModelTokenizer, check_vocabulary, read_tokenizer_json, separator_of
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a Hugging Face folder that belong to its tokenizer."""
+    patterns = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
+    return sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
+
+
 def read_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     """The tokenizer in ``folder`` and what belongs to it.
 

@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 
 from lit_long.config import UserError
 from lit_long.files import is_disk_full
-from lit_long.pretrained.checkpoint import read_entry
+from lit_long.pretrained.weights import read_entry
 
 META = "meta.pt"
 STEP = "step-{:08d}.ckpt"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from lit_long.config import StageConfig, plain
 from lit_long.launch.local import command
-from lit_long.pretrained.checkpoint import read_checkpoint
+from lit_long.pretrained.weights import read_checkpoint
 from lit_long.stages.folder import is_done, write_stage
 from lit_long.stages.run import run_stage
 from tests.integration import test_stage_processes as processes

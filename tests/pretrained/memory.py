@@ -1,4 +1,4 @@
-"""Prints, for each format, the peak memory of reading a model as a multiple of its weights.
+"""Prints, for each format, the peak memory of reading a model as a multiple of its weights in fp32; and before that, of converting it.
 
 Run by test_weights.py as: memory.py SMALL SOURCE …, where SMALL is a small model that is read first.
 Each is read in a process of its own, forked from here: a child's peak begins at what it is born with.
@@ -28,6 +28,9 @@ def measure(source: str, device: str) -> float:
     pretrained = open_pretrained(source)
     shape, position = pretrained.shape, pretrained.position
     before = peak()
+    if device == "converting":
+        pretrained.convert()
+        return (peak() - before) / (2 * pretrained.source.size)  # they are in two bytes each
     with torch.device(device):
         model = Llama(shape, build(position, shape.head_dim))
     load_pretrained(model, pretrained)
@@ -48,8 +51,14 @@ def forked(source: str, device: str) -> float:
 if __name__ == "__main__":
     first, *sources = sys.argv[1:]
     measure(first, "meta")  # imports what is imported at first use, before the forks
-    for suffix in ("gguf", "huggingface", "meta"):
+    for suffix in ("export", "gguf", "meta", "pickles"):
         __import__(f"lit_long.pretrained.{suffix}")
     print(
-        json.dumps({f"{Path(source).name} {device}": forked(source, device) for source in sources for device in ("meta", "cpu")})
+        json.dumps(
+            {
+                f"{Path(source).name} {device}": forked(source, device)
+                for source in sources
+                for device in (*(["converting"] if hasattr(open_pretrained(source), "convert") else []), "meta", "cpu")
+            }
+        )
     )

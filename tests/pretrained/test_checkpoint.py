@@ -12,14 +12,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import nn
 
-from lit_long.pretrained.checkpoint import read_checkpoint
-from lit_long.pretrained.weights import save_weights
+from lit_long.pretrained.weights import read_checkpoint, save_weights
 from tests.integration.mini import REPOSITORY
 
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from lit_long.pretrained.checkpoint import read_checkpoint
+from lit_long.pretrained.weights import read_checkpoint
 def read(folder):
     return sum(tensor.nbytes for _, tensor in read_checkpoint(Path(folder)))
 def peak():

@@ -220,6 +220,7 @@ def test_context_with_scaling(tmp_path):
     """As of a Hugging Face folder: the 256 may be before the scaling, or after it."""
     linear = {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}
     assert with_rope(tmp_path).shape.context == 256
+    assert with_rope(tmp_path, **linear | {"rope__scaling__factor": 8.0}, context_length=32_768).shape.context == 32_768
     assert with_rope(tmp_path, **linear).shape.context == 1024
     assert with_rope(tmp_path, **linear, rope__scaling__original_context_length=64).shape.context == 256
     assert (
@@ -333,5 +334,5 @@ def test_damaged_files(tmp_path):
 
 def test_by_name(tmp_path):
     file = write(random_llama(), tmp_path / "x.gguf")
-    assert isinstance(open_pretrained(str(file)), GGUF)
+    assert isinstance(open_pretrained(str(file)).source, GGUF)
     assert open_pretrained(str(file)).digest != open_pretrained(str(write(random_llama(1), tmp_path / "y.gguf"))).digest

@@ -135,6 +135,28 @@ def test_context_of_weights_with_scaling(kind, layout):
         assert context(top={original: 64}) == 256  # Phi-3's
 
 
+# max_position_embeddings, factor and base of files with linear scaling that name no original context, and the context they are for. The first is as it
+# was published and trained; the others are Llamas scaled the way transformers' documentation has it.
+LINEAR = {
+    "togethercomputer/LLaMA-2-7B-32K": (32_768, 8.0, 10_000.0, 32_768),
+    "Llama 1 for 16,384, written down as scaled": (16_384, 8.0, 10_000.0, 16_384),
+    "Llama 1": (2048, 4.0, 10_000.0, 8192),
+    "Llama 2": (4096, 4.0, 10_000.0, 16_384),
+    "Llama 2, twice, which could be Llama 1 after scaling": (4096, 2.0, 10_000.0, 8192),
+    "Llama 3": (8192, 4.0, 500_000.0, 32_768),
+    "another": (1000, 4.0, 10_000.0, 4000),
+}
+
+
+@pytest.mark.parametrize("kind", ["type", "rope_type"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_context_of_linear_scaling_without_an_original(name, kind):
+    longest, factor, base, context = LINEAR[name]
+    config = LLAMA | {"max_position_embeddings": longest, "rope_theta": base, "rope_scaling": {kind: "linear", "factor": factor}}
+    assert position_from_hf(config, "x") == {"scheme": "pi", "base": base, "factor": factor}
+    assert trained_context(config, "x") == context
+
+
 def test_context_without_scaling():
     for keys in ({}, {"rope_scaling": None}, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}):
         assert trained_context(LLAMA | keys, "x") == 256

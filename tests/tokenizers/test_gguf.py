@@ -38,7 +38,7 @@ def test_smollm2_ids_equal_transformers(words, theirs, text):
 def test_smollm2_ids_equal_its_own_tokenizer(smollm2, words, text):
     """The published tokenizer.json takes digits, of any script, apart one by one, then GPT-2's words. transformers' reading of the
     GGUF file does not know that, and takes the first byte of ½ for a part of the word with the space before it."""
-    header = smollm2.header
+    header = smollm2.source.header
     vocabulary = {token: number for number, token in enumerate(header.array("tokenizer.ggml.tokens"))}
     published = Tokenizer(models.BPE(vocabulary, [tuple(pair.split(" ")) for pair in header.array("tokenizer.ggml.merges")]))
     published.pre_tokenizer = CUTS["smollm"]

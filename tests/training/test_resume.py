@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.prepare import prepare
-from lit_long.pretrained.checkpoint import read_checkpoint
+from lit_long.pretrained.weights import read_checkpoint
 from lit_long.training.resume import OneFile, Writer, assembled, newest_checkpoint
 from lit_long.training.run import train
 from tests.data.own import TEXTS, write_text
