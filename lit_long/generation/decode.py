@@ -9,9 +9,11 @@ Shapes: B sequences, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_long.config import UserError
 from lit_long.generation.cache import KeyValueCache
@@ -23,6 +25,13 @@ PREFILL_CHUNK = 2048
 SHARED_CHUNK = 512  # tokens that are read at once after a shared beginning: what they cannot see is computed too, and thrown away
 
 Heard = Callable[[int, int], bool]  # from row and new token to whether the row has ended
+
+
+def without_cudnn(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU, SDPA by other kernels than cuDNN's, which plans anew for every number of keys: each token that is generated has another."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 class Sequences:
@@ -64,7 +73,8 @@ class Sequences:
             for i, row in enumerate(group):
                 tokens_BT[i, : own[i]] = torch.tensor(self.rows[row])
             rotation = self.tables.first(own).widened()
-            hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, caches=self.cache.prefill(group))
+            with without_cudnn(self.device):
+                hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, caches=self.cache.prefill(group))
             for i, row in enumerate(group):
                 hidden_BD[row] = hidden_BTD[i, min(own[i], hidden_BTD.shape[1]) - 1]
         return self.model.head(hidden_BD)
@@ -79,7 +89,8 @@ class Sequences:
         if self.cache is None or rotated != self.cache.rotated or self.tables.switches(lengths):
             return self.read()
         rotation = self.tables.newest(lengths) if rotated else self.tables.newest_and_all(lengths)
-        hidden_B1D = self.model.through_layers(tokens_B[:, None], rotation, caches=self.cache.decode_step())
+        with without_cudnn(self.device):
+            hidden_B1D = self.model.through_layers(tokens_B[:, None], rotation, caches=self.cache.decode_step())
         return self.model.head(hidden_B1D[:, 0])
 
     def rewind(self, count: int) -> None:
@@ -106,7 +117,8 @@ class Sequences:
             stop = min(start + SHARED_CHUNK, len(row))
             tokens_1T = torch.tensor([row[start:stop]], device=self.device)
             rotation = self.tables.between(start, stop).widened()
-            hidden_1TD = self.model.through_layers(tokens_1T, rotation, caches=self.cache.prefill_chunk(stop - start))
+            with without_cudnn(self.device):
+                hidden_1TD = self.model.through_layers(tokens_1T, rotation, caches=self.cache.prefill_chunk(stop - start))
         return self.model.head(hidden_1TD[:, -1])
 
 

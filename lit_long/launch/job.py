@@ -71,7 +71,7 @@ class StageNode:
         self.several = processes(config) > 1
         log = NODE_LOG.format(node.rank) if node.rank else "log.txt"
         words = [*deaf, *command(folder, config, node)]
-        self.process = LocalProcess(words, folder, environment(threads), self.lock and self.lock.fileno(), log)
+        self.process = LocalProcess(words, folder, environment(config, threads), self.lock and self.lock.fileno(), log)
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""

@@ -22,6 +22,9 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+# Of a GPU's memory torch takes segments that grow, so that sequences of many lengths leave no holes.
+GROW_MEMORY = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+OLD_ALLOC_CONF = "PYTORCH_CUDA_ALLOC_CONF"  # whoever still says it this way is obeyed
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -139,7 +142,7 @@ class LocalLauncher:
             own = [gpu for gpu in self.gpus if gpu not in taken][: gpus_of(config)]
             extra = {GPUS: ",".join(own)} if own else {}
         each = threads(config, self.parallel)
-        process = LocalProcess(command(stage.folder, config), stage.folder, environment(each) | extra, stage.lock)
+        process = LocalProcess(command(stage.folder, config), stage.folder, environment(config, each) | extra, stage.lock)
         self.taken.append((process, own))
         return process
 
@@ -186,9 +189,10 @@ def command(folder: Path, config: StageConfig, node: Node | None = None, watched
     return [sys.executable, "-m", "lit_long.launch.ranks", *meeting, f"--nproc_per_node={config.trainer.devices}", *stage]
 
 
-def environment(threads: int) -> dict[str, str]:
+def environment(config: StageConfig, threads: int) -> dict[str, str]:
     """What a stage's processes see. Of what there is about ranks of others they forget themselves (surroundings.py)."""
-    return KEEP_MEMORY | os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    memory = KEEP_MEMORY if not gpus_of(config) else {} if OLD_ALLOC_CONF in os.environ else GROW_MEMORY
+    return memory | os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
 def threads(config: StageConfig, parallel: int = 1) -> int:

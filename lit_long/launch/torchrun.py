@@ -20,6 +20,7 @@ from lit_long.launch.local import LocalLauncher, LocalProcess, Node, command, en
 PORT = 29_500
 PASSED_ON = (
     "MALLOC_",
+    "PYTORCH_",
     "GLIBC_",
     "OMP_",
     "PYTHON",
@@ -69,13 +70,13 @@ class TorchrunLauncher(LocalLauncher):
         processes: list[tuple[str, LocalProcess]] = []
         for rank, host in enumerate(hosts):
             words = command(stage.folder, stage.config, Node(rank, count, address))
-            own = environment(threads(stage.config))
+            own = environment(stage.config, threads(stage.config))
             words = words if is_here(host) else [*shlex.split(self.config.ssh), host, self.remote(words, own)]
             log = NODE_LOG.format(rank) if rank else "log.txt"
             processes.append((host, LocalProcess(words, stage.folder, own, stage.lock, log)))
         for rank in range(len(hosts), count):
             words = command(stage.folder, stage.config, Node(rank, count, address), watched=False)
-            say(f"{stage.label}: type on node {rank}:\n{self.remote(words, environment(threads(stage.config)))}")
+            say(f"{stage.label}: type on node {rank}:\n{self.remote(words, environment(stage.config, threads(stage.config)))}")
         return SeveralNodes(processes)
 
     def address(self) -> str:

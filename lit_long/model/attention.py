@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -205,8 +205,16 @@ def whole_sequences(x_BHTK: Tensor) -> Tensor:
 
 
 def causal(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
-    return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=grouped)
+    return grouped_sdpa(q_BHTK, k_BGTK, v_BGTK, is_causal=True)
+
+
+def grouped_sdpa(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, **how: Any) -> Tensor:
+    """SDPA of heads that may share keys. In fp32 a GPU's memory-efficient kernel wants a head of keys for each of queries; what is left, the math
+    kernel, would make T × S scores."""
+    H, G = q_BHTK.shape[1], k_BGSK.shape[1]
+    if H != G and q_BHTK.dtype == torch.float32 and not q_BHTK.is_cpu:
+        k_BGSK, v_BGSK = (x.repeat_interleave(H // G, dim=1) for x in (k_BGSK, v_BGSK))
+    return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, enable_gqa=k_BGSK.shape[1] != H, **how)
 
 
 def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -221,8 +229,7 @@ def latest(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
     """Causal attention of the last T of S tokens: the mask's diagonal ends in the lower right corner."""
     tokens, seen = q_BHTK.shape[2], k_BGSK.shape[2]
     mask_TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BHTK.device).tril(seen - tokens)
-    grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
-    return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, enable_gqa=grouped)
+    return grouped_sdpa(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS)
 
 
 def newest(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -117,7 +117,7 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Normal(0, 0.02), output projections divided by √(2·layers). The same for a seed on any number of ranks."""
+        """Normal(0, 0.02), output projections divided by √(2·layers). Drawn on the CPU: the same for a seed on any device and number of ranks."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
@@ -125,7 +125,8 @@ class Llama(nn.Module):
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             std = INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD
-            parameter.normal_(0.0, std, generator=generator)
+            drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            parameter.copy_(drawn.normal_(0.0, std, generator=generator))
 
     def forward(self, batch: Batch, per_token: bool = False) -> tuple[Tensor, Tensor]:
         """(sum of nats, number of tokens); or with ``per_token`` (nats [B, T], greedy hits [B, T]), without gradients.

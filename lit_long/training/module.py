@@ -101,10 +101,10 @@ class LongContextModule(lightning.LightningModule):
         loss = choose_loss(self.loss, self.trainer.strategy.root_device, computed_in(self.trainer.precision))
         with torch.device("meta") if pretrained else nullcontext():
             model = Llama(self.model_config, self.encoder, self.loss_chunk, loss)
-        if not pretrained:
+        if self.init_from is None:
             model.init_weights(self.seed)
-            if self.init_from is not None:
-                load_weights(model, self.init_from)
+        elif not pretrained:
+            load_weights(model, self.init_from)
         if self.adapter and self.adapter.rank:
             if pretrained:  # whole on every rank: peft adapts what is there
                 load_pretrained(model.to_empty(device="cpu"), self.init_from)

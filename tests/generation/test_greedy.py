@@ -7,6 +7,7 @@ import torch
 
 from lit_long.config import ModelConfig, UserError
 from lit_long.generation import Sequences, generate, pack
+from lit_long.generation.decode import without_cudnn
 from lit_long.generation.packing import can_pack
 from tests.generation.llamas import full_greedy, full_logits, gaps, prompts, small
 from tests.pretrained.llamas import random_llama, read, save
@@ -167,3 +168,12 @@ def test_an_encoder_that_cannot_hold_the_length_says_so():
     model = small(scheme="xpos", scale_base=1.0)
     with pytest.raises(UserError, match="xPos with scale_base=1"):
         generate(model, prompts(20), 100)
+
+
+def test_a_gpu_plans_no_kernel_for_every_length():
+    """cuDNN's, which SDPA prefers on Hopper, would; on a CPU nothing changes."""
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    with without_cudnn(torch.device("cuda", 0)):
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    with without_cudnn(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == enabled

@@ -12,7 +12,7 @@ import pytest
 from lit_long.config import LauncherConfig, StageConfig, TrainerConfig, UserError, plain
 from lit_long.launch.job import StageNode
 from lit_long.launch.launcher import make_launcher
-from lit_long.launch.local import LocalLauncher, Node, command, threads
+from lit_long.launch.local import LocalLauncher, Node, command, environment, threads
 from lit_long.stages.folder import write_stage
 from tests.integration.mini import REPOSITORY
 
@@ -86,6 +86,17 @@ def test_the_command_of_a_node(tmp_path):
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(UserError, match=r"does not see .*nowhere.* Put the sweep on storage that all nodes share: root=FOLDER"):
         StageNode(tmp_path / "nowhere", Node(), threads=1, patience=0)
+
+
+def test_memory_of_stages(monkeypatch):
+    """On GPUs torch's segments grow, unless the user said something else, in either name; on CPUs glibc keeps what it has."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "MALLOC_TOP_PAD_"):
+        monkeypatch.delenv(name, raising=False)
+    on_cpu, on_gpu = (environment(stage(accelerator=accelerator), 1) for accelerator in ("cpu", "gpu"))
+    assert on_gpu["PYTORCH_ALLOC_CONF"] == "expandable_segments:True" and "MALLOC_TOP_PAD_" not in on_gpu
+    assert "PYTORCH_ALLOC_CONF" not in on_cpu and "MALLOC_TOP_PAD_" in on_cpu
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    assert "PYTORCH_ALLOC_CONF" not in environment(stage(accelerator="gpu"), 1)
 
 
 def test_cores_are_shared_by_ranks_and_by_stages(monkeypatch):

@@ -158,6 +158,23 @@ def test_a_cpu_uses_sdpa_and_says_what_it_cannot():
         pass
 
 
+@pytest.mark.parametrize("queries", [37, 5], ids=["whole", "the last of them"])
+@pytest.mark.parametrize(("dtype", "shared"), [(torch.float32, 4), (torch.bfloat16, 2)], ids=str)
+def test_no_gpu_computes_all_scores_of_fp32(queries, dtype, shared, monkeypatch):
+    """Where heads share keys, SDPA has nothing for fp32 on a GPU but its math kernel, of T × T scores: every head gets keys of its own."""
+    seen = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *x, **how: seen.append((x, how)) or real(*x, **how)
+    )
+    q, k, v = (
+        torch.empty(2, heads, tokens, 32, dtype=dtype, device="meta") for heads, tokens in ((4, queries), (2, 37), (2, 37))
+    )
+    assert attention(q, k, v, AttentionMask()).shape == q.shape
+    (((_, keys, values), how),) = seen
+    assert keys.shape[1] == values.shape[1] == shared and how["enable_gqa"] == (shared != 4)
+
+
 PACKAGES = {
     "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2')": "flash_attn is installed but broken .ImportError: flash_attn_2_cuda.so",
     "import einops_that_nobody_has": "flash_attn is installed but lacks the package einops_that_nobody_has",

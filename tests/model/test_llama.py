@@ -160,3 +160,11 @@ def test_losses_by_token_need_all_words():
     model.vocabulary = object()  # whatever has dealt the words to other ranks
     with pytest.raises(UserError, match="trainer.tensor_parallel=1"):
         model(batch_of(torch.zeros(1, 8, dtype=torch.int64)), per_token=True)
+
+
+def test_weights_are_drawn_on_the_cpu_wherever_they_lie():
+    """On a GPU parameters are born there, and the source of randomness is the CPU's."""
+    with torch.device("meta"):
+        model = Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim))
+    model.init_weights(0)
+    assert all(parameter.is_meta for parameter in model.parameters())

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
 
 from lit_long.batch import NO_LOSS, Batch
-from lit_long.config import ModelConfig, OptimConfig
+from lit_long.config import ModelConfig, OptimConfig, StageConfig
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
 from lit_long.positions import build
 from lit_long.training.module import LongContextModule
+from lit_long.training.run import TrueHalf, summary
 from lit_long.training.throughput import document_squares, measured_peak, update_flops
 from tests.model.test_llama import SMALL, batch_of
 
@@ -181,3 +183,39 @@ def test_stage_cost_grows_with_tokens():
 
     small, large = (StageConfig(kind="train", context=256, tokens=t, model=SMALL) for t in (1000, 2000))
     assert stage_flops(large) == 2 * stage_flops(small) > 0
+
+
+def test_weights_of_tokens_stay_exact_in_bf16_true():
+    """They are summed: bf16 would make 0.3 of 0.30078, and of sums what it can."""
+    seen = []
+
+    class Look(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+            seen.append((batch.weights.dtype, float(batch.loss_tokens()), next(module.parameters()).dtype))
+
+    loader = Loader(1)
+    loader.batches = [batch._replace(weights=torch.full(batch.tokens.shape, 0.3)) for batch in loader.batches]
+    module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[Look()],
+        plugins=[TrueHalf("bf16-true")],
+    )
+    trainer.fit(module, loader)
+    ((dtype, total, computed),) = seen
+    assert dtype == torch.float32 and computed == torch.bfloat16
+    assert total == pytest.approx(0.3 * int((loader.batches[0].targets != NO_LOSS).sum()), rel=1e-6)
+
+
+def test_a_gpu_that_the_module_has_left_is_named(tmp_path, monkeypatch):
+    """Lightning moves the module to the CPU at the end of `fit`."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA H100 {device.index}")
+    (tmp_path / "metrics.jsonl").write_text('{"train/loss": 1.0, "perf/tokens_per_second_per_device": 2.0}\n')
+    module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1)
+    module.model = Llama(SMALL, module.encoder)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)), world_size=1)
+    assert summary(StageConfig(), tmp_path, module, trainer, 1.0)["machine"] == "NVIDIA H100 3"
