@@ -11,14 +11,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 PERPLEXITY, BY_POSITION = "perplexity", "loss_by_position"
-# Quantities that evaluate stages measure under a name of their own, and tasks under TASK.METRIC: in MLflow they have one name.
-SAME = {
-    "perplexity.perplexity": PERPLEXITY,
-    "perplexity.loss_by_position": BY_POSITION,
-    "sliding_perplexity.sliding_perplexity": "sliding_perplexity",
-    "first_sentence.rouge_l": "retrieval_rouge_l",
-    "passkey.accuracy": "passkey_accuracy",
-}
 REQUIRED = ("metric", "domain", "length", "value")
 
 
@@ -51,22 +43,6 @@ class Measurement:
     task: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def mlflow_name(self) -> str:
-        """Its name in MLflow: ``eval/QUANTITY/DOMAIN/LENGTH``; of a task the quantity is TASK.METRIC, but for those in `SAME`."""
-        parts = ["eval", self.quantity, self.domain]
-        return "/".join(parts if self.is_curve else [*parts, str(self.length)])
-
-    @property
-    def quantity(self) -> str:
-        name = f"{self.task}.{self.metric}" if self.task else self.metric
-        return SAME.get(name, name)
-
-    @property
-    def is_curve(self) -> bool:
-        """The loss by position is a curve in MLflow: its step is the position."""
-        return self.quantity == BY_POSITION
-
     def to_row(self) -> dict[str, Any]:
         """A flat JSON object; `from_row` reads it."""
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "settings"}
@@ -90,12 +66,3 @@ class Measurement:
         value = math.nan if row["value"] is None else float(row["value"])
         names = {"metric": str(row["metric"]), "domain": str(row["domain"]), "length": int(row["length"]), "value": value}
         return cls(**known | names, settings=settings)
-
-
-def mlflow_metrics(measurements: list[Measurement]) -> dict[tuple[str, int], float]:
-    """Values by (name, step). Cells of a grid (a needle's depths) are left to the table. Of a quantity measured twice the first counts."""
-    found: dict[tuple[str, int], float] = {}
-    for each in measurements:
-        if "depth" not in each.settings:
-            found.setdefault((each.mlflow_name, each.length if each.is_curve else 0), each.value)
-    return found

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_long.config import StageConfig, TrackingConfig, project_root
-from lit_long.evaluation.measurement import Measurement, mlflow_metrics
+from lit_long.evaluation.measurement import Measurement
 from lit_long.files import lines_of, write_atomically
 from lit_long.stages.folder import is_done, read_result
 from lit_long.stages.lineage import MLFLOW_RUN
 from lit_long.stages.plan import CORPUS, Plan, Stage, digest
 from lit_long.tracking.describe import environment_tags
+from lit_long.tracking.metric_names import metrics_of
 from lit_long.tracking.mirror import Mirror
 from lit_long.tracking.tracker import MEMBER, NOTE, RESULTS, SWEEP_JSON, SWEEP_YAML, Tracker, open_tracker
 
@@ -130,7 +131,7 @@ class Record:
 def final_metrics(result: dict[str, Any]) -> dict[tuple[str, int], float]:
     """``result.json`` as metrics, by (name, step)."""
     if result["kind"] == "evaluate":
-        return mlflow_metrics([Measurement.from_row(row) for row in result["measurements"]])
+        return metrics_of([Measurement.from_row(row) for row in result["measurements"]])
     numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
     return {(f"result/{key}", 0): value for key, value in numbers.items()}
 
@@ -173,7 +174,7 @@ def record_evaluation(tracker: Tracker, evaluation: Evaluation, figures: list[Pa
     tags = environment_tags() | {"lit_long.kind": "evaluate", "lit_long.folder": str(evaluation.folder.resolve())}
     params = {key: about[key] for key in ("model", "suite", "tasks", "lengths", "context", "weights", "position", "precision")}
     run = tracker.begin(evaluation.key, f"{about['suite']} | {Path(about['model']).name}", params=params, tags=tags)
-    tracker.metrics(run, mlflow_metrics(evaluation.rows))
+    tracker.metrics(run, metrics_of(evaluation.rows))
     for texts in dict.fromkeys(row.settings["data"] for row in evaluation.rows if row.settings["data"] not in ("", GENERATED)):
         tracker.dataset(run, "texts", texts, "evaluation")
     tracker.text(run, json.dumps(about, indent=1), EVALUATION)

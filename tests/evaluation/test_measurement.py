@@ -1,4 +1,4 @@
-"""One type of measurement: what it writes it reads, what version 0.1 wrote it reads too, and where each goes in MLflow."""
+"""One type of measurement: what it writes it reads, and what version 0.1 wrote it reads, too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lit_long.evaluation.measurement import Measurement, mlflow_metrics
+from lit_long.evaluation.measurement import Measurement
 
 
 def test_a_row_is_read_as_it_was_written():
@@ -34,27 +34,6 @@ def test_rows_of_0_1_are_read():
     assert math.isnan(diverged.value)
     with pytest.raises(KeyError):
         Measurement.from_row({"metric": "perplexity", "value": 1.0})
-
-
-def test_names_in_mlflow():
-    cell = Measurement("score_at_depth", "docs", 512, 0.5, task="needle", settings={"depth": 0.0})
-    curve = [Measurement("loss_by_position", "docs", edge, 1.0 / edge) for edge in (16, 32)]
-    found = mlflow_metrics([Measurement("perplexity", "docs", 512, 8.0), *curve, cell])
-    assert found == {
-        ("eval/perplexity/docs/512", 0): 8.0,
-        ("eval/loss_by_position/docs", 16): 1 / 16,
-        ("eval/loss_by_position/docs", 32): 1 / 32,
-    }
-
-
-def test_a_quantity_has_one_name():
-    """Whether an evaluate stage measures it itself, as one of evaluation.tasks, or the command does."""
-    stage, asked = Measurement("perplexity", "docs", 512, 8.0), Measurement("perplexity.perplexity", "docs", 512, 8.5)
-    command = Measurement("perplexity", "docs", 512, 9.0, task="perplexity")
-    assert {each.mlflow_name for each in (stage, asked, command)} == {"eval/perplexity/docs/512"}
-    assert mlflow_metrics([stage, asked]) == {("eval/perplexity/docs/512", 0): 8.0}  # of two the first
-    in_sweep, alone = Measurement("needle.score", "docs", 512, 1.0), Measurement("score", "docs", 512, 1.0, task="needle")
-    assert in_sweep.mlflow_name == alone.mlflow_name == "eval/needle.score/docs/512"
 
 
 def test_it_needs_no_torch():
