@@ -3,9 +3,9 @@
 Nothing is skipped but blank lines of JSON lines, which end at "\\n" and nowhere else: a line that cannot be read, a missing field or a compressed file without its end stops
 the preparation, for a store that is silently short is worse than none.
 
-What of a row is the document: a field (``text: content``), or a text that several fields make (``text: "{question}\\n\\n{answer}"``). ``where`` keeps
-the rows that hold the given values. A dot goes into a group: ``meta.redpajama_set_name``, unless a field's name has it. Of instruction data the
-whole row is the document (conversations.py).
+Each row gives one document. Its text is one field of the row (``text: content``) or a template filled with several fields
+(``text: "{question}\\n\\n{answer}"``). ``where`` keeps only the rows with the given values. A dot leads into a nested object
+(``meta.redpajama_set_name``), unless the field's own name has the dot. In instruction data the document is the whole row (conversations.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The tokenizer that all of a store is written with, settled before the first shard: borrowed, or trained on a sample of all sources.
+"""Chooses a store's tokenizer before its first shard is written: one that exists already, or one trained on a sample of all sources.
 
-It follows from the settings and the texts alone and is put in place whole, so it does not matter which of several processes settles it.
+The choice depends on the settings and the texts alone, and the file is written in one piece, so any of several processes may do it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 from lit_long.config.renamed import RENAMED
-from tests.docs.blocks import REPOSITORY
+from tests.docs.blocks import REPOSITORY, pages
 
 TEXT = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", TEXT, re.M | re.S)
@@ -201,6 +201,37 @@ def test_every_command_and_every_group_is_there():
         "position",  # the scheme's own settings
         "stages",  # stages.NAME
     }
+
+
+VERBS = re.compile(r"^ (prepare|inspect|generate)\b|\b(search=longrope)")
+KEY = re.compile(r"(?<![\w.=/{,\[-])([a-z]\w*(?:\.\w+)*)=")
+QUOTED = re.compile(r"\"[^\"]*\"|'[^']*: [^']*'")  # a prompt, a group: their text is no key
+
+
+def typed_keys() -> Iterator[tuple[str, str, str]]:
+    """(page, command, dotted key) of every command that a page shows, in a block or in a sentence."""
+    for page in pages():
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command, words in re.findall(r"python -m lit_long\.([a-z]+)([^`\n|#]*)", text):
+            verb = VERBS.search(words)
+            name = f"{command} {verb[0].strip().replace('inspect', 'prepare')}" if verb else command
+            for key in KEY.findall(QUOTED.sub("", words)):
+                if f"unknown key '{key}'" not in text:  # what the page shows as a mistake
+                    yield str(page.relative_to(REPOSITORY)), name, key
+
+
+def test_pages_type_keys_that_exist():
+    """Also those of commands that no test runs."""
+    found = list(typed_keys())
+    assert len(found) > 200 and {name.split()[0] for _, name, _ in found} >= {name.split()[0] for name in KEYS}
+    for page, name, key in found:
+        known = codes(KEYS.get(name) or KEYS[next(each for each in KEYS if each.split()[0] == name.split()[0])])
+        if name == "plan":  # of an experiment: a sweep's, too
+            known += codes(KEYS["sweep"])
+        group, _, rest = key.partition(".")
+        assert group in {*known, "model", "position", "data"}, f"{page}: python -m lit_long.{name} {key}=…"
+        if group in GROUPS and rest and "." not in rest:
+            assert rest in codes(GROUPS[group]), f"{page}: python -m lit_long.{name} {key}=…"
 
 
 def test_old_names_work():
