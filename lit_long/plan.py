@@ -1,13 +1,13 @@
-"""Plan a training run before it runs: memory of each GPU, what travels between GPUs, FLOPs, time.
+"""Plan a training run before it runs: memory of each GPU, communication between GPUs, FLOPs, time.
 
-    python -m lit_long.plan model=llama2-70b context=16k gpus=64     the fastest way that fits on H100s
+    python -m lit_long.plan model=llama2-70b context=16k gpus=64     the fastest layout that fits on H100s
     … tokens_per_update=4M tokens=400e9                 the run (these are the defaults)
     … gpu=a100|h100|h200|b200|l40s gpus=8 gpus_per_machine=8 efficiency=0.4       efficiency: the share of the peak to assume
     … precision=bf16-mixed|bf16-true|32-true
     … replicate=1 context_parallel=2 tensor_parallel=8 checkpointing=full micro_batch_tokens=16k accumulate=sharded
-                                                        fixed, not looked for; what is left of the GPUs is sharded over
+                                                        fixed, not searched; weights are sharded over the remaining GPUs
     … trace=true                                        run the model itself, on tensors without data, and compare (minutes for 7B)
-    python -m lit_long.plan experiment=NAME …           every stage of an experiment as its trainer stands; with gpus=… the fastest way
+    python -m lit_long.plan experiment=NAME …           every stage of an experiment with its own trainer; with gpus=… the fastest layout
     python -m lit_long.plan paper=true                  the paper's own runs, as Markdown (docs/planning.md)
 
 Memory is a formula, held against the real model; time rests on the assumed efficiency. Exit codes: 0 it fits, 1 it does not, 2 bad input.

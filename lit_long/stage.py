@@ -1,7 +1,7 @@
 """`python -m lit_long.stage FOLDER`: run the one stage that FOLDER/stage.yaml describes, alone.
 
 The sweep starts these processes, under torchrun too. Started by hand it does the same and prints its progress. Exit codes: 0 done,
-1 failed, 2 bad input, 130 interrupted: SIGTERM or Ctrl-C, heeded when an update is done. With ``watch_parent=true`` it ends when its standard
+1 failed, 2 bad input, 130 interrupted: SIGTERM or Ctrl-C, after the current update. With ``watch_parent=true`` it ends when its standard
 input closes, that is, when the sweep that started it is gone.
 """
 
