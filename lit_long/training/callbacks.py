@@ -20,8 +20,8 @@ from lit_long.batch import Batch
 from lit_long.config import UserError
 from lit_long.data.mixture import count_consumed
 from lit_long.files import lines_of
-from lit_long.training.faults import Stopped, StopRequest
 from lit_long.training.resume import DELETING, STEP, WRITING, Writer, discard
+from lit_long.training.signals import Stopped, StopRequest
 from lit_long.training.strategy import row_sharers, sum_of_rows
 from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
 
@@ -146,7 +146,7 @@ class LateValidation(Callback):
 
 
 class ResumePoint(Callback):
-    """Saves everything that resuming needs every ``every`` updates, and when the process is asked to end (faults.py).
+    """Saves everything that resuming needs every ``every`` updates, and when the process is asked to end (signals.py).
 
     Args:
         keep: of these the newest so many stay.

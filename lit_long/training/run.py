@@ -27,11 +27,12 @@ from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training.adapter import save_adapted, trained_part
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts, machine
 from lit_long.training.context_parallel import check_compiled
-from lit_long.training.faults import Stopped, StopRequest, Watchdog
 from lit_long.training.module import LongContextModule, computed_in
 from lit_long.training.resume import OneFile, Writer, newest_checkpoint
+from lit_long.training.signals import Stopped, StopRequest
 from lit_long.training.spike_guard import SpikeGuard
 from lit_long.training.strategy import MeshStrategy
+from lit_long.training.watchdog import Watchdog
 
 
 def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:

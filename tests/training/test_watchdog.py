@@ -1,16 +1,11 @@
-"""Who is to blame when nothing moves, in words; and asking a process to end."""
+"""Who is to blame when nothing moves, in words."""
 
 from __future__ import annotations
-
-import os
-import signal
-import subprocess
-import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from lit_long.launch.ranks import told
-from lit_long.training.faults import StopRequest, verdict
+from lit_long.training.watchdog import verdict
 
 
 def report(rank, position, waits=True, where="module.py:1 in training_step"):
@@ -61,21 +56,3 @@ def test_what_ranks_say_themselves_stays(tmp_path):
     (tmp_path / "error.txt").unlink()
     assert told(tmp_path, {1: failure(3)}) == 3
     assert (tmp_path / "error.txt").read_text().startswith("rank 1 on ")
-
-
-def test_asked_once_and_asked_twice():
-    """The first signal is noted, again at once it is the same one, and later it ends the process."""
-    script = (
-        "import os, signal, time\n"
-        "from lit_long.training.faults import StopRequest\n"
-        "stop = StopRequest(); stop.listen()\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "print(stop.wanted, flush=True)\n"
-        "time.sleep(2.2)\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "print('still there', flush=True)\n"
-    )
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=60)
-    assert finished.returncode == -signal.SIGTERM and finished.stdout == "True\n", finished
-    assert StopRequest().wanted is False

@@ -1,4 +1,4 @@
-"""What a stage does when it is asked to end, and when a rank hangs."""
+"""Ends a stage of several ranks in which nothing moves, and says which rank did not arrive."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import faulthandler
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
 import threading
 import time
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning
@@ -24,33 +22,6 @@ from lit_long.files import write_atomically
 
 HANG = "hang"  # a folder of the stage's, with what each rank says of itself when nothing moves
 FAILED = 1
-SAME_SECONDS = 2.0  # within which a signal that comes again is the same one
-
-
-class Stopped(Exception):
-    """Training ended early, in good order. Says where, and from where it will go on."""
-
-
-class StopRequest:
-    """SIGTERM and Ctrl-C: noted, and heeded when the update is done. The second one ends the process at once.
-
-    One that comes right after the first is the same one: SLURM signals all processes of a job, and torchrun among them its ranks again.
-    """
-
-    def __init__(self) -> None:
-        self.wanted, self.asked = False, 0.0
-
-    def listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self.note)
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if not self.wanted:
-            self.wanted, self.asked = True, time.monotonic()
-        elif time.monotonic() - self.asked > SAME_SECONDS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            signal.raise_signal(number)
 
 
 class Watchdog(Callback):
