@@ -56,8 +56,7 @@ def run(argv: list[str]) -> None:
     from rich.console import Console
 
     from lit_long.files import write_atomically
-    from lit_long.report.score_figures import draw_scores
-    from lit_long.report.scores import markdown, remarks, score_tables
+    from lit_long.report.scores import draw_scores, markdown, remarks, score_tables
     from lit_long.stages.scores import EvaluateConfig, evaluate_model
     from lit_long.tracking.record import EVALUATE, open_command, record_evaluation
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from lit_long.config import UserError, parse_words, plain, project_root, typed
 from lit_long.config.output_folder import check_writable
 from lit_long.positions.analysis import TheoryConfig, analyze
-from lit_long.report.theory import COLUMNS, write_theory
+from lit_long.report.theory_report import COLUMNS, write_theory
 from lit_long.stages.folder import read_stage
 from lit_long.terminal import run_command
 from lit_long.tracking import open_tracker

@@ -26,8 +26,8 @@ from lit_long.config import StageConfig, UserError
 from lit_long.config.ranges import Count, CountOrNone, Range, Seed
 from lit_long.data.sampling import permutation
 from lit_long.data.token_store import Store, open_store
+from lit_long.evaluation.evaluated_model import token_losses
 from lit_long.evaluation.perplexity import perplexity
-from lit_long.evaluation.subject import token_losses
 from lit_long.files import write_atomically
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens

@@ -19,11 +19,11 @@ import numpy as np
 from lit_long.config import UserError
 from lit_long.data.sampling import random_words
 from lit_long.data.token_store import Store, describe_longest
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.measurement import Measurement
-from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import mean
-from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Sample, Task, by
 
 BEFORE = "This is a very long story book: <book> "
@@ -44,7 +44,7 @@ class Needle(Task):
     name: ClassVar[str] = "needle"
     prompt: ClassVar[str] = "fu-2024, with the answer begun/1"
 
-    texts: Pages | Store
+    texts: InMemoryCorpus | Store
     data: str
     domain: str
     lengths: list[int]
@@ -58,24 +58,24 @@ class Needle(Task):
     def keys(self) -> list[Key]:
         return [Key(self.domain, length, index) for length in self.lengths for index in range(self.depths * self.trials)]
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
+    def check(self, evaluated: EvaluatedModel) -> None:
+        super().check(evaluated)
         needle_prompt(
-            subject, self.texts, self.domain, min(self.lengths) - NEW, 0.0, self.seed, 0
+            evaluated, self.texts, self.domain, min(self.lengths) - NEW, 0.0, self.seed, 0
         )  # which says if it is too short
 
     def depth(self, index: int) -> float:
         """0 to 1."""
         return (index // self.trials) / max(1, self.depths - 1)
 
-    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+    def measure(self, evaluated: EvaluatedModel, keys: list[Key]) -> Iterator[Sample]:
         prompts = [
             needle_prompt(
-                subject, self.texts, self.domain, key.length - NEW, self.depth(key.index), self.seed, key.index % self.trials
+                evaluated, self.texts, self.domain, key.length - NEW, self.depth(key.index), self.seed, key.index % self.trials
             )
             for key in keys
         ]
-        for place, written in subject.write_sharing(prompts, NEW, stop=("\n",)):
+        for place, written in evaluated.write_sharing(prompts, NEW, stop=("\n",)):
             key = keys[place]
             found = {"depth": round(100 * self.depth(key.index), 1), "written": written, "score": overlap(written, EXPECTED)}
             yield key, {"prompt_tokens": len(prompts[place]), "reference": EXPECTED} | found
@@ -91,27 +91,27 @@ class Needle(Task):
 
 
 def needle_prompt(
-    subject: Subject, texts: Pages | Store, domain: str, length: int, depth: float, seed: int, trial: int
+    evaluated: EvaluatedModel, texts: InMemoryCorpus | Store, domain: str, length: int, depth: float, seed: int, trial: int
 ) -> list[int]:
     """Tokens [length]: the book with the needle at ``depth`` (0 to 1), and the question. Raises UserError when it is too short."""
-    before, needle, after = subject.words.encode(BEFORE), subject.encode(NEEDLE), subject.encode(AFTER)
+    before, needle, after = evaluated.tokenizer.encode(BEFORE), evaluated.encode(NEEDLE), evaluated.encode(AFTER)
     room = length - len(before) - len(needle) - len(after)
     if room < 1:
         least = length - room + 1 + NEW
         raise UserError(f"needle: a length of {length + NEW} tokens leaves no room for a haystack; the least is {least}")
     hay = haystack(texts, domain, room, seed, trial)
-    cut = border(subject, hay, round(depth * room))
+    cut = border(evaluated, hay, round(depth * room))
     return [*before, *hay[:cut], *needle, *hay[cut:], *after]
 
 
-def border(subject: Subject, hay: list[int], cut: int) -> int:
+def border(evaluated: EvaluatedModel, hay: list[int], cut: int) -> int:
     """The last place at or before token ``cut`` where a sentence or line has just ended; the end of the text is one."""
-    while 0 < cut < len(hay) and not subject.words.decode([hay[cut - 1]]).endswith(ENDS):
+    while 0 < cut < len(hay) and not evaluated.tokenizer.decode([hay[cut - 1]]).endswith(ENDS):
         cut -= 1
     return cut
 
 
-def haystack(texts: Pages | Store, domain: str, length: int, *key: int | str) -> list[int]:
+def haystack(texts: InMemoryCorpus | Store, domain: str, length: int, *key: int | str) -> list[int]:
     """``length`` tokens of the domain's held-out documents end to end, without separators, from a place that ``key`` chooses.
 
     Texts that are shorter are repeated.

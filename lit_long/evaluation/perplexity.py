@@ -23,11 +23,11 @@ from lit_long.batch import NO_LOSS, Batch
 from lit_long.config import EvaluationConfig, UserError
 from lit_long.data.held_out import held_out_sequences, rows_of_document
 from lit_long.data.token_store import Store
+from lit_long.evaluation.evaluated_model import EvaluatedModel, token_losses
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.measurement import BY_POSITION, PERPLEXITY, Measurement
-from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import exponential, ratio
-from lit_long.evaluation.subject import Subject, token_losses
 from lit_long.evaluation.task import Sample, Task, by
 from lit_long.model.llama import Llama
 
@@ -86,7 +86,7 @@ class Perplexity(Task):
     name: ClassVar[str] = "perplexity"
     prompt: ClassVar[str] = "none"
 
-    texts: Pages | Store
+    texts: InMemoryCorpus | Store
     data: str
     domains: list[str]
     lengths: list[int]
@@ -116,13 +116,13 @@ class Perplexity(Task):
         """All sequences of that length."""
         return held_out_sequences(self.texts, domain, length, self.sequences, max(self.lengths))
 
-    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+    def measure(self, evaluated: EvaluatedModel, keys: list[Key]) -> Iterator[Sample]:
         longest, length = max(self.lengths), keys[0].length
         batch, rows = self.batch(keys[0].domain, length), self.rows(keys[0].domain, length)
         edges = edges_of(longest, self.smooth)
         for key in keys:
             piece = batch.rows(key.index * rows, (key.index + 1) * rows)
-            nats = subject.nats(piece).double()
+            nats = evaluated.nats(piece).double()
             record: dict[str, Any] = {"nats": float(nats.sum()), "tokens": int(piece.loss_tokens())}
             if length == longest:
                 bins = [slice(low, high) for low, high in itertools.pairwise([0, *edges])]
@@ -148,7 +148,7 @@ class Perplexity(Task):
         return rows
 
 
-def targets_of(texts: Pages | Store, domains: list[str]) -> dict[str, Any]:
+def targets_of(texts: InMemoryCorpus | Store, domains: list[str]) -> dict[str, Any]:
     """What of instruction data is predicted, as a setting of the samples: those of 0.1 joined conversations below the longest length."""
     return {"targets": "answers"} if set(domains) & set(texts.conversations) else {}
 
@@ -171,7 +171,7 @@ class SlidingPerplexity(Task):
     name: ClassVar[str] = "sliding_perplexity"
     prompt: ClassVar[str] = "none"
 
-    texts: Pages | Store
+    texts: InMemoryCorpus | Store
     data: str
     domains: list[str]
     lengths: list[int]
@@ -194,16 +194,16 @@ class SlidingPerplexity(Task):
     def cost(self, key: Key) -> int:
         return key.length * (2 + (self.tokens - key.length - 1) // self.stride)
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
+    def check(self, evaluated: EvaluatedModel) -> None:
+        super().check(evaluated)
         for length in self.lengths:
             sliding(*torch.zeros(2, self.tokens, dtype=torch.int64), length, self.stride)
 
-    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+    def measure(self, evaluated: EvaluatedModel, keys: list[Key]) -> Iterator[Sample]:
         texts = held_out_sequences(self.texts, keys[0].domain, self.tokens, self.sequences, self.tokens)
         for key in keys:
             windows = sliding(texts.tokens[key.index], texts.targets[key.index], key.length, self.stride)
-            yield key, {"nats": float(subject.nats(windows).double().sum()), "tokens": int(windows.loss_tokens())}
+            yield key, {"nats": float(evaluated.nats(windows).double().sum()), "tokens": int(windows.loss_tokens())}
 
     def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []

@@ -1,6 +1,6 @@
 """The names of all tasks, and what planning, suites and tables know of each. Needs no torch; suites.py makes the tasks.
 
-A name is one of `BUILT_IN`, one of the tables in lm_specs.py, any task of lm-eval's, or the user's own: ``module:Task``, or the path of a task file of
+A name is one of `BUILT_IN`, one of the tables in lm_eval_tasks.py, any task of lm-eval's, or the user's own: ``module:Task``, or the path of a task file of
 lm-eval's, ``FOLDER/NAME.yaml``.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import UserError, nearest
-from lit_long.evaluation.lm_specs import SPECS
+from lit_long.evaluation.lm_eval_tasks import SPECS
 
 
 @dataclass(frozen=True)

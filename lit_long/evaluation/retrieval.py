@@ -1,4 +1,4 @@
-"""Retrieval from long texts: FIRST-SENTENCE-RETRIEVAL (Xiong et al. 2023, §4.1) and PASSKEY (Mohtashami and Jaggi 2023).
+"""Retrieval from long texts: FIRST-SENTENCE-RETRIEVAL (Xiong et al. 2023, §4.1), PASSKEY (Mohtashami and Jaggi 2023) and LongChat-Lines.
 
 A prompt is read once. Then the model is scored on the right answer, teacher-forced (each token is predicted with the true ones before
 it: token accuracy and nats), and goes back to write an answer of its own, token by token the likeliest, whose ROUGE-L is the paper's
@@ -10,10 +10,18 @@ Stages pool tokens: their accuracy is Σ hits / Σ tokens, that of the task ``fi
 Of PASSKEY also k_max, the effective window of Position Interpolation (Chen et al. 2023, §3.3): the largest distance between the key and
 the end of the prompt at which at least a fifth of the trials find it. PI takes 32 distances and 10 trials at the window to be tested;
 here the distances are those of the examples at the longest length, and each trial (a seed) has other texts and keys.
+
+LongChat-Lines (LongEval's lines, extended by Giraffe to 25k tokens): a list of named registers, and the question for one of them.
+
+    line brave-otter: REGISTER_CONTENT is <40213>
+
+The answer counts when the first integer in it is the register's value (Giraffe's rule). The wording around the lines is ours: a base
+model continues the sentence that asks. A prompt is a function of (tokenizer, length, seed, index).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -23,14 +31,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_long.config import EvaluationConfig
+from lit_long.config import EvaluationConfig, UserError
+from lit_long.data.sampling import permutation, random_words
 from lit_long.data.synthetic import DOMAIN, PASSKEY, RetrievalExample, passkey_examples, retrieval_examples
 from lit_long.data.token_store import Store
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.measurement import Measurement
-from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import mean, ratio, share
-from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import Sample, Task, by
 from lit_long.generation.decode import Sequences
 from lit_long.model.llama import Llama
@@ -168,7 +177,7 @@ class FirstSentence(Task):
     prompt: ClassVar[str] = "lit-long/1"  # the paper does not give its own
     writes: ClassVar[bool] = True  # an answer of the model's own
 
-    texts: Pages | Store
+    texts: InMemoryCorpus | Store
     data: str
     domain: str
     lengths: list[int]
@@ -192,18 +201,18 @@ class FirstSentence(Task):
     def keys(self) -> list[Key]:
         return [Key(self.domain, length, index) for length in self.lengths for index in range(len(self.examples(length)))]
 
-    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+    def measure(self, evaluated: EvaluatedModel, keys: list[Key]) -> Iterator[Sample]:
         examples = self.examples(keys[0].length)
-        at_once = max(1, subject.batch_tokens // keys[0].length)
+        at_once = max(1, evaluated.batch_tokens // keys[0].length)
         for start in range(0, len(keys), at_once):
             group = keys[start : start + at_once]
             asked = [examples[key.index] for key in group]
-            answers = answer(subject.model, asked, 10**9, lambda tokens: None, write=self.writes)
-            yield from ((key, self.record(subject, key, *each)) for key, *each in zip(group, asked, answers, strict=True))
+            answers = answer(evaluated.model, asked, 10**9, lambda tokens: None, write=self.writes)
+            yield from ((key, self.record(evaluated, key, *each)) for key, *each in zip(group, asked, answers, strict=True))
 
-    def record(self, subject: Subject, key: Key, example: RetrievalExample, found: Answered) -> dict[str, Any]:
+    def record(self, evaluated: EvaluatedModel, key: Key, example: RetrievalExample, found: Answered) -> dict[str, Any]:
         """What is kept of one answer."""
-        written = subject.words.decode(found.written)
+        written = evaluated.tokenizer.decode(found.written)
         return {
             "reference": example.text,
             "written": written,
@@ -246,10 +255,10 @@ class Passkey(FirstSentence):
             )
         ]
 
-    def record(self, subject: Subject, key: Key, example: RetrievalExample, found: Answered) -> dict[str, Any]:
+    def record(self, evaluated: EvaluatedModel, key: Key, example: RetrievalExample, found: Answered) -> dict[str, Any]:
         return {
             "reference": example.text,
-            "distance": distance(example, subject.encode(PASSKEY.format(key=example.text))),
+            "distance": distance(example, evaluated.encode(PASSKEY.format(key=example.text))),
             "place": key.index % (len(self.examples(key.length)) // self.trials),
             "hits": int(found.hits.sum()),
             "tokens": len(found.hits),
@@ -279,3 +288,88 @@ def distance(example: RetrievalExample, needle: list[int]) -> int:
 def k_max(trials: list[tuple[int, list[bool]]]) -> int:
     """The largest distance, in tokens, of which at least 20 % of the trials found the key; 0 if there is none."""
     return max((distance for distance, found in trials if sum(found) >= LEAST * len(found)), default=0)
+
+
+ADJECTIVES = """
+able bold brave brisk calm clear clever cold cosy crisp deep dry eager early faint fair fast fine firm fond fresh glad grand
+great green happy hardy keen kind large late light loud lucky mild neat nimble noble odd old pale plain proud quick quiet
+rapid rare ready rich rough round sharp short shy silent slow small smart soft solid still strong sunny sweet swift tall tame
+tidy tiny warm wide wild wise
+"""
+NOUNS = """
+acorn anchor apple arrow badger barrel basket beacon bell birch boat bridge brook cabin candle canyon castle cedar cliff
+cloud comet copper coral crane creek crow dune eagle ember falcon feather fern field finch flint forest fox garden glacier
+grove harbour harvest hawk heron hill island ivory jacket kettle lagoon lantern lark maple marble meadow mill moon moss oak
+orchard otter owl path pebble pine plum pond quill raven reef ridge river robin rose saddle sail shell sparrow spring stone
+storm swan thistle timber tower valley violet walnut willow wren
+"""
+LINES_OPENING = "Below is a record of lines. Each line has a name, and holds a number, its REGISTER_CONTENT.\n\n"
+LINE = "line {name}: REGISTER_CONTENT is <{value}>\n"
+LINE_QUESTION = "\nThe record is over. The REGISTER_CONTENT in line {name} is <"
+ANSWER_TOKENS = 35  # of a line's: Giraffe's
+LEAST_TOKENS = 8  # of a line, in any vocabulary: five digits, four words and their marks
+
+
+@dataclass
+class Lines(Task):
+    """``count`` records at every length."""
+
+    name: ClassVar[str] = "longchat_lines"
+    prompt: ClassVar[str] = "lit-long/1"
+
+    lengths: list[int]
+    count: int = 4
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        return {"data": "generated", "seed": self.seed}
+
+    def keys(self) -> list[Key]:
+        return [Key("lines", length, index) for length in self.lengths for index in range(self.count)]
+
+    def measure(self, evaluated: EvaluatedModel, keys: list[Key]) -> Iterator[Sample]:
+        asked = [lines_prompt(evaluated, key.length - ANSWER_TOKENS, self.seed, key.index) for key in keys]
+        for place, written in evaluated.write([prompt for prompt, _ in asked], ANSWER_TOKENS, stop=("\n",)):
+            prompt, value = asked[place]
+            right = first_integer(written) == value
+            yield keys[place], {"prompt_tokens": len(prompt), "reference": value, "written": written, "right": right}
+
+    def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
+        return [
+            Measurement("accuracy", domain, length, **share([each["right"] for each in group]))
+            for (domain, length), group in by(samples, "domain", "length")
+        ]
+
+
+def lines_prompt(evaluated: EvaluatedModel, length: int, seed: int, index: int) -> tuple[list[int], int]:
+    """As many lines as fit into ``length`` tokens with the question for one of them, anywhere among them; and its value.
+
+    Raises:
+        UserError: not even two lines fit, or more than there are names for.
+    """
+    adjectives, nouns = ADJECTIVES.split(), NOUNS.split()
+    order = permutation(len(adjectives) * len(nouns), "lines", seed, index)
+    names = [f"{adjectives[i % len(adjectives)]}-{nouns[i // len(adjectives)]}" for i in order]
+    values = [10_000 + int(word % np.uint64(40_000)) for word in random_words(len(names), "values", seed, index)]
+    near = names[: length // LEAST_TOKENS + 1]  # more cannot fit
+    texts = [LINE.format(name=name, value=value) for name, value in zip(near, values, strict=False)]
+    lines, questions = (evaluated.tokenizer.batch(rows) for rows in (texts, [LINE_QUESTION.format(name=name) for name in near]))
+    opening = evaluated.tokenizer.encode(LINES_OPENING)
+    ends = np.cumsum([len(row) for row in lines]) + len(opening) + max(map(len, questions))
+    rows = lines[: int(np.searchsorted(ends, length, side="right"))]
+    if len(rows) == len(names):
+        raise UserError(
+            f"longchat_lines: {length + ANSWER_TOKENS:,} tokens hold more lines than have names ({len(names):,}); choose shorter lengths"
+        )
+    if len(rows) < 2:
+        raise UserError(
+            f"longchat_lines: a length of {length + ANSWER_TOKENS} tokens holds no record of two lines; choose longer lengths"
+        )
+    chosen = int(random_words(1, "chosen", seed, index)[0] % np.uint64(len(rows)))
+    return [*opening, *(token for row in rows for token in row), *questions[chosen]], values[chosen]
+
+
+def first_integer(text: str) -> int | None:
+    """The first whole number in ``text``; 12,345 is one number."""
+    found = re.search(r"\d+(?:,\d{3})*", text)
+    return int(found[0].replace(",", "")) if found else None

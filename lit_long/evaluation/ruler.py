@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_long.config import UserError
-from lit_long.evaluation.local_data import Unavailable, local_rows
+from lit_long.evaluation.public_data import Unavailable, local_rows
 
 if TYPE_CHECKING:
-    from lit_long.evaluation.subject import Subject
+    from lit_long.evaluation.evaluated_model import EvaluatedModel
 
 ESSAYS = "baber/paul_graham_essays"
 NIAH = {  # haystack, keys, values, and how many of keys, values, queries
@@ -41,7 +41,7 @@ EXAMPLE = 500  # tokens of the example that comes before variable tracking
 Tokens = Callable[[str], Any]
 
 
-def documents(task: str, subject: Subject, length: int, count: int, seed: int, data: str) -> list[dict[str, Any]]:
+def documents(task: str, evaluated: EvaluatedModel, length: int, count: int, seed: int, data: str) -> list[dict[str, Any]]:
     """``count`` documents of ``length`` tokens at most, the answer included, in lm-eval's schema.
 
     Raises:
@@ -52,7 +52,7 @@ def documents(task: str, subject: Subject, length: int, count: int, seed: int, d
     quiet = io.StringIO()
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            make = generator(task, subject, length, data, seed)
+            make = generator(task, evaluated, length, data, seed)
             random.seed(f"{seed} {task} {length}"), np.random.seed(seed)
             return make(count)
     except ImportError as error:
@@ -65,11 +65,11 @@ def documents(task: str, subject: Subject, length: int, count: int, seed: int, d
         random.setstate(before[0]), np.random.set_state(before[1])
 
 
-def generator(task: str, subject: Subject, length: int, data: str, seed: int) -> Callable[[int], list[dict[str, Any]]]:
+def generator(task: str, evaluated: EvaluatedModel, length: int, data: str, seed: int) -> Callable[[int], list[dict[str, Any]]]:
     """From a count to documents. lm-eval's modules are imported here: they want wonderwords and nltk."""
 
     def tokens(text: str) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=subject.words.encode(text))
+        return SimpleNamespace(input_ids=evaluated.tokenizer.encode(text))
 
     if task in NIAH:
         return niah(task, tokens, length, data)

@@ -83,14 +83,14 @@ def evaluate(config: StageConfig, folder: Path, store: Path, parent: Path | None
 
 def task_measurements(model: Llama, store: Store, config: StageConfig, folder: Path, report: Report) -> list[Measurement]:
     """The scores of ``evaluation.tasks``: those that hold for a whole length, under TASK.METRIC."""
-    from lit_long.evaluation.lm_specs import average_measurements  # lm-eval's tasks are for those who ask
-    from lit_long.evaluation.subject import Subject
+    from lit_long.evaluation.evaluated_model import EvaluatedModel
+    from lit_long.evaluation.lm_eval_tasks import average_measurements  # lm-eval's tasks are for those who ask
     from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for
     from lit_long.evaluation.task import run_tasks
 
     evaluation = config.evaluation
     lengths = tuple(sorted(set(evaluation.task_lengths))) or (config.model.context,)
-    subject = Subject(model, words_of(store, config.data.corpus), max(lengths), evaluation.batch_tokens)
+    evaluated = EvaluatedModel(model, words_of(store, config.data.corpus), max(lengths), evaluation.batch_tokens)
     texts = store if reads_texts(evaluation.tasks) else None
     domains = domains_for(evaluation.tasks, store, max(lengths)) if texts else []
     tasks = []
@@ -98,9 +98,9 @@ def task_measurements(model: Llama, store: Store, config: StageConfig, folder: P
         if names := [name for name in evaluation.tasks if (name in BUILT_IN or is_custom(name)) == ours]:
             size = Size(lengths, samples, samples, DEPTHS, max(1, max(lengths) // 4))
             public = {"public": evaluation.public, "run_code": evaluation.run_code}
-            asked = Asked(subject, texts, store.manifest["digest"], domains, size, **public)
+            asked = Asked(evaluated, texts, store.manifest["digest"], domains, size, **public)
             tasks += build_tasks(names, asked, chosen=True, say=lambda line: report(line, 0.0))[0]
-    found = run_tasks(subject, tasks, {"stage": folder.name}, folder / "samples", report)
+    found = run_tasks(evaluated, tasks, {"stage": folder.name}, folder / "samples", report)
     rows: dict[tuple[str, str, int], Measurement] = {}
     for each in [*found, *average_measurements(found)]:
         if "depth" not in each.settings:

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from lit_long.config import Unfit, UserError, nearest
 from lit_long.data.held_out import has_held_out
 from lit_long.data.token_store import Store
-from lit_long.evaluation.lines import Lines
-from lit_long.evaluation.lm_specs import LONG, MODERN, PROMPT, SHORT
-from lit_long.evaluation.local_data import Unavailable
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
+from lit_long.evaluation.lm_eval_tasks import LONG, MODERN, PROMPT, SHORT
 from lit_long.evaluation.needle import Needle
-from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity
+from lit_long.evaluation.public_data import Unavailable
 from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
 from lit_long.evaluation.registry import check_task, is_custom, is_known, is_task_file, needs_whole_documents
-from lit_long.evaluation.retrieval import FirstSentence, Passkey
-from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.retrieval import FirstSentence, Lines, Passkey
 from lit_long.evaluation.task import Task
 
 
@@ -45,8 +44,8 @@ class Size:
 class Asked:
     """Texts, their digest, and what the user wants otherwise than the suite has it."""
 
-    subject: Subject
-    texts: Pages | Store | None  # None where no task reads any
+    evaluated: EvaluatedModel
+    texts: InMemoryCorpus | Store | None  # None where no task reads any
     data: str
     domains: list[str]
     size: Size
@@ -70,7 +69,7 @@ def sliding(asked: Asked) -> Task:
     return SlidingPerplexity(asked.texts, asked.data, asked.domains, [window], longest, asked.size.stride, asked.size.documents)
 
 
-MAKERS: dict[str, Callable[[Asked], Task]] = {
+TASK_REGISTRY: dict[str, Callable[[Asked], Task]] = {
     Perplexity.name: lambda a: Perplexity(a.texts, a.data, a.domains, list(a.size.lengths), a.size.documents, a.smooth),
     SlidingPerplexity.name: sliding,
     FirstSentence.name: lambda a: FirstSentence(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed),
@@ -86,7 +85,7 @@ GIRAFFE = [Lines.name, FreeFormQA.name, AlteredNumericQA.name]
 SUITES = {
     "quick": (
         Size((256, 512, 1024, 2048), samples=4, documents=2, depths=5, stride=512),
-        [name for name in MAKERS if name not in GIRAFFE[1:]],
+        [name for name in TASK_REGISTRY if name not in GIRAFFE[1:]],
     ),
     "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, documents=8, depths=10, stride=256), GIRAFFE),
     "paper": (Size((PROMPT,), samples=0, documents=0, depths=0, stride=1), [*LONG, *SHORT]),
@@ -122,7 +121,7 @@ def any_of_lm_eval(name: str) -> bool:
     if is_known(name):
         return False
     try:
-        from lit_long.evaluation.lm_loading import task_files
+        from lit_long.evaluation.lm_eval import task_files
     except UserError:
         return False
     return name in task_files("").task_index
@@ -155,8 +154,8 @@ def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str
 
 def make_task(name: str, asked: Asked) -> Task:
     """The task of that name: ours, the user's own, or one through lm-eval."""
-    if name in MAKERS:
-        return MAKERS[name](asked)
+    if name in TASK_REGISTRY:
+        return TASK_REGISTRY[name](asked)
     return custom_task(name, asked) if is_custom(name) else through_lm_eval(name, asked)
 
 
@@ -181,14 +180,13 @@ def custom_task(name: str, asked: Asked) -> Task:
 
 
 def through_lm_eval(name: str, asked: Asked) -> Task:
-    from lit_long.evaluation.lm_loading import Wanted
-    from lit_long.evaluation.lm_tasks import HarnessTask
+    from lit_long.evaluation.lm_eval import HarnessTask, Wanted
 
     wanted = Wanted(asked.size.samples, asked.seed, asked.public, asked.run_code)
-    return HarnessTask(name, asked.subject, list(asked.size.lengths), wanted)
+    return HarnessTask(name, asked.evaluated, list(asked.size.lengths), wanted)
 
 
-def domains_for(names: list[str], texts: Pages | Store, longest: int) -> list[str]:
+def domains_for(names: list[str], texts: InMemoryCorpus | Store, longest: int) -> list[str]:
     """The domains that have a held-out document long enough for the tasks of those names. Raises Unfit if none has."""
     whole = needs_whole_documents(names)
     needed = longest if whole else 1

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_long.config import UserError
+from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.registry import code_digest
 from lit_long.evaluation.samples import Key, Samples
-from lit_long.evaluation.subject import Subject
 
 Report = Callable[[str, float], None]
 Sample = tuple[Key, dict[str, Any]]
@@ -39,7 +39,7 @@ class Task(ABC):
         """All samples. Raises UserError where the texts do not suffice."""
 
     @abstractmethod
-    def measure(self, subject: Subject, keys: list[Key]) -> Iterator[Sample]:
+    def measure(self, evaluated: EvaluatedModel, keys: list[Key]) -> Iterator[Sample]:
         """The samples of ``keys``, which share domain and length, as soon as each is known."""
 
     @abstractmethod
@@ -50,10 +50,10 @@ class Task(ABC):
         """Tokens that are read for it, to tell progress by."""
         return key.length
 
-    def check(self, subject: Subject) -> None:
+    def check(self, evaluated: EvaluatedModel) -> None:
         """Raises UserError when the model cannot be asked this."""
         for length in sorted({key.length for key in self.keys()}):
-            subject.require(length, self.name)
+            evaluated.require(length, self.name)
 
 
 def by(samples: list[dict[str, Any]], *fields: str) -> Iterator[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
@@ -66,7 +66,9 @@ def by(samples: list[dict[str, Any]], *fields: str) -> Iterator[tuple[tuple[Any,
         yield key, list(group)
 
 
-def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder: Path, report: Report) -> list[Measurement]:
+def run_tasks(
+    evaluated: EvaluatedModel, tasks: list[Task], about: dict[str, Any], folder: Path, report: Report
+) -> list[Measurement]:
     """The scores of all tasks; their samples lie in ``folder``, one file a task. Samples that are there are not made again.
 
     Args:
@@ -77,7 +79,7 @@ def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder
         UserError: before anything is measured, if any task cannot be.
     """
     for task in tasks:
-        task.check(subject)
+        task.check(evaluated)
     total = sum(task.cost(key) for task in tasks for key in task.keys())
     done, rows = 0, []
     for task in tasks:
@@ -89,7 +91,7 @@ def run_tasks(subject: Subject, tasks: list[Task], about: dict[str, Any], folder
             missing = [key for key in keys if key not in samples.records]
             for (domain, length), group in groupby(missing, key=lambda key: (key.domain, key.length)):
                 wanted = list(group)
-                for key, record in task.measure(subject, wanted):
+                for key, record in task.measure(evaluated, wanted):
                     samples.add(key, record)
                     done += task.cost(key)
                     report(f"{task.name} {domain} {length:,}", done / total)

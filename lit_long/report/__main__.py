@@ -22,9 +22,9 @@ from rich.console import Console
 from lit_long.config import UserError, nearest, project_root
 from lit_long.config.output_folder import check_writable
 from lit_long.report import find_sweep, write_report
+from lit_long.report.archive import archive_results, curves, starting_points
 from lit_long.report.findings import write_findings
-from lit_long.report.folder import read_sweep
-from lit_long.report.keep import curves, keep, starting_points
+from lit_long.report.results import read_sweep
 from lit_long.stages.archive import MB, PLACE, Limits, archive_stages
 from lit_long.terminal import run_command
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         folder = folder_of(options)
         report = write_report(folder)
         if "keep" in options:
-            keep(folder, Path(options["keep"]).expanduser())
+            archive_results(folder, Path(options["keep"]).expanduser())
         archived = archive(folder, options, limits) if options.keys() & {"keep", "archive"} else ""
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

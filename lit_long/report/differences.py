@@ -16,9 +16,8 @@ import math
 from dataclasses import dataclass
 
 from lit_long.evaluation.measurement import PERPLEXITY
-from lit_long.report.published import measured
 from lit_long.report.results import NATS, TASKS, Results, display
-from lit_long.report.tables import COLUMNS_AT_ONCE, MISSING, Table, perplexity_columns
+from lit_long.report.tables import COLUMNS_AT_ONCE, MISSING, Table, measured, perplexity_columns
 
 FEWEST = 3  # pairs
 CSV_COLUMNS = ("variant", "versus", "metric", "domain", "length", "difference", "low", "high", "pairs", "excludes_0")

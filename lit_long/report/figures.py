@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from lit_long.evaluation.measurement import BY_POSITION
-from lit_long.report.bound import TITLE, bases
 from lit_long.report.canvas import COLOURS, GREY, MARKERS, Point, colour_of, draw_line, log2_axis, panels_of
-from lit_long.report.laws import fitted_laws
 from lit_long.report.page import papers_curves
 from lit_long.report.results import ACCURACY, CONTROL, CONTROL_ROUGE, PASSKEY, ROUGE, Results, display
+from lit_long.report.tables import BOUND_TITLE, bases, fitted_laws
 
 CONTROLS = {ACCURACY: CONTROL, ROUGE: CONTROL_ROUGE}
 
@@ -134,7 +133,7 @@ def _base_bound(results: Results, file: BinaryIO, kind: str) -> None:
     from lit_long.positions.bounds import smallest_base
 
     found, domains = bases(results), results.domains(ACCURACY)
-    with panels_of(results, f"{TITLE}: teacher-forced token accuracy", domains, 2.5, file, kind) as panels:
+    with panels_of(results, f"{BOUND_TITLE}: teacher-forced token accuracy", domains, 2.5, file, kind) as panels:
         for domain, axes in zip(domains, panels, strict=True):
             for index, length in enumerate(results.lengths(ACCURACY, domain)):
                 cells = [(base.base, results.get(row, ACCURACY, domain, length)) for row, base in found.items()]

@@ -1,4 +1,4 @@
-"""Which of the paper's findings the measurements show: a table of claims, made from kept results (keep.py), not by hand.
+"""Which of the paper's findings the measurements show: a table of claims, made from kept results (archive.py), not by hand.
 
 A claim compares two variants of an experiment run for run: the same seed, and so the same base model and the same tokens. It is
 
@@ -41,8 +41,8 @@ import yaml
 from lit_long.config import UserError, typed
 from lit_long.config.ranges import CountOrNone, NotNegative
 from lit_long.evaluation.measurement import PERPLEXITY, Measurement
-from lit_long.report.bound import base_of
 from lit_long.report.differences import FEWEST
+from lit_long.report.tables import base_of
 
 RUNS = "Which runs each experiment's results come from, with the identities of their stages; written by the script that writes the findings."
 SIGNS = {"less": -1, "more": 1}  # of first − second

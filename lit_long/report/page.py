@@ -3,23 +3,32 @@ notes, what is missing, and where every number came from.
 
 There is no time stamp in it: the same results give the same bytes, so a report kept under version control changes only
 when its numbers do.
+
+report.html (`page_html`) is the same page in one file that can be sent around; figures are inside, nothing is loaded from elsewhere.
 """
 
 from __future__ import annotations
 
+import base64
+import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lit_long.evaluation.measurement import PERPLEXITY
-from lit_long.report.bound import EXPLAINED, bound_table
 from lit_long.report.differences import difference_tables, explained
-from lit_long.report.folder import Stage, Sweep
 from lit_long.report.headline import headline
-from lit_long.report.laws import law_table
-from lit_long.report.published import published_tables
-from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, ROUGE, Results, display
-from lit_long.report.tables import Table, data_table, perplexity_table, retrieval_tables
+from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, ROUGE, Results, StageResult, SweepResult, display
+from lit_long.report.tables import (
+    BOUND_EXPLAINED,
+    Table,
+    bound_table,
+    data_table,
+    law_table,
+    perplexity_table,
+    published_tables,
+    retrieval_tables,
+)
 
 CAPTIONS = {
     "retrieval": "First-sentence retrieval by task length (the form of the paper's Figure 5b), by the share of the sentence's tokens that come first.",
@@ -95,7 +104,7 @@ def page(results: Results, figures: list[str]) -> tuple[str, str]:
     for each, published in pairs:
         below += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
     if bound := bound_table(results):
-        below += [f"## {bound.title}", EXPLAINED, bound.markdown()]
+        below += [f"## {bound.title}", BOUND_EXPLAINED, bound.markdown()]
     if law := law_table(results):
         source = sweep.report.law.source or "the paper"
         below += [f"## {law.title}", LAW.format(source=source), law.markdown()]
@@ -122,7 +131,7 @@ def failed_count(results: Results) -> str:
     return f"{failed} of {stages} stages failed{rest}:"
 
 
-def failures(results: Results) -> list[tuple[Stage, str, str]]:
+def failures(results: Results) -> list[tuple[StageResult, str, str]]:
     """Each stage that failed, its label and why, in one line."""
     return [(stage, results.sweep.label(stage), stage.why_failed) for stage in results.sweep.failed]
 
@@ -283,7 +292,7 @@ def _provenance(results: Results) -> str:
     return "\n".join(lines) + "\n" + Table("", ["variant", "seed", *names], body).markdown()
 
 
-def _archived(sweep: Sweep) -> list[str]:
+def _archived(sweep: SweepResult) -> list[str]:
     """Which stages are from an archive, and which started from weights that were rounded for one."""
     groups = {
         "from the archive, where they have no log": [stage for stage in sweep.stages if stage.archived],
@@ -300,3 +309,40 @@ def _spread(values: Iterable[Any], show: Any) -> str:
 def _range(values: list[int]) -> str:
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #e4e4e4; vertical-align: bottom; }
+th { border-bottom: 2px solid #999; text-align: left; } td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+summary { font-size: 1.15rem; font-weight: 600; margin-top: 1rem; padding: .3rem 0; border-bottom: 1px solid #ddd; cursor: pointer; }
+img { max-width: 100%; } code { background: #f4f4f4; padding: 0 .2rem; } em { color: #555; }
+""".strip()
+
+
+def page_html(title: str, top: str, below: str, figures: Mapping[str, bytes]) -> str:
+    """The page.
+
+    Args:
+        top, below: the two parts of report.md; each section of the second is folded.
+        figures: the PNG behind each of its links.
+    """
+    from markdown_it import MarkdownIt
+
+    # Of HTML in the text only a table head's line breaks are meant.
+    first, rest = (
+        MarkdownIt("commonmark", {"html": False}).enable("table").render(part).replace("&lt;br&gt;", "<br>")
+        for part in (top, below)
+    )
+    folded = r"<details>\n<summary>\1</summary>\n\2</details>\n"
+    body = first + re.sub(r"<h2>(.*?)</h2>\n(.*?)(?=<h2>|\Z)", folded, rest, flags=re.S)
+    body = re.sub(r'src="([^"]*)"', lambda found: f'src="{inside(found[1], figures)}"', body)
+    head = f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n<title>{html.escape(title)}</title>'
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n{body}</body>\n</html>\n'
+
+
+def inside(link: str, figures: Mapping[str, bytes]) -> str:
+    """A link to a figure as the figure itself."""
+    return f"data:image/png;base64,{base64.b64encode(figures[link]).decode()}" if link in figures else link

@@ -5,6 +5,11 @@ published numbers never share a column: the domains, models and lengths differ, 
 
 Bold needs evidence. A variant is the best of a column only where it is clear of *every* other variant by more than the sum
 of the two standard deviations; with one seed nothing is bold.
+
+The other tables: a paper's numbers with ours beside them (`published_tables`; the paper's are data of the experiment, and a difference says
+how far apart two numbers are, not that the smaller model did worse), the context-length scaling law of every variant (`law_table`; fitted to
+the mean over seeds of the loss at each length, evaluation/scaling_law.py), and retrieval by RoPE base beside what the base-bound criterion
+says of each base (`bound_table`; Men et al. 2024, "Base of RoPE bounds context length"; positions/bounds.py).
 """
 
 from __future__ import annotations
@@ -14,12 +19,17 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lit_long.config import MeasuredConfig, PublishedConfig
 from lit_long.evaluation.measurement import PERPLEXITY
-from lit_long.report.results import NATS, TASKS, Cell, Results, display
+from lit_long.report.results import ACCURACY, NATS, TASKS, Cell, Results, display
+
+if TYPE_CHECKING:
+    from lit_long.evaluation.scaling_law import Law
+
 
 MISSING = "—"
 COLUMNS_AT_ONCE = 4  # measured, in 80 columns of a terminal
@@ -266,3 +276,144 @@ def data_table(results: Results) -> Table | None:
         "tokens left out",
     ]
     return Table("What training took from each domain", header, rows) if rows else None
+
+
+def published_tables(results: Results) -> list[Table]:
+    """One for each published table, the variants of the sweep first, then rows that only the paper has."""
+    return [published_table(results, table) for table in results.sweep.report.published]
+
+
+def published_table(results: Results, published: PublishedConfig) -> Table:
+    rows = list(dict.fromkeys([*results.rows, *published.rows]))
+    table = Table(published.title, ["variant"], [[display(row)] for row in rows])
+    columns = dict.fromkeys([column for values in published.rows.values() for column in values] + list(published.measured))
+    for column in columns:
+        paper = [published.rows.get(row, {}).get(column) for row in rows]
+        cells = [MISSING if value is None else f"{value:g}" for value in paper]
+        _text_column(table, f"{column}\npaper", cells)
+        wanted = published.measured.get(column)
+        ours = [measured(results, row, wanted) for row in rows] if wanted else []
+        if any(ours):
+            _text_column(table, f"{column}\nours", [format_cell(cell, wanted.scale, 2) for cell in ours])
+            pairs = zip(ours, paper, strict=True)
+            _text_column(table, f"{column}\nours − paper", [difference(cell, value, wanted.scale) for cell, value in pairs])
+    return table
+
+
+def measured(results: Results, row: str, wanted: MeasuredConfig) -> Cell | None:
+    """Our cell; of the longest measured length where none is named."""
+    lengths = results.lengths(wanted.metric, wanted.domain)
+    length = wanted.length or (lengths[-1] if lengths else 0)
+    return results.get(row, wanted.metric, wanted.domain, length)
+
+
+def difference(ours: Cell | None, paper: float | None, scale: float) -> str:
+    return MISSING if ours is None or paper is None else f"{ours.mean * scale - paper:+.2f}"
+
+
+SIGNS = {"alpha": "α", "beta": "β", "gamma": "γ"}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Of one variant on one domain: the lengths in tokens and losses in nats that the law goes through, and the law."""
+
+    row: str
+    domain: str
+    lengths: list[int]
+    losses: list[float]
+    law: Law
+
+
+def fitted_laws(results: Results) -> list[Fitted]:
+    """In the order of variants and domains; none if the experiment does not ask for it."""
+    if not results.sweep.report.law.rows:
+        return []
+    from lit_long.evaluation.scaling_law import LEAST_POINTS, fit  # which imports numpy and scipy
+
+    found = []
+    for row in results.rows:
+        for domain in results.domains(PERPLEXITY):
+            cells = [(length, results.get(row, PERPLEXITY, domain, length)) for length in results.lengths(PERPLEXITY, domain)]
+            points = [(length, math.log(cell.mean)) for length, cell in cells if cell and math.isfinite(cell.mean)]
+            if len(points) >= LEAST_POINTS:
+                lengths, losses = map(list, zip(*points, strict=True))
+                found.append(Fitted(row, domain, lengths, losses, fit(lengths, losses)))
+    return found
+
+
+def law_table(results: Results) -> Table | None:
+    """α, β, γ with 95 % intervals and R² of ours, then the paper's."""
+    ours = fitted_laws(results)
+    if not ours:
+        return None
+    names = [f"{display(one.row)}, {one.domain}" for one in ours] + [f"{row} (paper)" for row in results.sweep.report.law.rows]
+    table = Table("Loss by context: L(c) = (α/c)^β + γ", ["model"], [[name] for name in names])
+    published = list(results.sweep.report.law.rows.values())
+    for name, sign in SIGNS.items():
+        cells = [with_interval(getattr(one.law, name), one.law.intervals[name]) for one in ours]
+        cells += [f"{row[name]:g}" if name in row else MISSING for row in published]
+        _text_column(table, sign, cells)
+    _text_column(table, "R²", [f"{one.law.r2:.4f}" for one in ours] + [MISSING] * len(published))
+    _text_column(
+        table,
+        "a doubling leaves\n2^−β",
+        [f"{2**-one.law.beta:.3f}" for one in ours] + [f"{2 ** -row['beta']:.3f}" for row in published],
+    )
+    return table
+
+
+def with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3g}" + (f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else "")
+
+
+BOUND_TITLE = "Retrieval by RoPE base"
+BOUND_EXPLAINED = (
+    "The criterion asks that a similar token be told from a random one at every distance up to the length: Σ cos(m·θ_j) ≥ 0. Scores are token accuracy in %, mean "
+    "over seeds; in brackets those at lengths that the base does not support by the criterion. A larger base does not always support more."
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The RoPE base of a variant, and the dimension of its heads: what the criterion depends on."""
+
+    base: float
+    head_dim: int
+
+    @property
+    def supports(self) -> int:
+        """The longest context in tokens that the criterion allows."""
+        from lit_long.positions.bounds import context_bound  # which imports numpy
+
+        return context_bound(self.base, self.head_dim)
+
+
+def base_of(settings: Mapping[str, Any]) -> Base | None:
+    """Of a stage's settings; None where its encoder has none."""
+    position, model = settings.get("position") or {}, settings.get("model") or {}
+    return Base(float(position["base"]), int(model["head_dim"])) if "base" in position and "head_dim" in model else None
+
+
+def bases(results: Results) -> dict[str, Base]:
+    """Of every measured variant, ascending, from the settings of its evaluate stages; none if the experiment does not ask for it."""
+    if not results.sweep.report.shows_bases:
+        return {}
+    found = {row: base for row in results.variants for stage in results.folders[row] if (base := base_of(stage.settings))}
+    return dict(sorted(found.items(), key=lambda item: item[1].base))
+
+
+def bound_table(results: Results) -> Table | None:
+    """Base, the longest context that it supports, and accuracy by task length; one row a base."""
+    found, domains = bases(results), results.domains(ACCURACY)
+    if not found or not domains:
+        return None
+    domain = domains[0]
+    lengths = results.lengths(ACCURACY, domain)
+    table = Table(f"{BOUND_TITLE} ({domain})", ["", "base", "supports\n(tokens)", *(f"{length:,}" for length in lengths)], [])
+    for row, base in found.items():
+        cells = [results.get(row, ACCURACY, domain, length) for length in lengths]
+        scores = [MISSING if cell is None else f"{100 * cell.mean:.1f}" for cell in cells]
+        marked = [score if length <= base.supports else f"[{score}]" for score, length in zip(scores, lengths, strict=True)]
+        table.rows.append([display(row), f"{base.base:,.0f}", f"{base.supports:,}", *marked])
+    return table

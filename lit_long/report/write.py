@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.files import write_atomically
-from lit_long.report.bound import bound_table
 from lit_long.report.differences import difference_tables, differences_csv
-from lit_long.report.folder import Stage, read_sweep
-from lit_long.report.html import page_html
-from lit_long.report.laws import law_table
-from lit_long.report.page import failed_count, failures, page, unlike
-from lit_long.report.published import published_tables
-from lit_long.report.results import Results, aggregate
-from lit_long.report.tables import Table, csv_text, perplexity_table, retrieval_tables
+from lit_long.report.page import failed_count, failures, page, page_html, unlike
+from lit_long.report.results import Results, StageResult, aggregate, read_sweep
+from lit_long.report.tables import Table, bound_table, csv_text, law_table, perplexity_table, published_tables, retrieval_tables
 
 DIFFERENCES = "differences.csv"
 FIGURES, KINDS = ("retrieval", "retrieval_rouge", "passkey", "loss_by_position", "context_law", "base_bound"), ("png", "svg")
@@ -33,7 +28,7 @@ class Report:
     table_csv: Path
     figures: list[Path]
     terminal: Any
-    missing: list[Stage]
+    missing: list[StageResult]
     failures: str
 
     @property

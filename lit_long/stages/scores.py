@@ -19,12 +19,12 @@ from lit_long.config import StageConfig, TrackingConfig, UserError, advising, pl
 from lit_long.config.compose import compose_data
 from lit_long.config.ranges import Count, CountOrNone, Seed
 from lit_long.data.token_store import Store, open_store
-from lit_long.evaluation.lm_specs import average_measurements
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus, builtin_texts, own_texts
+from lit_long.evaluation.lm_eval_tasks import average_measurements
 from lit_long.evaluation.measurement import Measurement
-from lit_long.evaluation.pages import Pages, builtin_texts, own_texts
 from lit_long.evaluation.registry import reads_texts
 from lit_long.evaluation.scaling_law import law_measurements
-from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of
 from lit_long.evaluation.task import Report, Task, run_tasks
 from lit_long.files import write_atomically
@@ -93,7 +93,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     stage = stage_folder(config.checkpoint)
     model, tokenization, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
     pack(model, config.samples or size.samples or ROWS)
-    subject = Subject(model, tokenization, settings.context, config.batch_tokens)
+    evaluated = EvaluatedModel(model, tokenization, settings.context, config.batch_tokens)
     lengths = tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say)
     size = Size(
         lengths,
@@ -102,11 +102,11 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
         config.depths or size.depths,
         config.stride or min(size.stride, max(1, max(lengths) // 2)),
     )
-    texts, data = texts_of(config.text, stage, subject, say) if reads_texts(names) else (None, "")
+    texts, data = texts_of(config.text, stage, evaluated, say) if reads_texts(names) else (None, "")
     domains = domains_for(names, texts, max(size.lengths)) if texts else []
-    asked = Asked(subject, texts, data, domains, size, config.seed, config.smooth, config.qa, config.data, config.run_code)
+    asked = Asked(evaluated, texts, data, domains, size, config.seed, config.smooth, config.qa, config.data, config.run_code)
     tasks, left_out = build_tasks(names, asked, bool(config.tasks), say)
-    identity = model_identity(stage, subject, settings)
+    identity = model_identity(stage, evaluated, settings)
     about = {
         "model": str(stage or settings.model.init),
         "suite": config.suite,
@@ -118,7 +118,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
         **identity,
     }
     folder = Path(config.out).expanduser()
-    rows = run_tasks(subject, tasks, identity, folder / SAMPLES, report)
+    rows = run_tasks(evaluated, tasks, identity, folder / SAMPLES, report)
     rows += [*laws(rows), *average_measurements(rows)]
     write_atomically(
         folder / EVALUATION, json.dumps(about, indent=1) + "\n"
@@ -141,24 +141,28 @@ def stage_folder(checkpoint: str) -> Path | None:
     return folder
 
 
-def texts_of(text: str, stage: Path | None, subject: Subject, say: Callable[[str], None]) -> tuple[Pages | Store, str]:
+def texts_of(
+    text: str, stage: Path | None, evaluated: EvaluatedModel, say: Callable[[str], None]
+) -> tuple[InMemoryCorpus | Store, str]:
     """What to read, and its digest: ``text``, else the held-out documents of the stage's data, else those of the built-in corpus."""
     if stage and not text:
         store = open_store(read_stage(stage)[1])
         return store, store.manifest["digest"]
-    corpus = compose_data({}, lambda init: (subject.model.config, {})).data.corpus
-    pages = Pages(subject.words, own_texts(text, say) if text else builtin_texts(corpus.validation, corpus.packages, say))
+    corpus = compose_data({}, lambda init: (evaluated.model.config, {})).data.corpus
+    pages = InMemoryCorpus(
+        evaluated.tokenizer, own_texts(text, say) if text else builtin_texts(corpus.validation, corpus.packages, say)
+    )
     return pages, pages.digest
 
 
-def model_identity(stage: Path | None, subject: Subject, settings: StageConfig) -> dict[str, Any]:
+def model_identity(stage: Path | None, evaluated: EvaluatedModel, settings: StageConfig) -> dict[str, Any]:
     """What of the model the samples depend on: its weights by content, wherever they lie."""
     weights = file_digest(stage / WEIGHTS) if stage else open_pretrained(settings.model.init).digest
     return {
         "weights": weights,
         "position": plain(settings.position),
-        "tokenizer": hashlib.sha256(subject.words.tokenizer.to_str().encode()).hexdigest(),
-        "precision": str(subject.model.norm.weight.dtype).removeprefix("torch."),
+        "tokenizer": hashlib.sha256(evaluated.tokenizer.tokenizer.to_str().encode()).hexdigest(),
+        "precision": str(evaluated.model.norm.weight.dtype).removeprefix("torch."),
     }
 
 

@@ -25,15 +25,15 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from lit_long.evaluation.harness import Harness
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
+from lit_long.evaluation.lm_eval import Harness
 from lit_long.evaluation.needle import NEW, needle_prompt
-from lit_long.evaluation.pages import Pages
-from lit_long.evaluation.subject import Subject
 from lit_long.generation import pack
 from lit_long.pretrained import open_pretrained
 from lit_long.training.callbacks import machine
 from tests.benchmarks.bench_generation import SHAPE, their_tokens, theirs
-from tests.evaluation.subjects import bytes_tokenizer
+from tests.evaluation.models import bytes_tokenizer
 from tests.pretrained.llamas import read
 
 BATCH, ROUNDS, QUESTIONS = 8, 2, 8
@@ -98,7 +98,7 @@ def likelihood_rows(folder: Path, count: int = QUESTIONS, rounds: int = ROUNDS) 
     for kind, words in (("endings", "4 endings, as HellaSwag"), ("letters", "4 letters after 5 examples, as MMLU")):
         asked = questions(kind, count)
         longest = max(len(context) + len(ending) for context, ending in (each.args for each in asked))
-        ours = Harness(Subject(model, pretrained.tokenizer(), SHAPE.context, BATCH * longest))
+        ours = Harness(EvaluatedModel(model, pretrained.tokenizer(), SHAPE.context, BATCH * longest))
         expected, found = (lm.loglikelihood(asked[:8], disable_tqdm=True) for lm in (peer, ours))
         if any(abs(a[0] - b[0]) > 1e-3 for a, b in zip(expected, found, strict=True)):
             raise RuntimeError("the two give different likelihoods: they do not do the same work")
@@ -113,19 +113,19 @@ def needle_row(folder: Path, lengths: list[int], depths: int) -> Row:
     pretrained = open_pretrained(str(folder))
     model = read(pretrained)
     pack(model, 1)
-    subject = Subject(model, pretrained.tokenizer(), SHAPE.context, 1)
+    evaluated = EvaluatedModel(model, pretrained.tokenizer(), SHAPE.context, 1)
     peer = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sentences = [f"Sentence {number} is about {number * number % 97} apples.\n" for number in range(1000)]
-    pages = Pages(subject.words, {"text": ["".join(sentences)]})
+    pages = InMemoryCorpus(evaluated.tokenizer, {"text": ["".join(sentences)]})
     grid = {
-        (length, depth): needle_prompt(subject, pages, "text", length - NEW, depth / max(1, depths - 1), 0, 0)
+        (length, depth): needle_prompt(evaluated, pages, "text", length - NEW, depth / max(1, depths - 1), 0, 0)
         for length in lengths
         for depth in range(depths)
     }
     some = [grid[length, depth] for length in lengths for depth in sorted({0, depths - 1})]
     seconds = best(
         [
-            lambda: list(subject.write_sharing(list(grid.values()), NEW)),
+            lambda: list(evaluated.write_sharing(list(grid.values()), NEW)),
             lambda: [their_tokens(peer, torch.tensor([prompt]), NEW) for prompt in some],
         ],
         1,

@@ -11,7 +11,7 @@ import yaml
 
 from lit_long.config import read_layers
 from lit_long.evaluation.registry import BUILT_IN
-from lit_long.evaluation.suites import MAKERS
+from lit_long.evaluation.suites import TASK_REGISTRY
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import parameters
 from lit_long.positions import build
@@ -91,4 +91,4 @@ def test_models_are_trained_once_for_two_tables():
 
 
 def test_the_names_of_our_tasks():
-    assert set(BUILT_IN) == set(MAKERS)
+    assert set(BUILT_IN) == set(TASK_REGISTRY)

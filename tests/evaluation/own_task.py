@@ -22,11 +22,11 @@ class Likeliest(Task):
     def keys(self):
         return [Key(self.domain, length, index) for length in self.lengths for index in range(self.count)]
 
-    def measure(self, subject, keys):
+    def measure(self, evaluated, keys):
         documents = self.texts.documents(self.domain, "validation")
         for key in keys:
             prompt = documents[key.index % len(documents)][: key.length - 1].tolist()
-            ((_, written),) = subject.write([prompt], 1)
+            ((_, written),) = evaluated.write([prompt], 1)
             yield key, {"written": written, "right": written != ""}
 
     def scores(self, samples):

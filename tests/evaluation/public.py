@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_long.evaluation.lm_specs import LONGBENCH
+from lit_long.evaluation.lm_eval_tasks import LONGBENCH
 
 STORY = "The ferry left at nine. Anna carried a blue lamp and a letter for the keeper. " * 6
 FEW = 12  # rows of each split

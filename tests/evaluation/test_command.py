@@ -10,13 +10,13 @@ from mlflow import MlflowClient
 
 from lit_long.config import StageConfig, plain
 from lit_long.evaluate import main
+from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.samples import Samples
-from lit_long.evaluation.subject import Subject
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.report.scores import value
 from lit_long.stages.folder import write_stage
-from tests.evaluation.subjects import SHAPE, bytes_folder
+from tests.evaluation.models import SHAPE, bytes_folder
 from tests.generation.llamas import small
 
 FIELDS = {"task", "metric", "length", "value", "stderr", "low", "high", "n", "truncated", "domain", "prompt", "seed", "data"}
@@ -76,7 +76,7 @@ def test_writes_records_and_does_not_score_twice(words, tmp_path, capsys, monkey
 
     before, about = (out / "scores.json").read_bytes(), (out / "evaluation.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(Subject, "nats", never), patch.setattr(Subject, "write", never)
+        patch.setattr(EvaluatedModel, "nats", never), patch.setattr(EvaluatedModel, "write", never)
         code, again, err = run(capsys, *words, f"out={out}", f"root={tmp_path}")
     assert (code, again) == (0, printed), err
     assert (out / "scores.json").read_bytes() == before and len(client.search_runs([experiment])) == 1
@@ -159,7 +159,7 @@ def test_a_stage_reads_its_own_held_out_documents(store, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_told_before_anything_is_measured(words, more, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Subject, "nats", None), monkeypatch.setattr(Subject, "write", None)
+    monkeypatch.setattr(EvaluatedModel, "nats", None), monkeypatch.setattr(EvaluatedModel, "write", None)
     kept = [word for word in words if word.split("=")[0] not in [each.split("=")[0] for each in more]]
     if any(each.startswith("checkpoint") for each in more):
         kept = [word for word in kept if not word.startswith("model")]

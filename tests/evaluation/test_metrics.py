@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_long.evaluation.code import humaneval, mbpp, passes
+from lit_long.evaluation.code_execution import humaneval, mbpp, passes
 from lit_long.evaluation.scrolls import rouge, squad
 from lit_long.evaluation.statistics import geometric
 

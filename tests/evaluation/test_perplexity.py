@@ -15,12 +15,12 @@ from lit_long.config import CorpusConfig, EvaluationConfig, InstructConfig, Sour
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.prepare import prepare
 from lit_long.data.token_store import open_store
+from lit_long.evaluation.evaluated_model import EvaluatedModel, token_losses
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.measurement import BY_POSITION
-from lit_long.evaluation.pages import Pages
 from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity, edges_of, sliding, text_measurements
-from lit_long.evaluation.subject import Subject, token_losses
 from lit_long.evaluation.suites import domains_for
-from tests.evaluation.subjects import bytes_tokenizer, subject_of, words_in
+from tests.evaluation.models import bytes_tokenizer, evaluated_of, words_in
 from tests.pretrained.llamas import random_llama, read, save
 
 SPOKEN = "the river runs past seven old mills and nobody counts them since the war ended in spring"
@@ -36,15 +36,15 @@ def pair(tmp_path_factory):
 
     words = ModelTokenizer(bytes_tokenizer(), bos=256, eos=(256,), add_bos=False, separator=256)
     texts = {"page": [PAGE, PAGE[40:320], PAGE[:60]], "other": [PAGE[7:]]}
-    return theirs, Subject(ours, words, 512, 256), Pages(words, texts)
+    return theirs, EvaluatedModel(ours, words, 512, 256), InMemoryCorpus(words, texts)
 
 
-def samples_of(task, subject):
+def samples_of(task, evaluated):
     found = []
     for domain in task.domains:
         for length in task.lengths:
             keys = [key for key in task.keys() if (key.domain, key.length) == (domain, length)]
-            found += [key._asdict() | record for key, record in task.measure(subject, keys)]
+            found += [key._asdict() | record for key, record in task.measure(evaluated, keys)]
     return found
 
 
@@ -56,9 +56,9 @@ def their_nats(theirs, tokens):
 
 
 def test_the_loss_of_transformers(pair):
-    theirs, subject, pages = pair
+    theirs, evaluated, pages = pair
     task = Perplexity(pages, "digest", ["page", "other"], [64, 128, 256], sequences=4)
-    rows = {(row.metric, row.domain, row.length): row for row in task.scores(samples_of(task, subject))}
+    rows = {(row.metric, row.domain, row.length): row for row in task.scores(samples_of(task, evaluated))}
     for domain, documents in (("page", 2), ("other", 1)):
         tokens = [pages.documents(domain)[i].tolist() for i in range(documents)]
         for length in task.lengths:
@@ -70,9 +70,9 @@ def test_the_loss_of_transformers(pair):
 
 
 def test_by_position(pair):
-    theirs, subject, pages = pair
+    theirs, evaluated, pages = pair
     task = Perplexity(pages, "digest", ["other"], [128, 256], smooth=100)
-    rows = [row for row in task.scores(samples_of(task, subject)) if row.metric == BY_POSITION]
+    rows = [row for row in task.scores(samples_of(task, evaluated)) if row.metric == BY_POSITION]
     assert [row.length for row in rows] == [100, 200, 256] == edges_of(256, 100)
     tokens = pages.documents("other")[0].tolist()
     sums = [0.0, *(their_nats(theirs, tokens[: edge + 1]) for edge in (100, 200, 256))]
@@ -83,9 +83,9 @@ def test_by_position(pair):
 @pytest.mark.parametrize(("window", "stride"), [(64, 16), (64, 64), (100, 7), (256, 10)])
 def test_sliding_window_is_one_forward_a_token(pair, window, stride):
     """The slow way: every token is predicted from the last window that its stride allows."""
-    theirs, subject, pages = pair
+    theirs, evaluated, pages = pair
     task = SlidingPerplexity(pages, "digest", ["other"], [window], tokens=256, stride=stride)
-    (sample,) = samples_of(task, subject)
+    (sample,) = samples_of(task, evaluated)
     tokens, expected = pages.documents("other")[0].tolist(), 0.0
     last = 256 - window
     for target in range(1, 257):
@@ -111,13 +111,13 @@ def test_sliding_windows_predict_each_token_once():
 
 def test_a_store_of_ours_is_read_alike(store):
     """Documents of a prepared store, and the same texts in memory, have the same perplexity."""
-    subject = subject_of(store)
+    evaluated = evaluated_of(store)
     texts = {"docs": [store.tokenizer.decode(row[1:].tolist()) for row in long_documents(store)]}
-    pages = Pages(words_in(store), texts)
+    pages = InMemoryCorpus(words_in(store), texts)
     found = [Perplexity(each, "digest", ["docs"], [128], sequences=1000) for each in (store, pages)]
-    rows = [task.scores(samples_of(task, subject))[0] for task in found]
+    rows = [task.scores(samples_of(task, evaluated))[0] for task in found]
     assert rows[0].value == pytest.approx(rows[1].value, rel=1e-6) and rows[0].n == rows[1].n > 2
-    assert len(pages.digest) == 64 and pages.digest != Pages(words_in(store), {"code": texts["docs"]}).digest
+    assert len(pages.digest) == 64 and pages.digest != InMemoryCorpus(words_in(store), {"code": texts["docs"]}).digest
 
 
 def long_documents(store):
@@ -127,12 +127,12 @@ def long_documents(store):
 
 def test_the_stage_and_the_command_measure_the_same(store):
     """The same texts, values, errors and intervals. A stage sums all at once: its value is pinned to the last bit."""
-    subject, lengths = subject_of(store), [64, 128, 256]
+    evaluated, lengths = evaluated_of(store), [64, 128, 256]
     settings = EvaluationConfig(domains=["code", "docs"], lengths=lengths, sequences=3, batch_tokens=512)
     with torch.no_grad():
-        staged = text_measurements(subject.model, store, settings, torch.device("cpu"), lambda tokens: None)
+        staged = text_measurements(evaluated.model, store, settings, torch.device("cpu"), lambda tokens: None)
     task = Perplexity(store, "digest", ["code", "docs"], lengths, sequences=3)
-    asked = {(each.metric, each.domain, each.length): each for each in task.scores(samples_of(task, subject))}
+    asked = {(each.metric, each.domain, each.length): each for each in task.scores(samples_of(task, evaluated))}
     assert {(each.metric, each.domain, each.length) for each in staged} == {key for key in asked if key[0] != "nats"}
     for each in staged:
         other = asked[each.metric, each.domain, each.length]
@@ -141,7 +141,7 @@ def test_the_stage_and_the_command_measure_the_same(store):
             assert getattr(each, name) == pytest.approx(getattr(other, name), rel=1e-5)
     batch = held_out_sequences(store, "code", 128, 3, 256)
     with torch.no_grad():
-        nats, _ = token_losses(subject.model, batch, 512 // 128, lambda tokens: None)
+        nats, _ = token_losses(evaluated.model, batch, 512 // 128, lambda tokens: None)
     found = next(each for each in staged if (each.metric, each.domain, each.length) == ("perplexity", "code", 128))
     assert found.value == math.exp(float(nats.double().sum()) / (3 * 256))
 
@@ -185,20 +185,20 @@ def answers_of(store, length, count):
 @torch.no_grad()
 def test_conversations_at_every_length(chats):
     """torch's own cross entropy on the tokens of the answers; a conversation is a document, also below the longest length."""
-    subject, lengths = subject_of(chats), [32, 64, 256]
+    evaluated, lengths = evaluated_of(chats), [32, 64, 256]
     count = len(chats.documents("chat", "validation"))
     assert count > 4 and count % 8
     assert domains_for(["perplexity"], chats, 256) == ["chat", "text"]
     task = Perplexity(chats, "digest", ["chat"], lengths, sequences=count)
-    rows = {(row.metric, row.length): row for row in task.scores(samples_of(task, subject))}
+    rows = {(row.metric, row.length): row for row in task.scores(samples_of(task, evaluated))}
     sliding_task = SlidingPerplexity(chats, "digest", ["chat"], [256], tokens=256, stride=64, sequences=count)
-    (slid,) = sliding_task.scores(samples_of(sliding_task, subject))
+    (slid,) = sliding_task.scores(samples_of(sliding_task, evaluated))
     for length in lengths:
         nats, tokens, bins = 0.0, 0, {}
         for ids, answers in answers_of(chats, length, count):
             positions = torch.arange(len(ids) - 1)[None]
             row = Batch(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]), torch.zeros_like(positions), positions, False)
-            logits = subject.model.head(subject.model.hidden_states(row))[0].float()
+            logits = evaluated.model.head(evaluated.model.hidden_states(row))[0].float()
             for place in answers:
                 each = float(F.cross_entropy(logits[place - 1], torch.tensor(ids[place])))
                 nats, tokens = nats + each, tokens + 1
@@ -213,6 +213,6 @@ def test_conversations_at_every_length(chats):
         assert by_bin[edge].low is not None and math.isfinite(by_bin[edge].low)
     assert slid.tokens == tokens and slid.value == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     settings = EvaluationConfig(domains=["chat"], lengths=lengths, sequences=count, batch_tokens=512)
-    staged = text_measurements(subject.model, chats, settings, torch.device("cpu"), lambda tokens: None)
+    staged = text_measurements(evaluated.model, chats, settings, torch.device("cpu"), lambda tokens: None)
     for each in staged:
         assert each.n == count and each.value == pytest.approx(rows[each.metric, each.length].value, rel=1e-5)

@@ -11,11 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from lit_long.config import UserError
-from lit_long.evaluation.qa import NEW, AlteredNumericQA, FreeFormQA
-from lit_long.evaluation.qa_built import NUMBER, alter, built_question, facts
-from lit_long.evaluation.qa_published import read_published
-from lit_long.evaluation.subject import Subject
-from tests.evaluation.subjects import subject_of
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.qa import NEW, NUMBER, AlteredNumericQA, FreeFormQA, alter, built_question, facts, read_published
+from tests.evaluation.models import evaluated_of
 from tests.evaluation.test_retrieval_tasks import answering, run
 
 
@@ -24,8 +22,8 @@ def row(prompt, answer):
 
 
 @pytest.fixture(scope="module")
-def subject(store):
-    return subject_of(store)
+def evaluated(store):
+    return evaluated_of(store)
 
 
 @pytest.fixture
@@ -72,17 +70,17 @@ def test_lines_end_at_newlines_only_whatever_the_file_is_called(tmp_path):
 
 def test_published_prompts_beyond_the_range_lose_their_beginning(store, published, monkeypatch):
     """And are counted; answers must appear as they are written."""
-    subject = subject_of(store, context=4096)
+    evaluated = evaluated_of(store, context=4096)
     asked = []
 
     def answers(text):
         asked.append(text)
         return "It is Paris 1." if "Question: 1?" in text else "paris 0 ROME"
 
-    monkeypatch.setattr(Subject, "write", None)
+    monkeypatch.setattr(EvaluatedModel, "write", None)
     answering(monkeypatch, answers)
     task = FreeFormQA(store, "d", "docs", [2048, 4096], count=0, qa=str(published))
-    samples = run(task, subject)
+    samples = run(task, evaluated)
     rows = {each.length: each for each in task.scores(samples)}
     assert (rows[2048].value, rows[2048].n) == (pytest.approx(1 / 3), 3) and rows[4096].value == 0
     assert [each["truncated"] for each in samples] == [False] * 3 + [True]
@@ -155,12 +153,12 @@ def test_facts_hold_their_answers():
 
 
 @pytest.mark.parametrize("numeric", [False, True])
-def test_built_questions(store, subject, numeric):
+def test_built_questions(store, evaluated, numeric):
     every = {fact.asked_number if numeric else fact.asked: fact for fact in facts()}
     places, asked_first = [], []
     for index in range(24):
-        tokens, answer = built_question(subject, store, "docs", 500, numeric, 0, index)
-        text = subject.words.decode(tokens)
+        tokens, answer = built_question(evaluated, store, "docs", 500, numeric, 0, index)
+        text = evaluated.tokenizer.decode(tokens)
         assert 440 <= len(tokens) <= 500 and text.endswith("Answer:")
         (asked,) = re.findall(r"Question: (.*\?)", text)
         fact, document = every[asked], text.partition("Document:\n")[2].rpartition("\n\n")[0]
@@ -169,24 +167,24 @@ def test_built_questions(store, subject, numeric):
             assert fact.number not in NUMBER.findall(text)
         places.append(document.index(answer) / len(document))
         asked_first.append(text.startswith("Question"))
-        assert (tokens, answer) == built_question(subject, store, "docs", 500, numeric, 0, index)
+        assert (tokens, answer) == built_question(evaluated, store, "docs", 500, numeric, 0, index)
     assert asked_first == [False, True] * 12
     start, bulk, end = ([place for i, place in enumerate(places) if i % 6 // 2 == part] for part in range(3))
     assert max(start) < 0.25 and min(end) > 0.6 and max(bulk) - min(bulk) > 0.25
     assert (
-        built_question(subject, store, "docs", 500, numeric, 1, 3)[0]
-        != built_question(subject, store, "docs", 500, numeric, 0, 3)[0]
+        built_question(evaluated, store, "docs", 500, numeric, 1, 3)[0]
+        != built_question(evaluated, store, "docs", 500, numeric, 0, 3)[0]
     )
     with pytest.raises(UserError, match="leaves no room for a document"):
-        built_question(subject, store, "docs", 60, numeric, 0, 0)
+        built_question(evaluated, store, "docs", 60, numeric, 0, 0)
 
 
-def test_knowing_by_heart_does_not_help_with_altered_numbers(store, subject, monkeypatch):
+def test_knowing_by_heart_does_not_help_with_altered_numbers(store, evaluated, monkeypatch):
     def by_heart(text):
         return next(f"{fact.word} {fact.number}" for fact in facts() if fact.asked in text or fact.asked_number in text)
 
     answering(monkeypatch, by_heart)
     for kind, value in ((FreeFormQA, 1.0), (AlteredNumericQA, 0.0)):
         task = kind(store, "d", "docs", [400], count=12)
-        (found,) = task.scores(run(task, subject))
+        (found,) = task.scores(run(task, evaluated))
         assert (found.value, found.n, found.metric) == (value, 12, "presence")

@@ -9,24 +9,24 @@ import pytest
 
 from lit_long.config import EvaluationConfig, StageConfig, UserError
 from lit_long.evaluation.registry import BUILT_IN, check_task, task_code
-from lit_long.evaluation.suites import MAKERS, Asked, Size, make_task
+from lit_long.evaluation.suites import TASK_REGISTRY, Asked, Size, make_task
 from lit_long.evaluation.task import run_tasks
 from lit_long.positions import SCHEMES
 from lit_long.positions.titles import TITLES
 from lit_long.stages.identity import identity_settings, stage_identity
+from tests.evaluation.models import evaluated_of
 from tests.evaluation.own_task import Likeliest
-from tests.evaluation.subjects import subject_of
 
 OWN = "tests.evaluation.own_task:Likeliest"
 
 
 def test_every_name_has_a_maker_and_a_metric_that_it_measures(store):
-    assert set(BUILT_IN) == set(MAKERS) and set(TITLES) == set(SCHEMES)
-    subject = subject_of(store)
-    asked = Asked(subject, store, "d", ["docs"], Size((256,), 2, 2, 2, 64))
+    assert set(BUILT_IN) == set(TASK_REGISTRY) and set(TITLES) == set(SCHEMES)
+    evaluated = evaluated_of(store)
+    asked = Asked(evaluated, store, "d", ["docs"], Size((256,), 2, 2, 2, 64))
     for name in BUILT_IN:
         task = make_task(name, asked)
-        samples = [key._asdict() | record for key, record in task.measure(subject, task.keys())]
+        samples = [key._asdict() | record for key, record in task.measure(evaluated, task.keys())]
         assert task.name == name and BUILT_IN[name].metric in {each.metric for each in task.scores(samples)}
 
 
@@ -51,20 +51,20 @@ def test_unknown_names(name, message):
 
 
 def test_a_class_that_is_no_task(store):
-    asked = Asked(subject_of(store), store, "d", ["docs"], Size((256,), 2, 2, 2, 64))
+    asked = Asked(evaluated_of(store), store, "d", ["docs"], Size((256,), 2, 2, 2, 64))
     with pytest.raises(UserError, match=r"own_task:NoTask: must be a class made from lit_long.evaluation.task.Task"):
         make_task("tests.evaluation.own_task:NoTask", asked)
     assert isinstance(make_task(OWN, asked), Likeliest)
 
 
 def test_samples_of_other_code_are_refused(store, tmp_path, monkeypatch):
-    subject = subject_of(store)
-    task = make_task(OWN, Asked(subject, store, "d", ["docs"], Size((256,), 1, 1, 2, 64)))
-    (measured,) = run_tasks(subject, [task], {}, tmp_path, lambda *_: None)
+    evaluated = evaluated_of(store)
+    task = make_task(OWN, Asked(evaluated, store, "d", ["docs"], Size((256,), 1, 1, 2, 64)))
+    (measured,) = run_tasks(evaluated, [task], {}, tmp_path, lambda *_: None)
     assert (measured.task, measured.metric, measured.n) == ("likeliest", "written", 1)
     monkeypatch.setattr("lit_long.evaluation.task.code_digest", lambda file: "changed")
     with pytest.raises(UserError, match=r"likeliest.jsonl: holds the samples of another evaluation, which differs in code"):
-        run_tasks(subject, [task], {}, tmp_path, lambda *_: None)
+        run_tasks(evaluated, [task], {}, tmp_path, lambda *_: None)
 
 
 def test_the_code_of_a_users_task_enters_the_identity_of_its_stage(tmp_path, monkeypatch):

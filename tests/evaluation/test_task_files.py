@@ -14,7 +14,7 @@ from lit_long.evaluate import main
 from lit_long.evaluation.registry import check_task, task_code
 from lit_long.evaluation.run import task_measurements
 from lit_long.stages.identity import identity_settings, stage_identity
-from tests.evaluation.subjects import SHAPE, bytes_folder, subject_of
+from tests.evaluation.models import SHAPE, bytes_folder, evaluated_of
 
 BASE = """\
 output_type: multiple_choice
@@ -84,7 +84,7 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(task, tmp_path, capsys):
 def test_a_stage_measures_it(task, store, tmp_path):
     evaluation = EvaluationConfig(tasks=[str(task)], task_samples=5)
     config = StageConfig(kind="evaluate", model=SHAPE, evaluation=evaluation)
-    rows = task_measurements(subject_of(store).model, store, config, tmp_path / "stage", lambda message, done: None)
+    rows = task_measurements(evaluated_of(store).model, store, config, tmp_path / "stage", lambda message, done: None)
     found = {each.metric: each for each in rows}
     assert (
         found["capitals.acc"].n == 5 and found["capitals.acc"].length == SHAPE.context and 0 <= found["capitals.acc"].value <= 1

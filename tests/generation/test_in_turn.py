@@ -7,7 +7,7 @@ import torch
 
 from lit_long.generation import Sequences, generate
 from lit_long.generation.decode import SHARED_CHUNK, generate_in_turn
-from tests.evaluation.subjects import SHAPE
+from tests.evaluation.models import SHAPE
 from tests.generation.llamas import small
 
 ENCODERS = [{"scheme": "rope", "base": 10_000.0}, {"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 1.0, "original": 64}]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lit_long.report.bound import bound_table
-from lit_long.report.folder import read_sweep
-from lit_long.report.results import aggregate
+from lit_long.report.results import aggregate, read_sweep
+from lit_long.report.tables import bound_table
 from lit_long.report.write import write_report
 from tests.report.conftest import sweep
 

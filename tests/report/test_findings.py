@@ -10,8 +10,8 @@ from scipy.stats import ttest_rel
 
 from lit_long.config import UserError
 from lit_long.report.__main__ import main
+from lit_long.report.archive import loss_by_parts
 from lit_long.report.findings import findings, runs, write_findings
-from lit_long.report.keep import loss_by_parts
 from tests.integration.mini import REPOSITORY
 
 CLAIMS = """

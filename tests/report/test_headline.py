@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lit_long.report import write_report
-from lit_long.report.folder import read_sweep
 from lit_long.report.headline import headline
-from lit_long.report.results import aggregate
+from lit_long.report.results import aggregate, read_sweep
 
 
 def told(folder):

@@ -7,10 +7,9 @@ import math
 
 import pytest
 
-from lit_long.report.folder import read_sweep
-from lit_long.report.laws import fitted_laws
 from lit_long.report.page import papers_curves
-from lit_long.report.results import aggregate
+from lit_long.report.results import aggregate, read_sweep
+from lit_long.report.tables import fitted_laws
 from lit_long.report.write import write_report
 from tests.report.conftest import sweep
 

@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from lit_long.report import write_report
-from lit_long.report.folder import read_sweep
 from lit_long.report.page import model_size
-from lit_long.report.results import aggregate
+from lit_long.report.results import aggregate, read_sweep
 
 
 def table(markdown: str, heading: str) -> list[list[str]]:

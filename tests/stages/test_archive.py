@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_long.config import UserError, read_layers
-from lit_long.report.folder import read_sweep
-from lit_long.report.keep import curves, starting_points
+from lit_long.report.archive import curves, starting_points
+from lit_long.report.results import read_sweep
 from lit_long.stages.archive import Limits, archive_stages
 from lit_long.stages.folder import finish, read_stage, write_stage
 from lit_long.stages.plan import make_plan

@@ -16,8 +16,8 @@ from lit_long.config import CorpusConfig, InstructConfig, SourceConfig, UserErro
 from lit_long.data.prepare import prepare
 from lit_long.data.token_store import open_store, words_of
 from lit_long.data.tokenizer import borrowed_digest
-from lit_long.evaluation.pages import Pages
-from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
@@ -66,7 +66,7 @@ def test_a_saved_state_is_switched_off_wherever_the_tokenizer_is_used(folder, tm
     for words in (open_pretrained(str(folder)).tokenizer(), words_of(store, corpus)):
         assert [words.encode(text) for text in DOCUMENTS] == [plain.encode(text) for text in DOCUMENTS]
         assert words.batch(DOCUMENTS) == [plain.pieces(text) for text in DOCUMENTS]
-        pages = Pages(words, {"text": DOCUMENTS}).documents("text")
+        pages = InMemoryCorpus(words, {"text": DOCUMENTS}).documents("text")
         assert sum(pages.lengths) == TOKENS
         write_words(tmp_path / "out", words, 256)
         for file in (tmp_path / "out" / "tokenizer.json", store.folder / "tokenizer.json"):
@@ -118,8 +118,13 @@ def test_an_added_token_beyond_the_embeddings(folder, tmp_path, special):
     words, corpus = pretrained.tokenizer(), CorpusConfig(tokenizer=str(folder))
     plain = open_pretrained(str(BASE)).tokenizer()
     assert words.encode(DOCUMENTS[0]) == plain.encode(DOCUMENTS[0]) and words.separator == plain.separator
-    subject = Subject(Llama(pretrained.shape, build({"scheme": "rope"}, pretrained.shape.head_dim)), words, 256)
-    for use in (words.encode, words.pieces, subject.encode, lambda text: Pages(words, {"text": [text]}).documents("text")):
+    evaluated = EvaluatedModel(Llama(pretrained.shape, build({"scheme": "rope"}, pretrained.shape.head_dim)), words, 256)
+    for use in (
+        words.encode,
+        words.pieces,
+        evaluated.encode,
+        lambda text: InMemoryCorpus(words, {"text": [text]}).documents("text"),
+    ):
         with pytest.raises(UserError, match=PAD) as refused:
             use("now [PAD] comes")
         assert str(folder) in str(refused.value)

@@ -18,14 +18,14 @@ LONGBENCH = (
     *("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum", "multi_news", "trec"),
     *("triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p"),
 )
-OWN = "own"  # the folder tasks/ beside this file
+CUSTOM = "own"  # the folder tasks/ beside this file
 
 
 @dataclass(frozen=True)
 class Spec:
     """One row of a table: which of lm-eval's tasks it is. What it leaves open, the task files say; ours (in tasks/) say all of it.
 
-    folder    of lm-eval's tasks that the task files lie in, or ``OWN``; "": anywhere among lm-eval's
+    folder    of lm-eval's tasks that the task files lie in, or ``CUSTOM``; "": anywhere among lm-eval's
     tasks     the task files' names by domain; a tag stands for all its tasks
     shots     examples before the question
     metric    the number that counts, as lm-eval calls it; "": the first
@@ -41,18 +41,20 @@ class Spec:
     made: bool = False
 
 
-def own(name: str) -> Spec:
-    return Spec(OWN, {"all": (f"lit_long_{name}",)})
+def custom(name: str) -> Spec:
+    return Spec(CUSTOM, {"all": (f"lit_long_{name}",)})
 
 
 def upstream(folder: str, name: str, shots: int | None, metric: str, **options: bool) -> Spec:
     return Spec(folder, {"all": (name,)}, shots, metric, **options)
 
 
-LONG = {name: own(name) for name in ("narrativeqa", "qasper", "quality", "qmsum", "contract_nli", "summ_screen_fd", "gov_report")}
+LONG = {
+    name: custom(name) for name in ("narrativeqa", "qasper", "quality", "qmsum", "contract_nli", "summ_screen_fd", "gov_report")
+}
 SHORT = {
-    "humaneval": own("humaneval"),
-    "mbpp": own("mbpp"),
+    "humaneval": custom("humaneval"),
+    "mbpp": custom("mbpp"),
     "gsm8k": upstream("gsm8k", "gsm8k_cot", 8, "exact_match"),
     "math": Spec("hendrycks_math", {"all": ("hendrycks_math",)}, 4, "exact_match"),
     "mmlu": Spec(

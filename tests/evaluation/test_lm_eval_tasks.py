@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from lit_long.evaluate import main
-from lit_long.evaluation.lm_loading import Wanted
-from lit_long.evaluation.lm_specs import LONG, SHORT, SPECS, paper_averages
-from lit_long.evaluation.lm_tasks import HarnessTask
-from lit_long.evaluation.local_data import local_rows
-from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.lm_eval import HarnessTask, Wanted
+from lit_long.evaluation.lm_eval_tasks import LONG, SHORT, SPECS, paper_averages
+from lit_long.evaluation.public_data import local_rows
 from lit_long.evaluation.task import run_tasks
 from lit_long.pretrained import open_pretrained
 from tests.evaluation import public
-from tests.evaluation.subjects import bytes_folder
+from tests.evaluation.models import bytes_folder
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.llamas import read
 
@@ -38,9 +37,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def subject(folder):
+def evaluated(folder):
     pretrained = open_pretrained(str(folder))
-    return Subject(read(pretrained), pretrained.tokenizer(), CONTEXT, 4096)
+    return EvaluatedModel(read(pretrained), pretrained.tokenizer(), CONTEXT, 4096)
 
 
 def run(capsys, *words):
@@ -48,16 +47,16 @@ def run(capsys, *words):
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "winogrande", "commonsense_qa", "nq_open", "gsm8k", "qasper", "quality"])
-def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, subject, tmp_path):
+def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, evaluated, tmp_path):
     """lm-eval's evaluator and HFLM, on the same folder; data read by lm-eval itself where it can."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from lit_long.evaluation.lm_loading import task_files
+    from lit_long.evaluation.lm_eval import task_files
 
     # Long prompts: both keep the end. HFLM keeps the model's range less the answer, which is also our limit then.
-    ours = HarnessTask(name, subject, [CONTEXT], Wanted(4, 7, str(data)))
-    rows = run_tasks(subject, [ours], {}, tmp_path, lambda *_: None)
+    ours = HarnessTask(name, evaluated, [CONTEXT], Wanted(4, 7, str(data)))
+    rows = run_tasks(evaluated, [ours], {}, tmp_path, lambda *_: None)
     spec = SPECS[name]
     (leaf,) = spec.tasks["all"]
     task = next(iter(ours.items.values())).task
@@ -116,13 +115,15 @@ def test_the_paper_suite(data, folder, tmp_path, capsys):
     assert run(capsys, *words)[:2] == (0, printed)  # from the samples, not measured again
 
 
-def test_mmlu_by_category(folder, subject, tmp_path):
-    from lit_long.evaluation.lm_loading import leaves, task_files
+def test_mmlu_by_category(folder, evaluated, tmp_path):
+    from lit_long.evaluation.lm_eval import leaves, task_files
 
     spec = SPECS["mmlu"]
     tasks = {domain: leaves(task_files(spec.folder), names) for domain, names in spec.tasks.items()}
     public.write_mmlu(tmp_path, [task.removeprefix("mmlu_") for each in tasks.values() for task in each])
-    rows = run_tasks(subject, [HarnessTask("mmlu", subject, [512], Wanted(1, 0, str(tmp_path)))], {}, tmp_path, lambda *_: None)
+    rows = run_tasks(
+        evaluated, [HarnessTask("mmlu", evaluated, [512], Wanted(1, 0, str(tmp_path)))], {}, tmp_path, lambda *_: None
+    )
     assert {row.domain: row.n for row in rows} == {"all": 57, **{domain: len(each) for domain, each in tasks.items()}}
     assert {domain: len(each) for domain, each in tasks.items()} == {
         "humanities": 13,
@@ -132,9 +133,9 @@ def test_mmlu_by_category(folder, subject, tmp_path):
     }
 
 
-def test_prompts_of_the_long_tasks(data, subject):
+def test_prompts_of_the_long_tasks(data, evaluated):
     def prompt(name: str) -> str:
-        task = HarnessTask(name, subject, [1024], Wanted(1, 0, str(data)))
+        task = HarnessTask(name, evaluated, [1024], Wanted(1, 0, str(data)))
         return next(iter(task.items.values())).requests[0].args[0]
 
     story = public.STORY.strip()
@@ -144,7 +145,7 @@ def test_prompts_of_the_long_tasks(data, subject):
     options = "Choices: (A) a dog (B) a blue lamp and letter 0 (C) a boat (D) nothing, A:"
     assert prompt("quality").endswith(f"{story} Q: What does Anna carry on day 0?, {options}")
     assert prompt("gov_report") == f"{story} Q: What is a summary of the preceding text?, A:"
-    task = HarnessTask("narrativeqa", subject, [1024], Wanted(0, 0, str(data)))
+    task = HarnessTask("narrativeqa", evaluated, [1024], Wanted(0, 0, str(data)))
     assert len(task.keys()) == public.FEW and next(iter(task.items.values())).requests[0].doc["outputs"] == [
         "a blue lamp and letter 0",
         "the lamp",

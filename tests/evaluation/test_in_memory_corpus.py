@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from lit_long.config import UserError
-from lit_long.evaluation.pages import own_texts
+from lit_long.evaluation.in_memory_corpus import own_texts
 
 
 def test_own_texts_are_what_the_path_holds(tmp_path):

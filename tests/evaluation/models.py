@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lit_long.config import ModelConfig
 from lit_long.data.token_store import Store
-from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.tokenizers.tokenizer import ModelTokenizer
 from tests.generation.llamas import small
 from tests.pretrained.llamas import random_llama, save
@@ -21,9 +21,9 @@ def words_in(store: Store) -> ModelTokenizer:
     return ModelTokenizer(store.tokenizer, bos=ends, eos=(ends,), add_bos=True, separator=ends, where="store")
 
 
-def subject_of(store: Store, context: int = 2048, batch_tokens: int = 1024) -> Subject:
+def evaluated_of(store: Store, context: int = 2048, batch_tokens: int = 1024) -> EvaluatedModel:
     """A random model with the store's tokenizer."""
-    return Subject(small(SHAPE), words_in(store), context, batch_tokens)
+    return EvaluatedModel(small(SHAPE), words_in(store), context, batch_tokens)
 
 
 def bytes_tokenizer() -> Tokenizer:

@@ -1,6 +1,6 @@
 """Held-out texts in memory, tokenised for the model at hand: what the measurements read when no prepared store belongs to the model.
 
-`Pages` answers the questions that held_out.py and retrieval.py ask of a `Store` (documents of a domain, tokenizer, separator), so
+`InMemoryCorpus` answers the questions that held_out.py and retrieval.py ask of a `Store` (documents of a domain, tokenizer, separator), so
 that they are the same code for a stage of ours and for weights from anywhere. Every text is held out: nothing is trained on here.
 """
 
@@ -35,13 +35,13 @@ class Documents:
         return self.rows[index]
 
 
-class Pages:
+class InMemoryCorpus:
     """Texts by domain. Tokenised when first asked for."""
 
     conversations = ()  # they are plain texts, all of them
 
-    def __init__(self, words: ModelTokenizer, texts: Mapping[str, Sequence[str]]) -> None:
-        self.words, self.texts = words, {domain: list(rows) for domain, rows in texts.items()}
+    def __init__(self, tokenizer: ModelTokenizer, texts: Mapping[str, Sequence[str]]) -> None:
+        self._tokenizer, self.texts = tokenizer, {domain: list(rows) for domain, rows in texts.items()}
         self._documents: dict[str, Documents] = {}
 
     @property
@@ -50,11 +50,11 @@ class Pages:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.words.tokenizer
+        return self._tokenizer.tokenizer
 
     @property
     def separator(self) -> int:
-        return self.words.separator
+        return self._tokenizer.separator
 
     @cached_property
     def digest(self) -> str:
@@ -70,7 +70,7 @@ class Pages:
         if domain not in self.texts:
             raise UserError(f"There is no domain '{domain}' among the texts. Domains: {', '.join(self.domains)}.")
         if domain not in self._documents:
-            encoded = self.words.batch(self.texts[domain])
+            encoded = self._tokenizer.batch(self.texts[domain])
             rows = [np.array([self.separator, *ids], dtype=np.int64) for ids in encoded]
             self._documents[domain] = Documents(rows)
         return self._documents[domain]

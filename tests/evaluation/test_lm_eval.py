@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lit_long.config import UserError
-from lit_long.evaluation.subject import Subject
+from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
-from tests.evaluation.subjects import bytes_folder
+from tests.evaluation.models import bytes_folder
 from tests.pretrained.llamas import read
 
 PAIRS = [
@@ -37,12 +37,12 @@ def instances(kind, arguments):
 def pair(tmp_path_factory):
     from lm_eval.models.huggingface import HFLM
 
-    from lit_long.evaluation.harness import Harness
+    from lit_long.evaluation.lm_eval import Harness
 
     folder = bytes_folder(tmp_path_factory.mktemp("llama") / "model", CONTEXT)
     pretrained = open_pretrained(str(folder))
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4)
-    return theirs, Harness(Subject(read(pretrained), pretrained.tokenizer(), CONTEXT, 512))
+    return theirs, Harness(EvaluatedModel(read(pretrained), pretrained.tokenizer(), CONTEXT, 512))
 
 
 def test_likelihoods(pair):
@@ -115,48 +115,50 @@ def test_drawn_texts_do_not_depend_on_what_else_is_asked(pair):
 
 def test_a_prompt_that_is_cut_keeps_bos(pair):
     """As its model was trained; the same as asking for the shorter prompt with bos in front, token by token."""
-    from lit_long.evaluation.harness import Harness
+    from lit_long.evaluation.lm_eval import Harness
 
-    class Recording(Subject):
+    class Recording(EvaluatedModel):
         def write(self, prompts, *options):
             seen.extend(prompts)
             return super().write(prompts, *options)
 
-    plain, bos, seen = pair[1].subject, 65, []
-    subject = Recording(plain.model, replace(plain.words, bos=bos, add_bos=True), CONTEXT, plain.batch_tokens)
-    ours = Harness(subject)
+    plain, bos, seen = pair[1].evaluated, 65, []
+    evaluated = Recording(plain.model, replace(plain.tokenizer, bos=bos, add_bos=True), CONTEXT, plain.batch_tokens)
+    ours = Harness(evaluated)
     long, answer = ("word " * 60).strip(), " ago"
-    asked, tail = ours.tok_encode(long), subject.encode(long + answer)
+    asked, tail = ours.tok_encode(long), evaluated.encode(long + answer)
     assert asked[0] == bos and len(asked) > CONTEXT
     cases = [(long, answer), (long, "y" * CONTEXT)]
     found = ours.loglikelihood(instances("loglikelihood", cases))
     rows = [[bos, *tail[-CONTEXT : -len(answer)]], [bos]]
-    expected = Harness(subject)._loglikelihood_tokens(
-        [(None, row, subject.encode(each)) for row, (_, each) in zip(rows, cases, strict=True)]
+    expected = Harness(evaluated)._loglikelihood_tokens(
+        [(None, row, evaluated.encode(each)) for row, (_, each) in zip(rows, cases, strict=True)]
     )
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
     assert found != pair[1].loglikelihood(instances("loglikelihood", cases)) and ours.truncated == 2
     written = ours.generate_until(instances("generate_until", [(long, {"max_gen_toks": 20})]))
-    prompt = [bos, *subject.encode(long)[-(CONTEXT - 20 - 1) :]]
-    assert written == [text for _, text in subject.write([prompt], 20)]
+    prompt = [bos, *evaluated.encode(long)[-(CONTEXT - 20 - 1) :]]
+    assert written == [text for _, text in evaluated.write([prompt], 20)]
     assert seen[0] == prompt and len(prompt) + 20 == CONTEXT
-    half = Harness(subject, 64)
+    half = Harness(evaluated, 64)
     half.generate_until(instances("generate_until", [(long, {"max_gen_toks": 20})]))
     assert half.cut(asked, 64) == [bos, *asked[-63:]] and half.cut(asked, 1) == asked[-1:] and half.truncated == 1
 
 
 def test_an_encoder_that_looks_at_the_length(tmp_path):
     """Rows of unequal length get their own tables, and not those of the longest row beside them."""
-    from lit_long.evaluation.harness import Harness
+    from lit_long.evaluation.lm_eval import Harness
 
     pretrained = open_pretrained(str(bytes_folder(tmp_path / "model", CONTEXT)))
     model = read(pretrained)
     model.encoder = build({"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 4.0, "original": 32}, 16)
     words = pretrained.tokenizer()
     pairs = [("short " * 6, "one"), ("longer " * 12, "two"), ("x", "yz")]
-    together = Harness(Subject(model, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
-    alone = [Harness(Subject(model, words, CONTEXT, 1)).loglikelihood(instances("loglikelihood", [each]))[0] for each in pairs]
+    together = Harness(EvaluatedModel(model, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
+    alone = [
+        Harness(EvaluatedModel(model, words, CONTEXT, 1)).loglikelihood(instances("loglikelihood", [each]))[0] for each in pairs
+    ]
     assert [score for score, _ in together] == pytest.approx([score for score, _ in alone], abs=1e-4)
     plain = read(pretrained)
-    expected = Harness(Subject(plain, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
+    expected = Harness(EvaluatedModel(plain, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))
     assert abs(expected[1][0] - together[1][0]) > 1e-2 and torch.isfinite(torch.tensor(together[0][0]))

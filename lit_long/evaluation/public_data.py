@@ -1,4 +1,4 @@
-"""Public data sets from local files, laid out as their authors publish them: ``data=FOLDER`` of evaluations through lm-eval.
+"""Rows of public data sets from local files, laid out as their authors publish them: ``data=FOLDER`` of evaluations through lm-eval, and ``qa=FOLDER``.
 
 The data set OWNER/NAME of the hub is looked for in FOLDER/OWNER/NAME, then in FOLDER/NAME. There a file belongs to a configuration and a
 split when its path says so, as on the hub (`ARC-Easy/test-00000-of-00001.parquet`, `main/train.jsonl`); files that name no split at all
@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import UserError
-from lit_long.evaluation.qa_published import ENDINGS, files_of_rows, rows_of
+from lit_long.data.paths import Listing, detect_format, files_below, kind_by_name, opened, readable
+from lit_long.data.readers import open_parquet
+from lit_long.files import lines_of
 
+ENDINGS = (".json", ".jsonl", ".parquet")  # and what else says the same, compressed or not (data/paths.py)
 SPLITS = ("train", "validation", "test", "dev", "prompt")
 SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})((?:\.\w+)+)$")
 Row = dict[str, Any]
@@ -111,3 +114,23 @@ def zipped(archive: Path, member: str) -> Iterator[Row]:
         raise UserError(f"{archive}: has no {member}; is it SCROLLS' archive?") from None
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive}: is no whole ZIP file ({error}); was the download cut off? Get it again") from None
+
+
+def files_of_rows(key: str, root: Path) -> list[Path]:
+    """Files below a folder whose names say that they hold rows, sorted. Raises UserError as `files_below` does."""
+    return sorted(file for file in files_below(key, Listing(root)) if kind_by_name(file.name) in ("jsonl", "json", "parquet"))
+
+
+def rows_of(file: Path) -> Iterator[Any]:
+    """The rows of one file."""
+    if detect_format("data", file).kind == "parquet":
+        with open_parquet(str(file)) as parquet:
+            for batch in parquet.iter_batches(64):
+                yield from batch.to_pylist()
+        return
+    with readable("data", str(file)), opened(str(file)) as stream:
+        text = stream.read().decode("utf-8", errors="replace").removeprefix("\ufeff")
+    try:
+        yield from json.loads(text) if text.lstrip().startswith("[") else map(json.loads, lines_of(text))
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be read as JSON: {error}. If the file was cut off, get it again") from None

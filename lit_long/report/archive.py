@@ -21,13 +21,13 @@ import yaml
 
 from lit_long.config import UserError
 from lit_long.files import lines_of, write_atomically
-from lit_long.report.folder import ARCHIVE, DONE, Stage, Sweep, read_sweep
+from lit_long.report.results import ARCHIVE, DONE, StageResult, SweepResult, read_sweep
 
 PARTS, POINTS = 5, 100
 METRICS, CURVE = "metrics.jsonl", "curve.json"
 
 
-def keep(folder: Path, file: Path) -> None:
+def archive_results(folder: Path, file: Path) -> None:
     """Write what the sweep in ``folder`` has measured so far to ``file``.
 
     Raises:
@@ -37,10 +37,10 @@ def keep(folder: Path, file: Path) -> None:
     if all(stage.result is None for stage in sweep.stages):
         raise UserError(f"{folder}: none of its {len(sweep.stages)} stages has finished, so there is nothing to keep yet")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(kept(sweep), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(archived_results(sweep), indent=1, ensure_ascii=False) + "\n")
 
 
-def kept(sweep: Sweep) -> dict[str, Any]:
+def archived_results(sweep: SweepResult) -> dict[str, Any]:
     settings = yaml.safe_load((sweep.folder / "sweep.yaml").read_text(encoding="utf-8"))
     finished = [stage for stage in sweep.stages if stage.result is not None]
     trained = [stage for stage in finished if stage.result["kind"] == "train"]
@@ -57,7 +57,7 @@ def kept(sweep: Sweep) -> dict[str, Any]:
     } | ({"unfinished": unfinished} if unfinished else {})
 
 
-def day(stage: Stage) -> str:
+def day(stage: StageResult) -> str:
     """When it finished (UTC)."""
     if stage.archived:
         return read(stage.folder / ARCHIVE)["ended"][:10]
@@ -72,7 +72,7 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read: {error}; delete {file.parent} and run the sweep again") from None
 
 
-def named(stage: Stage) -> dict[str, Any]:
+def named(stage: StageResult) -> dict[str, Any]:
     """Which variants and seeds a stage stands for: a shared one stands for several variants."""
     return {
         "stage": stage.name,
@@ -82,7 +82,7 @@ def named(stage: Stage) -> dict[str, Any]:
     }
 
 
-def evaluated(stage: Stage, rows: str) -> dict[str, Any]:
+def evaluated(stage: StageResult, rows: str) -> dict[str, Any]:
     """Its measurements, the rows of the table that they are: its variants', or (the model before it was extended) its own; and its encoder."""
     found = named(stage)
     own = found["variants"] if stage.name == rows else [stage.name.removeprefix("evaluate_")]
@@ -97,12 +97,12 @@ def evaluated(stage: Stage, rows: str) -> dict[str, Any]:
     )
 
 
-def training(stage: Stage) -> dict[str, Any]:
+def training(stage: StageResult) -> dict[str, Any]:
     keys = ("context", "tokens", "parameters", "train_loss", "validation", "seconds", "tokens_per_second", "machine", "precision")
     return named(stage) | {key: stage.result[key] for key in keys} | {"loss_by_fifths": curve(stage)["loss_by_fifths"]}
 
 
-def curves(sweep: Sweep) -> dict[Path, dict[str, Any] | None]:
+def curves(sweep: SweepResult) -> dict[Path, dict[str, Any] | None]:
     """The folders of the finished stages, inputs first, each with its curve in short if it trained."""
     return {
         stage.folder: curve(stage) if stage.result["kind"] == "train" else None
@@ -111,7 +111,7 @@ def curves(sweep: Sweep) -> dict[Path, dict[str, Any] | None]:
     }
 
 
-def curve(stage: Stage) -> dict[str, Any]:
+def curve(stage: StageResult) -> dict[str, Any]:
     """A training stage's losses (nats per token) in short: means over fifths, and over up to 100 equal parts; validation as it was measured."""
     if stage.archived:
         return read(stage.folder / CURVE)
@@ -128,7 +128,7 @@ def curve(stage: Stage) -> dict[str, Any]:
     }
 
 
-def starting_points(sweep: Sweep) -> list[Path]:
+def starting_points(sweep: SweepResult) -> list[Path]:
     """Folders of finished stages whose weights others of the plan start from: first those that a stage without a result needs, then
     those that training stages started from."""
     settings = yaml.safe_load((sweep.folder / "sweep.yaml").read_text(encoding="utf-8"))["stages"].values()
