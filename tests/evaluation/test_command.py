@@ -200,7 +200,7 @@ def test_a_tokenizer_of_another_model(words, folder, tmp_path, capsys):
     """Its ids would reach beyond the embedding."""
     other = bytes_folder(tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["of another"] = 257
+    tokenizer["model"]["vocab"] |= {"of another": 256, "and more": 257}
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     code, _, err = run(capsys, f"model.init={other}", *words[1:], "tracking.enabled=false", f"out={tmp_path}/o")
     assert code == 2 and "do not belong together" in err
