@@ -142,6 +142,14 @@ def test_a_changed_signature_is_noticed():
     assert "lit_long.tracking.tracker.Tracker.begin is not in the page" in found and "finish is now" in found[0]
 
 
+def test_what_a_task_is_made_from():
+    (said,) = re.findall(r"`__init__` gets one argument, `asked`, with the attributes\s(.*?)\.\n", TEXT, re.S)
+    suites = importlib.import_module("lit_long.evaluation.suites")
+    assert len(codes(said)) > 8 and all(
+        hasattr(suites.Asked, name) or name in fields_of(suites.Asked) | fields_of(suites.Size) for name in codes(said)
+    )
+
+
 def table(heading: str) -> dict[str, str]:
     """What the table below ``heading`` says in its second column of each name in the first."""
     section = TEXT.split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
