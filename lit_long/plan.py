@@ -25,7 +25,7 @@ from lit_long.config.compose import parse_model_words
 from lit_long.planning import rows
 from lit_long.planning.settings import FIXED, MachinesConfig, PlanConfig, job_of, machines_of
 from lit_long.report.tables import Table
-from lit_long.stages.costs import fastest, model_and_context, paper_rows, stage_rows
+from lit_long.stages.costs import find_fastest, model_and_context, paper_rows, stage_rows
 from lit_long.stages.plan import make_plan
 from lit_long.terminal import run_command
 
@@ -51,7 +51,7 @@ def plan_one(config: PlanConfig, said: frozenset[str]) -> int:
     """Tables and sentences about one run."""
     machines = machines_of(config)
     model, context = model_and_context({"model": config.model} | ({"context": config.context} if config.context else {}))
-    found = fastest(job_of(config, model, context), machines, said)
+    found = find_fastest(job_of(config, model, context), machines, said)
     show(Table("Memory of a GPU", ["kind", "GiB"], rows.memory_rows(found)))
     if transfers := rows.transfer_rows(found):
         show(Table("What a GPU sends in an update", ["collective", "GiB", "seconds", "computing"], transfers))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lit_long.config import UserError
 from lit_long.files import is_disk_full, write_atomically
-from lit_long.launch.local import processes
+from lit_long.launch.local import count_processes
 from lit_long.stages.folder import JOB_LOCK, is_archived, locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
 from lit_long.surroundings import forget_ranks
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         print(f"{folder}: archived, so it is done")
         return DONE
     try:
-        if processes(read_stage(folder)[0]) == 1:
+        if count_processes(read_stage(folder)[0]) == 1:
             forget_ranks()
         rank = int(os.environ.get("RANK", 0))
         if started_by_sweep:  # which holds the lock

@@ -92,11 +92,11 @@ class Display:
         stage = self.shown[identity]
         stage.update(message, share)
         sweep_eta = self.eta.of_sweep(self.shown)
-        self.bars.update(stage.bar, completed=share, note=f"{message or 'starting'} · {duration(stage.eta())} to go")
+        self.bars.update(stage.bar, completed=share, note=f"{message or 'starting'} · {format_duration(stage.eta())} to go")
         self.bars.update(
             self.sweep_bar,
             completed=self.finished + sum(one.share for one in self.shown.values()),
-            note=f"{self.finished} of {self.stages} done · {duration(sweep_eta)} to go",
+            note=f"{self.finished} of {self.stages} done · {format_duration(sweep_eta)} to go",
         )
         if time.monotonic() - self.drawn >= TABLE_SECONDS:
             self.draw()
@@ -104,7 +104,7 @@ class Display:
         due = min(speakers, key=lambda one: one.last_line, default=None)  # one line each in turn
         if not self.console.is_terminal and due is stage and now - self.last_line >= LINE_SECONDS:
             self.last_line = stage.last_line = now
-            times = f"stage {duration(stage.eta())} to go · sweep {duration(sweep_eta)} to go"
+            times = f"stage {format_duration(stage.eta())} to go · sweep {format_duration(sweep_eta)} to go"
             self.line(f"[{self.finished + 1}/{self.stages}] {stage.label}: {share:4.0%} · {message} · {times}")
 
     def end(self, identity: str, line: str, seconds: float | None = None) -> None:
@@ -204,10 +204,10 @@ class Dashboard:
                 name,
                 str(row.trial.seed),
                 Text(row.stage, style=STYLES.get(row.state, "")),
-                progress(row.share),
-                loss_words(row.losses),
+                make_bar(row.share),
+                format_losses(row.losses),
                 Text(perplexity, style="bold" if best else ""),
-                "" if row.state in ("done", "failed") else duration(row.left),
+                "" if row.state in ("done", "failed") else format_duration(row.left),
             )
         return table
 
@@ -274,21 +274,21 @@ def measured_at(stage: Stage) -> tuple[str, int]:
     return next(iter(evaluation.domains), ""), max(evaluation.lengths, default=0)
 
 
-def loss_words(losses: list[float]) -> str:
+def format_losses(losses: list[float]) -> str:
     """``3.012``, or ``3.012 (3.008)`` when an earlier one was better."""
     if not losses:
         return ""
     return f"{losses[-1]:.3f}" + (f" ({min(losses):.3f})" if min(losses) < losses[-1] else "")
 
 
-def progress(share: float) -> Table:
+def make_bar(share: float) -> Table:
     """A bar and its number."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_row(ProgressBar(total=1.0, completed=share, width=BAR_WIDTH), f"{share:4.0%}")
     return grid
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """``4:05`` or ``1:02:03``; ``-:--`` when nobody knows yet."""
     if seconds is None:
         return "-:--"

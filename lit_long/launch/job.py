@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lit_long.config import UserError
 from lit_long.files import write_atomically
-from lit_long.launch.local import LocalProcess, Node, command, environment, nodes, processes
+from lit_long.launch.local import LocalProcess, Node, count_nodes, count_processes, make_command, make_environment
 from lit_long.stages.folder import JOB_LOCK, is_done, read_stage, take_lock
 
 JOB = "job.json"
@@ -62,16 +62,16 @@ class StageNode:
         if is_done(folder):
             return
         config, _, _ = read_stage(folder)
-        if (count := nodes(config)) != node.count:
+        if (count := count_nodes(config)) != node.count:
             raise UserError(
                 f"{folder}: trainer.nodes={count}, and the job has {node.count}; was the stage changed while it waited?"
             )
         # A cluster's signals reach all processes; USR1 and USR2 are for whoever watches over them, and would end these.
         deaf = ["/bin/sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh"]
-        self.several = processes(config) > 1
+        self.several = count_processes(config) > 1
         log = NODE_LOG.format(node.rank) if node.rank else "log.txt"
-        words = [*deaf, *command(folder, config, node)]
-        self.process = LocalProcess(words, folder, environment(config, threads), self.lock and self.lock.fileno(), log)
+        words = [*deaf, *make_command(folder, config, node)]
+        self.process = LocalProcess(words, folder, make_environment(config, threads), self.lock and self.lock.fileno(), log)
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""

@@ -117,7 +117,7 @@ class LocalLauncher:
 
     def check(self, configs: Sequence[StageConfig]) -> None:
         refuse_nodes(configs, self.name)
-        most = max((gpus_of(config) for config in configs), default=0)
+        most = max((count_gpus(config) for config in configs), default=0)
         if self.gpus is not None and most > len(self.gpus):
             raise UserError(
                 f"trainer.devices={most}: this machine shows {len(self.gpus)} GPUs; CUDA_VISIBLE_DEVICES names those to use"
@@ -127,9 +127,9 @@ class LocalLauncher:
         if not running:
             return True
         wanted = [*running, config]
-        if self.gpus is not None and sum(map(gpus_of, wanted)) > len(self.gpus):
+        if self.gpus is not None and sum(map(count_gpus, wanted)) > len(self.gpus):
             return False
-        return sum(processes(one) for one in wanted if not gpus_of(one)) <= (os.cpu_count() or 1)
+        return sum(count_processes(one) for one in wanted if not count_gpus(one)) <= (os.cpu_count() or 1)
 
     def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
         return [self.start_one(stage) for stage in stages]
@@ -139,10 +139,12 @@ class LocalLauncher:
         if self.gpus is not None:
             self.taken = [(process, theirs) for process, theirs in self.taken if process.exit_code() is None]
             taken = {gpu for _, theirs in self.taken for gpu in theirs}
-            own = [gpu for gpu in self.gpus if gpu not in taken][: gpus_of(config)]
+            own = [gpu for gpu in self.gpus if gpu not in taken][: count_gpus(config)]
             extra = {GPUS: ",".join(own)} if own else {}
-        each = threads(config, self.parallel)
-        process = LocalProcess(command(stage.folder, config), stage.folder, environment(config, each) | extra, stage.lock)
+        each = count_threads(config, self.parallel)
+        process = LocalProcess(
+            make_command(stage.folder, config), stage.folder, make_environment(config, each) | extra, stage.lock
+        )
         self.taken.append((process, own))
         return process
 
@@ -153,20 +155,20 @@ class LocalLauncher:
         pass
 
 
-def processes(config: StageConfig) -> int:
+def count_processes(config: StageConfig) -> int:
     """All ranks of a stage. Training takes all devices; preparing data and evaluating take one process."""
     return config.trainer.nodes * config.trainer.devices if config.kind == "train" else 1
 
 
-def nodes(config: StageConfig) -> int:
+def count_nodes(config: StageConfig) -> int:
     """The machines that a stage runs on."""
     return config.trainer.nodes if config.kind == "train" else 1
 
 
-def gpus_of(config: StageConfig) -> int:
+def count_gpus(config: StageConfig) -> int:
     """GPUs of each of its machines."""
     on_gpu = config.kind != "data" and config.trainer.accelerator in ("gpu", "cuda")
-    return (processes(config) // nodes(config)) if on_gpu else 0
+    return (count_processes(config) // count_nodes(config)) if on_gpu else 0
 
 
 def visible_gpus() -> list[str]:
@@ -176,11 +178,11 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
 
 
-def command(folder: Path, config: StageConfig, node: Node | None = None, watched: bool = True) -> list[str]:
+def make_command(folder: Path, config: StageConfig, node: Node | None = None, watched: bool = True) -> list[str]:
     """The command line that runs the stage, or a node's part of it. ``watched``: it ends when its standard input does."""
     node = node or Node()
     stage = ["-m", "lit_long.stage", str(folder), *(["watch_parent=true"] if watched else [])]
-    if processes(config) == 1:
+    if count_processes(config) == 1:
         return [sys.executable, *stage]
     meeting = ["--standalone"]
     if node.count > 1:
@@ -189,13 +191,13 @@ def command(folder: Path, config: StageConfig, node: Node | None = None, watched
     return [sys.executable, "-m", "lit_long.launch.ranks", *meeting, f"--nproc_per_node={config.trainer.devices}", *stage]
 
 
-def environment(config: StageConfig, threads: int) -> dict[str, str]:
+def make_environment(config: StageConfig, threads: int) -> dict[str, str]:
     """What a stage's processes see. Of what there is about ranks of others they forget themselves (surroundings.py)."""
-    memory = KEEP_MEMORY if not gpus_of(config) else {} if OLD_ALLOC_CONF in os.environ else GROW_MEMORY
+    memory = KEEP_MEMORY if not count_gpus(config) else {} if OLD_ALLOC_CONF in os.environ else GROW_MEMORY
     return memory | os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
-def threads(config: StageConfig, parallel: int = 1) -> int:
+def count_threads(config: StageConfig, parallel: int = 1) -> int:
     """CPU threads per process: sharing cores between processes costs far more than it gives. ``parallel``: stages at once."""
     cores = config.trainer.threads or (os.cpu_count() or 1) // parallel
-    return max(1, cores // (processes(config) // nodes(config)))
+    return max(1, cores // (count_processes(config) // count_nodes(config)))

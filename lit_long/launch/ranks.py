@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         run(parse_args(argv))
     except ChildFailedError as error:
         print(error, file=sys.stderr, flush=True)
-        return told(folder, error.failures)
+        return explain_failure(folder, error.failures)
     except SignalException as error:
         if not (folder / "error.txt").exists():  # they had not begun to train
             write_atomically(folder / "error.txt", f"interrupted by {error.sigval.name}\n")
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def told(folder: Path, failures: dict[int, Any]) -> int:
+def explain_failure(folder: Path, failures: dict[int, Any]) -> int:
     """Write error.txt where the ranks could not, or could not know; return the exit code.
 
     A rank that was killed says nothing, and those that were connected with it blame the connection. Ranks that end later were ended by
@@ -56,11 +56,11 @@ def told(folder: Path, failures: dict[int, Any]) -> int:
     file = folder / "error.txt"
     if others:
         write_atomically(
-            file, f"{killing(others)}; torchrun ended the others. The same command goes on from the last checkpoint\n"
+            file, f"{describe_signals(others)}; torchrun ended the others. The same command goes on from the last checkpoint\n"
         )
         return FAILED
     if not codes:
-        write_atomically(file, f"{killing(killed)}\n")
+        write_atomically(file, f"{describe_signals(killed)}\n")
         return INTERRUPTED
     if not file.exists():
         rank, failure = next((rank, failure) for rank, failure in begun.items() if failure.exitcode > 0)
@@ -70,7 +70,7 @@ def told(folder: Path, failures: dict[int, Any]) -> int:
     return min(codes) if len(codes) == 1 else FAILED
 
 
-def killing(killed: dict[int, int]) -> str:
+def describe_signals(killed: dict[int, int]) -> str:
     """Which ranks were ended by which signals, in words."""
     each = [f"rank {rank} by {signal.Signals(number).name}" for rank, number in sorted(killed.items())]
     hint = " (was the memory used up?)" if signal.SIGKILL in killed.values() else ""

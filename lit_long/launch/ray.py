@@ -19,7 +19,7 @@ from typing import Any
 from lit_long.config import LauncherConfig, StageConfig, UserError
 from lit_long.launch.job import StageNode, confirm_exit, forget_job, note_job
 from lit_long.launch.launcher import ReadyStage, Running, missing
-from lit_long.launch.local import Node, gpus_of, nodes, processes
+from lit_long.launch.local import Node, count_gpus, count_nodes, count_processes
 from lit_long.launch.torchrun import free_port
 
 NAMESPACE = "lit-long"
@@ -120,8 +120,8 @@ class RayLauncher:
         return [self.start_one(stage) for stage in stages]
 
     def start_one(self, stage: ReadyStage) -> RayStage:
-        count, ranks = nodes(stage.config), processes(stage.config) // nodes(stage.config)
-        share = {"CPU": self.config.cpus * ranks} | ({"GPU": gpus_of(stage.config)} if gpus_of(stage.config) else {})
+        count, ranks = count_nodes(stage.config), count_processes(stage.config) // count_nodes(stage.config)
+        share = {"CPU": self.config.cpus * ranks} | ({"GPU": count_gpus(stage.config)} if count_gpus(stage.config) else {})
         self.check_share(share, count)
         places: list[dict[str, Any]] = [{}]
         if count > 1:

@@ -18,7 +18,7 @@ from typing import IO
 
 from lit_long.config import LauncherConfig, UserError
 from lit_long.data.disk_space import estimate_disk_space
-from lit_long.launch.display import Display, duration
+from lit_long.launch.display import Display, format_duration
 from lit_long.launch.job import JOB, forget_job, read_job
 from lit_long.launch.launcher import Launcher, ReadyStage, Running, make_launcher
 from lit_long.planning.flops import parameters
@@ -60,7 +60,7 @@ def check_disk(plan: Plan) -> None:
     needed = 0
     for stage in plan.chosen:
         if not stage.done:
-            needed += bytes_of(stage)
+            needed += estimate_bytes(stage)
     try:
         (plan.root / "runs").mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(plan.root).free
@@ -74,7 +74,7 @@ def check_disk(plan: Plan) -> None:
         )
 
 
-def bytes_of(stage: Stage) -> int:
+def estimate_bytes(stage: Stage) -> int:
     """What the stage will write at least."""
     data = stage.config.data
     if stage.config.kind == "data":
@@ -224,11 +224,11 @@ class Runner:
         active.lock.close()
         if succeeded:
             self.outcome.done.append(label)
-            line = f"{label}: done in {duration(seconds)}{summary(stage)}"
+            line = f"{label}: done in {format_duration(seconds)}{last_message(stage)}"
         else:
             self.held_up.add(stage.folder)
             self.outcome.failed.append(label)
-            why = reason(stage, code, active.running.why())
+            why = find_reason(stage, code, active.running.why())
             with suppress(OSError):  # a full disk may refuse it
                 note_failure(stage.folder, why)
             line = f"{label}: FAILED: {why}\n    full log: {stage.folder / 'log.txt'}"
@@ -258,13 +258,13 @@ def signals_held() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def summary(stage: Stage) -> str:
+def last_message(stage: Stage) -> str:
     """The stage's last words about its progress."""
     message, _ = read_progress(stage.folder)
     return f" · {message}" if message else ""
 
 
-def reason(stage: Stage, code: int, known: str) -> str:
+def find_reason(stage: Stage, code: int, known: str) -> str:
     """Why a stage failed: what it said itself, what its launcher knows, or how it was ended."""
     if said := why_failed(stage.folder):
         return said

@@ -21,7 +21,7 @@ from typing import Any
 from lit_long.config import LauncherConfig, StageConfig, UserError, nearest
 from lit_long.launch.job import SECONDS_TO_SEE, StageNode, confirm_exit, forget_job, note_job
 from lit_long.launch.launcher import ReadyStage, Running, missing, refuse_nodes
-from lit_long.launch.local import Node, gpus_of, nodes, processes
+from lit_long.launch.local import Node, count_gpus, count_nodes, count_processes
 
 CLUSTERS = ("slurm", "local")
 STOP_SECONDS = 60.0
@@ -151,13 +151,17 @@ class SlurmLauncher:
 
     def asked(self, config: StageConfig) -> dict[str, Any]:
         """submitit's parameters for a stage."""
-        own, ranks = self.config, processes(config) // nodes(config)
-        parameters = {"timeout_min": max(1, round(own.hours * 60)), "cpus_per_task": own.cpus * ranks, "nodes": nodes(config)}
+        own, ranks = self.config, count_processes(config) // count_nodes(config)
+        parameters = {
+            "timeout_min": max(1, round(own.hours * 60)),
+            "cpus_per_task": own.cpus * ranks,
+            "nodes": count_nodes(config),
+        }
         if own.cluster == "local":
             return {"timeout_min": parameters["timeout_min"]}
         more = {name: value for name in ("account", "qos") if (value := getattr(own, name))} | own.extra
-        if gpus_of(config) and not {"gres", "gpus", "gpus-per-node", "gpus_per_node"} & more.keys():
-            parameters["gpus_per_node"] = gpus_of(config)
+        if count_gpus(config) and not {"gres", "gpus", "gpus-per-node", "gpus_per_node"} & more.keys():
+            parameters["gpus_per_node"] = count_gpus(config)
         slurm = {"partition": own.partition, "mem": own.memory, "setup": own.setup, "array_parallelism": own.parallel}
         return (
             parameters

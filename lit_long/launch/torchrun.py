@@ -15,7 +15,7 @@ from pathlib import Path
 from lit_long.config import LauncherConfig, StageConfig, UserError
 from lit_long.launch.job import NODE_LOG
 from lit_long.launch.launcher import ReadyStage, Running
-from lit_long.launch.local import LocalLauncher, LocalProcess, Node, command, environment, nodes, threads
+from lit_long.launch.local import LocalLauncher, LocalProcess, Node, count_nodes, count_threads, make_command, make_environment
 
 PORT = 29_500
 PASSED_ON = (
@@ -42,8 +42,8 @@ class TorchrunLauncher(LocalLauncher):
         self.config = config
 
     def check(self, configs: Sequence[StageConfig]) -> None:
-        super().check([config for config in configs if nodes(config) == 1])
-        most, hosts = max((nodes(config) for config in configs), default=1), self.config.hosts
+        super().check([config for config in configs if count_nodes(config) == 1])
+        most, hosts = max((count_nodes(config) for config in configs), default=1), self.config.hosts
         if most == 1:
             return
         if hosts and len(hosts) < most:
@@ -57,26 +57,28 @@ class TorchrunLauncher(LocalLauncher):
             )
 
     def fits(self, config: StageConfig, running: Sequence[StageConfig]) -> bool:
-        alone = any(nodes(one) > 1 for one in [config, *running])
+        alone = any(count_nodes(one) > 1 for one in [config, *running])
         return not running if alone else super().fits(config, running)
 
     def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
-        return [self.start_nodes(stage, say) if nodes(stage.config) > 1 else self.start_one(stage) for stage in stages]
+        return [self.start_nodes(stage, say) if count_nodes(stage.config) > 1 else self.start_one(stage) for stage in stages]
 
     def start_nodes(self, stage: ReadyStage, say: Callable[[str], None]) -> SeveralNodes:
         """One process for each node that we start: torchrun, or ssh to one."""
-        count, address = nodes(stage.config), self.address()
+        count, address = count_nodes(stage.config), self.address()
         hosts = self.config.hosts[:count] or ["localhost"]
         processes: list[tuple[str, LocalProcess]] = []
         for rank, host in enumerate(hosts):
-            words = command(stage.folder, stage.config, Node(rank, count, address))
-            own = environment(stage.config, threads(stage.config))
+            words = make_command(stage.folder, stage.config, Node(rank, count, address))
+            own = make_environment(stage.config, count_threads(stage.config))
             words = words if is_here(host) else [*shlex.split(self.config.ssh), host, self.remote(words, own)]
             log = NODE_LOG.format(rank) if rank else "log.txt"
             processes.append((host, LocalProcess(words, stage.folder, own, stage.lock, log)))
         for rank in range(len(hosts), count):
-            words = command(stage.folder, stage.config, Node(rank, count, address), watched=False)
-            say(f"{stage.label}: type on node {rank}:\n{self.remote(words, environment(stage.config, threads(stage.config)))}")
+            words = make_command(stage.folder, stage.config, Node(rank, count, address), watched=False)
+            say(
+                f"{stage.label}: type on node {rank}:\n{self.remote(words, make_environment(stage.config, count_threads(stage.config)))}"
+            )
         return SeveralNodes(processes)
 
     def address(self) -> str:

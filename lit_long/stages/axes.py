@@ -19,7 +19,7 @@ from lit_long.config.grid import NAME, Point, dotted, label
 from lit_long.config.layers import DEFAULT_OPTIONS
 from lit_long.config.pretrained import PRETRAINED
 from lit_long.positions import SCHEMES, TRANSFORMS, PositionalEncoder, PositionTransform, find
-from lit_long.stages.resolve import mixable, resolve_weights
+from lit_long.stages.resolve import mixable_domains, resolve_weights
 
 OPEN = ("position", "data.sources", "data.weights", "data.repeats", "data.sampling")  # keys that the schema does not list
 SWITCHES = ("scheme", "training.transform", "rank", "init")  # settings that decide which others there are: they come first
@@ -174,7 +174,7 @@ def field_names(cls: type) -> list[str]:
 
 def data_settings(values: dict[str, Any]) -> list[str]:
     data = DataConfig(**values)
-    domains = mixable(replace(data, weights=resolve_weights(data)))
+    domains = mixable_domains(replace(data, weights=resolve_weights(data)))
     return [
         *(name for name in leaf_names(DataConfig) if f"data.{name}" not in OPEN),
         *(f"{key}.{domain}" for key in ("weights", "repeats") for domain in domains),

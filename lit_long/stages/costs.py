@@ -31,7 +31,7 @@ def model_and_context(words: dict) -> tuple[ModelConfig, int]:
     return config.model, config.context
 
 
-def fastest(job: Job, machines: Machines, said: frozenset[str]) -> Estimate:
+def find_fastest(job: Job, machines: Machines, said: frozenset[str]) -> Estimate:
     """The fastest way that fits, or the one that is nearest to it.
 
     Raises:
@@ -76,7 +76,7 @@ def stage_rows(experiment: Plan, machines: Machines, as_configured: bool) -> tup
         if config.kind == "train":
             job = job_of(config, name)
             own = replace(machines, gpus=job.mesh.ranks)
-            found = estimate(job, own) if as_configured else fastest(job, machines, frozenset())
+            found = estimate(job, own) if as_configured else find_fastest(job, machines, frozenset())
             fit &= found.fits
             rows.append(run_row(name, found))
         elif config.kind == "evaluate":
@@ -89,7 +89,7 @@ def paper_rows(machines: Machines) -> tuple[list[list[str]], list[list[str]]]:
     rows, flops = [], []
     for run in paper_runs():
         model, _ = model_and_context({"model": {"option": run.model}})
-        found = fastest(run.job(model), replace(machines, gpus=run.gpus), frozenset())
+        found = find_fastest(run.job(model), replace(machines, gpus=run.gpus), frozenset())
         rows.append(run_row(run.name, found))
         if run.flops:
             flops.append([run.name, *(f"{value:.3e}" for value in (run.flops, run.flops_as_printed(model), found.speed.flops))])

@@ -18,7 +18,7 @@ from lit_long.data.token_store import Store, open_store, verify
 from lit_long.files import is_disk_full, write_atomically
 from lit_long.pretrained import open_pretrained
 from lit_long.stages.folder import finish, locked, write_stage
-from lit_long.stages.plan import CORPUS, Stage, place
+from lit_long.stages.plan import CORPUS, Stage, place_stage
 from lit_long.stages.resolve import resolve_data, uses_builtin
 
 Report = Callable[[str, float], None]
@@ -37,7 +37,7 @@ def data_stage(words: dict[str, Any], root: str) -> Stage:
 
     config = compose_data(words, pretrained)
     config.data = resolve_data(config.data, "command line", {})
-    return place(Path(root).expanduser().resolve() if root else project_root(), CORPUS, config)
+    return place_stage(Path(root).expanduser().resolve() if root else project_root(), CORPUS, config)
 
 
 def prepare_stage(stage: Stage, processes: int, check: bool, report: Report) -> Store:

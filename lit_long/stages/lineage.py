@@ -22,10 +22,10 @@ def stage_of(checkpoint: Path) -> Path:
     raise UserError(f"{checkpoint}: lies in no stage folder (stage.yaml), so nothing says what model it is")
 
 
-def ancestors(folder: Path) -> list[tuple[Path, StageConfig, Path | None]]:
+def list_ancestors(folder: Path) -> list[tuple[Path, StageConfig, Path | None]]:
     """The stages that the model went through, first one first: folder, settings, data store."""
     config, store, parent = read_stage(folder)
-    return [*(ancestors(parent) if parent else []), (folder, config, store)]
+    return [*(list_ancestors(parent) if parent else []), (folder, config, store)]
 
 
 def model_card(name: str, folder: Path, checkpoint: Path) -> str:
@@ -35,11 +35,11 @@ def model_card(name: str, folder: Path, checkpoint: Path) -> str:
         folder: the training stage.
         checkpoint: what was exported of it.
     """
-    chain = ancestors(folder)
+    chain = list_ancestors(folder)
     config = chain[-1][1]
     position = ", ".join(f"{key} {value}" for key, value in config.position.items() if value is not None)
     start = chain[0][1].model.init
-    rows = [row(*stage) for stage in chain]
+    rows = [describe_stage(*stage) for stage in chain]
     titles = ("stage", "tokens", "context", "positional encoder", "optimiser", "data digest", "tracked run")
     return f"""---
 library_name: transformers
@@ -64,7 +64,7 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer
 |{"---|" * len(titles)}
 {chr(10).join(f"| {' | '.join(cells)} |" for cells in rows)}
 
-{measured(folder)}
+{describe_result(folder)}
 The complete settings of the last stage:
 
 ```json
@@ -73,7 +73,7 @@ The complete settings of the last stage:
 """
 
 
-def row(folder: Path, config: StageConfig, store: Path | None) -> tuple[str, ...]:
+def describe_stage(folder: Path, config: StageConfig, store: Path | None) -> tuple[str, ...]:
     """One stage of the card's table."""
     digest = read_result(store)["digest"][:16] if store and (store / "result.json").is_file() else "unknown"
     optimiser = f"{OPTIMIZERS[config.optim.name]}, peak {config.optim.lr:g}, {config.tokens_per_update:,} tokens an update, seed {config.seed}"
@@ -89,7 +89,7 @@ def mlflow_run(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def measured(folder: Path) -> str:
+def describe_result(folder: Path) -> str:
     """What the stage measured at its end; nothing of an unfinished one."""
     if not (folder / "DONE").is_file():
         return "The stage had not ended when this was exported.\n"

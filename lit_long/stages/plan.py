@@ -233,7 +233,7 @@ def make_plan(layers: Layers) -> Plan:
     # Data first: what cannot be read is found before a model is trained that would then wait for it.
     order = sorted(stages.values(), key=lambda stage: stage.config.kind != "data")
     found = {stage.folder: archive for stage in order if not stage.done and (archive := find_archive(stage.names))}
-    archives, lacking = sufficient(found, order)
+    archives, lacking = select_archives(found, order)
     for trial in trials:
         trial.stages = {name: stage.read_from(archives, found) for name, stage in trial.stages.items()}
     order = [stage.read_from(archives, found) for stage in order]
@@ -305,12 +305,12 @@ class StageBuilder:
                 f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
             )
         init = prober.probe(open_pretrained, config.model.init) if config.model.init and parent is None else None
-        return BuiltStage(config, origin, place(self.root, name, config, corpus, parent, init), corpus)
+        return BuiltStage(config, origin, place_stage(self.root, name, config, corpus, parent, init), corpus)
 
     def corpus(self, config: StageConfig) -> Stage:
         """The stage that prepares the data of another."""
         if (key := repr(config.data)) not in self.corpora:
-            self.corpora[key] = place(self.root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
+            self.corpora[key] = place_stage(self.root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
         return self.corpora[key]
 
 
@@ -338,7 +338,7 @@ def parents_first(stages: dict[str, Any], layers: Layers) -> list[str]:
     return order
 
 
-def place(
+def place_stage(
     root: Path,
     name: str,
     config: StageConfig,
@@ -357,7 +357,7 @@ def place(
     return Stage(name, config, identity, folder, corpus.folder if corpus else None, parent.folder if parent else None, former)
 
 
-def sufficient(archives: dict[Path, Path], stages: list[Stage]) -> tuple[dict[Path, Path], list[str]]:
+def select_archives(archives: dict[Path, Path], stages: list[Stage]) -> tuple[dict[Path, Path], list[str]]:
     """Those of ``archives`` (by the folders that they stand for) that hold what the stages to run start from; and lines about the others.
 
     An archive holds no data, and not always weights: then the stage runs again.

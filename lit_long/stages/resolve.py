@@ -63,7 +63,7 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own_position:
         elif not config.model.init:
             raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures, or model.init")
         config = replace(config, evaluation=resolve_evaluation(config.evaluation, config.data))
-        check_evaluation(config.evaluation, measurable(config.data), where)
+        check_evaluation(config.evaluation, measurable_domains(config.data), where)
     else:
         check_training(config, where)
         check_adapter(config.adapter, parent is not None or bool(config.model.init), where)
@@ -77,7 +77,7 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own_position:
     if config.kind == "train":
         config = replace(config, curriculum=resolve_curriculum(config, position, where))
         check_context_parallel(config, where)
-    return replace(config, position=position, trainer=replace(config.trainer, precision=precision(config.trainer)))
+    return replace(config, position=position, trainer=replace(config.trainer, precision=resolve_precision(config.trainer)))
 
 
 def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str) -> CurriculumConfig:
@@ -88,7 +88,7 @@ def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str
         key = f"{where}.curriculum.phases[{number}]"
         if phase.weights and not uses_builtin(config.data) and not set(phase.weights) & set(config.data.sources):
             phase = replace(phase, weights={})  # sources took the mixture over, here as in the stage (`resolve_weights`)
-        check_weights(phase.weights, mixable(config.data), f"{key}.weights")
+        check_weights(phase.weights, mixable_domains(config.data), f"{key}.weights")
         if phase.weights and not any(phase.weights.values()):
             raise UserError(f"{key}.weights gives no domain a share")
         shortest = round(config.context * min(phase.scale, phase.grow_from or phase.scale))
@@ -131,7 +131,7 @@ def check_training(config: StageConfig, where: str) -> None:
             f"{where}: model.vocab_size={model.vocab_size} must not be smaller than data.corpus.vocab_size="
             f"{config.data.corpus.vocab_size}, the tokenizer's"
         )
-    data, known = config.data, mixable(config.data)
+    data, known = config.data, mixable_domains(config.data)
     check_weights(data.weights, known, f"{where}: data.weights")
     check_weights(data.repeats, known, f"{where}: data.repeats")
     chosen, mixed = ("repeats", data.repeats) if data.repeats else ("weights", data.weights)
@@ -222,7 +222,7 @@ def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str)
         check_task(task, f"{where}: evaluation.tasks")
 
 
-def precision(trainer: TrainerConfig) -> str:
+def resolve_precision(trainer: TrainerConfig) -> str:
     """``auto`` resolved: bf16 where the hardware computes it natively, so that the identity says what was computed."""
     known = ("32-true", "bf16-mixed", "bf16-true")
     if trainer.precision in known:
@@ -283,12 +283,12 @@ def uses_builtin(data: DataConfig) -> bool:
     return not data.sources or any(name in BUILTIN for name in data.weights)
 
 
-def mixable(data: DataConfig) -> list[str]:
+def mixable_domains(data: DataConfig) -> list[str]:
     """What the weights may name."""
     return [*data.sources, *(BUILTIN if uses_builtin(data) else ())]
 
 
-def measurable(data: DataConfig) -> list[str]:
+def measurable_domains(data: DataConfig) -> list[str]:
     """Domains with held-out documents."""
     own = [name for name, source in data.sources.items() if source.validation_share > 0]
     return [*own, *(DOMAINS if uses_builtin(data) else ())]
@@ -298,7 +298,7 @@ def resolve_evaluation(evaluation: EvaluationConfig, data: DataConfig) -> Evalua
     """Where an experiment measures on the built-in corpus and that was replaced by sources, measure on these."""
     domains, retrieval = evaluation.domains, evaluation.retrieval_domain
     if not uses_builtin(data) and domains and all(name in DOMAINS for name in domains):
-        domains = measurable(data)
+        domains = measurable_domains(data)
     if not retrieval and (evaluation.retrieval_lengths or evaluation.passkey_lengths):
         retrieval = DOCS if uses_builtin(data) else next(iter(domains), "")
     return replace(evaluation, domains=domains, retrieval_domain=retrieval)

@@ -47,7 +47,7 @@ def lora_config(config: AdapterConfig, **more: Any) -> Any:
     )
 
 
-def merged(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
+def merge_adapter(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
     """The plain Llama's weights from those of an adapted one: W + alpha / rank · B A."""
     found = {}
     for name, tensor in state.items():
@@ -73,11 +73,11 @@ def save_adapted(model: nn.Module, config: AdapterConfig, folder: Path, base: st
     more = {"modules_to_save": list(_WHOLE), "ensure_weight_tying": is_tied(state)} if config.train_embeddings_and_norms else {}
     (folder / ADAPTER).mkdir(exist_ok=True)
     lora_config(config, task_type="CAUSAL_LM", base_model_name_or_path=base, **more).save_pretrained(folder / ADAPTER)
-    save_file(peft_names(state, config), folder / ADAPTER / "adapter_model.safetensors")
-    write_state(merged(state, config), folder / WEIGHTS)
+    save_file(rename_for_peft(state, config), folder / ADAPTER / "adapter_model.safetensors")
+    write_state(merge_adapter(state, config), folder / WEIGHTS)
 
 
-def peft_names(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
+def rename_for_peft(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
     """The trained tensors, as peft calls them when it adapts transformers' LlamaForCausalLM."""
     trained = {name.replace(f".{_NAME}.weight", ".weight"): tensor for name, tensor in state.items() if ".lora_" in name}
     if config.train_embeddings_and_norms:
@@ -92,7 +92,7 @@ def is_tied(state: dict[str, Tensor]) -> bool:
     return "lm_head.weight" not in state
 
 
-def trained_part(model: nn.Module) -> dict[str, int]:
+def count_trained(model: nn.Module) -> dict[str, int]:
     """For the stage's result: how many parameters were trained, and how many bytes AdamW's two moments took for them."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return {

@@ -213,7 +213,7 @@ def domain_counts(row: dict[str, float], name: str) -> dict[str, int]:
     return {what: int(row.get(DOMAIN.format(name, what), 0)) for what in COUNTED}
 
 
-def machine(device: torch.device) -> str:
+def describe_machine(device: torch.device) -> str:
     """The processor that the numbers come from, in a few words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}"

@@ -51,7 +51,7 @@ def trace(job: Job) -> Traced:
     if job.mesh.context > 1:
         raise UserError("trace=true cannot run context parallelism: leave trace out, or set context_parallel=1")
     with fake_ranks(job) as mesh:
-        return tracked(job, mesh, FakeTensorMode(allow_non_fake_inputs=True), NoData())
+        return track(job, mesh, FakeTensorMode(allow_non_fake_inputs=True), NoData())
 
 
 def compare(job: Job) -> tuple[float, int, dict[str, int]]:
@@ -61,10 +61,10 @@ def compare(job: Job) -> tuple[float, int, dict[str, int]]:
     return peak(job).total, found.total, found.kinds
 
 
-def tracked(job: Job, mesh: DeviceMesh | None = None, *modes: TorchDispatchMode) -> Traced:
+def track(job: Job, mesh: DeviceMesh | None = None, *modes: TorchDispatchMode) -> Traced:
     """An update of ``job`` that is not the first: AdamW has its moments. All tensors are made under ``modes``."""
-    model, optimizer, batch = made_ready(job, mesh, *modes)
-    with entered(modes):
+    model, optimizer, batch = prepare(job, mesh, *modes)
+    with enter(modes):
         tracker = FSDPMemTracker(model, optimizer) if mesh is not None else MemTracker()
         if isinstance(tracker, FSDPMemTracker):
             tracker.track_inputs(tuple(batch[:4]))
@@ -76,13 +76,13 @@ def tracked(job: Job, mesh: DeviceMesh | None = None, *modes: TorchDispatchMode)
     return Traced(found.pop("Total"), {str(kind.value): size for kind, size in found.items() if size})
 
 
-def made_ready(job: Job, mesh: DeviceMesh | None, *modes: TorchDispatchMode) -> tuple[Llama, Optimizer, Batch]:
+def prepare(job: Job, mesh: DeviceMesh | None, *modes: TorchDispatchMode) -> tuple[Llama, Optimizer, Batch]:
     """The model as it is trained, its optimizer after a step, and the rank's sequences of an update."""
-    with entered(modes):
+    with enter(modes):
         model = build_model(job)
     parallelize(model, mesh, job.checkpointing)  # under no mode: meshes are made of tensors, too, whose data are needed
-    with entered(modes):
-        optimizer, batch = AdamW(model.parameters(), lr=1e-5, fused=True), batch_of(job)
+    with enter(modes):
+        optimizer, batch = AdamW(model.parameters(), lr=1e-5, fused=True), make_batch(job)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         clip_gradients(model.parameters(), 1.0)
@@ -94,7 +94,7 @@ def made_ready(job: Job, mesh: DeviceMesh | None, *modes: TorchDispatchMode) -> 
 
 
 @contextmanager
-def entered(modes: tuple[TorchDispatchMode, ...]) -> Iterator[None]:
+def enter(modes: tuple[TorchDispatchMode, ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for mode in modes:
             stack.enter_context(mode)
@@ -135,7 +135,7 @@ def autocast(job: Job) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if job.precision == "bf16-mixed" else nullcontext()
 
 
-def batch_of(job: Job) -> Batch:
+def make_batch(job: Job) -> Batch:
     """The rank's sequences of an update, one document each."""
     shape = (job.rank_rows, job.context)
     tokens, ids = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)

@@ -98,7 +98,7 @@ class LongContextModule(lightning.LightningModule):
         if self.model is not None:
             return
         pretrained = isinstance(self.init_from, PretrainedWeights)
-        loss = choose_loss(self.loss, self.trainer.strategy.root_device, computed_in(self.trainer.precision))
+        loss = choose_loss(self.loss, self.trainer.strategy.root_device, compute_dtype(self.trainer.precision))
         with torch.device("meta") if pretrained else nullcontext():
             model = Llama(self.model_config, self.encoder, self.loss_chunk, loss)
         if self.init_from is None:
@@ -237,6 +237,6 @@ class LongContextModule(lightning.LightningModule):
             nats.reset(), tokens.reset()
 
 
-def computed_in(precision: str) -> torch.dtype:
+def compute_dtype(precision: str) -> torch.dtype:
     """The precision of attention and of the head, from Lightning's name of the whole."""
     return torch.bfloat16 if precision.startswith("bf16") else torch.float32

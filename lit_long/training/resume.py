@@ -96,13 +96,13 @@ class OneFile(TorchCheckpointIO):
         self.writer = writer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        checkpoint = staged(checkpoint) if self.writer.background else checkpoint
+        checkpoint = copy_to_cpu(checkpoint) if self.writer.background else checkpoint
         self.writer.run(functools.partial(write_file, checkpoint, Path(path)))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         with reading(path):
             if Path(path).is_dir():
-                return assembled(Path(path))
+                return assemble(Path(path))
             return super().load_checkpoint(path, map_location or "cpu", weights_only)
 
 
@@ -122,7 +122,7 @@ class ShardedPoints:
         tensors = {"state_dict": checkpoint.pop("state_dict")}
         tensors |= {f"optimizer_{number}": state for number, state in enumerate(checkpoint.pop("optimizer_states", []))}
         if self.writer.background:
-            tensors = staged(tensors)
+            tensors = copy_to_cpu(tensors)
         meta = io.BytesIO()
         torch.save(checkpoint, meta)
         path = Path(self.broadcast(str(filepath)))
@@ -136,7 +136,7 @@ class ShardedPoints:
             whole = StateDictOptions(full_state_dict=True)
             set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=whole)
             for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
-                set_optimizer_state_dict(self.model, optimizer, named(state, self.model, optimizer), options=whole)
+                set_optimizer_state_dict(self.model, optimizer, state_by_name(state, self.model, optimizer), options=whole)
             return checkpoint
 
 
@@ -152,7 +152,7 @@ def reading(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def staged(state: dict[str, Any]) -> dict[str, Any]:
+def copy_to_cpu(state: dict[str, Any]) -> dict[str, Any]:
     """A copy on the CPU, that training does not change."""
     return DefaultStager(StagingOptions(False, False, False, False)).stage(state)
 
@@ -168,7 +168,7 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
         publish(writing, path)
     except BaseException as error:
         discard(writing)
-        raise explained(error, path) from error
+        raise explain(error, path) from error
 
 
 def write_folder(tensors: dict[str, Any], meta: bytes, path: Path, group: dist.ProcessGroup) -> None:
@@ -185,7 +185,7 @@ def write_folder(tensors: dict[str, Any], meta: bytes, path: Path, group: dist.P
     except BaseException as error:
         if first:
             discard(writing)
-        raise explained(error, path) from error
+        raise explain(error, path) from error
 
 
 def publish(writing: Path, path: Path) -> None:
@@ -204,7 +204,7 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def explained(error: BaseException, path: Path) -> BaseException:
+def explain(error: BaseException, path: Path) -> BaseException:
     """The error of a rank that could not write, in words for people where they are known."""
     causes = [error]
     for cause in causes:  # grows while it is gone through
@@ -225,7 +225,7 @@ def explained(error: BaseException, path: Path) -> BaseException:
     return error
 
 
-def assembled(folder: Path) -> dict[str, Any]:
+def assemble(folder: Path) -> dict[str, Any]:
     """What several ranks wrote to ``folder``, as the one dictionary that Lightning keeps in a file. Read by one process, tensor by tensor."""
     found: dict[str, Any] = {}
     reader = dcp.FileSystemReader(folder)
@@ -234,12 +234,12 @@ def assembled(folder: Path) -> dict[str, Any]:
     for name, path in metadata.planner_data.items():
         set_element(found, path, read_entry(reader, name, metadata.state_dict_metadata[name]))
     names = sorted((name for name in found if name.startswith("optimizer_")), key=lambda name: int(name.partition("_")[2]))
-    optimizers = [numbered(found.pop(name)) for name in names]
+    optimizers = [state_by_number(found.pop(name)) for name in names]
     meta = torch.load(folder / META, map_location="cpu", weights_only=False)
     return meta | found | {"optimizer_states": optimizers}
 
 
-def named(state: dict[str, Any], module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def state_by_name(state: dict[str, Any], module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's state by the parameters' names, from one by their numbers: as torch does it, by their places in the groups."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
@@ -248,7 +248,7 @@ def named(state: dict[str, Any], module: nn.Module, optimizer: Optimizer) -> dic
     return {"state": {given[number]: values for number, values in state["state"].items()}, "param_groups": groups}
 
 
-def numbered(state: dict[str, Any]) -> dict[str, Any]:
+def state_by_number(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state by the parameters' numbers, as torch's own on one device, and not by their names."""
     groups, numbers = [], {}
     for group in state["param_groups"]:

@@ -24,10 +24,10 @@ from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, save_weights
-from lit_long.training.adapter import save_adapted, trained_part
-from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts, machine
+from lit_long.training.adapter import count_trained, save_adapted
+from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, describe_machine, domain_counts
 from lit_long.training.context_parallel import check_compiled
-from lit_long.training.module import LongContextModule, computed_in
+from lit_long.training.module import LongContextModule, compute_dtype
 from lit_long.training.resume import OneFile, Writer, newest_checkpoint
 from lit_long.training.signals import Stopped, StopRequest
 from lit_long.training.spike_guard import SpikeGuard
@@ -72,7 +72,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         config.optim,
         updates=updates,
         switches=[(phase.start, phase.position or config.position) for phase in phases] if config.curriculum.phases else (),
-        init_from=starting_weights(config, parent),
+        init_from=find_starting_weights(config, parent),
         adapter=config.adapter,
         seed=config.seed,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
@@ -90,9 +90,9 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
-        strategy=strategy(config, writer),
+        strategy=make_strategy(config, writer),
         precision=None if config.trainer.precision == "bf16-true" else config.trainer.precision,
-        plugins=plugins(config.trainer, writer),
+        plugins=make_plugins(config.trainer, writer),
         max_steps=updates,
         val_check_interval=every or None,
         check_val_every_n_epoch=None,
@@ -121,7 +121,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
     checkpoint = newest_checkpoint(checkpoints)
     started = time.perf_counter()
     with use(config.trainer.attention):
-        kernels = trainer.strategy.root_device, computed_in(config.trainer.precision), config.model.head_dim
+        kernels = trainer.strategy.root_device, compute_dtype(config.trainer.precision), config.model.head_dim
         if config.trainer.compile and config.trainer.context_parallel > 1:
             check_compiled(*kernels)
         report(f"attention: {describe(*kernels)}", 0.0)
@@ -140,25 +140,25 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         save_weights(module.model, folder / WEIGHTS, trainer.is_global_zero)
     if not trainer.is_global_zero:
         return {}
-    result = summary(config, folder, module, trainer, seconds) | {"data": account(planned, folder / "metrics.jsonl")}
-    return result | (trained_part(module.model) if config.adapter.rank else {})
+    result = summarize(config, folder, module, trainer, seconds) | {"data": add_consumed(planned, folder / "metrics.jsonl")}
+    return result | (count_trained(module.model) if config.adapter.rank else {})
 
 
-def account(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str, dict[str, Any]]:
+def add_consumed(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str, dict[str, Any]]:
     """What was planned to be taken of each domain, and beside it what was: ``consumed``, by the names that MetricsFile writes."""
     rows = [json.loads(line) for line in lines_of(metrics.read_text())]
     last = next(row for row in reversed(rows) if "train/loss" in row)
     return {name: row | {"consumed": domain_counts(last, name)} for name, row in planned.items()}
 
 
-def starting_weights(config: StageConfig, parent: Path | None) -> Path | PretrainedWeights | None:
+def find_starting_weights(config: StageConfig, parent: Path | None) -> Path | PretrainedWeights | None:
     """The parent's weights, else those that ``model.init`` names; None when training starts from scratch."""
     if parent is not None:
         return parent / WEIGHTS
     return open_pretrained(config.model.init) if config.model.init else None
 
 
-def strategy(config: StageConfig, writer: Writer) -> str | Strategy:
+def make_strategy(config: StageConfig, writer: Writer) -> str | Strategy:
     """The Lightning strategy of ``trainer.*``.
 
     Raises:
@@ -182,14 +182,14 @@ class TrueHalf(HalfPrecision):
         return data
 
 
-def plugins(trainer: TrainerConfig, writer: Writer) -> list[Any]:
+def make_plugins(trainer: TrainerConfig, writer: Writer) -> list[Any]:
     """Who started the ranks, who writes checkpoints on one device, and pure bf16."""
     started = [TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else []
     half = [TrueHalf("bf16-true")] if trainer.precision == "bf16-true" else []
     return started + half + ([OneFile(writer)] if trainer.strategy == "single" else [])
 
 
-def summary(
+def summarize(
     config: StageConfig, folder: Path, module: LongContextModule, trainer: lightning.Trainer, seconds: float
 ) -> dict[str, Any]:
     """``result.json`` of a training stage. ``seconds`` are those of this process; a resumed stage took longer in all."""
@@ -212,6 +212,6 @@ def summary(
         "seconds": seconds,
         "skipped_updates": module.spike_guard.skipped,
         "precision": config.trainer.precision,
-        "machine": machine(trainer.strategy.root_device),  # Lightning has moved the module off it
+        "machine": describe_machine(trainer.strategy.root_device),  # Lightning has moved the module off it
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
     }

@@ -78,7 +78,9 @@ class Watchdog(Callback):
             file.unlink(missing_ok=True)
             return
         reports = [json.loads(path.read_text()) for path in sorted(self.place.glob("rank-*.json"))]
-        message = f"nothing has moved for {self.seconds / 60:g} minutes (trainer.timeout_minutes): {verdict(reports, world)}"
+        message = (
+            f"nothing has moved for {self.seconds / 60:g} minutes (trainer.timeout_minutes): {find_culprits(reports, world)}"
+        )
         print(f"error: rank {rank}: {message}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
         if not (self.folder / "error.txt").exists():
@@ -98,11 +100,11 @@ class Watchdog(Callback):
         }
 
 
-def verdict(reports: list[dict[str, Any]], world: int) -> str:
+def find_culprits(reports: list[dict[str, Any]], world: int) -> str:
     """Who is to blame: ranks that say nothing; else those that are behind; else those that wait for nobody."""
     silent = sorted(set(range(world)) - {report["rank"] for report in reports})
     if silent:
-        return f"{ranks(silent)} of {world} did not answer: stopped, out of memory, or on a machine that is gone"
+        return f"{list_ranks(silent)} of {world} did not answer: stopped, out of memory, or on a machine that is gone"
     furthest = max(report["position"] for report in reports)
     behind = [report for report in reports if report["position"] < furthest]
     busy = [report for report in reports if not report["waits"]]
@@ -110,8 +112,8 @@ def verdict(reports: list[dict[str, Any]], world: int) -> str:
     if not found:
         return f"all {world} ranks stand at the same place, in update {furthest[0] + 1}: a fault of the network? Their stacks are in log.txt"
     places = "; ".join(f"{report['where']} on {report['host']}, in update {report['position'][0] + 1}" for report in found[:3])
-    return f"{ranks([report['rank'] for report in found])} of {world} did not arrive: {places}. Stacks are in log.txt"
+    return f"{list_ranks([report['rank'] for report in found])} of {world} did not arrive: {places}. Stacks are in log.txt"
 
 
-def ranks(numbers: list[int]) -> str:
+def list_ranks(numbers: list[int]) -> str:
     return f"{'ranks' if len(numbers) > 1 else 'rank'} {', '.join(map(str, numbers[:16]))}{' …' if len(numbers) > 16 else ''}"

@@ -31,7 +31,7 @@ from lit_long.evaluation.lm_eval import Harness
 from lit_long.evaluation.needle import NEW, needle_prompt
 from lit_long.generation import pack
 from lit_long.pretrained import open_pretrained
-from lit_long.training.callbacks import machine
+from lit_long.training.callbacks import describe_machine
 from tests.benchmarks.bench_generation import SHAPE, their_tokens, theirs
 from tests.evaluation.models import bytes_tokenizer
 from tests.pretrained.llamas import read
@@ -53,7 +53,7 @@ def model_folder(folder: Path) -> Path:
 def row(name: str, peer: str, mine: float, peers: float, target: float, unit: str) -> Row:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "lm_eval": lm_eval.__version__}
     found = {"name": name, "peer": peer, "ours": mine, "theirs": peers, "ratio": mine / peers, "target": target, "unit": unit}
-    found |= {"threads": torch.get_num_threads(), "machine": machine(torch.device("cpu")), "versions": versions}
+    found |= {"threads": torch.get_num_threads(), "machine": describe_machine(torch.device("cpu")), "versions": versions}
     verdict = "" if mine / peers >= target else "   BELOW TARGET"
     print(f"{name}: {mine:,.2f} {unit}, {peer} {peers:,.2f}, {mine / peers:.2f} × (target {target:g}){verdict}", flush=True)
     return found

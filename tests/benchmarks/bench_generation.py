@@ -26,12 +26,12 @@ from lit_long.config import ModelConfig, TrainerConfig
 from lit_long.generation import generate, pack
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.stages.resolve import precision
-from lit_long.training.callbacks import machine
+from lit_long.stages.resolve import resolve_precision
+from lit_long.training.callbacks import describe_machine
 from tests.integration.mini import REPOSITORY
 
 SHAPE = ModelConfig(49_152, 576, 30, 9, 3, 64, 1536, 1e-5, True, 8192, 100_000.0)
-NATIVE = precision(TrainerConfig()) == "bf16-mixed"
+NATIVE = resolve_precision(TrainerConfig()) == "bf16-mixed"
 DTYPES = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if NATIVE else {})
 PROMPT, NEW, ROUNDS = 128, 64, 2
 LONG = 8192
@@ -88,7 +88,12 @@ def their_tokens(model: LlamaForCausalLM, rows: torch.Tensor, new: int) -> list[
 def row(name: str, mine: float, peers: float, ratio: float, target: float, unit: str) -> Row:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     found = {"name": name, "peer": "transformers generate", "ours": mine, "theirs": peers, "ratio": ratio, "target": target}
-    found |= {"unit": unit, "threads": torch.get_num_threads(), "machine": machine(torch.device("cpu")), "versions": versions}
+    found |= {
+        "unit": unit,
+        "threads": torch.get_num_threads(),
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": versions,
+    }
     verdict = "" if ratio >= target else "   BELOW TARGET"
     print(f"{name}: {mine:,.1f} {unit}, transformers {peers:,.1f}, {ratio:.2f} × (target {target:g}){verdict}", flush=True)
     return found

@@ -18,7 +18,7 @@ from lit_long.model.attention import CAUSAL
 from lit_long.model.llama import Attention
 from lit_long.positions import build
 from lit_long.positions.rotary import apply_rotary
-from lit_long.training.callbacks import machine
+from lit_long.training.callbacks import describe_machine
 
 SHAPES = {  # heads, components, d_model, rounds: those of configs/model/
     "tiny": (3, 64, 192, 200),
@@ -76,5 +76,5 @@ def test_rotation(name, dtype, backward):
     print(
         f"\n{name}, {dtype}, {'with backward' if backward else 'forward'}: {mine / layer_time:.1%} of an attention layer "
         f"({mine * 1e3:.2f} of {layer_time * 1e3:.1f} ms), {peers / mine:.2f} × as fast as transformers; tables, once a forward: "
-        f"{table * 1e3:.2f} ms (transformers {their_table * 1e3:.2f}) ({machine(torch.device('cpu'))})"
+        f"{table * 1e3:.2f} ms (transformers {their_table * 1e3:.2f}) ({describe_machine(torch.device('cpu'))})"
     )

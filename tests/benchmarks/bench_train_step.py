@@ -34,8 +34,8 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.planning.flops import matmul_weights
 from lit_long.positions import build
-from lit_long.stages.resolve import precision
-from lit_long.training.callbacks import machine
+from lit_long.stages.resolve import resolve_precision
+from lit_long.training.callbacks import describe_machine
 from lit_long.training.parallel import parallelize
 from lit_long.training.throughput import measured_peak
 from tests.integration.mini import REPOSITORY
@@ -62,7 +62,7 @@ LOSS_MEMORY = 2**29
 # Within the half hour that all benchmarks have together; `full`: 5 and 3, the rows of 8,192 tokens, and all contestants.
 ROUNDS, SLOW_ROUNDS = 3, 1
 ROUND_SECONDS = 60  # no further round after so long, unless `full`: a slow machine gets fewer
-NATIVE = precision(TrainerConfig()) == "bf16-mixed"  # as stages choose it
+NATIVE = resolve_precision(TrainerConfig()) == "bf16-mixed"  # as stages choose it
 DTYPE = "bf16" if NATIVE else "fp32"
 Row = dict[str, Any]
 
@@ -168,7 +168,7 @@ def peak_mebibytes() -> float:
 def row(name: str, peer: str, mine: float, peers: float, ratio: float, target: float | None, unit: str, **more: Any) -> Row:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     found = {"name": name, "peer": peer, "ours": mine, "theirs": peers, "ratio": ratio, "target": target, "unit": unit} | more
-    found |= {"threads": torch.get_num_threads(), "machine": machine(torch.device("cpu")), "versions": versions}
+    found |= {"threads": torch.get_num_threads(), "machine": describe_machine(torch.device("cpu")), "versions": versions}
     verdict = "" if target is None else f" (target {target:.2f})" if ratio >= target else f" (BELOW TARGET {target:.2f})"
     print(f"{name}: {mine:,.1f} {unit}, {peer} {peers:,.1f}: {ratio:.2f} ×{verdict} {more or ''}", flush=True)
     return found

@@ -9,7 +9,7 @@ import pytest
 
 from lit_long.config import ModelConfig, StageConfig, TrainerConfig, UserError
 from lit_long.config.checkpoints import check_checkpoints, milestone_updates, writes_in_background
-from lit_long.launch.runner import bytes_of
+from lit_long.launch.runner import estimate_bytes
 from lit_long.planning.flops import parameters
 from lit_long.stages.plan import Stage
 
@@ -54,7 +54,7 @@ def test_beside_training_on_a_gpu():
 def test_disk_space_for_all_checkpoints_that_stay_and_one_that_is_written():
     def space(**trainer):
         config = replace(stage(**trainer), model=ModelConfig())
-        return bytes_of(Stage("base", config, "1", Path("train-1"))) / parameters(config.model)
+        return estimate_bytes(Stage("base", config, "1", Path("train-1"))) / parameters(config.model)
 
     assert space() == 4 + 2 * 12
     assert space(keep_checkpoints=3, milestones=[0.5, 1.0]) == 4 + 6 * 12

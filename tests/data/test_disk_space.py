@@ -13,8 +13,8 @@ from lit_long.config import CorpusConfig, DataConfig, SourceConfig, StageConfig
 from lit_long.data import sources as reading
 from lit_long.data.disk_space import estimate_disk_space
 from lit_long.data.sources import resolve_source
-from lit_long.launch.runner import CORPUS_BYTES, bytes_of
-from lit_long.stages.plan import CORPUS, place
+from lit_long.launch.runner import CORPUS_BYTES, estimate_bytes
+from lit_long.stages.plan import CORPUS, place_stage
 from tests.data.own import store_of, write_gz, write_jsonl, write_parquet, write_text, write_zst
 
 WRITERS = {
@@ -74,7 +74,9 @@ def test_a_sweep_asks_for_it(tmp_path):
     source = resolve_source("mine", SourceConfig(path=str(path)))
     data = DataConfig(sources={"mine": source}, weights={"mine": 1.0})
     both = replace(data, weights={"mine": 0.5, "docs": 0.5})
-    alone, beside = (bytes_of(place(tmp_path, CORPUS, StageConfig(kind="data", data=found))) for found in (data, both))
+    alone, beside = (
+        estimate_bytes(place_stage(tmp_path, CORPUS, StageConfig(kind="data", data=found))) for found in (data, both)
+    )
     assert (
         alone
         == estimate_disk_space(data.corpus, data.sources, tmp_path)[1]

@@ -31,7 +31,7 @@ from lit_long.config import ModelConfig
 from lit_long.model.attention import describe
 from lit_long.model.fused_loss import PACKAGES, fused_nats, why_not
 from lit_long.model.loss import chunk_tokens, summed_nats
-from lit_long.training.callbacks import machine
+from lit_long.training.callbacks import describe_machine
 from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
 from tests.benchmarks.bench_train_step import LOSS_MEMORY, SIZES, ours, theirs
 
@@ -51,7 +51,12 @@ class Bench:
         self.file, self.small, self.rows = file, small, []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         versions = {name: version for name in PACKAGES_MEASURED if (version := version_of(name))}
-        self.about = {"machine": machine(self.device), "python": platform.python_version(), "versions": versions, "small": small}
+        self.about = {
+            "machine": describe_machine(self.device),
+            "python": platform.python_version(),
+            "versions": versions,
+            "small": small,
+        }
 
     def add(self, **values: Any) -> None:
         self.rows.append(values | self.about)

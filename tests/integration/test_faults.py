@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_long.config import StageConfig, plain
-from lit_long.launch.local import command
+from lit_long.launch.local import make_command
 from lit_long.pretrained.weights import read_checkpoint
 from lit_long.stages.folder import is_done, write_stage
 from lit_long.stages.run import run_stage
@@ -174,7 +174,7 @@ def test_a_full_disk(stages, straight, tmp_path):
     folder.parent.mkdir()
     (tmp_path / "made").mkdir()
     write_stage(tmp_path / "made", "stage", plain(config), stages / "store", None)
-    line = " ".join(command(folder, config))
+    line = " ".join(make_command(folder, config))
     # room for one checkpoint and a half: that of update 2 fits, that of update 4 does not beside it
     size = sum(path.stat().st_size for path in (straight / "checkpoints").rglob("*") if path.is_file()) * 3 // 2 // 1024 + 60
     script = f"""

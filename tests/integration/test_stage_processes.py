@@ -31,7 +31,7 @@ from lit_long.config import (
 from lit_long.config.schema import PhaseConfig, ValidationConfig
 from lit_long.data.prepare import prepare
 from lit_long.data.token_store import open_store
-from lit_long.launch.local import command
+from lit_long.launch.local import make_command
 from lit_long.stages.folder import is_done, write_stage
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
@@ -75,7 +75,7 @@ def start(folder: Path, config: StageConfig, parent: Path | None = None) -> subp
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with (folder / "log.txt").open("a") as log:
         return subprocess.Popen(
-            command(folder, config), cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
+            make_command(folder, config), cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 from lit_long.config import LauncherConfig, StageConfig, TrainerConfig, UserError, plain
 from lit_long.launch.job import StageNode
 from lit_long.launch.launcher import make_launcher
-from lit_long.launch.local import LocalLauncher, Node, command, environment, threads
+from lit_long.launch.local import LocalLauncher, Node, count_threads, make_command, make_environment
 from lit_long.stages.folder import write_stage
 from tests.integration.mini import REPOSITORY
 
@@ -75,7 +75,7 @@ def test_gpus_are_shared_out(tmp_path, monkeypatch):
 
 def test_the_command_of_a_node(tmp_path):
     alone, first, second = (
-        " ".join(command(tmp_path, stage(nodes=nodes, devices=4), node)[1:])
+        " ".join(make_command(tmp_path, stage(nodes=nodes, devices=4), node)[1:])
         for nodes, node in ((1, Node()), (2, Node(0, 2, "host:1234")), (2, Node(1, 2, "host:1234")))
     )
     assert alone == f"-m lit_long.launch.ranks --standalone --nproc_per_node=4 -m lit_long.stage {tmp_path} watch_parent=true"
@@ -92,18 +92,18 @@ def test_memory_of_stages(monkeypatch):
     """On GPUs torch's segments grow, unless the user said something else, in either name; on CPUs glibc keeps what it has."""
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "MALLOC_TOP_PAD_"):
         monkeypatch.delenv(name, raising=False)
-    on_cpu, on_gpu = (environment(stage(accelerator=accelerator), 1) for accelerator in ("cpu", "gpu"))
+    on_cpu, on_gpu = (make_environment(stage(accelerator=accelerator), 1) for accelerator in ("cpu", "gpu"))
     assert on_gpu["PYTORCH_ALLOC_CONF"] == "expandable_segments:True" and "MALLOC_TOP_PAD_" not in on_gpu
     assert "PYTORCH_ALLOC_CONF" not in on_cpu and "MALLOC_TOP_PAD_" in on_cpu
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
-    assert "PYTORCH_ALLOC_CONF" not in environment(stage(accelerator="gpu"), 1)
+    assert "PYTORCH_ALLOC_CONF" not in make_environment(stage(accelerator="gpu"), 1)
 
 
 def test_cores_are_shared_by_ranks_and_by_stages(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    assert threads(stage(devices=1)) == 16 and threads(stage(devices=4)) == 4
-    assert threads(stage(devices=4), parallel=2) == 2 and threads(stage(nodes=2, devices=4)) == 4  # a node's own
-    assert threads(stage(devices=4, threads=8), parallel=2) == 2
+    assert count_threads(stage(devices=1)) == 16 and count_threads(stage(devices=4)) == 4
+    assert count_threads(stage(devices=4), parallel=2) == 2 and count_threads(stage(nodes=2, devices=4)) == 4  # a node's own
+    assert count_threads(stage(devices=4, threads=8), parallel=2) == 2
 
 
 def test_a_job_of_other_nodes_than_the_stage_wants(tmp_path):

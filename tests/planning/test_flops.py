@@ -67,7 +67,7 @@ def test_what_is_computed_again_is_what_torch_computes_again():
 
     from lit_long.model.llama import Llama
     from lit_long.positions import build
-    from lit_long.training.memory_trace import batch_of
+    from lit_long.training.memory_trace import make_batch
     from lit_long.training.parallel import parallelize
     from tests.planning.jobs import SMALL
 
@@ -77,7 +77,7 @@ def test_what_is_computed_again_is_what_torch_computes_again():
         model.init_weights(0)
         parallelize(model, None, way)
         with FlopCounterMode(display=False) as counter:
-            model(batch_of(each))[0].backward()
+            model(make_batch(each))[0].backward()
         return sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
 
     plain = products("none")

@@ -10,7 +10,7 @@ import torch
 from lit_long.config import UserError
 from lit_long.config.mesh import Mesh
 from lit_long.planning.memory import moments, peak, states, weights
-from lit_long.training.memory_trace import trace, tracked
+from lit_long.training.memory_trace import trace, track
 from tests.planning.jobs import FIFTEEN, LLAMA_7B, LLAMA_70B, SMALL, job
 
 WAYS = ("none", "selective", "full")
@@ -27,7 +27,7 @@ def off(each, found) -> float:
 def test_real_updates_of_a_small_model(way, precision):
     """Every byte of tensors in a second update, activations the larger part: within 5 %."""
     each = job(SMALL, checkpointing=way, precision=precision, rows=4, sequences=4, loss_memory=2**21, kernels="cpu")
-    assert abs(off(each, tracked(each))) < 0.05
+    assert abs(off(each, track(each))) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,20 @@ def test_real_updates_of_a_small_model(way, precision):
 def test_real_updates_of_other_micro_batches(way, precision, rows, sequences):
     """Larger ones, and several that are not equal."""
     each = job(SMALL, checkpointing=way, precision=precision, rows=rows, sequences=sequences, loss_memory=2**21, kernels="cpu")
-    assert abs(off(each, tracked(each))) < 0.05
+    assert abs(off(each, track(each))) < 0.05
 
 
 @pytest.mark.parametrize("way", ["none", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])])
 def test_real_updates_of_15_million_parameters(way):
     each = job(FIFTEEN, checkpointing=way, precision="bf16-true", rows=4, sequences=4, loss_memory=2**24, kernels="cpu")
-    assert abs(off(each, tracked(each))) < 0.05
+    assert abs(off(each, track(each))) < 0.05
 
 
 @pytest.mark.parametrize("way", ["none", "full"])
 def test_tensors_without_data_weigh_the_same(way):
     """The trace stands for a real run: same model, same bytes."""
     each = job(SMALL, checkpointing=way, rows=2, sequences=4, loss_memory=2**21, kernels="cpu", precision="32-true")
-    assert trace(each).total == tracked(each).total
+    assert trace(each).total == track(each).total
 
 
 SHALLOW = replace(LLAMA_7B, n_layers=3)
@@ -152,7 +152,7 @@ def test_a_gpu_allocates_what_the_formula_says(way):
     from lit_long.model.llama import Llama
     from lit_long.model.loss import chunk_tokens
     from lit_long.positions import build
-    from lit_long.training.memory_trace import batch_of, update
+    from lit_long.training.memory_trace import make_batch, update
     from lit_long.training.parallel import parallelize
 
     shape = ModelConfig(32_000, 1024, 12, 16, 16, 64, 2816, 1e-5, False, 4096, 10_000.0)
@@ -165,7 +165,7 @@ def test_a_gpu_allocates_what_the_formula_says(way):
         torch.set_default_dtype(torch.float32)
     parallelize(model, None, way)
     optimizer = AdamW(model.parameters(), lr=1e-5, fused=True)
-    batch = batch_of(each).to(torch.device("cuda"))
+    batch = make_batch(each).to(torch.device("cuda"))
     update(model, optimizer, batch, each)
     torch.cuda.reset_peak_memory_stats()
     update(model, optimizer, batch, each)

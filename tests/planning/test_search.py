@@ -14,7 +14,7 @@ from lit_long.planning.hardware import GPUS, usable
 from lit_long.planning.job import why_not
 from lit_long.planning.memory import peak
 from lit_long.planning.search import NEAR, Machines, estimate, remedy, search
-from lit_long.stages.costs import fastest
+from lit_long.stages.costs import find_fastest
 from tests.planning.jobs import LLAMA_7B, LLAMA_70B, job
 
 H100 = Machines(GPUS["H100"], 64)
@@ -62,6 +62,6 @@ def test_remedies_add_up():
 
 def test_no_layout_is_told_with_the_reason():
     with pytest.raises(UserError, match="an update has 4 sequences, which 64 data ranks"):
-        fastest(
+        find_fastest(
             job(LLAMA_7B, context=4096, sequences=4), Machines(GPUS["H100"], 64), frozenset({"context", "tensor", "replicate"})
         )

@@ -24,7 +24,7 @@ def test_fsdp_moves_what_it_moves(accumulate):
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from lit_long.training.memory_trace import NoData, entered, fake_ranks, made_ready, update
+    from lit_long.training.memory_trace import NoData, enter, fake_ranks, prepare, update
 
     moved = {"gather": 0, "scatter": 0}
 
@@ -38,8 +38,8 @@ def test_fsdp_moves_what_it_moves(accumulate):
     each = job(SMALL, mesh=Mesh(shard=8), sequences=24, precision="32-true", accumulate=accumulate, checkpointing="none")
     modes = FakeTensorMode(allow_non_fake_inputs=True), NoData()
     with fake_ranks(each) as mesh:
-        model, optimizer, batch = made_ready(each, mesh, *modes)
-        with entered((*modes, Watch())):
+        model, optimizer, batch = prepare(each, mesh, *modes)
+        with enter((*modes, Watch())):
             update(model, optimizer, batch, each)
     found = sent(each)
     assert found["all-gather of parameters"] == moved["gather"] * 7 / 8

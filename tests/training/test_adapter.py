@@ -19,7 +19,7 @@ from lit_long.pretrained.export import copy_adapter
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.stages.identity import identity_settings
 from lit_long.stages.plan import make_plan
-from lit_long.training.adapter import ADAPTER, add_adapter, merged, save_adapted
+from lit_long.training.adapter import ADAPTER, add_adapter, merge_adapter, save_adapted
 from lit_long.training.run import train
 from tests.data.own import TEXTS, store_of, write_text
 from tests.integration.mini import losses
@@ -181,7 +181,7 @@ def test_merging_by_hand():
         "a.q_proj.lora_A.default.weight": torch.tensor([[1.0, 2.0]]),
         "a.q_proj.lora_B.default.weight": torch.tensor([[3.0], [0.0]]),
     }
-    found = merged(state, AdapterConfig(rank=1, alpha=2.0))
+    found = merge_adapter(state, AdapterConfig(rank=1, alpha=2.0))
     assert found["a.q_proj.weight"].tolist() == [[7.0, 12.0], [0.0, 1.0]] and found.keys() == {"a.q_proj.weight", "b.weight"}
 
 

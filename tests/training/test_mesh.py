@@ -39,7 +39,7 @@ from lit_long.pretrained import open_pretrained
 from lit_long.stages.folder import is_done, read_result, write_stage
 from lit_long.stages.run import run_stage
 from lit_long.training.resume import Writer
-from lit_long.training.run import strategy
+from lit_long.training.run import make_strategy
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.llamas import random_llama, save
@@ -255,10 +255,10 @@ def test_ranks_have_different_numbers_of_targets(folder):
 def test_a_mesh_needs_its_processes(monkeypatch):
     two_machines = stage(strategy="fsdp", devices=2, nodes=2)
     with pytest.raises(UserError, match="needs 4 processes, and 1 were started; several machines need a launcher"):
-        strategy(two_machines, Writer())
+        make_strategy(two_machines, Writer())
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="needs 4 processes, and 3 were started"):
-        strategy(two_machines, Writer())
+        make_strategy(two_machines, Writer())
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert strategy(two_machines, Writer()).sizes == (1, 4, 1, 1)
+    assert make_strategy(two_machines, Writer()).sizes == (1, 4, 1, 1)

@@ -16,7 +16,7 @@ from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
 from lit_long.positions import build
 from lit_long.training.module import LongContextModule
-from lit_long.training.run import TrueHalf, summary
+from lit_long.training.run import TrueHalf, summarize
 from lit_long.training.throughput import document_squares, measured_peak, update_flops
 from tests.model.test_llama import SMALL, batch_of
 
@@ -218,4 +218,4 @@ def test_a_gpu_that_the_module_has_left_is_named(tmp_path, monkeypatch):
     module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1)
     module.model = Llama(SMALL, module.encoder)
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)), world_size=1)
-    assert summary(StageConfig(), tmp_path, module, trainer, 1.0)["machine"] == "NVIDIA H100 3"
+    assert summarize(StageConfig(), tmp_path, module, trainer, 1.0)["machine"] == "NVIDIA H100 3"

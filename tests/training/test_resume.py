@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.prepare import prepare
 from lit_long.pretrained.weights import read_checkpoint
-from lit_long.training.resume import OneFile, Writer, assembled, newest_checkpoint
+from lit_long.training.resume import OneFile, Writer, assemble, newest_checkpoint
 from lit_long.training.run import train
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
@@ -138,7 +138,7 @@ def test_a_folder_holds_what_a_file_would(place):
     """The state of one device after five updates, as torch saved it, beside what two ranks left in pieces."""
     (file,) = (place / "from one to four" / "checkpoints").iterdir()
     one = torch.load(file, weights_only=False)
-    two = assembled(newest_checkpoint(place / "sync copy" / "checkpoints"))
+    two = assemble(newest_checkpoint(place / "sync copy" / "checkpoints"))
     assert two["global_step"] == one["global_step"] == STOP and two["loops"].keys() == one["loops"].keys()
     assert two["state_dict"].keys() == one["state_dict"].keys()
     (ours,), (theirs,) = two["optimizer_states"], one["optimizer_states"]
@@ -154,7 +154,7 @@ def test_a_folder_holds_what_a_file_would(place):
 
 def test_what_is_written_beside_training_is_of_one_moment(place):
     """Of update 4: written while the updates after it were computed, and written while nothing moved."""
-    ours, theirs = (assembled(place / f"{name} copy" / "checkpoints" / "step-00000004.ckpt") for name in ("background", "sync"))
+    ours, theirs = (assemble(place / f"{name} copy" / "checkpoints" / "step-00000004.ckpt") for name in ("background", "sync"))
     assert ours["state_dict"].keys() == theirs["state_dict"].keys() and ours["global_step"] == theirs["global_step"] == 4
     assert all(ours["state_dict"][name].equal(theirs["state_dict"][name]) for name in theirs["state_dict"])
     (mine,), (other,) = ours["optimizer_states"], theirs["optimizer_states"]
