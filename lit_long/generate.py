@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lit_long.config import UserError, typed
 from lit_long.config.compose import parse_model_words
@@ -74,8 +74,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: GenerateConfig, words: dict[str, Any]) -> None:
     """Generate and print. ``words`` are the command line's, which name the model."""
-    from lit_long.generation import Sampler, generate_text, pack  # which import torch: a mistyped key need not wait for it
-    from lit_long.generation.terminal import InOrder, read_prompts
+    from lit_long.generation import Sampler, generate_text, prepack  # which import torch: a mistyped key need not wait for it
     from lit_long.stages.model import load_model
 
     say = partial(print, file=sys.stderr, flush=True)
@@ -94,9 +93,31 @@ def run(config: GenerateConfig, words: dict[str, Any]) -> None:
             f"prompt ({longest:,} tokens) and max_new_tokens={max(new, 1):,} exceed context={settings.context:,}; shorten them, or set "
             f"a longer context and an encoder that holds it, such as context=32k position=yarn"
         )
-    pack(model, len(prompts))
+    prepack(model, len(prompts))
     ways = dict(sampler=sampler, stop=config.stop, show=InOrder(sys.stdout, len(prompts)), chunk=config.prefill_chunk)
     generate_text(model, tokenizer, prompts, new, **ways)
+
+
+def read_prompts(prompt: str | None, prompt_file: str, prompts: list[str], read_file: Callable[[str], list[str]]) -> list[str]:
+    """The prompts that one of the three keys gives; ``prompt=-`` is standard input, ``read_file`` gets what ``prompt_file`` holds.
+
+    Raises:
+        UserError: none or several of the keys are given, or what they name cannot be read.
+    """
+    given = [
+        key for key, is_given in (("prompt", prompt is not None), ("prompt_file", prompt_file), ("prompts", prompts)) if is_given
+    ]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        raise UserError(
+            f"command line: give one of prompt=TEXT (- for standard input), prompt_file=FILE, prompts=[…]; there is {found}"
+        )
+    try:
+        if prompt_file:
+            return read_file(prompt_file)
+        return [sys.stdin.read()] if prompt == "-" else [prompt] if prompt is not None else prompts
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{given[0]}={prompt_file or prompt}: cannot be read as UTF-8 text: {error}") from None
 
 
 def prompts_in(path: str, say: Callable[[str], None]) -> list[str]:
@@ -114,6 +135,28 @@ def prompts_in(path: str, say: Callable[[str], None]) -> list[str]:
     if not texts:
         raise UserError(f"prompt_file={path}: there is no prompt in it")
     return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+
+
+class InOrder:
+    """Writes texts that grow at the same time one after another, a blank line between them: the first one as it grows, the others as
+    soon as those before are complete."""
+
+    def __init__(self, stream: TextIO, texts: int) -> None:
+        self.stream = stream
+        self.waiting, self.complete = [""] * texts, [False] * texts
+        self.current = 0
+
+    def __call__(self, text: int, piece: str, last: bool) -> None:
+        self.waiting[text] += piece
+        self.complete[text] = last
+        while self.current < len(self.waiting):
+            self.stream.write(self.waiting[self.current])
+            self.waiting[self.current] = ""
+            if not self.complete[self.current]:
+                break
+            self.current += 1
+            self.stream.write("\n\n" if self.current < len(self.waiting) else "\n")
+        self.stream.flush()
 
 
 if __name__ == "__main__":

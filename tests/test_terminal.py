@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from lit_long.generation.terminal import InOrder
+from lit_long.generate import InOrder
 from lit_long.terminal import Output
 from tests.integration.mini import CORPUS, MINI, REPOSITORY, command, record, runs, stages
 

@@ -32,7 +32,7 @@ INIT_STD = 0.02
 class Attention(nn.Module):
     """Grouped-query self-attention with rotated queries and keys.
 
-    ``fused_proj``, if set, computes the projections of x in one product (generation/packing.py); likewise in `FeedForward`.
+    ``fused_proj``, if set, computes the projections of x in one product (generation/prepacking.py); likewise in `FeedForward`.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -28,7 +28,7 @@ from lit_long.evaluation.scaling_law import law_measurements
 from lit_long.evaluation.suites import Asked, Size, build_tasks, domains_for, fitting, names_of
 from lit_long.evaluation.task import Report, Task, run_tasks
 from lit_long.files import write_atomically
-from lit_long.generation import pack
+from lit_long.generation import prepack
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.digests import file_digest
 from lit_long.pretrained.weights import WEIGHTS
@@ -92,7 +92,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     size, names = names_of(config.suite, config.tasks)
     stage = stage_folder(config.checkpoint)
     model, tokenization, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
-    pack(model, config.samples or size.samples or ROWS)
+    prepack(model, config.samples or size.samples or ROWS)
     evaluated = EvaluatedModel(model, tokenization, settings.context, config.batch_tokens)
     lengths = tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say)
     size = Size(

@@ -4,7 +4,7 @@ Files of random numbers are made tensor by tensor, in TinyLlama's widths with en
 fp32), pytorch_model.bin, Meta's in two parts. Each is converted in a process of its own. What a 7B file takes follows from its largest
 tensor, as the peak does not grow with the number of layers.
 
-python -m tests.benchmarks.bench_convert [GIGABYTES] [theirs]      needs about 4 × GIGABYTES of disk; theirs: GGUF through transformers, too
+python -m tests.benchmarks.bench_convert [GIGABYTES] [theirs]      needs about 4 × GIGABYTES of disk; theirs: what transformers reads, too
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ if sys.argv[2] == "theirs":
     from pathlib import Path
     from transformers import LlamaForCausalLM
     before, started = peak(), time.perf_counter()
-    LlamaForCausalLM.from_pretrained(Path(sys.argv[1]).parent, gguf_file=Path(sys.argv[1]).name)
+    path = Path(sys.argv[1])
+    place, file = (path, None) if path.is_dir() else (path.parent, path.name)
+    LlamaForCausalLM.from_pretrained(place, gguf_file=file)
 else:
     weights.digest
     before, started = peak(), time.perf_counter()
@@ -135,7 +137,7 @@ def main(words: list[str]) -> None:
             os.waitpid(pid, 0)
             size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
             largest = shape.vocab_size * shape.d_model * (4 if name.startswith("Q4") else 2)
-            for who in ("ours", "theirs") if "theirs" in words and name.endswith("gguf") else ("ours",):
+            for who in ("ours", "theirs") if "theirs" in words and name != "meta" else ("ours",):
                 environment = os.environ | {"LIT_LONG_CACHE": f"{folder}/cache"}
                 done = subprocess.run(
                     [sys.executable, "-c", MEASURE, path, who], capture_output=True, text=True, env=environment, cwd=REPOSITORY

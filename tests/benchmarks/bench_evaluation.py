@@ -29,7 +29,7 @@ from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.lm_eval import Harness
 from lit_long.evaluation.needle import NEW, needle_prompt
-from lit_long.generation import pack
+from lit_long.generation import prepack
 from lit_long.pretrained import open_pretrained
 from lit_long.training.callbacks import describe_machine
 from tests.benchmarks.bench_generation import SHAPE, their_tokens, theirs
@@ -93,7 +93,7 @@ def likelihood_rows(folder: Path, count: int = QUESTIONS, rounds: int = ROUNDS) 
     peer = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=BATCH)
     pretrained = open_pretrained(str(folder))
     model = read(pretrained)
-    pack(model, BATCH)
+    prepack(model, BATCH)
     rows = []
     for kind, words in (("endings", "4 endings, as HellaSwag"), ("letters", "4 letters after 5 examples, as MMLU")):
         asked = questions(kind, count)
@@ -112,7 +112,7 @@ def needle_row(folder: Path, lengths: list[int], depths: int) -> Row:
     """Every length once with each; a batch of one prompt, as long ones are."""
     pretrained = open_pretrained(str(folder))
     model = read(pretrained)
-    pack(model, 1)
+    prepack(model, 1)
     evaluated = EvaluatedModel(model, pretrained.tokenizer(), SHAPE.context, 1)
     peer = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sentences = [f"Sentence {number} is about {number * number % 97} apples.\n" for number in range(1000)]

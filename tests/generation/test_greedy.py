@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.generation import Sequences, generate, pack
+from lit_long.generation import Sequences, generate, prepack
 from lit_long.generation.decode import without_cudnn
-from lit_long.generation.packing import can_pack
+from lit_long.generation.prepacking import can_prepack
 from tests.generation.llamas import full_greedy, full_logits, gaps, prompts, small
 from tests.pretrained.llamas import random_llama, read, save
 
@@ -72,8 +72,8 @@ def test_a_packed_model_has_the_same_logits(dtype, rows, tied):
     config = ModelConfig(97, 64, 2, 4, 2, 16, 96, tie_embeddings=tied)
     plain, packed = small(config).to(dtype), small(config).to(dtype)
     packed.load_state_dict(plain.state_dict())
-    pack(packed, rows)
-    if dtype == torch.bfloat16 and not can_pack(plain.embed_tokens.weight):
+    prepack(packed, rows)
+    if dtype == torch.bfloat16 and not can_prepack(plain.embed_tokens.weight):
         pytest.skip("this CPU does not compute bf16, so nothing is packed")
     assert packed.layers[0].mlp.fused_proj is not None, "this CPU cannot pack"
     row = prompts(33)[0]

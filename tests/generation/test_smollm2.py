@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_long.generation import generate, pack
+from lit_long.generation import generate, prepack
 from lit_long.pretrained import open_pretrained
 from tests.pretrained.llamas import read
 
@@ -26,7 +26,7 @@ def test_the_same_64_tokens():
         found = theirs.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=64, min_new_tokens=64, do_sample=False)
         expected.append(found[0, len(prompt) :].tolist())
     ours = read(pretrained)
-    pack(ours, len(prompts))
+    prepack(ours, len(prompts))
     # min_new_tokens forbids transformers the end tokens; ours is stopped where it writes one.
     found = generate(ours, prompts, 64)
     for mine, wanted in zip(found, expected, strict=True):

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lit_long.config import ModelConfig, UserError
+from lit_long.generate import InOrder
 from lit_long.generation import Continuation, generate, generate_text
-from lit_long.generation.terminal import InOrder
 from lit_long.tokenizers.tokenizer import ModelTokenizer
 from tests.generation.llamas import small
 

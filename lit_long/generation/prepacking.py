@@ -30,7 +30,7 @@ CACHE_LINE = 64  # bytes
 FEW_ROWS = 2
 
 
-class Packed(nn.Module):
+class PrepackedLinear(nn.Module):
     """x [..., inputs] times matrices [outputs, inputs] in one product, in the order of oneDNN made for about ``rows`` rows."""
 
     def __init__(self, weights: Sequence[Tensor], rows: int) -> None:
@@ -64,20 +64,20 @@ def by_input(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pack(model: Llama, rows: int) -> None:
+def prepack(model: Llama, rows: int) -> None:
     """Pack ``model`` in place for steps of ``rows`` sequences: it can then be run, with any number, but not trained, saved or moved.
 
     A model on a GPU stays as it is, and so does one in a precision that this CPU or this torch cannot pack.
     """
     head = model.embed_tokens if model.config.tie_embeddings else model.lm_head
-    if not can_pack(head.weight):
+    if not can_prepack(head.weight):
         return
 
     def product(*layers: nn.Linear) -> nn.Module:
         weights = [layer.weight.detach() for layer in layers]
         widens = sum(map(len, weights)) >= weights[0].shape[1]
         few = widens and rows <= FEW_ROWS and head.weight.dtype == torch.float32
-        return ByInput(weights) if few else Packed(weights, rows)
+        return ByInput(weights) if few else PrepackedLinear(weights, rows)
 
     for module in model.layers.modules():
         if isinstance(module, Attention):
@@ -98,7 +98,7 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def can_pack(weight: Tensor) -> bool:
+def can_prepack(weight: Tensor) -> bool:
     """Whether oneDNN is there and knows the precision of ``weight`` on this CPU. (torch.compile packs on x86 alone, too.)"""
     if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
