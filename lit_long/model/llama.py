@@ -12,7 +12,7 @@ The model takes a `PositionalEncoder` and never asks which one it is. Parameters
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -115,18 +115,23 @@ class Llama(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Normal(0, 0.02), output projections divided by √(2·layers). Drawn on the CPU: the same for a seed on any device and number of ranks."""
+    def draw_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter's name and first values, whole and on the CPU: ones for norms, else Normal(0, 0.02), output projections divided by √(2·layers).
+        The same for a seed on any device and number of ranks."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-                continue
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            std = INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD
-            drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-            parameter.copy_(drawn.normal_(0.0, std, generator=generator))
+            drawn = torch.ones(parameter.shape, dtype=parameter.dtype, device="cpu")
+            if parameter.ndim > 1:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                drawn.normal_(0.0, INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD, generator=generator)
+            yield name, drawn
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Give a model that is not sharded the values of `draw_weights`."""
+        parameters = dict(self.named_parameters())
+        for name, drawn in self.draw_weights(seed):
+            parameters[name].copy_(drawn)
 
     def forward(self, batch: Batch, per_token: bool = False) -> tuple[Tensor, Tensor]:
         """(sum of nats, number of tokens); or with ``per_token`` (nats [B, T], greedy hits [B, T]), without gradients.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -110,24 +110,27 @@ def write_state(state: dict[str, Tensor], file: Path) -> None:
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Load ``file`` into ``model`` (not yet sharded).
+    """Fill ``model``, sharded or not, with the weights in ``file``, as `load_pretrained` does.
 
     Raises:
         UserError: an unreadable file, or weights that do not fit the model.
     """
-    expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     try:
         with safe_open(file, framework="pt") as opened:
-            found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+            names = list(opened.keys())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read as weights: {error}; delete its stage folder to train it again") from None
-    if found != expected:
-        raise UserError(f"{file}: these weights do not fit the model: {misfit(expected, found)}")
-    with torch.no_grad():
-        model.load_state_dict(load_file(file))
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name in names:  # opened anew for each, or the pages read would pile up
+            with safe_open(file, framework="pt") as opened:
+                tensor = opened.get_tensor(name)
+            yield name, tensor
+            del tensor
+
+    fill_model(model, tensors(), lambda _: file)
 
 
-@torch.no_grad()
 def load_pretrained(model: nn.Module, weights: PretrainedWeights, report: Callable[[str, float], None] | None = None) -> None:
     """Fill ``model`` with pretrained ``weights``, converted to the precision and placed on the device of its parameters.
 
@@ -143,14 +146,26 @@ def load_pretrained(model: nn.Module, weights: PretrainedWeights, report: Callab
     Raises:
         UserError: what `PretrainedWeights.tensors` finds wrong, or weights that do not fit the model; names file and tensor.
     """
+    fill_model(model, weights.tensors(), weights.file_of, report, weights.path.name)
+
+
+@torch.no_grad()
+def fill_model(
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    where: Callable[[str], Any],
+    report: Callable[[str, float], None] | None = None,
+    source: str = "",
+) -> None:
+    """Fill ``model``, sharded or not, tensor by tensor; see `load_pretrained` and `fitting`."""
     allocate(model)
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    for count, (name, tensor) in enumerate(fitting(weights.tensors(), shapes, weights.file_of), 1):
+    for count, (name, tensor) in enumerate(fitting(tensors, shapes, where), 1):
         fill(parameters[name], tensor)
         del tensor
         if report is not None:
-            report(f"reading {weights.path.name}", count / len(parameters))
+            report(f"reading {source}", count / len(parameters))
 
 
 def fitting(

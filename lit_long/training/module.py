@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
 from lit_long.pretrained import PretrainedWeights
-from lit_long.pretrained.weights import load_pretrained, load_weights
+from lit_long.pretrained.weights import fill_model, load_pretrained, load_weights
 from lit_long.training.adapter import add_adapter
 from lit_long.training.context_parallel import ContextShare
 from lit_long.training.optimizers import make_optimizer
@@ -93,30 +93,34 @@ class LongContextModule(lightning.LightningModule):
     def configure_model(self) -> None:
         """Build the model, give it its weights, and shard it when the Trainer's strategy asks for that.
 
-        Pretrained weights may be larger than this machine's memory: they are read into the shards, tensor by tensor.
+        No rank holds a whole one: it is sharded before it has any memory, and its weights, drawn or read, come tensor by tensor. Only an adapter
+        (adapter.py) wants the whole model first.
         """
         if self.model is not None:
             return
-        pretrained = isinstance(self.init_from, PretrainedWeights)
         loss = choose_loss(self.loss, self.trainer.strategy.root_device, compute_dtype(self.trainer.precision))
-        with torch.device("meta") if pretrained else nullcontext():
+        with torch.device("meta"):
             model = Llama(self.model_config, self.encoder, self.loss_chunk, loss)
-        if self.init_from is None:
-            model.init_weights(self.seed)
-        elif not pretrained:
-            load_weights(model, self.init_from)
-        if self.adapter and self.adapter.rank:
-            if pretrained:  # whole on every rank: peft adapts what is there
-                load_pretrained(model.to_empty(device="cpu"), self.init_from)
-                pretrained = False
+        adapts = self.adapter is not None and self.adapter.rank > 0
+        if adapts:
+            self.give_weights(model.to_empty(device="cpu"))
             add_adapter(model, self.adapter, self.seed)
         mesh = self.device_mesh if isinstance(self.trainer.strategy, MeshStrategy) else None
         if mesh is not None and size_of(mesh, "context") > 1:
             self.share = ContextShare(mesh["context"])
         parallelize(model, mesh, self.checkpointing, self.compiled)
-        if pretrained:
-            load_pretrained(model.to_empty(device=self.device), self.init_from)
+        if not adapts:
+            self.give_weights(model.to_empty(device=self.trainer.strategy.root_device))
         self.model = model
+
+    def give_weights(self, model: Llama) -> None:
+        """The weights that training starts from."""
+        if self.init_from is None:
+            fill_model(model, model.draw_weights(self.seed), lambda name: name)
+        elif isinstance(self.init_from, PretrainedWeights):
+            load_pretrained(model, self.init_from)
+        else:
+            load_weights(model, self.init_from)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, with linear warm-up, then cosine to ``min_lr_ratio``."""

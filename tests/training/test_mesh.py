@@ -35,7 +35,10 @@ from lit_long.config.mesh import mesh_of
 from lit_long.config.schema import ValidationConfig
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.prepare import prepare
+from lit_long.model.llama import Llama
+from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
+from lit_long.pretrained.weights import save_weights
 from lit_long.stages.folder import is_done, read_result, write_stage
 from lit_long.stages.run import run_stage
 from lit_long.training.resume import Writer
@@ -43,6 +46,7 @@ from lit_long.training.run import make_strategy
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.llamas import random_llama, save
+from tests.training import memory_ranks
 
 UPDATES, PER_UPDATE, CONTEXT = 8, 1024, 64
 DOMAINS = ("long", "short")
@@ -262,3 +266,18 @@ def test_a_mesh_needs_its_processes(monkeypatch):
         make_strategy(two_machines, Writer())
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert make_strategy(two_machines, Writer()).sizes == (1, 4, 1, 1)
+
+
+@pytest.mark.parametrize("source", ["SCRATCH", "parent"])
+def test_no_rank_holds_a_whole_model(source, tmp_path):
+    """Resident memory of two ranks that build one: half of it each, and a tensor more; drawn, or read from a parent's weights."""
+    if source == "parent":
+        save_weights(
+            Llama(memory_ranks.MODEL, build({"scheme": "rope"}, memory_ranks.MODEL.head_dim)), tmp_path / "weights.safetensors"
+        )
+        source = str(tmp_path / "weights.safetensors")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", memory_ranks.__file__, source]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    said = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=240).stdout
+    found = [float(line) for line in said.splitlines()]
+    assert len(found) == 2 and all(0.4 < share < 0.75 for share in found)
