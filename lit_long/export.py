@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> None:
 
 def export_stage(config: ExportConfig, out: Path) -> None:
     """A checkpoint of one of our stages."""
-    from lit_long.data.token_store import open_store, words_of
+    from lit_long.data.token_store import model_tokenizer, open_store
     from lit_long.pretrained.export import copy_adapter, write_huggingface
     from lit_long.pretrained.weights import WEIGHTS, read_checkpoint
     from lit_long.stages.archive import RECIPE
@@ -83,7 +83,7 @@ def export_stage(config: ExportConfig, out: Path) -> None:
         raise UserError(
             f"{weights}: is not there; the stage has not ended, so name one of its checkpoints/, or run the sweep again"
         )
-    words = words_of(open_store(store), stage.data.corpus)
+    words = model_tokenizer(open_store(store), stage.data.corpus)
     card = model_card(config.name or out.name, folder, weights)
     beside = {} if parent else {RECIPE: json.dumps(recipe(stage), indent=1) + "\n"}
     write_huggingface(

@@ -125,7 +125,7 @@ def _answered(messages: Messages) -> Messages:
     return [*system, *turns] if turns else []
 
 
-def words_in(text: str) -> str:
+def message_text(text: str) -> str:
     """What a canonical row says, for a tokenizer to be trained on."""
     row = json.loads(text)
     return row["document"] if isinstance(row, dict) else "\n".join(message["content"] for message in row)
@@ -171,12 +171,12 @@ class Encoder:
 
     Args:
         plain: a tokenizer to which special tokens' names are ordinary text.
-        words: the same, reading special tokens, with a chat template; None writes conversations plainly.
+        templated: the same, reading special tokens, with a chat template; None writes conversations plainly.
     """
 
     plain: Tokenizer
     separator: int
-    words: ModelTokenizer | None = None
+    templated: ModelTokenizer | None = None
     max_tokens: int = 0
 
     @classmethod
@@ -184,8 +184,8 @@ class Encoder:
         if template is None:
             return cls(plain, separator, None, max_tokens)
         reading = copy_tokenizer(plain)  # special tokens are read, unlike with ``plain``
-        words = ModelTokenizer(reading, None, (), False, separator, template.source, template.special, template.where)
-        return cls(plain, separator, words, max_tokens)
+        templated = ModelTokenizer(reading, None, (), False, separator, template.source, template.special, template.where)
+        return cls(plain, separator, templated, max_tokens)
 
     def __call__(self, text: str) -> Encoded | None:
         """None where a special token's name stands in a message, or where the chunk alone exceeds ``max_tokens``."""
@@ -219,7 +219,7 @@ class Encoder:
 
     def encode(self, messages: Messages) -> Encoded:
         pieces = self.pieces(messages)
-        tokenizer = self.words.tokenizer if self.words else self.plain
+        tokenizer = self.templated.tokenizer if self.templated else self.plain
         found = tokenizer.encode("".join(text for text, _ in pieces), add_special_tokens=False)
         starts, ends = np.array(found.offsets, dtype=np.int64).reshape(-1, 2).T
         opened = found.ids[:1] == [self.separator]  # the template writes it, too
@@ -235,17 +235,17 @@ class Encoder:
 
     def pieces(self, messages: Messages) -> list[tuple[str, bool]]:
         """Text as the model will read and write it, in pieces: (text, whether an assistant wrote it)."""
-        if self.words is None:
+        if self.templated is None:
             return [(_PLAIN[m["role"]].format(m["content"]), m["role"] == "assistant") for m in messages]
         pieces, before = [], ""
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt = self.words.chat(messages[:place], add_generation_prompt=True)
-            whole = self.words.chat(messages[: place + 1], add_generation_prompt=False)
+            prompt = self.templated.chat(messages[:place], add_generation_prompt=True)
+            whole = self.templated.chat(messages[: place + 1], add_generation_prompt=False)
             if not (prompt.startswith(before) and whole.startswith(prompt)):
                 raise UserError(
-                    f"{self.words.where}: its chat template writes earlier turns anew with every turn, so it cannot be told which tokens are "
+                    f"{self.templated.where}: its chat template writes earlier turns anew with every turn, so it cannot be told which tokens are "
                     f"answers. Set instruct.template=plain, or take conversations of one turn."
                 )
             pieces += [(prompt[len(before) :], False), (whole[len(prompt) :], True)]
@@ -254,9 +254,9 @@ class Encoder:
 
     def unsafe(self, messages: Messages) -> bool:
         """Whether a message spells a special token, which the template's text would then hold, too."""
-        if self.words is None:
+        if self.templated is None:
             return False
-        names = [token.content for token in self.words.tokenizer.get_added_tokens_decoder().values() if token.special]
+        names = [token.content for token in self.templated.tokenizer.get_added_tokens_decoder().values() if token.special]
         return any(name in message["content"] for message in messages for name in names)
 
 

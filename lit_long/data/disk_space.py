@@ -19,7 +19,7 @@ _COMPRESSED, _PARQUET = 3, 2  # bytes of text in a byte of such a file
 
 
 def estimate_disk_space(corpus: CorpusConfig, sources: dict[str, SourceConfig], folder: Path) -> tuple[int, int]:
-    """Bytes that settled sources' shards will still need in ``folder``: (about, at least). Data sets on the hub count as nothing.
+    """Bytes that resolved sources' shards will still need in ``folder``: (about, at least). Data sets on the hub count as nothing.
 
     Where documents are left out nobody can say how many bytes remain: at least none. Rows may hold much besides the text.
     """

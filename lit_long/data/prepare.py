@@ -25,6 +25,7 @@ from lit_long.data.paths import describe_left_out
 from lit_long.data.pool import available_cores
 from lit_long.data.shards import HASHES, Task, make_shards, read_record
 from lit_long.data.sources import list_left_out, list_parts, resolve_source
+from lit_long.data.store_tokenizer import TRAINED, StoreTokenizer, resolve_tokenizer
 from lit_long.data.token_store import (
     FORMAT,
     INDEX,
@@ -35,7 +36,6 @@ from lit_long.data.token_store import (
     shard_file,
 )
 from lit_long.data.tokenizer import encode_documents
-from lit_long.data.words import TRAINED, Words, settle_words
 from lit_long.files import Log, replacing, write_atomically
 from lit_long.pretrained.digests import read_digest
 from lit_long.tokenizers.tokenizer import check_embedded
@@ -73,11 +73,11 @@ def prepare(
     (folder / MANIFEST).unlink(missing_ok=True)  # a rewrite that is interrupted must not look complete
     log = folder / _SOURCES
     found = build_corpus(corpus, lambda message, done: report(message, 0.4 * done), log) if builtin else {}
-    words, tokenizer = settle_words(corpus, folder, lambda: found, sources, inputs, report)
+    store_tokenizer, tokenizer = resolve_tokenizer(corpus, folder, lambda: found, sources, inputs, report)
     domains: dict[str, dict] = {}
     for done, ((domain, split), documents) in enumerate(found.items()):
         report(f"encoding {domain}, {split}", 0.5 + (0.1 if sources else 0.5) * done / len(found))
-        entry = _write_tokens(folder / domain / split, documents, tokenizer, words)
+        entry = _write_tokens(folder / domain / split, documents, tokenizer, store_tokenizer)
         domains.setdefault(domain, {})[split] = entry
     accounts: dict[str, dict] = {}
     if sources:
@@ -85,7 +85,7 @@ def prepare(
         own, accounts = prepare_sources(
             folder,
             sources,
-            words,
+            store_tokenizer,
             processes or available_cores(),
             lambda message, done: report(message, start + (0.99 - start) * done),
         )
@@ -100,10 +100,10 @@ def prepare(
     manifest = {
         "format": FORMAT,
         "digest": _digest(folder, domains, accounts),
-        "tokenizer": words.digest,
+        "tokenizer": store_tokenizer.digest,
         "vocab_size": tokenizer.get_vocab_size(),
-        "separator": words.separator,
-        "dtype": words.dtype,
+        "separator": store_tokenizer.separator,
+        "dtype": store_tokenizer.dtype,
         "inputs": inputs,
         "domains": domains,
     } | ({"sources": accounts} if accounts else {})
@@ -130,7 +130,7 @@ def prepare_share(
 
     Args:
         share: (i, n) is the i-th of n, counted from 1.
-        alone: entered while the tokenizer is settled, so that the first of many trains it and the others do not.
+        alone: entered while the tokenizer is resolved, so that the first of many trains it and the others do not.
 
     Returns:
         How many shards there are now, of all shares, and how many there will be.
@@ -139,14 +139,14 @@ def prepare_share(
     inputs = fingerprint(corpus, builtin)
     with alone:
         found = partial(build_corpus, corpus, report, folder / _SOURCES) if builtin else dict
-        words, _ = settle_words(corpus, folder, found, sources, inputs, report)
-    return make_share(folder, sources, words, share, processes or available_cores(), report)
+        store_tokenizer, _ = resolve_tokenizer(corpus, folder, found, sources, inputs, report)
+    return make_share(folder, sources, store_tokenizer, share, processes or available_cores(), report)
 
 
 def prepare_sources(
-    folder: Path, sources: dict[str, SourceConfig], words: Words, processes: int, report: Report
+    folder: Path, sources: dict[str, SourceConfig], store_tokenizer: StoreTokenizer, processes: int, report: Report
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Write the shards and indices of settled sources into ``folder``.
+    """Write the shards and indices of resolved sources into ``folder``.
 
     Returns:
         Entries of the manifest: per domain its splits, and per source what became of its documents.
@@ -154,7 +154,7 @@ def prepare_sources(
     Raises:
         UserError: as the readers do; and for a source, or a split of it, without documents.
     """
-    tasks = _tasks(folder, sources, words)
+    tasks = _tasks(folder, sources, store_tokenizer)
     records = make_shards([task for found in tasks.values() for task in found], processes, report)
     of_source: dict[str, list[dict[str, Any]]] = {}
     for name, found in tasks.items():
@@ -185,20 +185,25 @@ def prepare_sources(
 
 
 def make_share(
-    folder: Path, sources: dict[str, SourceConfig], words: Words, share: tuple[int, int], processes: int, report: Report
+    folder: Path,
+    sources: dict[str, SourceConfig],
+    store_tokenizer: StoreTokenizer,
+    share: tuple[int, int],
+    processes: int,
+    report: Report,
 ) -> tuple[int, int]:
-    """Make every n-th shard of settled sources, the i-th of each n, for ``share`` = (i, n).
+    """Make every n-th shard of resolved sources, the i-th of each n, for ``share`` = (i, n).
 
     Returns:
         How many shards there are now, whoever made them, and how many there will be.
     """
-    tasks = [task for found in _tasks(folder, sources, words).values() for task in found]
+    tasks = [task for found in _tasks(folder, sources, store_tokenizer).values() for task in found]
     number, count = share
     make_shards(tasks[number - 1 :: count], processes, report)
     return sum(read_record(task) is not None for task in tasks), len(tasks)
 
 
-def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict[str, list[Task]]:
+def _tasks(folder: Path, sources: dict[str, SourceConfig], store_tokenizer: StoreTokenizer) -> dict[str, list[Task]]:
     """By source, the shards it will have."""
     return {
         name: [
@@ -207,18 +212,20 @@ def _tasks(folder: Path, sources: dict[str, SourceConfig], words: Words) -> dict
                 source,
                 part,
                 file,
-                words.file,
-                words.digest,
-                words.separator,
-                words.dtype,
+                store_tokenizer.file,
+                store_tokenizer.digest,
+                store_tokenizer.separator,
+                store_tokenizer.dtype,
                 template,
-                words.embeddings,
+                store_tokenizer.embeddings,
             )
             for number, part in enumerate(list_parts(name, source))
             for file in [shard_file(folder / name / SHARDS, number)]
         ]
         for name, source in sorted(sources.items())
-        for template in [template_of(f"data.sources.{name}", source, words.template) if source.instruct.schema else None]
+        for template in [
+            template_of(f"data.sources.{name}", source, store_tokenizer.template) if source.instruct.schema else None
+        ]
     }
 
 
@@ -324,26 +331,26 @@ def _empty(name: str, source: SourceConfig, records: list[dict[str, Any]]) -> st
     )
 
 
-def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer, words: Words) -> dict:
+def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer, store_tokenizer: StoreTokenizer) -> dict:
     """Write one split, or go on with it, and return its entry in the manifest. ``bytes`` are of the texts (UTF-8), without separators."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = hashlib.sha256(f"{words.digest} {words.separator} {words.dtype}".encode())
+    about = hashlib.sha256(f"{store_tokenizer.digest} {store_tokenizer.separator} {store_tokenizer.dtype}".encode())
     for document in documents:
         about.update(hashlib.sha256(document.text.encode()).digest())
     tokens, log = folder / "tokens.bin", Log(folder / _TOKENS, about.hexdigest())
     tokens.touch()
     lengths = [length for entry in log.entries for length in entry]
-    size = sum(lengths) * np.dtype(words.dtype).itemsize
+    size = sum(lengths) * np.dtype(store_tokenizer.dtype).itemsize
     if tokens.stat().st_size < size:
         raise UserError(f"{tokens} was cut off by something else; delete {folder} and prepare again")
     os.truncate(tokens, size)
     with tokens.open("ab") as file:
         for start in range(len(lengths), len(documents), _AT_ONCE):
             texts = [document.text for document in documents[start : start + _AT_ONCE]]
-            encoded = list(encode_documents(tokenizer, texts, words.separator))
+            encoded = list(encode_documents(tokenizer, texts, store_tokenizer.separator))
             for name, row in zip((document.name for document in documents[start:]), encoded, strict=False):
-                check_embedded(tokenizer, int(row.max()), words.embeddings, f"the built-in corpus ({name})")
-                file.write(row.astype(words.dtype).tobytes())
+                check_embedded(tokenizer, int(row.max()), store_tokenizer.embeddings, f"the built-in corpus ({name})")
+                file.write(row.astype(store_tokenizer.dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())  # what the log says must be there, after a power cut, too
             log.add([len(row) for row in encoded])

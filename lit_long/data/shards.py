@@ -52,7 +52,7 @@ class Task:
     separator: int
     dtype: str
     template: ChatTemplate | None = None  # of instruction data
-    embeddings: int | None = None  # ids beyond them are refused; see `Words`
+    embeddings: int | None = None  # ids beyond them are refused; see `StoreTokenizer`
 
     @property
     def suffixes(self) -> tuple[str, ...]:

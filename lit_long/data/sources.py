@@ -40,7 +40,7 @@ _SAVED = ("state.json", "dataset_dict.json")  # what `datasets` leaves in a fold
 
 @dataclass(frozen=True)
 class Found:
-    """What a settled source holds: for hf no files but its fingerprint."""
+    """What a resolved source holds: for hf no files but its fingerprint."""
 
     files: tuple[Path, ...]
     names: tuple[str, ...]
@@ -71,20 +71,20 @@ def resolve_source(name: str, source: SourceConfig, key: str = "") -> SourceConf
         path = str(Path(path).expanduser().absolute())
     elif (folder := Path(path.removeprefix(HUGGING_FACE)).expanduser()).exists():
         path = f"{HUGGING_FACE}{folder.absolute()}"
-    settled = replace(source, kind=kind, path=path)
-    found = find_files(name, settled, key)
+    resolved = replace(source, kind=kind, path=path)
+    found = find_files(name, resolved, key)
     content = found.content
     if source.content not in ("", content):
         raise UserError(
             f"{key}: what is in {source.path} now is not what was planned with (its digest is {content[:12]}…, not "
             f"{source.content[:12]}…). Put the files back, or start the command again to use what is there."
         )
-    _try_first_rows(key, settled, found)
-    return replace(settled, content=content)
+    _try_first_rows(key, resolved, found)
+    return replace(resolved, content=content)
 
 
 def find_files(name: str, source: SourceConfig, key: str = "") -> Found:
-    """Files of a settled source, with their digests. Raises UserError if there is none."""
+    """Files of a resolved source, with their digests. Raises UserError if there is none."""
     key = key or f"data.sources.{name}"
     if source.kind == "hf":
         return Found((), (), (fingerprint(key, source),))
@@ -112,7 +112,7 @@ def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
 
 
 def list_left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[str]]:
-    """Names of files of a settled source's path that are no part of it, by reason; of data sets that `datasets` reads it decides."""
+    """Names of files of a resolved source's path that are no part of it, by reason; of data sets that `datasets` reads it decides."""
     return (
         {}
         if source.kind == "hf"
@@ -121,7 +121,7 @@ def list_left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, l
 
 
 def list_parts(name: str, source: SourceConfig, key: str = "") -> list[Part]:
-    """All parts of a settled source, in order."""
+    """All parts of a resolved source, in order."""
     if source.kind == "hf":
         key = key or f"data.sources.{name}"
         found = (fingerprint(key, source),)

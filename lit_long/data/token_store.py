@@ -244,7 +244,7 @@ def verify(store: Store) -> list[Path]:
     return damaged
 
 
-def words_of(store: Store, corpus: CorpusConfig) -> ModelTokenizer:
+def model_tokenizer(store: Store, corpus: CorpusConfig) -> ModelTokenizer:
     """The tokenizer that a model trained on ``store`` reads and writes with. Our own opens a text, and ends it, with its separator."""
     if corpus.tokenizer:
         if store.manifest["inputs"].get("tokenizer") != borrowed_digest(corpus.tokenizer):

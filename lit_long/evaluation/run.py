@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lit_long.config import EvaluationConfig, StageConfig, advising
-from lit_long.data.token_store import Store, open_store, words_of
+from lit_long.data.token_store import Store, model_tokenizer, open_store
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.perplexity import text_measurements
 from lit_long.evaluation.registry import BUILT_IN, is_custom, reads_texts
@@ -90,7 +90,7 @@ def task_measurements(model: Llama, store: Store, config: StageConfig, folder: P
 
     evaluation = config.evaluation
     lengths = tuple(sorted(set(evaluation.task_lengths))) or (config.model.context,)
-    evaluated = EvaluatedModel(model, words_of(store, config.data.corpus), max(lengths), evaluation.batch_tokens)
+    evaluated = EvaluatedModel(model, model_tokenizer(store, config.data.corpus), max(lengths), evaluation.batch_tokens)
     texts = store if reads_texts(evaluation.tasks) else None
     domains = domains_for(evaluation.tasks, store, max(lengths)) if texts else []
     tasks = []

@@ -73,19 +73,19 @@ class Local:
         name: str,
         identity: str,
         model: Llama,
-        words: ModelTokenizer,
+        tokenizer: ModelTokenizer,
         context: int,
         batch: int = 4,
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> None:
         self.identity = f"{identity} batch={batch} temperature={temperature:g} top_p={top_p:g}"
-        self.name, self.model, self.words, self.context, self.batch = name, model, words, context, batch
+        self.name, self.model, self.tokenizer, self.context, self.batch = name, model, tokenizer, context, batch
         self.temperature, self.top_p = temperature, top_p
 
     def encoded(self, request: Request) -> list[int]:
-        prompt = self.words.chat([{"role": "user", "content": request.prompt}])
-        return self.words.encode(prompt + closing_thoughts(prompt) + request.begin)
+        prompt = self.tokenizer.chat([{"role": "user", "content": request.prompt}])
+        return self.tokenizer.encode(prompt + closing_thoughts(prompt) + request.begin)
 
     def ask(self, requests: list[Request]) -> Iterator[dict[str, str]]:
         for group in self.groups(requests):
@@ -93,14 +93,14 @@ class Local:
             sampler.streams = [torch.Generator().manual_seed(request.seed) for request in group]
             prompts = [self.encoded(request) for request in group]
             new, stop = max(request.tokens for request in group), sorted({stop for request in group for stop in request.stop})
-            texts = continue_tokens(self.model, self.words, prompts, new, sampler=sampler, stop=stop)
+            texts = continue_tokens(self.model, self.tokenizer, prompts, new, sampler=sampler, stop=stop)
             yield {request.key: request.begin + text for request, text in zip(group, texts, strict=True)}
 
     def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
         return [list(group) for _, group in groupby(requests, key=lambda request: request.item.number // self.batch)]
 
     def fits(self, prompt: str, tokens: int) -> bool:
-        whole = self.words.encode(self.words.chat([{"role": "user", "content": prompt}]))
+        whole = self.tokenizer.encode(self.tokenizer.chat([{"role": "user", "content": prompt}]))
         return len(whole) + tokens + 8 <= self.context  # 8: what a reply is made to begin with
 
     @torch.inference_mode()
@@ -108,5 +108,5 @@ class Local:
         """Probability that the reply begins with the first choice rather than with the second."""
         prompt = self.encoded(request)
         logits_V = Sequences(self.model, [prompt], 1).read()[0].float()
-        first, second = (self.words.tokenizer.encode(choice, add_special_tokens=False).ids[0] for choice in choices)
+        first, second = (self.tokenizer.tokenizer.encode(choice, add_special_tokens=False).ids[0] for choice in choices)
         return float(torch.sigmoid(logits_V[first] - logits_V[second]))

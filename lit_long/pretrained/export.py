@@ -41,7 +41,7 @@ def write_huggingface(
     model: ModelConfig,
     position: dict[str, Any],
     context: int,
-    words: ModelTokenizer,
+    tokenizer: ModelTokenizer,
     card: str,
     dtype: str = "auto",
     beside: dict[str, str] | None = None,
@@ -57,13 +57,13 @@ def write_huggingface(
     Raises:
         UserError: transformers cannot express ``position``, a tensor is missing or does not fit, or ``out`` is in use.
     """
-    config = model_config(model, position, context, words)
+    config = model_config(model, position, context, tokenizer)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there already and not empty; name another folder or remove it")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
     with replacing_folder(out) as folder:
-        fill_folder(folder, tensors, model, config, words, context, {"README.md": card, **(beside or {})}, DTYPES[dtype])
+        fill_folder(folder, tensors, model, config, tokenizer, context, {"README.md": card, **(beside or {})}, DTYPES[dtype])
 
 
 def fill_folder(
@@ -81,7 +81,7 @@ def fill_folder(
     kept = str(write_weights(folder, fitting(tensors, parameter_shapes(model), where), model, dtype)).removeprefix("torch.")
     write_json(folder / "config.json", config | {"torch_dtype": kept, "dtype": kept})
     if tokenizer is not None:
-        write_words(folder, tokenizer, context)
+        write_tokenizer(folder, tokenizer, context)
     for file, text in beside.items():
         (folder / file).write_text(text, encoding="utf-8")
 
@@ -102,9 +102,9 @@ def copy_adapter(stage: Path, out: Path) -> None:
     shutil.copytree(source, out, dirs_exist_ok=True)
 
 
-def model_config(model: ModelConfig, position: dict[str, Any], context: int, words: ModelTokenizer | None) -> dict[str, Any]:
+def model_config(model: ModelConfig, position: dict[str, Any], context: int, tokenizer: ModelTokenizer | None) -> dict[str, Any]:
     """config.json, but for its precision."""
-    ends = list(words.eos) if words else []
+    ends = list(tokenizer.eos) if tokenizer else []
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -120,7 +120,7 @@ def model_config(model: ModelConfig, position: dict[str, Any], context: int, wor
         "mlp_bias": False,
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": words.bos if words else None,
+        "bos_token_id": tokenizer.bos if tokenizer else None,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
     } | hf_from_position(position, model, context)
 
@@ -167,35 +167,35 @@ def write_weights(
     return kept
 
 
-def write_words(folder: Path, words: ModelTokenizer, context: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: ModelTokenizer, context: int) -> None:
     """The tokenizer's files: those it came from if it came from a Hugging Face folder, else made from what is known of it."""
-    source, file = Path(words.where), folder / "tokenizer_config.json"
+    source, file = Path(tokenizer.where), folder / "tokenizer_config.json"
     if (source / "tokenizer.json").is_file() or (source / "tokenizer.model").is_file():
         for each in tokenizer_files(source):
             shutil.copyfile(each, folder / each.name)
         if file.is_file():  # without it transformers takes the class of Llama's own tokenizer
             write_json(file, for_both_versions(optional(file)))
         if (source / "tokenizer.json").is_file() and has_state(source / "tokenizer.json"):
-            words.tokenizer.save(str(folder / "tokenizer.json"))
+            tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
         return
-    tokenizer = copy_tokenizer(words.tokenizer)
-    if words.add_bos and words.bos is not None:
-        bos = words.tokenizer.id_to_token(words.bos)
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, words.bos)]
+    copied = copy_tokenizer(tokenizer.tokenizer)
+    if tokenizer.add_bos and tokenizer.bos is not None:
+        bos = tokenizer.tokenizer.id_to_token(tokenizer.bos)
+        copied.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos)]
         )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = words.special | {
+    copied.save(str(folder / "tokenizer.json"))
+    settings = tokenizer.special | {
         "tokenizer_class": FAST,
-        "add_bos_token": words.add_bos,
+        "add_bos_token": tokenizer.add_bos,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
-    if words.chat_template is not None:
-        settings["chat_template"] = words.chat_template
-        (folder / "chat_template.jinja").write_text(words.chat_template, encoding="utf-8")
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
     write_json(file, for_both_versions(settings))
-    write_json(folder / "generation_config.json", {"bos_token_id": words.bos, "eos_token_id": list(words.eos) or None})
+    write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.bos, "eos_token_id": list(tokenizer.eos) or None})
 
 
 def for_both_versions(settings: dict[str, Any]) -> dict[str, Any]:

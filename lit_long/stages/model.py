@@ -11,7 +11,7 @@ import torch
 
 from lit_long.config import StageConfig, UserError
 from lit_long.config.compose import compose_model
-from lit_long.data.token_store import open_store, words_of
+from lit_long.data.token_store import model_tokenizer, open_store
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
@@ -52,7 +52,7 @@ def load_model(
     say(f"reading {folder / WEIGHTS if folder else config.model.init}")
     if folder:
         load_weights(model, folder / WEIGHTS)
-        return model, words_of(open_store(store), config.data.corpus), config
+        return model, model_tokenizer(open_store(store), config.data.corpus), config
     source = weights(config.model.init)
     if source.note and "base" not in (words.get("position") or {}):
         say(f"note: {source.note}")

@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_known(local: Local) -> None:
 def test_preference_is_that_of_the_first_token(local: Local) -> None:
     asked = request(0)
     logits = Sequences(local.model, [local.encoded(asked)], 1).read()[0].softmax(-1)
-    first, second = (float(logits[local.words.tokenizer.encode(word).ids[0]]) for word in ("correct", "wrong"))
+    first, second = (float(logits[local.tokenizer.tokenizer.encode(word).ids[0]]) for word in ("correct", "wrong"))
     assert local.preference(asked, ("correct", "wrong")) == pytest.approx(first / (first + second), rel=1e-4)
 
 

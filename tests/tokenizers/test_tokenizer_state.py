@@ -14,14 +14,14 @@ from tokenizers import Tokenizer
 import lit_long
 from lit_long.config import CorpusConfig, InstructConfig, SourceConfig, UserError
 from lit_long.data.prepare import prepare
-from lit_long.data.token_store import open_store, words_of
+from lit_long.data.token_store import model_tokenizer, open_store
 from lit_long.data.tokenizer import borrowed_digest
 from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
-from lit_long.pretrained.export import write_words
+from lit_long.pretrained.export import write_tokenizer
 from tests.data.own import write_jsonl
 
 BASE = Path(lit_long.__file__).parents[1] / "experiments" / "bases" / "mini-s0"
@@ -63,12 +63,12 @@ def test_a_saved_state_is_switched_off_wherever_the_tokenizer_is_used(folder, tm
     manifest = prepare(corpus, tmp_path / "store", sources=sources, builtin=False, processes=1)
     assert manifest["domains"]["mine"]["train"]["tokens"] == TOKENS
     store = open_store(tmp_path / "store")
-    for words in (open_pretrained(str(folder)).tokenizer(), words_of(store, corpus)):
+    for words in (open_pretrained(str(folder)).tokenizer(), model_tokenizer(store, corpus)):
         assert [words.encode(text) for text in DOCUMENTS] == [plain.encode(text) for text in DOCUMENTS]
         assert words.batch(DOCUMENTS) == [plain.pieces(text) for text in DOCUMENTS]
         pages = InMemoryCorpus(words, {"text": DOCUMENTS}).documents("text")
         assert sum(pages.lengths) == TOKENS
-        write_words(tmp_path / "out", words, 256)
+        write_tokenizer(tmp_path / "out", words, 256)
         for file in (tmp_path / "out" / "tokenizer.json", store.folder / "tokenizer.json"):
             kept = Tokenizer.from_file(str(file))  # as it is read by others
             assert [row.ids for row in kept.encode_batch(DOCUMENTS, add_special_tokens=False)] == plain.batch(DOCUMENTS)
@@ -93,7 +93,7 @@ def test_identities_of_tokenizers_without_state_stay(folder):
     change(folder, lambda tokenizer: setattr(tokenizer.model, "dropout", 0.0))
     assert borrowed_digest(str(folder)) != DIGEST
     (folder / "again").mkdir()
-    write_words(folder / "again", open_pretrained(str(folder)).tokenizer(), 256)
+    write_tokenizer(folder / "again", open_pretrained(str(folder)).tokenizer(), 256)
     assert (folder / "again" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 

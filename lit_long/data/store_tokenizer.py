@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from lit_long.config import CorpusConfig, SourceConfig, plain
 from lit_long.data.builtin_corpus import Corpus
-from lit_long.data.conversations import ChatTemplate, words_in
+from lit_long.data.conversations import ChatTemplate, message_text
 from lit_long.data.readers import Part, read_part
 from lit_long.data.shards import passes
 from lit_long.data.sources import list_parts
@@ -35,7 +35,7 @@ Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Words:
+class StoreTokenizer:
     """The tokenizer that all sources are written with, as a file, and what belongs to it."""
 
     file: Path
@@ -46,14 +46,14 @@ class Words:
     embeddings: int | None = None  # of the weights that it is borrowed from; ids beyond them cannot be trained on
 
 
-def settle_words(
+def resolve_tokenizer(
     corpus: CorpusConfig,
     folder: Path,
     builtin: Callable[[], Corpus],
     sources: dict[str, SourceConfig],
     inputs: dict,
     report: Report,
-) -> tuple[Words, Tokenizer]:
+) -> tuple[StoreTokenizer, Tokenizer]:
     """The tokenizer, written into ``folder``; one that was trained on the same texts before serves again.
 
     Args:
@@ -80,7 +80,7 @@ def settle_words(
     dtype = "uint16" if tokenizer.get_vocab_size() <= 65_535 else "uint32"
     instructs = any(source.instruct.schema for source in sources.values())
     template = borrowed_template(corpus.tokenizer) if instructs else None
-    return Words(file, read_digest(file), separator, dtype, template, embeddings), tokenizer
+    return StoreTokenizer(file, read_digest(file), separator, dtype, template, embeddings), tokenizer
 
 
 def _save(tokenizer: Tokenizer, file: Path) -> None:
@@ -112,7 +112,7 @@ def _beginning(name: str, source: SourceConfig, part: Part, characters: int) -> 
     """Texts from the start of a part; the last one is cut."""
     for text in read_part(f"data.sources.{name}", source, part):
         if passes(source, text):
-            content = words_in(text.text) if source.instruct.schema else text.text
+            content = message_text(text.text) if source.instruct.schema else text.text
             yield content[:characters]
             characters -= len(content)
             if characters <= 0:

@@ -8,7 +8,7 @@ import pytest
 
 from lit_long.config import CorpusConfig, DataConfig, SourceConfig, StageConfig, UserError
 from lit_long.data.prepare import prepare
-from lit_long.data.token_store import open_store, words_of
+from lit_long.data.token_store import model_tokenizer, open_store
 from lit_long.data.tokenizer import borrow_tokenizer, borrowed_digest, train_tokenizer
 from lit_long.stages.identity import identity_settings
 from tests.data.own import TEXTS, all_texts, write_jsonl
@@ -48,7 +48,7 @@ def sources(tmp_path):
 def test_a_changed_one_is_refused_and_the_next_store_has_it(lender, corpus, sources, tmp_path):
     prepare(corpus, tmp_path / "store", sources=sources, builtin=False, processes=1)
     store = open_store(tmp_path / "store")
-    words = words_of(store, corpus)
+    words = model_tokenizer(store, corpus)
     assert words.decode(words.encode(TEXTS[3])) == TEXTS[3]
     data = DataConfig(corpus=corpus, sources=sources, weights={"mine": 1.0})
     before = identity_settings(StageConfig(kind="data", data=data))
@@ -56,7 +56,7 @@ def test_a_changed_one_is_refused_and_the_next_store_has_it(lender, corpus, sour
 
     put_tokenizer(lender, 310)
     with pytest.raises(UserError) as refused:
-        words_of(store, corpus)
+        model_tokenizer(store, corpus)
     for said in (f"data.corpus.tokenizer={lender}", str(store.folder), "Put it back, or prepare the data again"):
         assert said in str(refused.value)
     assert identity_settings(StageConfig(kind="data", data=data)) != before  # so that the same command makes a store of its own
@@ -64,7 +64,7 @@ def test_a_changed_one_is_refused_and_the_next_store_has_it(lender, corpus, sour
 
     (lender / "tokenizer.json").write_bytes(original)
     forget()
-    assert words_of(store, corpus).encode(TEXTS[3]) == words.encode(TEXTS[3])
+    assert model_tokenizer(store, corpus).encode(TEXTS[3]) == words.encode(TEXTS[3])
 
 
 def test_preparing_again_writes_every_shard_with_the_new_one(lender, corpus, sources, tmp_path):
@@ -73,4 +73,4 @@ def test_preparing_again_writes_every_shard_with_the_new_one(lender, corpus, sou
     prepare(corpus, tmp_path / "store", sources=sources, builtin=False, processes=1)
     store = open_store(tmp_path / "store")
     assert store.tokenizer.get_vocab_size() == 310 and all_texts(store) == sorted(TEXTS)
-    assert words_of(store, replace(corpus)).tokenizer.get_vocab_size() == 310
+    assert model_tokenizer(store, replace(corpus)).tokenizer.get_vocab_size() == 310
