@@ -36,8 +36,8 @@ def share(hits: Sequence[bool]) -> dict[str, Any]:
     """Like `mean`, of hits and misses."""
     array = checked(hits)
     n, p = len(array), float(array.mean())
-    centre, room = (p + Z**2 / (2 * n)) / (1 + Z**2 / n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    interval = {"low": max(0.0, centre - room), "high": min(1.0, centre + room)} if n > 1 else {"low": None, "high": None}
+    centre, half = (p + Z**2 / (2 * n)) / (1 + Z**2 / n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    interval = {"low": max(0.0, centre - half), "high": min(1.0, centre + half)} if n > 1 else {"low": None, "high": None}
     return {"value": p, **spread(array), **interval, "n": n}
 
 
@@ -68,8 +68,8 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     n, value, stderr = len(array), float(array.mean()), spread(array)["stderr"]
     if stderr is None:
         return {"value": value, "stderr": None, "low": None, "high": None, "n": n}
-    room = float(stdtrit(n - 1, 0.975)) * stderr
-    return {"value": value, "stderr": stderr, "low": value - room, "high": value + room, "n": n}
+    half = float(stdtrit(n - 1, 0.975)) * stderr
+    return {"value": value, "stderr": stderr, "low": value - half, "high": value + half, "n": n}
 
 
 def geometric(samples: Sequence[Sequence[float]]) -> dict[str, Any]:

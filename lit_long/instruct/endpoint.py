@@ -44,7 +44,7 @@ class EndpointConfig:
     timeout: Positive = 120.0  # seconds of one try
 
 
-class Pace:
+class RateLimit:
     """Lets at most ``per_minute`` callers through a minute, evenly."""
 
     def __init__(self, per_minute: float) -> None:
@@ -80,7 +80,7 @@ class Endpoint:
         self.openai = _openai()
         key = os.environ.get(config.key_variable) or "none"  # most servers of one's own want none
         self.client = self.openai.OpenAI(api_key=key, base_url=config.url, timeout=config.timeout, max_retries=0)
-        self.pace = Pace(config.per_minute)
+        self.rate_limit = RateLimit(config.per_minute)
         self.unanswered: dict[str, str] = {}
         self.say = say or partial(print, file=sys.stderr, flush=True)
         self._limit = LIMITS[0]
@@ -122,7 +122,7 @@ class Endpoint:
         )
         reason = ""
         for attempt in range(self.config.retries + 1):
-            self.pace.wait()
+            self.rate_limit.wait()
             asked_to_wait = 0.0
             try:
                 reply, thought = self._once(request)

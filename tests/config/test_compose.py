@@ -37,6 +37,15 @@ def test_default_experiment_is_the_papers_geometry():
     assert stage(default, "base").config.model.vocab_size == 4096
 
 
+def test_a_gpu_trains_compiled_and_in_large_micro_batches():
+    """And they change no identity but by the precision: they say how a stage runs."""
+    gpu, cpu = plan("trainer=gpu", "trainer.precision=32-true"), plan("trainer=cpu", "trainer.precision=32-true")
+    trainer = stage(gpu, "extend rope").config.trainer
+    assert (trainer.accelerator, trainer.compile, trainer.micro_batch_tokens, trainer.accumulate) == ("gpu", True, 32_768, "sharded")
+    assert stage(cpu, "extend rope").config.trainer.compile is False
+    assert [each.identity for each in gpu.stages] == [each.identity for each in cpu.stages]
+
+
 def test_shared_stages_are_one():
     default = plan()
     assert len({trial.stages["base"].identity for trial in default.trials}) == 1
