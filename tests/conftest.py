@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 
+import hypothesis
 import pytest
 
 from lit_long.config import CorpusConfig
@@ -18,6 +19,10 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # a worker of xdist inherits it
         os.environ["LIT_LONG_CACHE"] = folder = tempfile.mkdtemp(prefix="lit-long-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):

@@ -41,7 +41,12 @@ def test_a_gpu_trains_compiled_and_in_large_micro_batches():
     """And they change no identity but by the precision: they say how a stage runs."""
     gpu, cpu = plan("trainer=gpu", "trainer.precision=32-true"), plan("trainer=cpu", "trainer.precision=32-true")
     trainer = stage(gpu, "extend rope").config.trainer
-    assert (trainer.accelerator, trainer.compile, trainer.micro_batch_tokens, trainer.accumulate) == ("gpu", True, 32_768, "sharded")
+    assert (trainer.accelerator, trainer.compile, trainer.micro_batch_tokens, trainer.accumulate) == (
+        "gpu",
+        True,
+        32_768,
+        "sharded",
+    )
     assert stage(cpu, "extend rope").config.trainer.compile is False
     assert [each.identity for each in gpu.stages] == [each.identity for each in cpu.stages]
 

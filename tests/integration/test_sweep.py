@@ -233,7 +233,7 @@ def test_a_lost_record_is_written_again(finished, root, tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused(finished, root):
-    """A stage whose parent has another shape: one message, exit code 2, nothing half-written."""
+    """A stage whose parent has another shape: one message, of the first tensor (its down_proj), exit code 2, nothing half-written."""
     found = stages(root)
     folder = found["extend rope"].with_name("train-misfit")
     folder.mkdir()
@@ -242,7 +242,7 @@ def test_weights_that_do_not_fit_are_refused(finished, root):
     (folder / "stage.yaml").write_text(yaml.safe_dump(content))
     failed = run("lit_long.stage", str(folder))
     assert failed.returncode == 2
-    assert "do not fit the model" in failed.stderr and "[96, 48] in the file and [128, 48] in the model" in failed.stderr
+    assert "do not fit the model" in failed.stderr and "[48, 96] in the file and [48, 128] in the model" in failed.stderr
     assert not (folder / "DONE").exists() and not (folder / "result.json").exists()
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 

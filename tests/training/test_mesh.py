@@ -280,4 +280,4 @@ def test_no_rank_holds_a_whole_model(source, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     said = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=240).stdout
     found = [float(line) for line in said.splitlines()]
-    assert len(found) == 2 and all(0.4 < share < 0.75 for share in found)
+    assert len(found) == 2 and all(0.3 < share < 0.8 for share in found), said
