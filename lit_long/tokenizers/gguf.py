@@ -7,14 +7,16 @@ BPE (sentencepiece.py; the kinds of tokens have the same numbers).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lit_long.config import UserError
-from lit_long.pretrained.gguf import Header
 from lit_long.tokenizers.sentencepiece import NORMAL, add_special, sentencepiece
 from lit_long.tokenizers.tokenizer import ModelTokenizer, check_vocabulary, separator_of
+
+if TYPE_CHECKING:
+    from lit_long.pretrained.gguf import Header
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_WORDS = (
