@@ -69,8 +69,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device, but for its document ids."""
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        tokens, targets, positions = (x.to(device, non_blocking=True) for x in (self.tokens, self.targets, self.positions))
+        at_once = device.type == "cuda"  # towards the host's memory a copy that nobody waits for could be read too early
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=at_once)
+        tokens, targets, positions = (x.to(device, non_blocking=at_once) for x in (self.tokens, self.targets, self.positions))
         return self._replace(tokens=tokens, targets=targets, positions=positions, weights=weights)
 
 

@@ -163,8 +163,11 @@ def test_losses_by_token_need_all_words():
 
 
 def test_weights_are_drawn_on_the_cpu_wherever_they_lie():
-    """On a GPU parameters are born there, and the source of randomness is the CPU's."""
+    """On a GPU parameters are born there, also what is made on the default device; the source of randomness is the CPU's."""
+    expected = dict(Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim)).draw_weights(0))
     with torch.device("meta"):
         model = Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim))
-    model.init_weights(0)
+        drawn = dict(model.draw_weights(0))
+        model.init_weights(0)
     assert all(parameter.is_meta for parameter in model.parameters())
+    assert drawn.keys() == expected.keys() and all(drawn[name].equal(value) for name, value in expected.items())
