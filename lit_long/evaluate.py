@@ -20,35 +20,21 @@ Killed, the same command goes on; what was measured is not measured again. Exit 
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
-from lit_long.config import UserError, typed
+from lit_long.config import typed
 from lit_long.config.compose import parse_model_words
 from lit_long.config.output_folder import check_writable
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
 SECONDS = 5.0  # between lines of progress
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        run(argv)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    return answer(argv, __doc__, run, "interrupted; the same command goes on where it was")
 
 
 def run(argv: list[str]) -> None:

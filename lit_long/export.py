@@ -7,21 +7,19 @@
     … adapter=true          of a stage trained with an adapter only that, as peft loads it; not merged
     … name=NAME             its name in the model card (default: that of the folder)
 
-Writes weights, config.json, the tokenizer with its chat template, a model card that tells where the model comes from, and, of a stage that started from nothing,
-its settings (recipe.json). The folder
-appears whole or not at all. Positional encoders that transformers cannot compute are refused. Exit codes: 0 written, 2 bad input.
+Writes weights, config.json, the tokenizer with its chat template, a model card that tells where the model comes from, and, of a stage that
+started from nothing, its settings (recipe.json). The folder appears whole or not at all. Positional encoders that transformers cannot compute are refused. Exit codes: 0 written, 2 bad input.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_long.config import UserError, parse_words, typed
 from lit_long.config.output_folder import check_writable
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
 
 @dataclass
@@ -34,20 +32,16 @@ class ExportConfig:
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
-    try:
-        config = typed(ExportConfig, parse_words(argv, ExportConfig), "command line")
-        for key in ("checkpoint", "out"):
-            if not getattr(config, key):
-                raise UserError(f"command line: {key}=… is missing (see --help)")
-        export(config)
-        print(f"written  {config.out}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answer(argv, __doc__, run)
+
+
+def run(argv: list[str]) -> None:
+    config = typed(ExportConfig, parse_words(argv, ExportConfig), "command line")
+    for key in ("checkpoint", "out"):
+        if not getattr(config, key):
+            raise UserError(f"command line: {key}=… is missing (see --help)")
+    export(config)
+    print(f"written  {config.out}")
 
 
 def export(config: ExportConfig) -> None:
@@ -83,11 +77,11 @@ def export_stage(config: ExportConfig, out: Path) -> None:
         raise UserError(
             f"{weights}: is not there; the stage has not ended, so name one of its checkpoints/, or run the sweep again"
         )
-    words = model_tokenizer(open_store(store), stage.data.corpus)
+    tokenizer = model_tokenizer(open_store(store), stage.data.corpus)
     card = model_card(config.name or out.name, folder, weights)
     beside = {} if parent else {RECIPE: json.dumps(recipe(stage), indent=1) + "\n"}
     write_huggingface(
-        out, read_checkpoint(weights), stage.model, stage.position, stage.context, words, card, config.dtype, beside
+        out, read_checkpoint(weights), stage.model, stage.position, stage.context, tokenizer, card, config.dtype, beside
     )
 
 
@@ -97,12 +91,12 @@ def export_external(config: ExportConfig, out: Path) -> None:
     from lit_long.pretrained.export import write_huggingface
 
     source = open_pretrained(config.checkpoint)
-    shape, words = source.shape, source.tokenizer()
+    shape, tokenizer = source.shape, source.tokenizer()
     card = (
         f"---\nlibrary_name: transformers\n---\n\n# {config.name or out.name}\n\n"
         f"The weights of `{config.checkpoint}`, converted by lit-long. sha256 of their content: `{source.digest}`.\n"
     )
-    write_huggingface(out, source.tensors(), shape, source.position, shape.context, words, card, config.dtype)
+    write_huggingface(out, source.tensors(), shape, source.position, shape.context, tokenizer, card, config.dtype)
 
 
 if __name__ == "__main__":

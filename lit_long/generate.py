@@ -29,7 +29,7 @@ from lit_long.config import UserError, typed
 from lit_long.config.compose import parse_model_words
 from lit_long.config.ranges import Count, NotNegative, PositiveShare, Seed
 from lit_long.config.text import EscapedText
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
 LITERAL = ("prompt=", "system=")
 NEW_TOKENS = 256
@@ -57,23 +57,18 @@ class GenerateConfig:
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
-    try:
-        words = parse_model_words([word for word in argv if not word.startswith(LITERAL)], GenerateConfig)
-        words |= dict(word.split("=", 1) for word in argv if word.startswith(LITERAL))
-        run(typed(GenerateConfig, words, "command line"), words)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return answer(argv, __doc__, run)
 
 
-def run(config: GenerateConfig, words: dict[str, Any]) -> None:
-    """Generate and print. ``words`` are the command line's, which name the model."""
+def run(argv: list[str]) -> None:
+    """Generate and print."""
+    words = parse_model_words([word for word in argv if not word.startswith(LITERAL)], GenerateConfig)
+    words |= dict(word.split("=", 1) for word in argv if word.startswith(LITERAL))
+    generate_from(typed(GenerateConfig, words, "command line"), words)
+
+
+def generate_from(config: GenerateConfig, words: dict[str, Any]) -> None:
+    """``words`` are the command line's, which name the model."""
     from lit_long.generation import Sampler, generate_text, prepack  # which import torch: a mistyped key need not wait for it
     from lit_long.stages.model import load_model
 

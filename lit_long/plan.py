@@ -15,36 +15,32 @@ Memory is a formula, held against the real model; time rests on the assumed effi
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 
 from rich.console import Console
 
-from lit_long.config import UserError, parse_words, read_layers, typed
+from lit_long.config import parse_words, read_layers, typed
 from lit_long.config.compose import parse_model_words
 from lit_long.planning import rows
 from lit_long.planning.settings import FIXED, MachinesConfig, PlanConfig, job_of, machines_of
 from lit_long.report.tables import Table
 from lit_long.stages.costs import find_fastest, model_and_context, paper_rows, stage_rows
 from lit_long.stages.plan import make_plan
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
 COMMAND_LINE = "command line"
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
-    try:
-        if any(word.startswith("experiment=") for word in argv):
-            return plan_experiment(argv)
-        words = parse_model_words(argv, PlanConfig)
-        config = typed(PlanConfig, words, COMMAND_LINE)
-        return plan_paper(config) if config.paper else plan_one(config, frozenset(FIXED.get(word, word) for word in words))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answer(argv, __doc__, run)
+
+
+def run(argv: list[str]) -> int:
+    if any(word.startswith("experiment=") for word in argv):
+        return plan_experiment(argv)
+    words = parse_model_words(argv, PlanConfig)
+    config = typed(PlanConfig, words, COMMAND_LINE)
+    return plan_paper(config) if config.paper else plan_one(config, frozenset(FIXED.get(word, word) for word in words))
 
 
 def plan_one(config: PlanConfig, said: frozenset[str]) -> int:

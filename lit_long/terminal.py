@@ -1,16 +1,19 @@
-"""How every command starts and ends: `run_command`. What it prints arrives, whatever the terminal, as it comes; and it ends quietly when nobody reads on."""
+"""How every command starts and ends: `run_command` around `answer`. What it prints arrives, whatever the terminal, as it comes; and it ends quietly
+when nobody reads on."""
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from lit_long.config import UserError
 from lit_long.surroundings import forget_ranks
 
-INTERRUPTED = 130
+BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class ReaderGone(KeyboardInterrupt):
@@ -60,3 +63,30 @@ def run_command(main: Callable[[list[str]], int], rank: bool = False) -> NoRetur
     except KeyboardInterrupt:
         code = INTERRUPTED
     sys.exit(code)
+
+
+def answer(argv: list[str], usage: str, run: Callable[[list[str]], int | None], interrupted: str = "") -> int:
+    """The exit code of a command: what ``run`` returns (None: 0), 2 for bad input, 130 for Ctrl-C.
+
+    Args:
+        argv: the words of the command line.
+        usage: what ``--help`` prints.
+        run: the command; its `UserError` goes to standard error.
+        interrupted: said there when it is interrupted. With it, SIGTERM interrupts as Ctrl-C does, also where a shell that put the command in
+            the background ignores Ctrl-C.
+    """
+    if {"--help", "-h"} & set(argv):
+        print(usage)
+        return 0
+    if interrupted:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+    try:
+        return run(argv) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return INTERRUPTED

@@ -15,18 +15,17 @@ Exit codes: 0 written, 2 bad input.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lit_long.config import UserError, parse_words, plain, project_root, typed
+from lit_long.config import parse_words, plain, project_root, typed
 from lit_long.config.output_folder import check_writable
 from lit_long.positions.analysis import TheoryConfig, analyze
 from lit_long.report.theory_report import COLUMNS, write_theory
 from lit_long.stages.folder import read_stage
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 from lit_long.tracking import open_tracker
 from lit_long.tracking.record import THEORY, record_theory
 
@@ -34,19 +33,15 @@ COMMAND_LINE = "command line"
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
+    return answer(argv, __doc__, run)
+
+
+def run(argv: list[str]) -> None:
     console = Console()
-    try:
-        if any(word.startswith("search=") for word in argv):
-            search(argv, console)
-        else:
-            write_study(typed(TheoryConfig, parse_words(argv, TheoryConfig), COMMAND_LINE), console)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if any(word.startswith("search=") for word in argv):
+        search(argv, console)
+    else:
+        write_study(typed(TheoryConfig, parse_words(argv, TheoryConfig), COMMAND_LINE), console)
 
 
 def places(out: str, root: str) -> tuple[Path, Path]:

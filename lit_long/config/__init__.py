@@ -27,7 +27,18 @@ from lit_long.config.schema import (
     TrainerConfig,
     ValidationConfig,
 )
-from lit_long.config.typed import NOT_A_SETTING, Unfit, UserError, advising, check, differing, nearest, plain, typed
+from lit_long.config.typed import (
+    NOT_A_SETTING,
+    Unfit,
+    UserError,
+    advising,
+    check,
+    differing,
+    nearest,
+    plain,
+    refuse_idle_keys,
+    typed,
+)
 
 __all__ = [
     "NOT_A_SETTING",
@@ -68,5 +79,6 @@ __all__ = [
     "plain",
     "project_root",
     "read_layers",
+    "refuse_idle_keys",
     "typed",
 ]

@@ -277,17 +277,17 @@ def resolve_interpolations(raw: dict[str, Any], where: str, known: Resolved | No
         return known[memo]
 
     # 2k must be a number before ${divide:…} sees it
-    counts = {key: once(key, repr(value), lambda k=key, v=value: Counts(k, v, where)) for key, value in raw.items()}
-    counts |= {key: once(key, "", lambda k=key: Counts(k, getattr(StageConfig(), k), where)) for key in STAGE if key not in raw}
-    values = {}
+    values = {key: once(key, repr(value), lambda k=key, v=value: RawValue(k, v, where)) for key, value in raw.items()}
+    values |= {key: once(key, "", lambda k=key: RawValue(k, getattr(StageConfig(), k), where)) for key in STAGE if key not in raw}
+    resolved = {}
     for key in STAGE:
-        needed = reached(key, counts)
-        content = repr([(name, counts[name].plain) for name in needed])
-        values[key] = once(key, f"in {content}", lambda k=key, n=needed: resolve_one(k, n, counts, where))
-    return StageConfig(**values)
+        needed = reached(key, values)
+        content = repr([(name, values[name].plain) for name in needed])
+        resolved[key] = once(key, f"in {content}", lambda k=key, n=needed: resolve_one(k, n, values, where))
+    return StageConfig(**resolved)
 
 
-class Counts:
+class RawValue:
     """A key's value, checked as far as that goes before its interpolations are resolved, and the keys that these may name."""
 
     def __init__(self, key: str, value: Any, where: str) -> None:
@@ -299,24 +299,24 @@ class Counts:
         self.refers = bool(texts)
 
 
-def reached(key: str, counts: dict[str, Counts]) -> list[str]:
+def reached(key: str, values: dict[str, RawValue]) -> list[str]:
     """The key itself, and those whose values its interpolations may need."""
     found = [key]
     for name in found:
-        found += [other for other in counts[name].names if other not in found]
+        found += [other for other in values[name].names if other not in found]
     return found
 
 
-def resolve_one(key: str, needed: list[str], counts: dict[str, Counts], where: str) -> Any:
-    value = counts[key].plain
-    if counts[key].refers:
+def resolve_one(key: str, needed: list[str], values: dict[str, RawValue], where: str) -> Any:
+    value = values[key].plain
+    if values[key].refers:
         OmegaConf.register_resolver("multiply", lambda a, b: float(a) * float(b), replace=True)
         OmegaConf.register_resolver("divide", lambda a, b: float(a) / float(b), replace=True)
         try:
-            value = OmegaConf.to_container(OmegaConf.create({name: counts[name].plain for name in needed}), resolve=True)[key]
+            value = OmegaConf.to_container(OmegaConf.create({name: values[name].plain for name in needed}), resolve=True)[key]
         except OmegaConfBaseException as error:
-            if len(needed) < len(counts):  # a name that is itself made of values
-                return resolve_one(key, list(counts), counts, where)
+            if len(needed) < len(values):  # a name that is itself made of values
+                return resolve_one(key, list(values), values, where)
             raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
     return check(StageConfig, {key: value}, where)[key]
 

@@ -27,7 +27,7 @@ from lit_long.config.renamed import UNTIL, say_once
 from lit_long.config.text import Axes, EscapedText
 from lit_long.config.typed import NOT_IDENTITY, TRAIN_IDENTITY, UserError
 
-SHORTEST_RETRIEVAL = 128  # tokens; see data/synthetic.py
+SHORTEST_RETRIEVAL = 128  # tokens of a retrieval example (data/synthetic.py); below, the sentence would be most of the text
 Spike = Annotated[float, Range(above=1, or_zero=True, note="a multiple of the median loss; 0 = no limit")]
 RetrievalLength = Annotated[int, Range(least=SHORTEST_RETRIEVAL, note="tokens")]
 

@@ -156,6 +156,21 @@ def require(condition: bool, where: str, key: str, wanted: str, got: Any) -> Non
         raise UserError(f"{where}: {key} must be {wanted}, not {got!r}")
 
 
+def refuse_idle_keys(config: Any, choice: str, own: dict[str, tuple[str, ...]], common: tuple[str, ...]) -> None:
+    """Raise a UserError for a key that says nothing to the kind that ``config.name`` chooses.
+
+    Args:
+        choice: the key that chooses, such as tracking.name, for the message.
+        own: the keys of each kind, besides those that are ``common`` to all.
+    """
+    for f in dataclasses.fields(config):
+        if f.name not in (*common, *own[config.name]) and getattr(config, f.name) != getattr(type(config)(), f.name):
+            users = [kind for kind, keys in own.items() if f.name in keys]
+            raise UserError(
+                f"{choice.partition('.')[0]}.{f.name} says nothing to {choice}={config.name}; it is for {choice}={' or '.join(users)}"
+            )
+
+
 def plain(value: Any) -> Any:
     """Dataclasses, tuples and dicts as plain dicts, lists and scalars (for YAML and JSON)."""
     if dataclasses.is_dataclass(value):

@@ -17,7 +17,6 @@ A sweep with the same data uses what was prepared here. model=NAME or model.init
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ from lit_long.config import UserError, typed
 from lit_long.config.compose import DATA_GROUPS, parse_data_words
 from lit_long.config.output_folder import check_writable
 from lit_long.config.ranges import Count, CountOrNone
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
-DONE, DAMAGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, DAMAGED = 0, 1
 
 
 @dataclass
@@ -45,28 +44,20 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return DONE
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        verb, words = (argv[0], argv[1:]) if argv else ("", [])
-        if verb not in ("prepare", "inspect"):
-            raise UserError(f"command line: {verb or 'nothing'!r} is neither prepare nor inspect (see --help)")
-        said = parse_data_words(words, Options)
-        options = typed(Options, {key: value for key, value in said.items() if key not in DATA_GROUPS}, "command line")
-        if options.format not in ("text", "json"):
-            raise UserError(f"command line: format is text or json, not {options.format!r}")
-        if options.share and (verb == "inspect" or options.verify):
-            raise UserError("command line: share=I/N only prepares; leave it out to inspect or to verify")
-        return act(verb, words, said, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
-        return INTERRUPTED
+    return answer(argv, __doc__, run, "interrupted; the same command goes on where it was")
+
+
+def run(argv: list[str]) -> int:
+    verb, words = (argv[0], argv[1:]) if argv else ("", [])
+    if verb not in ("prepare", "inspect"):
+        raise UserError(f"command line: {verb or 'nothing'!r} is neither prepare nor inspect (see --help)")
+    said = parse_data_words(words, Options)
+    options = typed(Options, {key: value for key, value in said.items() if key not in DATA_GROUPS}, "command line")
+    if options.format not in ("text", "json"):
+        raise UserError(f"command line: format is text or json, not {options.format!r}")
+    if options.share and (verb == "inspect" or options.verify):
+        raise UserError("command line: share=I/N only prepares; leave it out to inspect or to verify")
+    return act(verb, words, said, options)
 
 
 def act(verb: str, words: list[str], said: dict, options: Options) -> int:

@@ -14,7 +14,7 @@ from lit_long.data.paths import FileFormat, Listing, detect_format, files_below,
 from lit_long.data.token_store import SHARDS
 from lit_long.data.tokenizer import borrow_tokenizer
 
-BYTES_PER_TOKEN = 4  # of English text, with 32,000 words
+BYTES_PER_TOKEN = 4  # of English text, with a vocabulary of 32,000
 _COMPRESSED, _PARQUET = 3, 2  # bytes of text in a byte of such a file
 
 
@@ -23,8 +23,8 @@ def estimate_disk_space(corpus: CorpusConfig, sources: dict[str, SourceConfig], 
 
     Where documents are left out nobody can say how many bytes remain: at least none. Rows may hold much besides the text.
     """
-    words = borrow_tokenizer(corpus.tokenizer)[0].get_vocab_size() if corpus.tokenizer and sources else corpus.vocab_size
-    token_bytes = 2 if words <= 65_535 else 4
+    vocabulary = borrow_tokenizer(corpus.tokenizer)[0].get_vocab_size() if corpus.tokenizer and sources else corpus.vocab_size
+    token_bytes = 2 if vocabulary <= 65_535 else 4
     about = least = 0
     for name, source in sources.items():
         there = sum(file.stat().st_size for file in (folder / name / SHARDS).glob("*.tokens"))

@@ -36,7 +36,6 @@ from lit_long.data.token_store import Store
 # no sequence holds.
 COLUMNS = ("domain", "tokens", "documents", "cut", "cropped")
 
-
 if TYPE_CHECKING:
     import grain
 

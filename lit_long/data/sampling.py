@@ -14,6 +14,7 @@ guaranteed to stay the same between numpy releases; what `Generator` makes of it
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,6 @@ from lit_long.config import SamplingConfig, UserError
 
 if TYPE_CHECKING:
     from lit_long.data.token_store import Documents, ShardedDocuments
-import hashlib
 
 BLOCK = 4096  # documents
 _AT_ONCE = 16  # blocks that are counted together

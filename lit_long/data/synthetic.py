@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_long.config import Unfit, UserError
+from lit_long.config.schema import SHORTEST_RETRIEVAL
 from lit_long.data.packing import ENDLESS, Sequence, join_documents
 from lit_long.data.sampling import permutation, random_words
 from lit_long.data.token_store import Store, describe_longest
@@ -40,7 +41,6 @@ SCORED_TOKENS = 24  # of the answer, at most; so that long sentences do not outw
 DOMAIN = "docs"  # whose documents the sequences are made of
 _MIN_WORDS = 4
 _SENTENCE_TOKENS = range(6, 33)
-_SHORTEST = 128  # tokens; below, the sentence would be most of the text
 _SEARCHED_TOKENS = 512  # how far from a random place a sentence is looked for
 _TRIES = 64
 
@@ -99,11 +99,13 @@ class RetrievalDocuments:
         while room:
             part = len(documents)
             instance = self._instance(number, part)
-            if room < _SHORTEST:
+            if room < SHORTEST_RETRIEVAL:
                 documents.append(np.array([self._windows.separator, *instance.window], dtype=np.int64)[:room])
             else:
-                sizes = room - _SHORTEST + 1
-                size = _SHORTEST + int(random_words(1, "retrieval length", self._seed, number, part)[0] % np.uint64(sizes))
+                sizes = room - SHORTEST_RETRIEVAL + 1
+                size = SHORTEST_RETRIEVAL + int(
+                    random_words(1, "retrieval length", self._seed, number, part)[0] % np.uint64(sizes)
+                )
                 documents.append(self._windows.assemble(instance, size))
             room -= len(documents[-1])
         return join_documents(documents, self._mask_documents)
@@ -237,8 +239,8 @@ class _Windows:
 
 
 def _check_length(length: int) -> None:
-    if length < _SHORTEST:
-        raise Unfit(f"FIRST-SENTENCE-RETRIEVAL and PASSKEY need at least {_SHORTEST} tokens, not {length}.")
+    if length < SHORTEST_RETRIEVAL:
+        raise Unfit(f"FIRST-SENTENCE-RETRIEVAL and PASSKEY need at least {SHORTEST_RETRIEVAL} tokens, not {length}.")
 
 
 class CopyDocuments:

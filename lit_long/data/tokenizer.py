@@ -59,8 +59,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def borrow_tokenizer(name: str) -> tuple[Tokenizer, int, int | None]:
     """The tokenizer of the pretrained weights called ``name``, the id that opens a document, and the number of rows of the embeddings.
     Cached: reading a GGUF file's takes a third of a second, planning asks once a stage, and a process sees one version."""
-    words = open_pretrained(name).tokenizer()
-    return _as_plain_text(words.tokenizer), words.separator, words.embeddings
+    found = open_pretrained(name).tokenizer()
+    return _as_plain_text(found.tokenizer), found.separator, found.embeddings
 
 
 @functools.cache
@@ -73,8 +73,8 @@ def borrowed_digest(name: str) -> str:
 @functools.cache
 def borrowed_template(name: str) -> ChatTemplate | None:
     """The chat template of pretrained weights, if they have one. Cached, as `borrow_tokenizer`."""
-    words = open_pretrained(name).tokenizer() if name else None
-    return ChatTemplate(words.chat_template, words.special, words.where) if words and words.chat_template else None
+    found = open_pretrained(name).tokenizer() if name else None
+    return ChatTemplate(found.chat_template, found.special, found.where) if found and found.chat_template else None
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], separator: int) -> Iterator[np.ndarray]:

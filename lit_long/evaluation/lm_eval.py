@@ -92,8 +92,8 @@ class Harness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        words = self.evaluated.tokenizer
-        return words.eos[0] if words.eos else words.separator
+        tokenizer = self.evaluated.tokenizer
+        return tokenizer.eos[0] if tokenizer.eos else tokenizer.separator
 
     @property
     def prefix_token_id(self) -> int:
@@ -216,10 +216,10 @@ class Harness(TemplateLM):
         self, rows: list[list[int]], new: int, stop: list[str], temperature: float, top_p: float
     ) -> Iterator[tuple[int, str]]:
         """Texts that are drawn, each alone and from its own seed: what else is asked does not change them."""
-        model, words = self.evaluated.model, self.evaluated.tokenizer
+        model, tokenizer = self.evaluated.model, self.evaluated.tokenizer
         for place, row in enumerate(rows):
             sampler = Sampler(temperature, top_p, zlib.crc32(repr(row).encode()))
-            yield place, continue_tokens(model, words, [row], new, sampler=sampler, stop=stop)[0]
+            yield place, continue_tokens(model, tokenizer, [row], new, sampler=sampler, stop=stop)[0]
 
 
 def settings_of(options: dict[str, Any], evaluated: EvaluatedModel) -> tuple[int, list[str], tuple[float, float] | None]:

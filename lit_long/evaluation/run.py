@@ -25,7 +25,6 @@ from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
 SAMPLES, DEPTHS = 8, 10
 HOLD_OUT = "hold out more or longer documents (data.corpus.validation, data.sources.NAME.validation_share)"
 Report = Callable[[str, float], None]
-Advance = Callable[[int], None]
 
 
 def planned_tokens(evaluation: EvaluationConfig) -> int:

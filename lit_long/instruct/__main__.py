@@ -17,7 +17,6 @@ command goes on; with a larger n it adds. Exit codes: 0 done, 1 some requests go
 
 from __future__ import annotations
 
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,30 +24,18 @@ from pathlib import Path
 from lit_long.config import UserError, typed
 from lit_long.config.compose import parse_data_words
 from lit_long.config.output_folder import check_writable
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        verb, words = (argv[0], argv[1:]) if argv else ("", [])
-        if verb != "generate":
-            raise UserError(f"command line: {verb or 'nothing'!r} is not generate (see --help)")
-        return run(words)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    return answer(argv, __doc__, run, "interrupted; the same command goes on where it was")
 
 
 def run(argv: list[str]) -> int:
     """Generate, record, and say what came of it."""
+    verb, argv = (argv[0], argv[1:]) if argv else ("", [])
+    if verb != "generate":
+        raise UserError(f"command line: {verb or 'nothing'!r} is not generate (see --help)")
     from lit_long.instruct.settings import InstructCommand, documents_of, make_run
     from lit_long.stages.data import data_stage, prepare_stage
     from lit_long.stages.model import load_model

@@ -18,7 +18,7 @@ from lit_long.instruct.pipeline import PipelineConfig, Report, Run
 from lit_long.instruct.rules import Rules
 
 GENERATORS = ("model", "endpoint", "rules")
-Load = Callable[..., tuple[Any, Any, Any]]  # (words, stage) → model, its words, its settings
+Load = Callable[..., tuple[Any, Any, Any]]  # (words of the command line, stage) → model, its tokenizer, its settings
 
 
 @dataclass
@@ -66,9 +66,9 @@ def make_run(config: InstructCommand, words: dict[str, Any], store: Store, domai
     """
 
     def local(said: dict[str, Any], stage: str, temperature: float) -> Local:
-        model, tokenization, settings = load(said, stage)
+        model, tokenizer, settings = load(said, stage)
         name = stage or settings.model.init
-        return Local(name, name, model, tokenization, settings.context, config.batch, temperature, config.top_p)
+        return Local(name, name, model, tokenizer, settings.context, config.batch, temperature, config.top_p)
 
     def make(who: str) -> Generator:
         if who == "rules":

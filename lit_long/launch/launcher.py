@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from lit_long.config import LauncherConfig, StageConfig, UserError, nearest
+from lit_long.config import LauncherConfig, StageConfig, UserError, nearest, refuse_idle_keys
 
 # Where each launcher lives, and the keys that mean something to it besides name and parallel.
 JOB_KEYS = ("cpus", "cancel_on_exit")
@@ -87,13 +87,8 @@ def make_launcher(config: LauncherConfig, root: Path) -> Launcher:
             "this sweep was started under torchrun, so that it would run once in every rank. Start it by itself, once: it starts torchrun "
             "for each stage of several devices, and for several machines with launcher=torchrun, slurm or ray"
         )
-    module, name, keys = LAUNCHERS[config.name]
-    for field in fields(config):
-        if getattr(config, field.name) != getattr(LauncherConfig(), field.name) and field.name not in ("name", "parallel", *keys):
-            users = [launcher for launcher, (_, _, theirs) in LAUNCHERS.items() if field.name in theirs]
-            raise UserError(
-                f"launcher.{field.name} says nothing to launcher={config.name}; it is for launcher={' or '.join(users)}"
-            )
+    module, name, _ = LAUNCHERS[config.name]
+    refuse_idle_keys(config, "launcher", {name: own for name, (_, _, own) in LAUNCHERS.items()}, ("name", "parallel"))
     return getattr(import_module(module), name)(config, root)
 
 

@@ -14,7 +14,6 @@ which of the paper's findings the kept results show. Exit codes: 0 written, 2 ba
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -26,34 +25,32 @@ from lit_long.report.archive import archive_results, curves, starting_points
 from lit_long.report.findings import write_findings
 from lit_long.report.results import read_sweep
 from lit_long.stages.archive import MB, PLACE, Limits, archive_stages
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
 KEYS = ("experiment", "root", "uri", "out", "key", "keep", "archive", "weights_mb", "archive_mb", "findings", "results")
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
-    try:
-        options = dict(word.partition("=")[::2] for word in argv)
-        if unknown := set(options) - set(KEYS):
-            raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), KEYS)}")
-        limits = Limits(megabytes(options, "weights_mb", Limits.weights), megabytes(options, "archive_mb", Limits.archive))
-        for key in ("out", "keep", "archive"):
-            if options.get(key):
-                place = Path(options[key]).expanduser()
-                check_writable(place.parent if key == "keep" or "findings" in options else place, key)
-        if "findings" in options:
-            return write_page(options)
-        folder = folder_of(options)
-        report = write_report(folder)
-        if "keep" in options:
-            archive_results(folder, Path(options["keep"]).expanduser())
-        archived = archive(folder, options, limits) if options.keys() & {"keep", "archive"} else ""
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answer(argv, __doc__, run)
+
+
+def run(argv: list[str]) -> None:
+    options = dict(word.partition("=")[::2] for word in argv)
+    if unknown := set(options) - set(KEYS):
+        raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), KEYS)}")
+    limits = Limits(megabytes(options, "weights_mb", Limits.weights), megabytes(options, "archive_mb", Limits.archive))
+    for key in ("out", "keep", "archive"):
+        if options.get(key):
+            place = Path(options[key]).expanduser()
+            check_writable(place.parent if key == "keep" or "findings" in options else place, key)
+    if "findings" in options:
+        write_page(options)
+        return
+    folder = folder_of(options)
+    report = write_report(folder)
+    if "keep" in options:
+        archive_results(folder, Path(options["keep"]).expanduser())
+    archived = archive(folder, options, limits) if options.keys() & {"keep", "archive"} else ""
     console = Console()
     console.print(report.terminal)
     console.print(f"report   {report.report_md}", highlight=False, soft_wrap=True)
@@ -61,7 +58,6 @@ def main(argv: list[str]) -> int:
         console.print(report.failures, markup=False, highlight=False, soft_wrap=True)
     if archived:
         console.print(archived, markup=False, highlight=False, soft_wrap=True)
-    return 0
 
 
 def megabytes(options: dict[str, str], key: str, default: float) -> float:
@@ -86,14 +82,13 @@ def archive(folder: Path, options: dict[str, str], limits: Limits) -> str:
     return "\n".join(lines + [f"         {line}" for line in done.left_out])
 
 
-def write_page(options: dict[str, str]) -> int:
+def write_page(options: dict[str, str]) -> None:
     """docs/findings.md, from the claims and the kept results."""
     for key in ("results", "out"):
         if not options.get(key):
             raise UserError(f"command line: {key}=… is missing (see --help)")
     beside = write_findings(Path(options["findings"]), Path(options["results"]), Path(options["out"]))
     print(f"written  {options['out']}\n         {beside}")
-    return 0
 
 
 def folder_of(options: dict[str, str]) -> Path:

@@ -91,9 +91,9 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     """
     size, names = names_of(config.suite, config.tasks)
     stage = stage_folder(config.checkpoint)
-    model, tokenization, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
+    model, tokenizer, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
     prepack(model, config.samples or size.samples or ROWS)
-    evaluated = EvaluatedModel(model, tokenization, settings.context, config.batch_tokens)
+    evaluated = EvaluatedModel(model, tokenizer, settings.context, config.batch_tokens)
     lengths = tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say)
     size = Size(
         lengths,

@@ -1,4 +1,4 @@
-"""The words of a pretrained model: its tokenizer, the ids that open and close texts, and its chat template.
+"""The tokenizer of a model, the ids that open and close texts, and its chat template.
 
 How they are read from a Hugging Face folder is in huggingface.py, from a GGUF file in gguf.py. Whoever reads a tokenizer.json does it here.
 """

@@ -9,12 +9,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from lit_long.config import TrackingConfig, UserError, nearest
+from lit_long.config import TrackingConfig, UserError, nearest, refuse_idle_keys
 
 # Where each tracker lives, and the keys of tracking.… that mean something to it besides enabled and name.
 TRACKERS = {
@@ -144,13 +143,8 @@ def open_tracker(config: TrackingConfig, experiment: str, root: Path) -> Tracker
         raise UserError(f"tracking.name={config.name}: there is no such tracker{nearest(config.name, TRACKERS)}")
     if not config.enabled:
         return NoTracker()
-    module, name, keys = TRACKERS[config.name]
-    for field in fields(config):
-        if getattr(config, field.name) != getattr(TrackingConfig(), field.name) and field.name not in ("enabled", "name", *keys):
-            users = [tracker for tracker, (_, _, theirs) in TRACKERS.items() if field.name in theirs]
-            raise UserError(
-                f"tracking.{field.name} says nothing to tracking.name={config.name}; it is for tracking.name={' or '.join(users)}"
-            )
+    module, name, _ = TRACKERS[config.name]
+    refuse_idle_keys(config, "tracking.name", {name: own for name, (_, _, own) in TRACKERS.items()}, ("enabled", "name"))
     return getattr(import_module(module), name).open(config, experiment, root)
 
 
