@@ -139,3 +139,32 @@ def test_the_index_names_every_page():
 def test_bad_words_are_told():
     finished = subprocess.run([sys.executable, "-m", "tests.docs", "slw=true"], cwd=REPOSITORY, capture_output=True, text=True)
     assert finished.returncode == 2 and "slow=true" in finished.stdout
+
+
+# What the pages name though it is not here: other people's, and files that the reader would write.
+ELSEWHERE = {"code_eval", "tmux", "MixedPrecisionPolicy", "tracking/wandb.py", "ends.py", "bend.py"}
+
+
+def test_what_the_pages_name_is_there():
+    """Files, functions, classes and keys in backticks. The lab book and the findings speak of the past."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True)
+    files = listed.stdout.split() or [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.rglob("*.py")]
+    code = [name for name in files if name.endswith((".py", ".yaml", ".toml", "Makefile")) and not name.startswith("docs/")]
+    words = set().union(
+        *(re.findall(r"\w+", (REPOSITORY / name).read_text("utf-8", "replace")) for name in code if (REPOSITORY / name).is_file())
+    )
+    missing = []
+    for page in pages():
+        if page.name.startswith(("lab-book", "findings")):
+            continue
+        for name in set(re.findall(r"`([\w./]+(?:\(\))?)`", page.read_text(encoding="utf-8"))) - ELSEWHERE:
+            is_file = re.fullmatch(r"[\w/.]+\.py", name)
+            last = name.removesuffix("()").rpartition(".")[2]
+            known = (
+                any(f"/{file}".endswith(f"/{name}") for file in files)
+                if is_file
+                else "/" in name or last in words or not last.isidentifier()
+            )
+            if not known:
+                missing.append(f"{page.name}: {name}")
+    assert not missing
