@@ -13,6 +13,7 @@ from lit_long.config.typed import UserError, nearest
 STRATEGIES = ("single", "fsdp")
 ACCUMULATE = ("whole", "sharded")
 SIZES = ("nodes", "devices", "replicate", "context_parallel", "tensor_parallel")
+SHARED = ("n_heads", "n_kv_heads", "d_ffn", "vocab_size")  # of a model, that tensor-parallel ranks share equally
 
 
 class Mesh(NamedTuple):
@@ -72,6 +73,15 @@ def mesh_of(trainer: TrainerConfig) -> Mesh:
     return Mesh(trainer.replicate, ranks // others, trainer.context_parallel, trainer.tensor_parallel)
 
 
+def evaluation_ranks(config: StageConfig) -> int:
+    """The processes that share the model of an evaluate stage: as many of one machine's ``trainer.devices`` under ``trainer.strategy=fsdp`` as heads,
+    hidden units and words can be dealt to equally (generation/sharded.py). The other dimensions of the mesh are for training."""
+    if config.trainer.strategy == "single":
+        return 1
+    shared = math.gcd(*(getattr(config.model, name) for name in SHARED))
+    return max(ranks for ranks in range(1, config.trainer.devices + 1) if shared % ranks == 0)
+
+
 def check_mesh(config: StageConfig, where: str = "") -> Mesh:
     """The mesh of a training stage, if its model can be dealt to it.
 
@@ -89,7 +99,7 @@ def check_mesh(config: StageConfig, where: str = "") -> Mesh:
             f"{mesh.data_ranks} ranks (replicate · shard) cannot share equally; take fewer ranks, larger updates, or "
             f"trainer.context_parallel, whose ranks share sequences"
         )
-    for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
+    for name in SHARED:
         size = getattr(config.model, name)
         if size % mesh.tensor:
             raise UserError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lit_long.batch import Batch
 from lit_long.config import UserError
@@ -30,7 +31,8 @@ def token_losses(model: Llama, batch: Batch, rows: int, advance: Callable[[int],
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """``context``: tokens it may be given, answer included. ``batch_tokens``: tokens that are read at once, beyond one sequence.
+    """``context``: tokens it may be given, answer included. ``batch_tokens``: tokens that are read at once, beyond one sequence. ``mesh``: the ranks that
+    share the model, if several do: each then asks it the same, in the same order.
 
     Raises:
         UserError: the tokenizer has ids for which the model has no embedding.
@@ -40,9 +42,15 @@ class EvaluatedModel:
     tokenizer: ModelTokenizer
     context: int
     batch_tokens: int = 4096
+    mesh: DeviceMesh | None = None
 
     def __post_init__(self) -> None:
         check_vocabulary(self.tokenizer.tokenizer, self.model.config.vocab_size, self.tokenizer.where or "the tokenizer")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is found; there may be no other."""
+        return self.mesh is None or self.mesh.get_rank() == 0
 
     def encode(self, text: str) -> list[int]:
         """Ids of a piece of text within a prompt: nothing is put before it."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from lit_long.config import UserError
 
@@ -28,16 +28,21 @@ class Samples:
 
     Args:
         identity: what determines the samples, as plain JSON values.
+        writes: whether there is a file at all; of several ranks that measure the first one has it.
 
     Raises:
         UserError: the file holds samples of something else, or is no such file.
     """
 
-    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, file: Path, identity: dict[str, Any], writes: bool = True) -> None:
         self.file, self.identity = file, json.loads(json.dumps(identity))
         self.records: dict[Key, dict[str, Any]] = {}
+        self._stream: IO[bytes] | None = None
+        self._writes = writes
 
     def __enter__(self) -> Samples:
+        if not self._writes:
+            return self
         self.file.parent.mkdir(parents=True, exist_ok=True)
         kept = 0
         if self.file.exists():
@@ -49,7 +54,8 @@ class Samples:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stream.close()
+        if self._stream:
+            self._stream.close()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """In the order of their keys, whatever the order they were written in."""
@@ -61,8 +67,9 @@ class Samples:
         self._write(self.records[key])
 
     def _write(self, content: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
-        self._stream.flush()
+        if self._stream:
+            self._stream.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+            self._stream.flush()
 
     def _read(self, content: bytes) -> int:
         """Take over the whole lines; returns the number of their bytes."""

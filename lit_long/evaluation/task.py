@@ -19,6 +19,7 @@ from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.registry import code_digest
 from lit_long.evaluation.samples import Key, Samples
+from lit_long.generation.sharded import as_first
 
 Report = Callable[[str, float], None]
 Sample = tuple[Key, dict[str, Any]]
@@ -71,6 +72,8 @@ def run_tasks(
 ) -> list[Measurement]:
     """The scores of all tasks; their samples lie in ``folder``, one file a task. Samples that are there are not made again.
 
+    Of several ranks each measures everything, since all of them take part in the model; the first one writes, and has the scores.
+
     Args:
         about: what identifies the model, its tokenizer and its precision.
         report: hears of progress, as (message, share of the tokens read).
@@ -85,16 +88,18 @@ def run_tasks(
     for task in tasks:
         settings = task.settings()
         identity = {"task": task.name, "prompt": task.prompt} | code_of(task) | about | settings
-        with Samples(folder / f"{task.name}.jsonl", identity) as samples:
+        with Samples(folder / f"{task.name}.jsonl", identity, evaluated.is_first) as samples:
             keys = task.keys()
-            done += sum(task.cost(key) for key in keys if key in samples.records)
-            missing = [key for key in keys if key not in samples.records]
+            missing = as_first([key for key in keys if key not in samples.records], evaluated.mesh)
+            done += sum(task.cost(key) for key in set(keys) - set(missing))
             for (domain, length), group in groupby(missing, key=lambda key: (key.domain, key.length)):
                 wanted = list(group)
                 for key, record in task.measure(evaluated, wanted):
                     samples.add(key, record)
                     done += task.cost(key)
                     report(f"{task.name} {domain} {length:,}", done / total)
+            if not evaluated.is_first:
+                continue
             found = [samples.records[key] for key in keys if key in samples.records]
             if len(found) != len(keys):
                 raise UserError(

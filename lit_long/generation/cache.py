@@ -1,8 +1,9 @@
 """Keys and values of every layer, kept between the steps of generation.
 
-One tensor [layers, 2, B, G, S, K] holds them all, as large as the longest sequence may become: nothing is ever copied to make room, and
-a CPU gives memory only to what has been written. Rows of unequal length end in the same column, so that a step writes and reads the
-same columns in every row; the columns before a shorter row are hidden by a mask, and rows of equal length need none.
+One tensor [layers, 2, B, G, S, K] holds them all, in the precision that attention computes in and as large as the longest sequence may become:
+nothing is ever copied to make room, and a CPU gives memory only to what has been written. Rows of unequal length end in the same column, so
+that a step writes and reads the same columns in every row; the columns before a shorter row are hidden by a mask, and rows of equal length
+need none.
 
 Keys are kept as attention wants them, rotated; or not yet rotated, where an encoder rotates all of them anew with every token
 (`rotated` is False; decode.py decides).
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lit_long.model.llama import Llama
+from lit_long.model.loss import computing
 from lit_long.positions import Rotation
 from lit_long.positions.rotary import apply_rotary
 
@@ -31,16 +33,17 @@ class KeyValueCache:
     """
 
     def __init__(self, model: Llama, lengths: list[int], max_new_tokens: int, rotated: bool, chunk: int) -> None:
-        config, like = model.config, model.embed_tokens.weight
+        config, weight = model.config, model.embed_tokens.weight
+        like = dict(dtype=computing(weight), device=weight.device)
         self.rotated, self.chunk = rotated, chunk
         self.stop = max(lengths)  # the column after the newest token, in every row
         self.pads = [self.stop - length for length in lengths]
         columns = self.stop + max_new_tokens
-        rows = (len(lengths), config.n_kv_heads, columns, config.head_dim)
-        self.keys_and_values = like.new_empty((config.n_layers, 2, *rows))
+        rows = (len(lengths), model.kv_heads, columns, config.head_dim)
+        self.keys_and_values = torch.empty((config.n_layers, 2, *rows), **like)
         self.padding_mask: Tensor | None = None
         if any(self.pads):
-            self.padding_mask = like.new_zeros((len(lengths), 1, 1, columns))
+            self.padding_mask = torch.zeros((len(lengths), 1, 1, columns), **like)
             for row, pad in enumerate(self.pads):
                 self.padding_mask[row, :, :, :pad] = -torch.inf
                 self.keys_and_values[:, :, row, :, :pad] = 0  # hidden, but even so it must be a number

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
+from lit_long.config.mesh import evaluation_ranks
 from lit_long.launch.launcher import ReadyStage, Running, refuse_nodes
 
 STOP_SECONDS = 45  # an update and a checkpoint are ended in good order; torchrun itself kills its ranks after 30
@@ -156,8 +157,10 @@ class LocalLauncher:
 
 
 def count_processes(config: StageConfig) -> int:
-    """All ranks of a stage. Training takes all devices; preparing data and evaluating take one process."""
-    return config.trainer.nodes * config.trainer.devices if config.kind == "train" else 1
+    """All ranks of a stage. Training takes all devices, an evaluation those of one machine that can share its model; preparing data takes one process."""
+    if config.kind == "train":
+        return config.trainer.nodes * config.trainer.devices
+    return evaluation_ranks(config) if config.kind == "evaluate" else 1
 
 
 def count_nodes(config: StageConfig) -> int:
@@ -188,13 +191,21 @@ def make_command(folder: Path, config: StageConfig, node: Node | None = None, wa
     if node.count > 1:
         host, _, port = node.address.rpartition(":")
         meeting = [f"--nnodes={node.count}", f"--node_rank={node.rank}", f"--master_addr={host}", f"--master_port={port}"]
-    return [sys.executable, "-m", "lit_long.launch.ranks", *meeting, f"--nproc_per_node={config.trainer.devices}", *stage]
+    return [
+        sys.executable,
+        "-m",
+        "lit_long.launch.ranks",
+        *meeting,
+        f"--nproc_per_node={count_processes(config) // node.count}",
+        *stage,
+    ]
 
 
 def make_environment(config: StageConfig, threads: int) -> dict[str, str]:
     """What a stage's processes see. Of what there is about ranks of others they forget themselves (surroundings.py)."""
     memory = KEEP_MEMORY if not count_gpus(config) else {} if OLD_ALLOC_CONF in os.environ else GROW_MEMORY
-    return memory | os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    alike = {"PYTHONHASHSEED": "0"} if count_processes(config) > 1 else {}  # ranks that measure ask the same, in the same order
+    return memory | os.environ | alike | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
 def count_threads(config: StageConfig, parallel: int = 1) -> int:

@@ -100,7 +100,8 @@ class Llama(nn.Module):
         loss_chunk: tokens whose logits may exist at once.
         loss: the backend of head and loss in training (model/fused_loss.py).
 
-    ``vocabulary``, if set, has dealt the words of embedding and head to several ranks (training/tensor_parallel.py).
+    ``vocabulary``, if set, has dealt the words of embedding and head to several ranks, which share each matrix, too (training/tensor_parallel.py,
+    generation/sharded.py).
     """
 
     def __init__(self, config: ModelConfig, encoder: PositionalEncoder, loss_chunk: int = 2048, loss: str = CHUNKED) -> None:
@@ -139,11 +140,9 @@ class Llama(nn.Module):
         Head and loss run in here, so that no caller materialises the logits by mistake and sharded or tied weights are
         gathered once.
         """
-        if per_token and self.vocabulary:
-            raise UserError("losses by token need all words in one place: trainer.tensor_parallel=1")
         hidden_BTD = self.hidden_states(batch)
         if per_token:
-            return token_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk)
+            return token_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, self.vocabulary)
         return summed_nats(
             hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, batch.weights, self.vocabulary, self.loss
         )
@@ -164,13 +163,20 @@ class Llama(nn.Module):
         return self.norm(x_BTD)
 
     @property
+    def kv_heads(self) -> int:
+        """Key-value heads that are here, of those that ranks share."""
+        return self.config.n_kv_heads // (self.vocabulary.ranks if self.vocabulary else 1)
+
+    @property
     def head_weight(self) -> Tensor:
         """[V, D]; the embedding's when they are tied."""
         return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, D]."""
-        return F.linear(hidden_ND, self.head_weight)
+        if self.vocabulary is None:
+            return F.linear(hidden_ND, self.head_weight)
+        return self.vocabulary.gather(F.linear(hidden_ND, self.vocabulary.rows(self.head_weight)))
 
     def logits(self, batch: Batch) -> Tensor:
         """All logits [B, T, V] at once: for short texts and tests, not for training."""

@@ -25,6 +25,7 @@ class Vocabulary(Protocol):
     """
 
     first: int  # number of the first word that is here
+    ranks: int
 
     def rows(self, head_VD: Tensor) -> Tensor:
         """The head's rows that are here."""
@@ -34,6 +35,9 @@ class Vocabulary(Protocol):
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all ranks, element by element, in place."""
+
+    def gather(self, logits_NV: Tensor) -> Tensor:
+        """The logits of all words, from those of the words that are here; without gradients."""
 
 
 def chunk_tokens(vocabulary: int, memory: int) -> int:
@@ -71,14 +75,17 @@ def summed_nats(
 
 
 @torch.no_grad()
-def token_nats(hidden_BTD: Tensor, targets_BT: Tensor, head_VD: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def token_nats(
+    hidden_BTD: Tensor, targets_BT: Tensor, head_VD: Tensor, chunk: int, vocabulary: Vocabulary | None = None
+) -> tuple[Tensor, Tensor]:
     """Per token: nats fp32 [B, T] (0 where nothing is predicted) and whether greedy decoding hits the target, bool [B, T]."""
     nats, hits = [], []
     dtype = computing(hidden_BTD)
     with torch.autocast(hidden_BTD.device.type, enabled=False):
-        head_VD = head_VD.to(dtype)
+        head_VD = (vocabulary.rows(head_VD) if vocabulary else head_VD).to(dtype)
         for hidden, targets in zip(hidden_BTD.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True):
-            logits = (hidden.to(dtype) @ head_VD.t()).float()
+            logits = hidden.to(dtype) @ head_VD.t()
+            logits = (vocabulary.gather(logits) if vocabulary else logits).float()
             nats.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=NO_LOSS, reduction="none"))
             hits.append(logits.argmax(-1) == targets)
     return torch.cat(nats).view_as(targets_BT), torch.cat(hits).view_as(targets_BT)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import functools
 
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import parallel as styles
 
+from lit_long.generation.sharded import ShardedVocabulary
 from lit_long.model.llama import Block, Llama
 
 
@@ -29,7 +29,7 @@ def shard_block(block: Block, mesh: DeviceMesh) -> None:
 
 def shard_vocabulary(model: Llama, mesh: DeviceMesh) -> None:
     """Shard the vocabulary of embedding, head and loss over the ranks, in place."""
-    model.vocabulary = ShardedVocabulary(mesh, model.config.vocab_size)
+    model.vocabulary = TrainedVocabulary(mesh.get_group(), model.config.vocab_size)
     for module in [model.embed_tokens] if model.config.tie_embeddings else [model.embed_tokens, model.lm_head]:
         rows = distribute_tensor(module.weight, mesh, [Shard(0)], src_data_rank=None)
         module.weight = nn.Parameter(rows, requires_grad=module.weight.requires_grad)
@@ -58,23 +58,11 @@ def block_styles() -> dict[str, styles.ParallelStyle]:
     }
 
 
-class ShardedVocabulary:
-    """The vocabulary sharded over the ranks of a mesh in equal parts, in order (`lit_long.model.loss.Vocabulary`)."""
-
-    def __init__(self, mesh: DeviceMesh, size: int) -> None:
-        self.group = mesh.get_group()
-        self.first = mesh.get_local_rank() * (size // mesh.size())
+class TrainedVocabulary(ShardedVocabulary):
+    """Of weights that are DTensors."""
 
     def rows(self, head_VD: Tensor) -> Tensor:
         return head_VD.to_local(grad_placements=(Shard(0),))
-
-    def largest(self, x: Tensor) -> Tensor:
-        dist.all_reduce(x, dist.ReduceOp.MAX, self.group)
-        return x
-
-    def total(self, x: Tensor) -> Tensor:
-        dist.all_reduce(x, dist.ReduceOp.SUM, self.group)
-        return x
 
 
 def embed(embedding: nn.Embedding, mesh: DeviceMesh, vocabulary: ShardedVocabulary, tokens_BT: Tensor) -> Tensor:

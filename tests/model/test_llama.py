@@ -155,13 +155,6 @@ def test_documents_match_dense_attention_under_the_full_mask():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_losses_by_token_need_all_words():
-    model = small()
-    model.vocabulary = object()  # whatever has dealt the words to other ranks
-    with pytest.raises(UserError, match="trainer.tensor_parallel=1"):
-        model(batch_of(torch.zeros(1, 8, dtype=torch.int64)), per_token=True)
-
-
 def test_weights_are_drawn_on_the_cpu_wherever_they_lie():
     """On a GPU parameters are born there, also what is made on the default device; the source of randomness is the CPU's."""
     expected = dict(Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim)).draw_weights(0))

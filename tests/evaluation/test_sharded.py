@@ -1,0 +1,156 @@
+"""An evaluate stage whose model two ranks share: the scores of one process, the same answers, and half of the weights on each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from lit_long.config import EvaluationConfig, StageConfig, TrainerConfig, UserError, plain
+from lit_long.config.mesh import evaluation_ranks
+from lit_long.evaluation.run import joined, load_model
+from lit_long.generation.cache import KeyValueCache
+from lit_long.launch.local import count_processes, make_command, make_environment
+from lit_long.pretrained.weights import WEIGHTS, save_weights
+from lit_long.stages.folder import is_done, read_result, write_stage
+from lit_long.stages.identity import RELEVANT
+from lit_long.stages.run import run_stage
+from tests.evaluation.test_retrieval import POSITIONS, SHAPE, model_with
+
+OWN = ["perplexity", "sliding_perplexity", "needle", "longchat_lines"]
+EVALUATION = EvaluationConfig(
+    domains=["code"],
+    lengths=[64, 128],
+    sequences=4,
+    retrieval_lengths=[256],
+    passkey_lengths=[256],
+    retrieval_examples=3,
+    tasks=OWN,
+    task_lengths=[256],
+    task_samples=2,
+)
+
+
+def stage(tasks=OWN, **trainer):
+    return StageConfig(
+        kind="evaluate",
+        model=SHAPE,
+        position=POSITIONS[0],
+        evaluation=replace(EVALUATION, tasks=tasks),
+        trainer=TrainerConfig(precision="32-true", threads=2, **trainer),
+    )
+
+
+def evaluated(config: StageConfig, folder: Path) -> Path:
+    """The finished stage, as a launcher starts it."""
+    folder.mkdir()
+    settings = {name: plain(getattr(config, name)) for name in ("kind", "parent", *RELEVANT["evaluate"])}
+    write_stage(folder, folder.name, settings, folder.parent / "store", folder.parent / "parent")
+    if count_processes(config) == 1:
+        run_stage(folder, lambda message, done: None)
+    else:
+        words = make_command(folder, config, watched=False)
+        done = subprocess.run(words, env=make_environment(config, 1), capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert is_done(folder)
+    return folder
+
+
+def samples(folder: Path) -> dict[str, list]:
+    """Of each task, in the order of their keys, without the name of the stage."""
+    found = {file.stem: file.read_text().splitlines() for file in sorted((folder / "samples").iterdir())}
+    return {
+        name: sorted(map(json.loads, rows[1:]), key=lambda row: (row["length"], row["index"])) for name, rows in found.items()
+    }
+
+
+def close(found, expected):
+    """Numbers within rounding, all else the same: texts that were written, counts and what was hit."""
+    if isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            close(found[key], value)
+    elif isinstance(expected, list):
+        for pair in zip(found, expected, strict=True):
+            close(*pair)
+    else:
+        assert found == expected
+
+
+@pytest.fixture
+def place(store, tmp_path) -> Path:
+    """Where stages lie, with the data and the model that they are given."""
+    (tmp_path / "store").symlink_to(store.folder)
+    (tmp_path / "parent").mkdir()
+    save_weights(model_with(POSITIONS[0]), tmp_path / "parent" / WEIGHTS)
+    return tmp_path
+
+
+def test_two_ranks_measure_what_one_does(place):
+    configs = {"one": stage(), "two": stage(strategy="fsdp", devices=2)}
+    assert [count_processes(config) for config in configs.values()] == [1, 2]
+    one, two = (evaluated(config, place / name) for name, config in configs.items())
+    results = [read_result(folder) for folder in (one, two)]
+    for result in results:
+        assert result.pop("seconds") > 0
+    assert {row["metric"] for row in results[0]["measurements"]} >= {
+        "perplexity",
+        "retrieval_rouge_l",
+        "passkey_accuracy",
+        "needle.score",
+    }
+    close(results[1], results[0])
+    close(samples(two), samples(one))
+    assert set(samples(one)) == set(OWN)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "shape", "ranks"),
+    [
+        ({"strategy": "single"}, {}, 1),
+        ({"strategy": "fsdp", "devices": 8}, {}, 2),  # it has two key-value heads
+        (
+            {"strategy": "fsdp", "devices": 8, "nodes": 32, "context_parallel": 2},
+            {"n_kv_heads": 8, "n_heads": 64},
+            8,
+        ),  # of one machine
+        ({"strategy": "fsdp", "devices": 3}, {"n_kv_heads": 3, "n_heads": 9, "d_ffn": 96, "vocab_size": 1023}, 3),
+    ],
+)
+def test_as_many_ranks_as_can_share_the_model(trainer, shape, ranks):
+    config = stage(**trainer)
+    config = replace(config, model=replace(config.model, **shape))
+    assert evaluation_ranks(config) == count_processes(config) == ranks
+    if ranks > 1:
+        assert f"--nproc_per_node={ranks}" in make_command(Path("folder"), config)
+        with pytest.raises(UserError, match=f"{ranks} processes share this model, and 1 were started"), joined(config):
+            pass
+
+
+def test_a_rank_holds_its_part_of_the_weights_and_of_the_cache(place):
+    """The first of two ranks, of which the other need not exist; its rows of a matrix are the first half."""
+    whole = dict(model_with(POSITIONS[0]).named_parameters())
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = DeviceMesh.from_group(dist.group.WORLD, "cpu")
+        model = load_model(stage(), place / "parent", torch.device("cpu"), mesh)
+        cache = KeyValueCache(model, [5, 3], 4, rotated=True, chunk=8)
+    finally:
+        dist.destroy_process_group()
+    parts = dict(model.named_parameters())
+    assert parts.keys() == whole.keys() and not any(isinstance(part, DTensor) for part in parts.values())
+    for name, part in parts.items():
+        cut = 1 if part.ndim == 1 else 2
+        assert part.numel() * cut == whole[name].numel(), name
+    torch.testing.assert_close(parts["layers.1.mlp.down_proj.weight"], whole["layers.1.mlp.down_proj.weight"][:, :48])
+    assert cache.keys_and_values.shape == (2, 2, 2, 1, 9, 16)
