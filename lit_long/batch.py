@@ -5,7 +5,8 @@ Shapes: B sequences, T tokens each. Document boundaries are carried by ``documen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 NO_LOSS = -100
 PADDING = -1
+ALIGNED = 16  # bytes: what kernels want of addresses
 
 
 class Part(NamedTuple):
@@ -69,10 +71,38 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device, but for its document ids."""
-        at_once = device.type == "cuda"  # towards the host's memory a copy that nobody waits for could be read too early
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=at_once)
-        tokens, targets, positions = (x.to(device, non_blocking=at_once) for x in (self.tokens, self.targets, self.positions))
-        return self._replace(tokens=tokens, targets=targets, positions=positions, weights=weights)
+        names = [name for name in MOVED if getattr(self, name) is not None]
+        return self._replace(**dict(zip(names, to_device([getattr(self, name) for name in names], device), strict=True)))
+
+
+MOVED = ("tokens", "targets", "positions", "account", "weights")
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on another device. From the host's memory to a GPU's they go in one copy, which nobody waits for."""
+    if device.type == "cpu" or not all(x.is_cpu for x in tensors):
+        return [x.to(device) for x in tensors]
+    at_once = device.type == "cuda"
+    return unpack(pack(tensors, at_once).to(device, non_blocking=at_once), tensors)
+
+
+def pack(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
+    """The bytes of all tensors, one after the other, uint8 [N]."""
+    *starts, end = places(tensors)
+    packed = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
+    for x, start in zip(tensors, starts, strict=True):
+        packed[start : start + x.nbytes].view(x.dtype).copy_(x.flatten())
+    return packed
+
+
+def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of what was packed, with the shapes and types of ``like``."""
+    return [packed[start : start + x.nbytes].view(x.dtype).view(x.shape) for x, start in zip(like, places(like), strict=False)]
+
+
+def places(tensors: Sequence[Tensor]) -> list[int]:
+    """Where each begins, and the end."""
+    return [0, *accumulate(-(-x.nbytes // ALIGNED) * ALIGNED for x in tensors)]
 
 
 def counted(targets_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:

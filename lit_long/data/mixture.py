@@ -260,4 +260,4 @@ def describe_plan(planned: dict[str, dict[str, Any]]) -> str:
 
 def count_consumed(account: Tensor, domains: int) -> Tensor:
     """Sums by domain of sequences' accounts [B, 5]: int64 [domains, 4], columns as in `COLUMNS` without the first."""
-    return torch.zeros(domains, 4, dtype=torch.int64).index_add_(0, account[:, 0], account[:, 1:])
+    return account.new_zeros(domains, 4).index_add_(0, account[:, 0], account[:, 1:])

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_long.batch import Batch
+from lit_long.batch import Batch, to_device
 from lit_long.config import UserError, nearest
 from lit_long.model import flash, short
 from lit_long.model.context_parallel import PACKED, ContextShard, attend_shard, context_shard
@@ -79,7 +79,7 @@ def attention_mask(batch: Batch, dtype: torch.dtype, head_dim: int) -> Attention
     if cu_seqlens is None:
         return AttentionMask(kernel=kernel)
     longest = bound(int(cu_seqlens.diff().max()), batch.tokens.shape[1]) if kernel in PACKED else 0
-    return AttentionMask(to_device(cu_seqlens, device), kernel, longest)
+    return AttentionMask(*to_device([cu_seqlens], device), kernel, longest)
 
 
 def context_parallel_mask(batch: Batch, kernel: str) -> AttentionMask:
@@ -90,18 +90,14 @@ def context_parallel_mask(batch: Batch, kernel: str) -> AttentionMask:
         starts = torch.zeros_like(ids, dtype=torch.bool)
         starts[:, 0] = True
     shard = context_shard(starts, rank, ranks, kernel in PACKED)
-    moved = (None if x is None else to_device(x, batch.tokens.device) for x in shard[1:])
-    return AttentionMask(kernel=kernel, shard=ContextShard(shard.table, *moved), gather=gather)
+    if kernel in PACKED:
+        shard = ContextShard(shard.table, *to_device(shard[1:], batch.tokens.device))
+    return AttentionMask(kernel=kernel, shard=shard, gather=gather)
 
 
 def bound(longest: int, length: int) -> int:
     """The power of two from 256 on that is at least ``longest``, or the sequence's ``length``."""
     return min(length, max(256, 1 << (longest - 1).bit_length()))
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on another device, without waiting for what that is doing."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.is_cpu else x.to(device)
 
 
 def document_cu_seqlens(batch: Batch) -> Tensor | None:

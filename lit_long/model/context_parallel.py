@@ -44,10 +44,15 @@ class ContextShard(NamedTuple):
     keys: Tensor | None = None
 
 
+def own_chunks(rank: int, ranks: int) -> tuple[int, int]:
+    """The two of a sequence's 2C chunks that a rank holds."""
+    return rank, 2 * ranks - 1 - rank
+
+
 def own_tokens(rank: int, ranks: int, length: int) -> Tensor:
     """Which tokens of a sequence a rank holds, in its order: int64 [length / ranks]."""
     chunk = length // (2 * ranks)
-    return torch.cat([torch.arange(first * chunk, (first + 1) * chunk) for first in (rank, 2 * ranks - 1 - rank)])
+    return torch.cat([torch.arange(first * chunk, (first + 1) * chunk) for first in own_chunks(rank, ranks)])
 
 
 def natural_order(ranks: int) -> list[int]:

@@ -159,6 +159,9 @@ def nats_and_gradient(
     if not wants_gradient:
         return nats, None
     gradient_NV.scatter_add_(1, at_N1, gradient_NV.new_full((1, 1), -1.0).expand_as(at_N1))
+    if not gradient_NV.is_cpu:  # a GPU multiplies as it rounds; to ask whether it must would wait for it in every chunk
+        rounded_NV = gradient_NV if dtype == gradient_NV.dtype else torch.empty_like(gradient_NV, dtype=dtype)
+        return nats, torch.mul(gradient_NV, counts_N[:, None], out=rounded_NV)
     if weights_N is not None or bool(none.any()):
         gradient_NV.mul_(counts_N[:, None])
     return nats, gradient_NV.to(dtype)

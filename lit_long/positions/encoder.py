@@ -82,7 +82,9 @@ class PositionalEncoder(ABC):
         """Cosine and sine of every phase times the attention factor, fp64 [B, T, head_dim/2]."""
         import torch
 
-        frequencies = torch.tensor(self.inverse_frequencies(length), dtype=torch.float64, device=positions.device)
+        from lit_long.batch import to_device
+
+        (frequencies,) = to_device([torch.tensor(self.inverse_frequencies(length), dtype=torch.float64)], positions.device)
         phases = positions.to(torch.float64)[..., None] * frequencies
         factor = self.attention_factor(length)
         return phases.cos() * factor, phases.sin() * factor

@@ -106,8 +106,7 @@ class MetricsFile(Callback):
     def count(self, trainer: Trainer, batch: Batch) -> dict[str, float]:
         """What all ranks have consumed so far, by domain."""
         domains = trainer.datamodule.mixed
-        counts = count_consumed(batch.account, len(domains)).to(trainer.strategy.root_device)
-        self.consumed += sum_of_rows(trainer.strategy, counts).cpu()
+        self.consumed += sum_of_rows(trainer.strategy, count_consumed(batch.account, len(domains))).cpu()
         return {
             DOMAIN.format(name, what): int(value)
             for name, row in zip(domains, self.consumed, strict=True)

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lit_long.batch import Batch, Part
 from lit_long.config import UserError
 from lit_long.model.attention import choose
-from lit_long.model.context_parallel import PACKED, natural_order, own_tokens
+from lit_long.model.context_parallel import PACKED, natural_order, own_chunks
 
 # Two names of one function; older versions of torch have the second only. torch.distributed.nn's gives wrong gradients where these are not
 # contiguous.
@@ -66,8 +66,12 @@ class ContextShare:
             UserError: a sequence that cannot be cut into two equal chunks a rank.
         """
         check_divisible(batch.tokens.shape[1], self.ranks)
-        own = own_tokens(self.rank, self.ranks, batch.tokens.shape[1])
-        fields = (field if field is None else field[:, own.to(field.device)] for field in (*batch[:4], batch.weights))
+        chunk = batch.tokens.shape[1] // (2 * self.ranks)
+        starts = [first * chunk for first in own_chunks(self.rank, self.ranks)]
+        fields = (
+            field if field is None else torch.cat([field[:, start : start + chunk] for start in starts], dim=1)
+            for field in (*batch[:4], batch.weights)
+        )
         part = Part(self.rank, self.ranks, batch.document_ids, self.gather)
         *kept, weights = fields
         return Batch(*kept, mask_documents=batch.mask_documents, weights=weights, part=part)

@@ -161,14 +161,15 @@ class LongContextModule(lightning.LightningModule):
                 self.manual_backward(micro_nats * scale)
             nats += micro_nats.detach()
         norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
-        loss, lr = self.total(nats) / tokens, optimizer.param_groups[0]["lr"]
+        loss, norm = torch.stack((self.total(nats) / tokens, norm)).cpu()  # the only place where an update waits for the device
+        lr = torch.tensor(optimizer.param_groups[0]["lr"])
         if skips := self.spike_guard.should_skip(float(loss), float(norm), self.trainer.global_step):
             optimizer.zero_grad()  # a step without gradients moves nothing, and yet it is counted
         optimizer.step()
         optimizer.zero_grad()
         if not skips:
             schedule.step()
-        skipped = {"train/skipped": float(self.spike_guard.skipped)} if self.spike_guard.policy == "skip" else {}
+        skipped = {"train/skipped": torch.tensor(float(self.spike_guard.skipped))} if self.spike_guard.policy == "skip" else {}
         self.log_dict({"train/loss": loss, "train/grad_norm": norm, "train/lr": lr} | skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -212,7 +213,7 @@ class LongContextModule(lightning.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Positions as ``position.training`` makes them. Done here, so that callbacks count the FLOPs of what is computed."""
         _, transform = self.encoder_at(self.trainer.global_step)
         if transform is None or not self.trainer.training:

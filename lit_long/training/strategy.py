@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -49,6 +50,11 @@ class MeshStrategy(ShardedPoints, ModelParallelStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Lightning's name for it: this rank's number among those with rows of their own, and how many there are."""
         return {"num_replicas": self.sizes.data_ranks, "rank": self._data.get_local_rank()}
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Lightning's, without its copy to the device."""
+        said = self.reduce(torch.full((), int(decision), device=self.root_device), reduce_op="sum")
+        return bool(said == self.world_size) if all else bool(said)
 
     @property
     def data_group(self) -> ProcessGroup:
