@@ -22,6 +22,7 @@ from lit_long.evaluation.perplexity import text_measurements
 from lit_long.evaluation.registry import BUILT_IN, is_custom, reads_texts
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.generation.sharded import join_ranks, shard_weights, share_products
+from lit_long.model.attention import describe
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.planning.flops import parameters
@@ -99,6 +100,9 @@ def measure(
     """The stage's result; of several ranks the first one's counts."""
     evaluation, device = config.evaluation, model.embed_tokens.weight.device
     report = report if mesh is None or mesh.get_rank() == 0 else lambda message, done: None
+    attention = describe(device, model.embed_tokens.weight.dtype, config.model.head_dim)
+    if mesh is None or mesh.get_rank() == 0:
+        print(f"attention: {attention}", flush=True)  # log.txt
     started, planned, done = time.perf_counter(), planned_tokens(evaluation), 0
 
     def advance(tokens: int) -> None:
@@ -121,6 +125,7 @@ def measure(
         "measurements": [row.to_row() for row in rows],
         "seconds": time.perf_counter() - started,
         "parameters": parameters(config.model),
+        "attention": attention,
         "pretrained_context": config.model.context,
     }
 

@@ -29,34 +29,42 @@ class Generation(NamedTuple):
     """One generation of FlashAttention.
 
     module        what to import
+    install       the command that brings it
     distribution  that must be installed; "" where several bring it. (FlashAttention 2's own wheel holds an old `flash_attn.cute` that cannot train.)
     torch_name    what torch calls it; "" where it is called by itself
     """
 
     name: str
     module: str
+    install: str
     distribution: str = ""
     torch_name: str = ""
 
 
-FLASH_2 = Generation("FlashAttention 2", "flash_attn")
-FLASH_3 = Generation("FlashAttention 3", "flash_attn_interface", torch_name="FA3")
-FLASH_4 = Generation("FlashAttention 4", "flash_attn.cute.interface", "flash-attn-4", "FA4")
+FLASH_2 = Generation("FlashAttention 2", "flash_attn", "pip install --no-build-isolation flash-attn")
+FLASH_3 = Generation(
+    "FlashAttention 3",
+    "flash_attn_interface",
+    "pip install --no-build-isolation ./flash-attention/hopper",  # of its repository; the name flash-attn-3 holds nothing
+    torch_name="FA3",
+)
+FLASH_4 = Generation("FlashAttention 4", "flash_attn.cute.interface", "pip install flash-attn-4", "flash-attn-4", "FA4")
 
 
 class Order(NamedTuple):
-    """What a GPU's generations of FlashAttention are, best first, and which of them are faster there than what torch brings along."""
+    """What the generations of FlashAttention for some GPUs are, best first, and which of them are faster there than what torch brings along."""
 
+    gpus: str
     generations: tuple[Generation, ...]
     faster: tuple[Generation, ...]
 
 
 # By major compute capability. On Hopper and Blackwell SDPA is cuDNN's kernel, which FlashAttention 2 does not reach.
 ORDERS = {
-    8: Order((FLASH_2,), (FLASH_2,)),  # Ampere, Ada
-    9: Order((FLASH_3, FLASH_4, FLASH_2), (FLASH_3,)),  # Hopper
-    10: Order((FLASH_4,), (FLASH_4,)),  # Blackwell, data centre
-    12: Order((FLASH_2,), (FLASH_2,)),  # Blackwell, desktop
+    8: Order("Ampere, Ada", (FLASH_2,), (FLASH_2,)),
+    9: Order("Hopper", (FLASH_3, FLASH_4, FLASH_2), (FLASH_3,)),
+    10: Order("Blackwell, data centre", (FLASH_4,), (FLASH_4,)),
+    12: Order("Blackwell, desktop", (FLASH_2,), (FLASH_2,)),
 }
 
 
@@ -88,7 +96,7 @@ def find(capability: int, insists: bool = False) -> Found:
     Args:
         insists: takes one that is slower there than torch's own kernels, too.
     """
-    order = ORDERS.get(capability, Order((), ()))
+    order = ORDERS.get(capability, Order("", (), ()))
     if not order.generations:
         return Found(why_not=f"no FlashAttention is written for compute capability {capability}.x")
     reasons = []

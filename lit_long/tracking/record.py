@@ -77,6 +77,8 @@ class Record:
             "lit_long.seed": str(stage.config.seed),
             MEMBER: self.plan.key,
         }
+        if stage.done and (kernels := read_result(stage.folder).get("attention")):  # chosen where it ran
+            tags["lit_long.attention"] = kernels
         settings = stage.settings() | {"identity": stage.key}
         run = self.tracker.begin(
             stage.key, run_name(self.plan, stage), params=settings, tags=tags, parent=self.parent, cached=cached
@@ -87,7 +89,12 @@ class Record:
         return run, Mirror(self.tracker, run, stage.folder / "metrics.jsonl")
 
     def end(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:
-        """Final metrics, settings and status."""
+        """Final metrics, tags, settings and status, of a stage that ran now."""
+        if status == "FINISHED":
+            self.begin(stage)  # again, for the tags that only its result has
+        self.complete(stage, run, mirror, status)
+
+    def complete(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:
         mirror.sync(final=True)
         if status == "FINISHED":
             final = final_metrics(read_result(stage.folder))
@@ -109,7 +116,7 @@ class Record:
     def cached(self, stage: Stage) -> None:
         """A stage that was done before: its child run, light when its history lies under another sweep."""
         run, mirror = self.begin(stage, cached=True)
-        self.end(stage, run, mirror, "FINISHED")
+        self.complete(stage, run, mirror, "FINISHED")
 
     def close(self, status: str, files: Sequence[Path] = (), figures: Sequence[Path] = ()) -> None:
         """The report's files and figures, if there is one, and what it was made of to the parent; then its status."""

@@ -210,15 +210,3 @@ class ResumePoint(Callback):
 def domain_counts(row: dict[str, float], name: str) -> dict[str, int]:
     """What a line of ``metrics.jsonl`` says was consumed of a domain so far. Lines from before it was counted say nothing."""
     return {what: int(row.get(DOMAIN.format(name, what), 0)) for what in COUNTED}
-
-
-def describe_machine(device: torch.device) -> str:
-    """The processor that the numbers come from, in a few words."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = "CPU"
-    return f"{model}, {os.cpu_count()} cores"

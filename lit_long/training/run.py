@@ -25,13 +25,14 @@ from lit_long.model.attention import describe, use
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training.adapter import count_trained, save_adapted
-from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, describe_machine, domain_counts
+from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts
 from lit_long.training.context_parallel import check_compiled
 from lit_long.training.module import LongContextModule, compute_dtype
 from lit_long.training.resume import OneFile, Writer, newest_checkpoint
 from lit_long.training.signals import Stopped, StopRequest
 from lit_long.training.spike_guard import SpikeGuard
 from lit_long.training.strategy import MeshStrategy
+from lit_long.training.throughput import describe_machine
 from lit_long.training.watchdog import Watchdog
 
 
@@ -124,7 +125,9 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         kernels = trainer.strategy.root_device, compute_dtype(config.trainer.precision), config.model.head_dim
         if config.trainer.compile and config.trainer.context_parallel > 1:
             check_compiled(*kernels)
-        report(f"attention: {describe(*kernels)}", 0.0)
+        attention = describe(*kernels)
+        if trainer.is_global_zero:
+            print(f"attention: {attention}", flush=True)  # log.txt; progress.json holds the last message only
         try:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
         except Stopped as stopped:
@@ -140,7 +143,10 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         save_weights(module.model, folder / WEIGHTS, trainer.is_global_zero)
     if not trainer.is_global_zero:
         return {}
-    result = summarize(config, folder, module, trainer, seconds) | {"data": add_consumed(planned, folder / "metrics.jsonl")}
+    result = summarize(config, folder, module, trainer, seconds) | {
+        "attention": attention,
+        "data": add_consumed(planned, folder / "metrics.jsonl"),
+    }
     return result | (count_trained(module.model) if config.adapter.rank else {})
 
 

@@ -35,9 +35,8 @@ from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.planning.flops import matmul_weights
 from lit_long.positions import build
 from lit_long.stages.resolve import resolve_precision
-from lit_long.training.callbacks import describe_machine
 from lit_long.training.parallel import parallelize
-from lit_long.training.throughput import measured_peak
+from lit_long.training.throughput import describe_machine, measured_peak
 from tests.integration.mini import REPOSITORY
 
 SIZES = {

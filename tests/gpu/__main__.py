@@ -31,8 +31,7 @@ from lit_long.config import ModelConfig
 from lit_long.model.attention import describe
 from lit_long.model.fused_loss import PACKAGES, fused_nats, why_not
 from lit_long.model.loss import chunk_tokens, summed_nats
-from lit_long.training.callbacks import describe_machine
-from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
+from lit_long.training.throughput import describe_machine, peak_flops, peak_memory_gib, update_flops
 from tests.benchmarks.bench_train_step import LOSS_MEMORY, SIZES, ours, theirs
 
 PARTS = {"numerics": 180, "train": 600, "loss": 90, "growth": 150, "ablation": 480}  # seconds; 25 minutes in all
