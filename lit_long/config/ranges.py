@@ -1,4 +1,5 @@
-"""Ranges of numbers, declared in the type of the setting: ``n_layers: Count``, ``weights: dict[str, NotNegative]``, ``Annotated[float, Range(above=1)]``.
+"""Ranges of numbers, declared in the type of the setting: ``n_layers: Count``, ``weights: dict[str, NotNegative]``, ``Annotated[float, Range(above=1)]``;
+and words of which one is chosen: ``Annotated[str, Choice("pre", "post")]``.
 
 `typed.convert` checks them, and that every number is finite, wherever settings are read. A test goes through the schema, the commands' settings and
 the positional encoders: a number without a range fails it.
@@ -38,6 +39,16 @@ class Range:
         bounds = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
         said = " and ".join(f"{word} {bound:,.12g}" for word, bound in bounds if bound is not None) or "a finite number"
         return f"{said}{', or 0' if self.or_zero else ''}{f' ({self.note})' if self.note else ''}"
+
+
+class Choice(tuple[str, ...]):
+    """The words that a setting may have: ``Choice("pre", "post")``."""
+
+    def __new__(cls, *words: str) -> Choice:
+        return super().__new__(cls, words)
+
+    def __str__(self) -> str:
+        return f"{', '.join(self[:-1])} or {self[-1]}"
 
 
 Count = Annotated[int, Range(least=1)]

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from lit_long.config.ranges import (
     Base,
+    Choice,
     Count,
     CountOrNone,
     Finite,
@@ -34,7 +35,7 @@ RetrievalLength = Annotated[int, Range(least=SHORTEST_RETRIEVAL, note="tokens")]
 
 @dataclass
 class ModelConfig:
-    """Shape of a Llama. ``context`` and ``rope_base`` are those it was (or is to be) pretrained with.
+    """Shape of a Llama, and what the families after it do otherwise. ``context`` and ``rope_base`` are those it was (or is to be) pretrained with.
 
     ``init`` names pretrained weights (pretrained/open.py); they bring the shape along. Their content enters a stage's identity,
     not their name.
@@ -51,6 +52,18 @@ class ModelConfig:
     tie_embeddings: bool = False
     context: Count = 4096
     rope_base: Base = 10_000.0
+    # RMSNorm of queries and keys before they are rotated: of each head (Qwen3), or of all heads as one vector (OLMo 2)
+    qk_norm: Annotated[str, Choice("none", "head", "layer")] = "none"
+    # where a block has its norms: before attention and feed-forward, or after them (OLMo 2)
+    norm: Annotated[str, Choice("pre", "post")] = "pre"
+    activation: Annotated[str, Choice("swiglu", "relu2")] = "swiglu"  # relu2: max(0, x)², without a gate (Arcee)
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    embedding_multiplier: Positive = 1.0  # this and the next three are Granite's
+    residual_multiplier: Positive = 1.0  # of what attention and feed-forward add
+    attention_multiplier: NotNegative = 0.0  # of the scores; 0 = 1/√head_dim
+    logits_scaling: Positive = 1.0  # logits are divided by it
     init: str = field(default="", metadata=NOT_IDENTITY)
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_args, get_origin
 
-from lit_long.config.ranges import Range
+from lit_long.config.ranges import Choice, Range
 from lit_long.config.text import bare, field_types
 
 T = TypeVar("T")
@@ -111,6 +111,8 @@ def convert(annotation: Any, value: Any, where: str, key: str) -> Any:
         allowed = next((note for note in notes if isinstance(note, Range)), Range())
         finite = " and finite" if allowed != Range() and not math.isfinite(converted) else ""
         require(converted in allowed, where, key, f"{allowed}{finite}", converted)
+    if words := next((note for note in notes if isinstance(note, Choice)), None):
+        require(converted in words, where, key, str(words), converted)
     return converted
 
 

@@ -33,26 +33,26 @@ FEW_ROWS = 2
 class PrepackedLinear(nn.Module):
     """x [..., inputs] times matrices [outputs, inputs] in one product, in the order of oneDNN made for about ``rows`` rows."""
 
-    def __init__(self, weights: Sequence[Tensor], rows: int) -> None:
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None, rows: int) -> None:
         super().__init__()
-        self.sizes = [len(weight) for weight in weights]
+        self.sizes, self.bias = [len(weight) for weight in weights], bias
         self.order = torch.ops.mkldnn._reorder_linear_weight(torch.cat(list(weights)), rows)
 
     def forward(self, x: Tensor) -> Tensor | Sequence[Tensor]:
-        y = torch.ops.mkldnn._linear_pointwise(x, self.order, None, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(x, self.order, self.bias, "none", [], "")
         return y if len(self.sizes) == 1 else y.split(self.sizes, dim=-1)
 
 
 class ByInput(nn.Module):
     """x [..., inputs] times matrices [outputs, inputs] in one product, stored by input."""
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
         super().__init__()
-        self.sizes = [len(weight) for weight in weights]
+        self.sizes, self.bias = [len(weight) for weight in weights], bias
         self.order = by_input(torch.cat(list(weights)))
 
     def forward(self, x: Tensor) -> Tensor | Sequence[Tensor]:
-        y = F.linear(x, self.order)
+        y = F.linear(x, self.order, self.bias)
         return y if len(self.sizes) == 1 else y.split(self.sizes, dim=-1)
 
 
@@ -75,9 +75,10 @@ def prepack(model: Llama, rows: int) -> None:
 
     def product(*layers: nn.Linear) -> nn.Module:
         weights = [layer.weight.detach() for layer in layers]
+        bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
         widens = sum(map(len, weights)) >= weights[0].shape[1]
         few = widens and rows <= FEW_ROWS and head.weight.dtype == torch.float32
-        return ByInput(weights) if few else PrepackedLinear(weights, rows)
+        return ByInput(weights, bias) if few else PrepackedLinear(weights, bias, rows)
 
     for module in model.layers.modules():
         if isinstance(module, Attention):
@@ -85,9 +86,12 @@ def prepack(model: Llama, rows: int) -> None:
             module.o_proj = product(module.o_proj)
             del module.q_proj, module.k_proj, module.v_proj
         elif isinstance(module, FeedForward):
-            module.fused_proj = product(module.gate_proj, module.up_proj)
             module.down_proj = product(module.down_proj)
-            del module.gate_proj, module.up_proj
+            if module.gated:
+                module.fused_proj = product(module.gate_proj, module.up_proj)
+                del module.gate_proj, module.up_proj
+            else:
+                module.up_proj = product(module.up_proj)
     head.weight.data = by_input(head.weight)
     give_memory_back()
 

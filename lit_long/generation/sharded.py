@@ -8,6 +8,7 @@ the same hidden states and, by an all-gather, the same logits. So whatever asks 
 
 from __future__ import annotations
 
+import functools
 from datetime import timedelta
 from typing import Any
 
@@ -19,13 +20,18 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from lit_long.model.llama import Llama
+from lit_long.model.llama import Block, Llama
 
 ROWS, COLUMNS = Shard(0), Shard(1)
-CUT = {  # how each matrix of a block is cut; of those cut by columns each rank's product is a part of the sum
-    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ROWS),
-    **dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), COLUMNS),
-}
+NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+
+
+def cuts(block: Block) -> dict[str, Shard]:
+    """How the weights of a block are cut; of matrices that are cut by columns each rank's product is a part of the sum."""
+    rows = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"]
+    rows += ["mlp.gate_proj"] if block.mlp.gated else []
+    rows += NORMS if block.self_attn.qk_norm == "layer" else ()
+    return dict.fromkeys(rows, ROWS) | dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), COLUMNS)
 
 
 class ShardedVocabulary:
@@ -71,9 +77,11 @@ def shard_weights(model: Llama, mesh: DeviceMesh) -> None:
     """Cut the matrices of a model on the meta device, in place: what loads weights (pretrained/weights.py) then keeps this rank's part of each."""
     heads = [model.embed_tokens] if model.config.tie_embeddings else [model.embed_tokens, model.lm_head]
     cut = [(module, ROWS) for module in heads]
-    cut += [(block.get_submodule(name), how) for block in model.layers for name, how in CUT.items()]
+    cut += [(block.get_submodule(name), how) for block in model.layers for name, how in cuts(block).items()]
     for module, how in cut:
         module.weight = nn.Parameter(distribute_tensor(module.weight, mesh, [how], src_data_rank=None), requires_grad=False)
+        if how == ROWS and getattr(module, "bias", None) is not None:
+            module.bias = nn.Parameter(distribute_tensor(module.bias, mesh, [how], src_data_rank=None), requires_grad=False)
 
 
 def share_products(model: Llama, mesh: DeviceMesh) -> None:
@@ -84,9 +92,14 @@ def share_products(model: Llama, mesh: DeviceMesh) -> None:
             if hasattr(parameter, "to_local"):
                 setattr(module, name, nn.Parameter(parameter.to_local(), requires_grad=False))
     for block in model.layers:
-        for name, how in CUT.items():
+        for name, how in cuts(block).items():
+            module = block.get_submodule(name)
             if how == COLUMNS:
-                block.get_submodule(name).register_forward_hook(lambda _, inputs, part: vocabulary.total(part))
+                module.register_forward_hook(lambda _, inputs, part: vocabulary.total(part))
+                if module.bias is not None and vocabulary.first:  # the sum has it once
+                    module.bias.zero_()
+            if name in NORMS:
+                module.forward = functools.partial(normalise_all, module, vocabulary)
     rows_VD = model.embed_tokens.weight
 
     def embed(tokens_BT: Tensor) -> Tensor:
@@ -97,6 +110,13 @@ def share_products(model: Llama, mesh: DeviceMesh) -> None:
         )
 
     model.embed_tokens.forward = embed
+
+
+def normalise_all(norm: nn.RMSNorm, vocabulary: ShardedVocabulary, x: Tensor) -> Tensor:
+    """RMSNorm of the heads of all ranks as one vector, of which this rank has a part; so it has of the weight."""
+    wide = x.float()
+    squares = vocabulary.total(wide.square().sum(-1, keepdim=True)) / (x.shape[-1] * vocabulary.ranks)
+    return (wide * torch.rsqrt(squares + norm.eps)).to(x.dtype) * norm.weight
 
 
 def as_first(value: Any, mesh: DeviceMesh | None) -> Any:

@@ -1,4 +1,5 @@
-"""Llama 2 (Touvron et al. 2023b) on a page: RMSNorm before each block, grouped-query attention, SwiGLU, no biases.
+"""Llama 2 (Touvron et al. 2023b) on a page: RMSNorm before each block, grouped-query attention, SwiGLU, no biases. And, switched on in
+`ModelConfig`, what today's families do otherwise: normalised queries and keys, norms after, biases, multipliers, ReLU².
 
 Shape legend:
     B sequences   T tokens a sequence   D model width   V vocabulary
@@ -29,6 +30,13 @@ from lit_long.positions.rotary import apply_rotary
 INIT_STD = 0.02
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with the weight in the precision of what it multiplies, as autocast has it with matrices: kernels want one precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotated queries and keys.
 
@@ -37,16 +45,26 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+        self.head_dim, self.qk_norm = config.head_dim, config.qk_norm
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.d_model, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.d_model, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.d_model, keys, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(queries, config.d_model, bias=config.o_bias)
+        if self.qk_norm != "none":
+            self.q_norm = RMSNorm(queries if self.qk_norm == "layer" else config.head_dim, eps=config.norm_eps)
+            self.k_norm = RMSNorm(keys if self.qk_norm == "layer" else config.head_dim, eps=config.norm_eps)
+        self.query_factor = config.attention_multiplier * math.sqrt(config.head_dim) or 1.0  # attention divides by √head_dim
         self.fused_proj: nn.Module | None = None
 
     def forward(self, x_BTD: Tensor, rotation: Rotation, mask: AttentionMask, cache: CacheView | None = None) -> Tensor:
-        projected = self.fused_proj(x_BTD) if self.fused_proj else (self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD))
-        q_BHTK, k_BGTK, v_BGTK = (heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for heads in projected)
+        q, k, v = self.fused_proj(x_BTD) if self.fused_proj else (self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD))
+        if self.qk_norm == "layer":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in (q, k, v))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q_BHTK, k_BGTK, v_BGTK = (heads.transpose(1, 2) for heads in (scaled(q, self.query_factor), k, v))
         q_BHTK = apply_rotary(q_BHTK, rotation.cos_q, rotation.sin_q)
         if cache is None:
             k_BGSK, v_BGSK = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK
@@ -58,38 +76,61 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU; or ReLU², which has no gate."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
-        self.up_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
-        self.down_proj = nn.Linear(config.d_ffn, config.d_model, bias=False)
+        self.gated = config.activation == "swiglu"
+        if self.gated:
+            self.gate_proj = nn.Linear(config.d_model, config.d_ffn, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_ffn, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.d_ffn, config.d_model, bias=config.mlp_bias)
         self.fused_proj: nn.Module | None = None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if not self.gated:
+            return self.down_proj(F.relu(self.up_proj(x_BTD)).square())
         gate, up = self.fused_proj(x_BTD) if self.fused_proj else (self.gate_proj(x_BTD), self.up_proj(x_BTD))
         return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each on the normalised residual stream."""
+    """One layer: attention, then feed-forward, each on the normalised residual stream; or each normalised before it is added to the stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm_first, self.factor = config.norm == "pre", config.residual_multiplier
+        if self.norm_first:
+            self.input_layernorm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = FeedForward(config)
+        if not self.norm_first:
+            self.post_feedforward_layernorm = RMSNorm(config.d_model, eps=config.norm_eps)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation, mask: AttentionMask, cache: CacheView | None = None) -> Tensor:
         wanted_BTD = x_BTD if cache is None else x_BTD[:, -cache.wanted :]
-        x_BTD = wanted_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, mask, cache)
+        x_BTD = wanted_BTD + scaled(self.attend(x_BTD, rotation, mask, cache), self.factor)
         if cache is None:
-            return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+            return x_BTD + scaled(self.feed_forward(x_BTD), self.factor)
         for piece_BTD in x_BTD.split(cache.chunk, dim=1):  # in place: a long prompt needs the room, and nothing is differentiated
-            piece_BTD += self.mlp(self.post_attention_layernorm(piece_BTD))
+            piece_BTD += scaled(self.feed_forward(piece_BTD), self.factor)
         return x_BTD
+
+    def attend(self, x_BTD: Tensor, rotation: Rotation, mask: AttentionMask, cache: CacheView | None) -> Tensor:
+        if self.norm_first:
+            return self.self_attn(self.input_layernorm(x_BTD), rotation, mask, cache)
+        return self.post_attention_layernorm(self.self_attn(x_BTD, rotation, mask, cache))
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        if self.norm_first:
+            return self.mlp(self.post_attention_layernorm(x_BTD))
+        return self.post_feedforward_layernorm(self.mlp(x_BTD))
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """The product; x itself where it would be the same."""
+    return x if factor == 1 else x * factor
 
 
 class Llama(nn.Module):
@@ -112,16 +153,16 @@ class Llama(nn.Module):
         self.vocabulary: Vocabulary | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def draw_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter's name and first values, whole and on the CPU: ones for norms, else Normal(0, 0.02), output projections divided by √(2·layers).
+        """Each parameter's name and first values, whole and on the CPU: ones for norms, zeros for biases, else Normal(0, 0.02), output projections divided by √(2·layers).
         The same for a seed on any device and number of ranks."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            drawn = torch.ones(parameter.shape, dtype=parameter.dtype, device="cpu")
+            drawn = torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0, dtype=parameter.dtype, device="cpu")
             if parameter.ndim > 1:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 drawn.normal_(0.0, INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD, generator=generator)
@@ -148,7 +189,7 @@ class Llama(nn.Module):
         )
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Normalised outputs of the last layer [B, T, D]."""
+        """What the head takes [B, T, D]: normalised outputs of the last layer, divided by ``logits_scaling``."""
         rotation = self.encoder.rotation(batch.positions, batch.length).widened()
         dtype = computing(self.embed_tokens.weight)
         return self.through_layers(batch.tokens, rotation, attention_mask(batch, dtype, self.config.head_dim))
@@ -156,11 +197,11 @@ class Llama(nn.Module):
     def through_layers(
         self, tokens_BT: Tensor, rotation: Rotation, mask: AttentionMask = CAUSAL, caches: Sequence[CacheView] | None = None
     ) -> Tensor:
-        """Normalised outputs of the last layer [B, T, D]; in generation each layer has its cache, and nothing is differentiated."""
-        x_BTD = self.embed_tokens(tokens_BT)
+        """What the head takes [B, T, D]; in generation each layer has its cache, and nothing is differentiated."""
+        x_BTD = scaled(self.embed_tokens(tokens_BT), self.config.embedding_multiplier)
         for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
             x_BTD = layer(x_BTD, rotation, mask, cache)
-        return self.norm(x_BTD)
+        return scaled(self.norm(x_BTD), 1 / self.config.logits_scaling)
 
     @property
     def kv_heads(self) -> int:

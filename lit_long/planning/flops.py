@@ -14,7 +14,17 @@ from lit_long.config import ModelConfig, StageConfig
 
 def block_weights(config: ModelConfig) -> int:
     """Weights of one block's matrix products."""
-    return config.d_model * (config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads) + 3 * config.d_ffn)
+    feed_forward = (3 if config.activation == "swiglu" else 2) * config.d_ffn
+    return config.d_model * (config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads) + feed_forward)
+
+
+def block_vectors(config: ModelConfig) -> tuple[int, int]:
+    """A block's norms and the biases of o and down; and the biases of the other matrices, which tensor parallelism shards."""
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    whole = 2 * config.d_model + {"none": 0, "head": 2 * config.head_dim, "layer": queries + keys}[config.qk_norm]
+    whole += (config.o_bias + config.mlp_bias) * config.d_model
+    hidden = (2 if config.activation == "swiglu" else 1) * config.d_ffn
+    return whole, config.qkv_bias * (queries + 2 * keys) + config.mlp_bias * hidden
 
 
 def matmul_weights(config: ModelConfig) -> int:
@@ -23,9 +33,9 @@ def matmul_weights(config: ModelConfig) -> int:
 
 
 def parameters(config: ModelConfig) -> int:
-    """All weights: those of matrix products, the norms, and the embedding when it is not tied to the head."""
-    norms = (2 * config.n_layers + 1) * config.d_model
-    return matmul_weights(config) + norms + (0 if config.tie_embeddings else config.vocab_size * config.d_model)
+    """All weights: those of matrix products, norms, biases, and the embedding when it is not tied to the head."""
+    vectors = config.n_layers * sum(block_vectors(config)) + config.d_model
+    return matmul_weights(config) + vectors + (0 if config.tie_embeddings else config.vocab_size * config.d_model)
 
 
 def training_flops(config: ModelConfig, tokens: int, attended: float) -> float:

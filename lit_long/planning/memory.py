@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_long.planning import activations
-from lit_long.planning.flops import block_weights
+from lit_long.planning.flops import block_vectors, block_weights
 from lit_long.planning.job import Job
 
 BYTES_A_LOGIT = 10  # as model/loss.py has it
@@ -66,10 +66,10 @@ class Weights:
 
 def weights(job: Job) -> Weights:
     model, tensor = job.model, job.mesh.tensor
-    products = block_weights(model) / tensor
+    products, (vectors, shared) = block_weights(model) / tensor, block_vectors(model)
     head = model.vocab_size * model.d_model / tensor
     return Weights(
-        block=products + 2 * model.d_model,
+        block=products + vectors + shared / tensor,
         products=products,
         down=model.d_ffn * model.d_model / tensor,
         root=head * (1 if model.tie_embeddings else 2) + model.d_model,

@@ -25,6 +25,7 @@ from lit_long.config import ModelConfig, UserError
 from lit_long.files import replacing_folder
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.pretrained.families import write_switches
 from lit_long.pretrained.rope_config import hf_from_position
 from lit_long.pretrained.weights import SafetensorsWriter, fitting
 from lit_long.tokenizers.huggingface import optional, tokenizer_files
@@ -105,24 +106,23 @@ def copy_adapter(stage: Path, out: Path) -> None:
 def model_config(model: ModelConfig, position: dict[str, Any], context: int, tokenizer: ModelTokenizer | None) -> dict[str, Any]:
     """config.json, but for its precision."""
     ends = list(tokenizer.eos) if tokenizer else []
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.d_model,
-        "intermediate_size": model.d_ffn,
-        "num_hidden_layers": model.n_layers,
-        "num_attention_heads": model.n_heads,
-        "num_key_value_heads": model.n_kv_heads,
-        "head_dim": model.head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rms_norm_eps": model.norm_eps,
-        "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": tokenizer.bos if tokenizer else None,
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-    } | hf_from_position(position, model, context)
+    return (
+        write_switches(model)
+        | {
+            "vocab_size": model.vocab_size,
+            "hidden_size": model.d_model,
+            "intermediate_size": model.d_ffn,
+            "num_hidden_layers": model.n_layers,
+            "num_attention_heads": model.n_heads,
+            "num_key_value_heads": model.n_kv_heads,
+            "head_dim": model.head_dim,
+            "rms_norm_eps": model.norm_eps,
+            "tie_word_embeddings": model.tie_embeddings,
+            "bos_token_id": tokenizer.bos if tokenizer else None,
+            "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        }
+        | hf_from_position(position, model, context)
+    )
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Reading Hugging Face folders of Llamas: config.json, and weights in safetensors, one file or several with an index.
+"""Reading Hugging Face folders of Llamas and their like (families.py): config.json, and weights in safetensors, one file or several with an index.
 
 Our names and layout are Hugging Face's without the prefix "model.", so tensors pass through as they are.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_long.config import ModelConfig, UserError
 from lit_long.pretrained.base import PretrainedWeights, content_digest
+from lit_long.pretrained.families import complete, read_switches
 from lit_long.pretrained.rope_config import head_dim_of, position_from_hf, trained_context, whole
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 FORGOTTEN = "rotary_emb.inv_freq"  # a buffer that old versions saved; it follows from the configuration
 SETTINGS = ["*.json", "*.jinja", "tokenizer.model"]
-GIVEN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}  # what a Llama here is
 
 
 class HuggingFace(PretrainedWeights):
@@ -33,17 +33,10 @@ class HuggingFace(PretrainedWeights):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, checked to be a Llama's."""
-        config = read_json(self.path / "config.json")
+        """config.json of a family that is known, with the defaults of its class."""
         where = self.path / "config.json"
-        if config.get("model_type") != "llama":
-            raise UserError(
-                f"{where}: model_type is {config.get('model_type')!r}; only llama can be read (Llama, TinyLlama, SmolLM2 …)"
-            )
-        for key, supported in GIVEN.items():
-            if config.get(key, supported) not in (supported, None):
-                raise UserError(f"{where}: {key}={config[key]!r} is not supported, only {supported!r}")
-        if not isinstance(config.get("rms_norm_eps", 1e-6), float):
+        config = complete(read_json(where), str(where))
+        if not isinstance(config["rms_norm_eps"], float):
             raise UserError(f"{where}: rms_norm_eps must be a number, not {config['rms_norm_eps']!r}")
         return config
 
@@ -59,10 +52,11 @@ class HuggingFace(PretrainedWeights):
             n_kv_heads=whole(config, "num_key_value_heads", where, heads),
             head_dim=head_dim_of(config, where),
             d_ffn=whole(config, "intermediate_size", where),
-            norm_eps=config.get("rms_norm_eps", 1e-6),  # transformers' default for a Llama
-            tie_embeddings=bool(config.get("tie_word_embeddings")),
+            norm_eps=config["rms_norm_eps"],
+            tie_embeddings=bool(config["tie_word_embeddings"]),
             context=trained_context(config, where),
             rope_base=base,
+            **read_switches(config, where),
         )
 
     @cached_property

@@ -67,6 +67,8 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own_position:
     else:
         check_training(config, where)
         check_adapter(config.adapter, parent is not None or bool(config.model.init), where)
+        if config.adapter.rank and "gate_proj" in config.adapter.targets and config.model.activation == "relu2":
+            raise UserError(f"{where}: adapter.targets: model.activation=relu2 has no gate_proj; leave it out")
     if parent is not None and parent.kind != "train":
         raise UserError(f"{where}.parent must be a train stage, not {config.parent!r}")
     evaluation = config.evaluation

@@ -19,7 +19,9 @@ from lit_long.pretrained.weights import WEIGHTS, whole_state, write_state
 
 ADAPTER = "adapter"  # its folder in a training stage's folder
 _NAME = "default"  # peft's name of the only adapter
-_WHOLE = ("embed_tokens", "norm", "input_layernorm", "post_attention_layernorm")  # LongLoRA trains these as they are
+# LongLoRA trains these as they are
+_NORMS = ("norm", "input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm", "q_norm", "k_norm")
+_WHOLE = ("embed_tokens", *_NORMS)
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> None:
@@ -57,6 +59,7 @@ def merge_adapter(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, 
             stem = name.removesuffix(".base_layer.weight")
             a, b = (state[f"{stem}.lora_{which}.{_NAME}.weight"] for which in "AB")
             name, tensor = f"{stem}.weight", tensor + (config.alpha / config.rank * (b.float() @ a.float())).to(tensor.dtype)
+        name = name.replace(".base_layer.bias", ".bias")
         found[name] = tensor
     return found
 

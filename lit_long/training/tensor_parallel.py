@@ -1,6 +1,6 @@
 """Tensor parallelism (Shoeybi et al. 2019), from outside: the ranks of a group hold the same tokens and share each matrix product.
 
-    columns     q, k, v, gate, up: each rank makes some of the heads, or of the hidden units, for all tokens
+    columns     q, k, v, gate, up: each rank makes some of the heads, or of the hidden units, for all tokens, and normalises them where they are
     rows        o, down: each rank's part of the sum; one all-reduce makes it whole, after attention and after the feed-forward
     vocabulary  embedding and head: each rank has some of the tokens (loss.py never needs the logits of the others)
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -24,7 +25,11 @@ from lit_long.model.llama import Block, Llama
 
 def shard_block(block: Block, mesh: DeviceMesh) -> None:
     """Cut the matrices of ``block``, in place, among the ranks of a 1-D mesh. They all have its weights, or none yet (meta device)."""
-    styles.parallelize_module(block, mesh, block_styles(), src_data_rank=None)
+    present = {name: style for name, style in block_styles().items() if name != "mlp.gate_proj" or block.mlp.gated}
+    styles.parallelize_module(block, mesh, present, src_data_rank=None)
+    if block.self_attn.qk_norm != "none":
+        for norm in (block.self_attn.q_norm, block.self_attn.k_norm):
+            norm.forward = functools.partial(normalise, norm, mesh, block.self_attn.qk_norm == "layer")
 
 
 def shard_vocabulary(model: Llama, mesh: DeviceMesh) -> None:
@@ -56,6 +61,19 @@ def block_styles() -> dict[str, styles.ParallelStyle]:
         "mlp.up_proj": columns,
         "mlp.down_proj": rows,
     }
+
+
+def normalise(norm: nn.RMSNorm, mesh: DeviceMesh, all_heads: bool, x: Tensor) -> Tensor:
+    """RMSNorm of this rank's heads: of each, or (``all_heads``) of those of all ranks as one vector. All ranks hold the whole weight; its
+    gradient is the sum of theirs."""
+    weight = DTensor.from_local(norm.weight.to(x.dtype), mesh, [Replicate()], run_check=False)
+    if not all_heads:
+        return F.rms_norm(x, norm.normalized_shape, weight.to_local(grad_placements=[Partial()]), norm.eps)
+    wide = x.float()
+    squares = DTensor.from_local(wide.square().sum(-1, keepdim=True), mesh, [Partial()], run_check=False)
+    squares = squares.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    own = weight.redistribute(placements=[Shard(0)]).to_local()
+    return (wide * torch.rsqrt(squares / len(norm.weight) + norm.eps)).to(x.dtype) * own
 
 
 class TrainedVocabulary(ShardedVocabulary):

@@ -89,6 +89,7 @@ def nested(key, value):
     [
         ("model.n_layers", -1, "model.n_layers must be at least 1, not -1"),
         ("model.n_layers", 0, "model.n_layers must be at least 1, not 0"),
+        ("model.qk_norm", "heads", "model.qk_norm must be none, head or layer, not 'heads'"),
         ("optim.lr", -1, "optim.lr must be at least 0, not -1.0"),
         ("optim.lr", "nan", "optim.lr must be at least 0 and finite, not nan"),
         ("optim.lr", math.inf, "optim.lr must be at least 0 and finite, not inf"),

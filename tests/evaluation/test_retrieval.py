@@ -24,8 +24,8 @@ POSITIONS = [
 ]
 
 
-def model_with(position):
-    model = Llama(SHAPE, build(position, 16)).eval()
+def model_with(position, shape=SHAPE):
+    model = Llama(shape, build(position, 16)).eval()
     model.init_weights(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -96,6 +96,29 @@ def place(store, tmp_path) -> Path:
     return tmp_path
 
 
+# One of each kind that is cut, or not, for another family
+SWITCHES = {"qk_norm": "layer", "norm": "post", "activation": "relu2", "qkv_bias": True, "o_bias": True, "mlp_bias": True}
+
+
+def test_two_ranks_measure_what_one_does_of_another_family(place):
+    """Biases of sums are added once, and one vector of all heads is normalised as a whole."""
+    shape = replace(SHAPE, **SWITCHES)
+    model = model_with(POSITIONS[0], shape)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn(len(parameter), generator=torch.Generator().manual_seed(len(name))))
+    save_weights(model, place / "parent" / WEIGHTS)
+    alone, shared = (replace(stage([], **keys), model=shape) for keys in ({}, {"strategy": "fsdp", "devices": 2}))
+    alone, shared = (
+        replace(config, evaluation=replace(config.evaluation, lengths=[64], retrieval_lengths=[], passkey_lengths=[]))
+        for config in (alone, shared)
+    )
+    one, two = (read_result(evaluated(config, place / name)) for name, config in (("one", alone), ("two", shared)))
+    assert one["measurements"]
+    close(two["measurements"], one["measurements"])
+
+
 def test_two_ranks_measure_what_one_does(place):
     configs = {"one": stage(), "two": stage(strategy="fsdp", devices=2)}
     assert [count_processes(config) for config in configs.values()] == [1, 2]

@@ -161,7 +161,10 @@ def test_mlflow_has_the_tree(client, root):
     assert base.data.params["model.d_model"] == "48" and base.data.params["position.scheme"] == "rope"
     assert base.inputs.dataset_inputs[0].dataset.digest
     assert re.fullmatch(r"[0-9a-f]{40}|unknown", base.data.tags["git.commit"])
-    for child, stage in ((base, "base rope"), (children["abf | evaluate 256 | seed 0"], "evaluate abf")):  # what ran, to be read afterwards
+    for child, stage in (
+        (base, "base rope"),
+        (children["abf | evaluate 256 | seed 0"], "evaluate abf"),
+    ):  # what ran, to be read afterwards
         assert child.data.tags["lit_long.attention"] == "torch's SDPA" == read_result(stages(root)[stage])["attention"]
         assert "attention: torch's SDPA\n" in (stages(root)[stage] / "log.txt").read_text()
     for name in ("perf/tokens_per_second_per_device", "perf/mfu", "perf/mfu_causal", "val/code/loss", "train/grad_norm"):

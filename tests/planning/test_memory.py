@@ -12,7 +12,7 @@ from lit_long.config import UserError
 from lit_long.config.mesh import Mesh
 from lit_long.planning.memory import moments, peak, states, weights
 from lit_long.training.memory_trace import trace, track
-from tests.planning.jobs import FIFTEEN, LLAMA_7B, LLAMA_70B, SMALL, job
+from tests.planning.jobs import FIFTEEN, HEADS, LAYER, LLAMA_7B, LLAMA_70B, SMALL, job
 
 WAYS = ("none", "selective", "full")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -32,6 +32,18 @@ def off(each, found) -> float:
 def test_real_updates_of_a_small_model(way, precision):
     """Every byte of tensors in a second update, activations the larger part: within 5 %."""
     each = job(SMALL, checkpointing=way, precision=precision, rows=4, sequences=4, loss_memory=2**21, kernels="cpu")
+    assert abs(off(each, track(each))) < 0.05
+
+
+FAMILIES = {"heads": HEADS, "layer": LAYER}
+SOME = [("heads", "selective", "bf16-true"), ("layer", "none", "32-true"), ("layer", "full", "bf16-mixed")]
+
+
+@pytest.mark.parametrize("family, way, precision", slow_except(SOME, product(FAMILIES, WAYS, PRECISIONS)))
+def test_real_updates_of_other_families(family, way, precision):
+    """What a block of another family has besides, as the mesh's tests have it, too."""
+    shape = replace(SMALL, **FAMILIES[family])
+    each = job(shape, checkpointing=way, precision=precision, rows=4, sequences=4, loss_memory=2**21, kernels="cpu")
     assert abs(off(each, track(each))) < 0.05
 
 
@@ -69,20 +81,24 @@ MESHES = {
     "whole-sums": (Mesh(shard=8), 24, {"precision": "bf16-true", "accumulate": "whole"}),
     "sharded-sums": (Mesh(shard=8), 16, {"precision": "bf16-true", "accumulate": "sharded"}),
     "tensor": (Mesh(shard=2, tensor=4), 2, {"precision": "bf16-true"}),
+    "tensor-layer": (Mesh(shard=2, tensor=4), 2, {"precision": "bf16-true", "switches": LAYER}),
     "tensor-alone": (Mesh(tensor=2), 1, {"precision": "bf16-true"}),
     "tensor-mixed": (Mesh(shard=4, tensor=2), 4, {"precision": "bf16-mixed"}),
 }
 QUICK = [
     ("copies", "selective", 4096),
     ("tensor-mixed", "none", 4096),
-]  # two cover copies, shards, shared matrices, mixed precision
+    ("tensor-layer", "none", 4096),
+]  # three cover copies, shards, shared matrices, mixed precision
 
 
 @pytest.mark.parametrize("name, way, context", slow_except(QUICK, product(MESHES, WAYS, (4096, 32_768))))
 def test_updates_on_ranks_that_need_not_exist(name, way, context):
     """Blocks of Llama 2 7B, three of them: what FSDP2 gathers and reduces, copies, whole and sharded sums, shared matrices."""
     mesh, sequences, settings = MESHES[name]
-    each = job(SHALLOW, mesh=mesh, sequences=sequences, context=context, checkpointing=way, kernels="cpu", **settings)
+    settings = dict(settings)
+    shape = replace(SHALLOW, **settings.pop("switches", {}))
+    each = job(shape, mesh=mesh, sequences=sequences, context=context, checkpointing=way, kernels="cpu", **settings)
     assert abs(off(each, trace(each))) < 0.05
 
 

@@ -45,6 +45,7 @@ from lit_long.training.resume import Writer
 from lit_long.training.run import make_strategy
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
+from tests.planning.jobs import HEADS, LAYER
 from tests.pretrained.llamas import random_llama, save
 from tests.training import memory_ranks
 
@@ -55,23 +56,24 @@ TWO = {
     "fsdp": {"tied": False},
     "fsdp-tied": {"checkpointing": "full", "accumulate": "sharded"},
     "tensor-external": {"tied": False, "tensor_parallel": 2},
-    "tensor-tied": {"tensor_parallel": 2, "checkpointing": "full"},
+    "tensor-tied": {"tensor_parallel": 2, "checkpointing": "full", "switches": HEADS},
+    "tensor-layer": {"tensor_parallel": 2, "tied": False, "switches": LAYER},
     "replicate": {"tied": False, "replicate": 2},
     "tensor-bf16": {"tensor_parallel": 2, "precision": "bf16-true"},
     "fsdp-bf16": {"precision": "bf16-true"},
 }
 FOUR = {
     "shard-tensor-external": {"tied": False, "tensor_parallel": 2},
-    "shard-tensor-tied": {"tensor_parallel": 2, "checkpointing": "selective"},
+    "shard-tensor-tied": {"tensor_parallel": 2, "checkpointing": "selective", "switches": LAYER},
     "replicate-shard": {"replicate": 2, "accumulate": "sharded"},
     "replicate-tensor": {"tied": False, "replicate": 2, "tensor_parallel": 2},
     "tensor-4": {"tensor_parallel": 4},
     "fsdp-compiled": {"compile": True, "checkpointing": "full"},
-    "tensor-compiled": {"tensor_parallel": 2, "compile": True},
+    "tensor-compiled": {"tensor_parallel": 2, "compile": True, "switches": HEADS},
 }
 
 
-def stage(tied: bool = True, **trainer) -> StageConfig:
+def stage(tied: bool = True, switches: dict | None = None, **trainer) -> StageConfig:
     kv = 4 if trainer.get("tensor_parallel") == 4 else 2
     return StageConfig(
         context=CONTEXT,
@@ -87,6 +89,7 @@ def stage(tied: bool = True, **trainer) -> StageConfig:
             d_ffn=96,
             tie_embeddings=tied,
             context=CONTEXT,
+            **(switches or {}),
         ),
         position={"scheme": "rope", "base": 10_000.0} | (RANDOM if tied else {}),
         data=DataConfig(weights={"long": 0.5, "short": 0.5}, packing="best_fit"),
