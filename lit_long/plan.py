@@ -22,9 +22,10 @@ from rich.console import Console
 from lit_long.config import parse_words, read_layers, typed
 from lit_long.config.compose import parse_model_words
 from lit_long.planning import rows
+from lit_long.planning.hardware import usable
 from lit_long.planning.settings import FIXED, MachinesConfig, PlanConfig, job_of, machines_of
 from lit_long.report.tables import Table
-from lit_long.stages.costs import find_fastest, model_and_context, paper_rows, stage_rows
+from lit_long.stages.costs import find_fastest, misfits, model_and_context, paper_rows, stage_rows
 from lit_long.stages.plan import make_plan
 from lit_long.terminal import answer, run_command
 
@@ -71,6 +72,8 @@ def plan_experiment(argv: list[str]) -> int:
     stages, fit = stage_rows(plan, machines, as_configured)
     say(*plan.notes)
     show(Table(f"Stages on {machines.gpu.name}s", rows.in_groups(rows.RUN_HEADER), [rows.in_groups(row) for row in stages]))
+    if as_configured:
+        say(*misfits(plan, machines.gpu, usable(machines.gpu)))
     return 0 if fit else 1
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from lit_long.config import UserError, read_layers
 from lit_long.files import is_disk_full
+from lit_long.stages.costs import find_misfits
 from lit_long.stages.plan import Plan, make_plan, nothing_failed, only_failed
 from lit_long.stages.sweep_folder import outline, resolved_yaml, write_sweep
 from lit_long.terminal import run_command
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> int:
             print(resolved_yaml(plan), end="")
         elif plan.sweep.dry_run:
             print(outline(plan), end="")
+            for line in find_misfits(plan):
+                print(f"will be refused: {line}")
         elif nothing := nothing_failed(plan):
             print(nothing)
         else:
@@ -69,6 +72,8 @@ def run(plan: Plan, console: Console) -> int:
     from lit_long.report import write_report
     from lit_long.tracking.record import Record, open_sweep
 
+    if misfits := find_misfits(plan):
+        raise UserError("\n".join(misfits))
     launcher = make_launcher(plan.sweep.launcher, plan.root)
     launcher.check([stage.config for stage in plan.chosen if not stage.done])
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C

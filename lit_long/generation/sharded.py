@@ -100,10 +100,9 @@ def share_products(model: Llama, mesh: DeviceMesh) -> None:
                     module.bias.zero_()
             if name in NORMS:
                 module.forward = functools.partial(normalise_all, module, vocabulary)
-    rows_VD = model.embed_tokens.weight
 
     def embed(tokens_BT: Tensor) -> Tensor:
-        own_BT = tokens_BT - vocabulary.first
+        rows_VD, own_BT = model.embed_tokens.weight, tokens_BT - vocabulary.first
         elsewhere_BT = (own_BT < 0) | (own_BT >= len(rows_VD))
         return vocabulary.total(
             F.embedding(own_BT.masked_fill(elsewhere_BT, 0), rows_VD).masked_fill_(elsewhere_BT[..., None], 0.0)

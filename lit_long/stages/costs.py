@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 
-from lit_long.config import ModelConfig, StageConfig, UserError
+from lit_long.config import LauncherConfig, ModelConfig, StageConfig, UserError
 from lit_long.config.checkpoints import number_of_updates
 from lit_long.config.compose import compose_model
-from lit_long.config.mesh import mesh_of
+from lit_long.config.mesh import Mesh, evaluation_ranks, mesh_of
 from lit_long.data.curriculum import make_phases
 from lit_long.planning.flops import stage_flops
-from lit_long.planning.job import Job, why_not
+from lit_long.planning.hardware import GIB, GPUS, Gpu, usable
+from lit_long.planning.inference import need
+from lit_long.planning.job import Job, describe, why_not
+from lit_long.planning.memory import states
 from lit_long.planning.paper import paper_runs
-from lit_long.planning.rows import RUN_HEADER, run_row
+from lit_long.planning.rows import run_row
 from lit_long.planning.search import Estimate, Machines, estimate, search
 from lit_long.pretrained import open_pretrained
-from lit_long.stages.plan import Plan
+from lit_long.stages.plan import Plan, Stage
 
 NOTHING = "–"
 
@@ -70,7 +74,7 @@ def stage_rows(experiment: Plan, machines: Machines, as_configured: bool) -> tup
     Args:
         as_configured: training stages run as their trainer stands; else the fastest way on all of ``machines`` is looked for.
     """
-    rows, fit = [], True
+    rows, fit, free = [], True, usable(machines.gpu)
     for stage in experiment.stages:
         name, config = experiment.label(stage), stage.config
         if config.kind == "train":
@@ -80,8 +84,90 @@ def stage_rows(experiment: Plan, machines: Machines, as_configured: bool) -> tup
             fit &= found.fits
             rows.append(run_row(name, found))
         elif config.kind == "evaluate":
-            rows.append([name, f"{stage_flops(config):.2e}", *[NOTHING] * (len(RUN_HEADER) - 2)])
+            if not as_configured:
+                trainer = replace(config.trainer, strategy="fsdp", devices=min(machines.gpus, machines.in_machine))
+                config = replace(config, trainer=trainer)
+            ranks, size = evaluation_ranks(config), need(config).total
+            fit &= size <= free
+            cells = [
+                f"{stage_flops(config):.2e}",
+                f"{ranks}",
+                f"{size / GIB:.1f}",
+                "yes" if size <= free else "no",
+                *[NOTHING] * 3,
+            ]
+            rows.append([name, *cells, describe(Mesh(tensor=ranks)), *[NOTHING] * 2])
     return rows, fit
+
+
+def misfits(experiment: Plan, gpu: Gpu, free: float) -> list[str]:
+    """A sentence for each stage to run on GPUs that cannot, since a ``gpu`` has no more than ``free`` bytes for tensors: the figure, and the remedy.
+
+    Of training only what is certain counts: weights, gradients and the optimizer's moments.
+    """
+    found = []
+    for stage in experiment.chosen:
+        config, name = stage.config, experiment.label(stage)
+        if stage.done or not on_gpus(config):
+            continue
+        room = f"and one {gpu.name} has {free / GIB:.1f} for tensors"
+        if config.kind == "evaluate" and (size := need(config)).total > free:
+            parts = ", ".join(f"{part} {getattr(size, part) / GIB:.1f}" for part in ("weights", "cache", "activations"))
+            on = "one GPU" if (ranks := evaluation_ranks(config)) == 1 else f"each of {ranks} GPUs"
+            found.append(f"{name}: takes {size.total / GIB:.1f} GiB on {on} ({parts}), {room}; {evaluation_remedy(stage, free)}")
+        if config.kind == "train" and (least := least_of_training(config)) > free:
+            found.append(
+                f"{name}: weights, gradients and moments alone take {least / GIB:.1f} GiB on each of {mesh_of(config.trainer).ranks} GPUs, {room}; "
+                f"stages.{stage.name}.trainer=fsdp deals them to more (trainer.devices, trainer.nodes); python -m lit_long.plan says to how many"
+            )
+    return found
+
+
+def on_gpus(config: StageConfig) -> bool:
+    return config.kind != "data" and config.trainer.accelerator in ("gpu", "cuda")
+
+
+def least_of_training(config: StageConfig) -> float:
+    """Bytes of a GPU's weights and, unless an adapter is trained beside them, of their gradients and of AdamW's two moments, or Muon's one."""
+    job = job_of(config, "")
+    copies = 1 if config.adapter.rank else 3 if config.optim.name == "muon" else 4
+    return copies * states(job)["parameters"]
+
+
+def evaluation_remedy(stage: Stage, free: float) -> str:
+    """The keys with which an evaluation fits, if there are any."""
+    config, key = stage.config, f"stages.{stage.name}"
+    for devices in (2, 4, 8):
+        shared = replace(config, trainer=replace(config.trainer, strategy="fsdp", devices=devices))
+        if evaluation_ranks(shared) == devices > evaluation_ranks(config) and (size := need(shared).total) <= free:
+            how = f"{key}.trainer.strategy=fsdp {key}.trainer.devices={devices}"
+            return f"{devices} GPUs of a machine share it with {how} ({size / GIB:.1f} GiB each)"
+    if config.evaluation.precision != "bf16-true" and need(config, precision="bf16-true").total <= free:
+        return f"in bf16 it fits: {key}.evaluation.precision=bf16-true"
+    return f"take a smaller {key}.evaluation.batch_tokens, shorter lengths or larger GPUs"
+
+
+def find_misfits(experiment: Plan) -> list[str]:
+    """`misfits` of a sweep that is to run."""
+    if not any(on_gpus(stage.config) for stage in experiment.chosen if not stage.done):
+        return []
+    gpu = gpu_of(experiment.sweep.launcher)
+    return misfits(experiment, gpu, gpu.memory)
+
+
+def gpu_of(launcher: LauncherConfig) -> Gpu:
+    """The smallest GPU of this machine where stages run here; else, and where there is none, the largest that a plan knows: what does not fit that
+    one fits none."""
+    largest = max(GPUS.values(), key=lambda gpu: gpu.memory)
+    if launcher.name not in ("local", "torchrun"):
+        return largest
+    query = ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        memory, name = min((float(line.split(",")[0]), line.split(",")[1].strip()) for line in lines)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return largest
+    return replace(largest, name=name, memory=memory * 2**20)
 
 
 def paper_rows(machines: Machines) -> tuple[list[list[str]], list[list[str]]]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from lit_long.config import StageConfig, UserError
+from lit_long.config import ModelConfig, StageConfig, UserError
 from lit_long.config.compose import compose_model
 from lit_long.data.token_store import model_tokenizer, open_store
 from lit_long.model.llama import Llama
+from lit_long.planning.flops import parameters
+from lit_long.planning.hardware import GIB
 from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
@@ -45,6 +47,8 @@ def load_model(
     config = compose_model(words, lambda init: (weights(init).shape, weights(init).position), base)
     if base is None and not config.model.init:
         raise UserError("command line: name a model that has weights: model=smollm2-135m, model.init=NAME or stage=FOLDER")
+    if place.type == "cuda":
+        check_room(config.model, precision, torch.cuda.mem_get_info(place)[0])
     encoder = build(config.position, config.model.head_dim, length=config.context)
     with torch.device("meta"):
         model = Llama(config.model, encoder).to(precision)
@@ -58,6 +62,16 @@ def load_model(
         say(f"note: {source.note}")
     load_pretrained(model, source)
     return model, source.tokenizer(), config
+
+
+def check_room(model: ModelConfig, precision: torch.dtype, free: int) -> None:
+    """Raise UserError for a model whose weights are more than the ``free`` bytes of a GPU, before any are read."""
+    if (size := parameters(model) * precision.itemsize) > free:
+        half = "dtype=bfloat16, " if precision == torch.float32 and size / 2 <= free else ""
+        raise UserError(
+            f"{model.init or 'the model'}: its weights take {size / GIB:.1f} GiB in {str(precision).removeprefix('torch.')}, and the GPU has "
+            f"{free / GIB:.1f} GiB free: use {half}device=cpu, or measure it in a sweep's stage, which several GPUs can share (docs/parallelism.md)"
+        )
 
 
 def stage_settings(folder: Path, words: dict[str, Any]) -> tuple[StageConfig, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from lit_long.plan import main
+from lit_long.sweep import main as sweep
 from tests.integration.mini import REPOSITORY
 
 
@@ -51,6 +53,39 @@ def test_a_plan_is_run_without_data(capsys):
     )  # fmt: skip
     formula, traced = re.search(r"([\d.]+) GiB by formula, ([\d.]+) GiB by running", text).groups()
     assert code == 0 and float(formula) == pytest.approx(float(traced), abs=0.011)
+
+
+@pytest.mark.parametrize("trainer", [[], ["stages.evaluate.trainer=gpu"]], ids=["its own", "one GPU"])
+def test_an_evaluation_that_does_not_fit_one_gpu(trainer, capsys):
+    """70B in bf16: the GPUs of a machine share it; on one it does not fit, with the figure and the keys that help."""
+    code, text = said(capsys, "experiment=main_results", "grid.size=[70b]", *trainer)
+    gpus, gib, fits = re.search(r"evaluate +[\d.e+]+ +(\d+) +([\d.]+) +(yes|no)", text).groups()
+    if not trainer:
+        assert (code, gpus, fits) == (0, "8", "yes") and float(gib) == pytest.approx(128.5 / 8 + 10 / 8 + 1.4, abs=0.2)
+    else:
+        assert (code, gpus, fits) == (1, "1", "no") and float(gib) == pytest.approx(128.5 + 10 + 1.4, abs=0.1)
+        keys = "stages.evaluate.trainer.strategy=fsdp stages.evaluate.trainer.devices=2"
+        assert f"takes {gib} GiB on one GPU (weights 128.5, cache 10.0, activations 1.4)" in text and keys in text
+
+
+def test_a_sweep_refuses_what_the_gpu_cannot_hold(tmp_path, monkeypatch, capsys):
+    """By the memory that nvidia-smi names, before anything is written; ``dry_run`` only says so."""
+    (tmp_path / "bin").mkdir()
+    driver = tmp_path / "bin" / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{driver.parent}{os.pathsep}{os.environ['PATH']}")
+    words = ["trainer=gpu", "grid.position=[rope]", f"root={tmp_path / 'work'}", "tracking.enabled=false"]
+    for memory, codes in (("10, toy", (2, 0)), ("81559, NVIDIA H100 80GB HBM3", (None, 0))):
+        driver.write_text(f"#!/bin/sh\necho '{memory}'\n")
+        driver.chmod(0o755)
+        for dry, code in zip(("false", "true"), codes, strict=True):
+            if code is not None:
+                assert sweep([*words, f"dry_run={dry}"]) == code
+                found = capsys.readouterr()
+                refused = re.findall(
+                    r"(\w+)[^:\n]*: (?:takes|weights,).* GiB on .*one toy has 0.0 for tensors", found.out + found.err
+                )
+                assert set(refused) == ({"extend", "evaluate", "evaluate_base"} if "toy" in memory else set())
+    assert not (tmp_path / "work").exists()
 
 
 def test_an_experiments_stages(capsys):
