@@ -8,6 +8,7 @@ from dataclasses import replace
 from lit_long.config import LauncherConfig, ModelConfig, StageConfig, UserError
 from lit_long.config.checkpoints import number_of_updates
 from lit_long.config.compose import compose_model
+from lit_long.config.layers import option_pick, read_option
 from lit_long.config.mesh import Mesh, evaluation_ranks, mesh_of
 from lit_long.data.curriculum import make_phases
 from lit_long.planning.flops import stage_flops
@@ -25,9 +26,13 @@ NOTHING = "–"
 
 
 def model_and_context(words: dict) -> tuple[ModelConfig, int]:
-    """The shape that ``model`` names, and the context: the one given, or the model's own."""
+    """The shape that ``model`` names, and the context: the one given, or the model's own. Weights are not looked at where the option file tells their shape."""
+    name = option_pick(words.get("model"))
+    option = read_option("model", name) if name else {}
 
-    def pretrained(init: str) -> tuple[ModelConfig, dict]:
+    def pretrained(init: str) -> tuple[ModelConfig, dict] | None:
+        if init == option.get("init") and "d_model" in option:
+            return None
         found = open_pretrained(init)
         return found.shape, found.position
 
