@@ -50,6 +50,7 @@ from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import geometric, mean, share
 from lit_long.evaluation.task import Sample, Task, by
 from lit_long.generation import Sampler, continue_tokens
+from lit_long.generation.decode import without_cudnn
 from lit_long.generation.tables import same_tables
 
 try:
@@ -170,7 +171,9 @@ class Harness(TemplateLM):
             tokens_BT[place, : len(row)] = torch.tensor(row)
         tokens_BT = tokens_BT.to(self.evaluated.model.embed_tokens.weight.device)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-        return self.evaluated.model.hidden_states(Batch(tokens_BT, tokens_BT, torch.zeros_like(tokens_BT), positions, False))
+        batch = Batch(tokens_BT, tokens_BT, torch.zeros_like(tokens_BT), positions, False)
+        with without_cudnn(tokens_BT.device):  # texts are of any length
+            return self.evaluated.model.hidden_states(batch)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Summed log-probabilities of whole texts, in windows that do not overlap in what they predict."""

@@ -28,7 +28,8 @@ Heard = Callable[[int, int], bool]  # from row and new token to whether the row 
 
 
 def without_cudnn(device: torch.device) -> AbstractContextManager[None]:
-    """On a GPU, SDPA by other kernels than cuDNN's, which plans anew for every number of keys: each token that is generated has another."""
+    """On a GPU, SDPA by other kernels than cuDNN's, which plans anew for every number of keys: each prompt, and each token that is generated, has
+    another."""
     if device.type != "cuda":
         return nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -12,6 +12,7 @@ from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
 from tests.evaluation.models import bytes_folder
+from tests.generation.llamas import count_plans
 from tests.pretrained.llamas import read
 
 PAIRS = [
@@ -68,6 +69,20 @@ def test_greedy_is_what_would_be_written(pair):
     flags = [[greedy for _, greedy in lm.loglikelihood(instances("loglikelihood", asked))] for lm in (theirs, ours)]
     assert flags[0] == flags[1] and len(asked) >= 4
     assert flags[1] == [True] * (len(asked) // 2) + [False] * (len(asked) // 2)
+
+
+def test_a_gpu_plans_no_kernel_for_every_length_of_a_text(pair, monkeypatch):
+    from lit_long.evaluation import lm_eval
+    from lit_long.generation import decode
+
+    plans = count_plans(monkeypatch, lm_eval, decode)
+    model = pair[1].evaluated.model
+    monkeypatch.setattr(
+        model, "encoder", build({"scheme": "dynamic_ntk", "original": 16}, model.config.head_dim)
+    )  # reads lengths apart
+    pair[1].loglikelihood(instances("loglikelihood", PAIRS))
+    pair[1].generate_until(instances("generate_until", [("a", {"max_gen_toks": 3})]))
+    assert len(plans[False]) >= 8 and not plans[True]
 
 
 def test_contexts_of_options_are_read_once(pair, monkeypatch):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
+import pytest
 import torch
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig
 from lit_long.generation import Sequences, generate
+from lit_long.generation.decode import without_cudnn
 from lit_long.model.llama import Llama
 from lit_long.positions import PositionalEncoder, build
 
@@ -56,4 +60,19 @@ def gaps(model: Llama, rows: list[list[int]], steps: int, **options) -> list[flo
     return found
 
 
-__all__ = ["SMALL", "full_greedy", "full_logits", "gaps", "generate", "prompts", "small"]
+def count_plans(monkeypatch: pytest.MonkeyPatch, *users: ModuleType) -> dict[bool, set[tuple[int, ...]]]:
+    """The shapes that reach SDPA from now on, by whether cuDNN, which makes a plan for each, may take them; ``users`` of `without_cudnn` do as on a GPU."""
+    found: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(q: torch.Tensor, k: torch.Tensor, *more, **how) -> torch.Tensor:
+        found[torch.backends.cuda.cudnn_sdp_enabled()].add((*q.shape, *k.shape))
+        return real(q, k, *more, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    for user in users:
+        monkeypatch.setattr(user, "without_cudnn", lambda device: without_cudnn(torch.device("cuda", 0)))
+    return found
+
+
+__all__ = ["SMALL", "count_plans", "full_greedy", "full_logits", "gaps", "generate", "prompts", "small"]

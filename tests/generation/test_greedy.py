@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.generation import Sequences, generate, prepack
-from lit_long.generation.decode import without_cudnn
+from lit_long.generation import Sequences, decode, generate, prepack
+from lit_long.generation.decode import generate_in_turn, without_cudnn
 from lit_long.generation.prepacking import can_prepack
-from tests.generation.llamas import full_greedy, full_logits, gaps, prompts, small
+from tests.generation.llamas import count_plans, full_greedy, full_logits, gaps, prompts, small
 from tests.pretrained.llamas import random_llama, read, save
 
 STEPS = 64
@@ -170,10 +170,33 @@ def test_an_encoder_that_cannot_hold_the_length_says_so():
         generate(model, prompts(20), 100)
 
 
-def test_a_gpu_plans_no_kernel_for_every_length():
-    """cuDNN's, which SDPA prefers on Hopper, would; on a CPU nothing changes."""
-    enabled = torch.backends.cuda.cudnn_sdp_enabled()
-    with without_cudnn(torch.device("cuda", 0)):
-        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+def test_a_gpu_plans_no_kernel_for_every_length(monkeypatch):
+    """Neither for prompts nor for steps, together, in turn or after a shared beginning; a whole forward pass may be cuDNN's."""
+    plans = count_plans(monkeypatch, decode)
+    model, rows = small(), prompts(3, 9, 14)
+    generate(model, rows, 6, chunk=8)
+    assert len(plans[False]) == 3 + 3 + 5  # prompts, their last tokens in the last layer, steps
+    generate_in_turn(model, [[*rows[2], 1, 2], [*rows[2], 5], [*rows[2], 7, 8, 9]], 6)
+    assert len(plans[False]) > 12 and not plans[True]
+    full_logits(model, rows[0])
+    assert len(plans[True]) == 1
     with without_cudnn(torch.device("cpu")):
-        assert torch.backends.cuda.cudnn_sdp_enabled() == enabled
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize(
+    ("weights", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)], ids=str
+)
+def test_the_cache_is_in_the_precision_that_is_computed_in(weights, autocast):
+    """Of fp32 weights under autocast, too: half the memory, and keys that fit the queries."""
+    computed = torch.bfloat16 if autocast else weights
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model = small().to(weights)
+        sequences = Sequences(model, prompts(9, 5), 4)
+        assert sequences.read().shape == (2, 97)
+        kept = list(sequences.cache.keys_and_values)
+        assert {each.dtype for each in kept} == {computed} == {sequences.cache.padding_mask.dtype}
+        assert (
+            sum(each.nbytes for each in kept) == 2 * 2 * 2 * 2 * 13 * 16 * computed.itemsize
+        )  # layers, keys and values, rows, heads, columns
+        assert sequences.step(torch.tensor([1, 2])).isfinite().all()
