@@ -46,7 +46,9 @@ def rotate_blocks(x_BHTK: Tensor, cos_BTJ: Tensor, sin_BTJ: Tensor, inverse: boo
     if x_BHTK.is_cpu and not torch.compiler.is_compiling():  # which fuses it anyway
         at_once = max(1, BLOCK * tokens // max(1, x_BHTK.numel()))
     if at_once >= tokens:
-        return rotate_pairs(x_BHTK.float(), cos_B1TJ, sin_B1TJ, inverse).to(x_BHTK.dtype)
+        rotated = rotate_pairs(x_BHTK.float(), cos_B1TJ, sin_B1TJ, inverse)
+        # Compiled by torch 2.11, an operation that ends with a conversion to the dtype it has gets no gradient.
+        return rotated if rotated.dtype == x_BHTK.dtype else rotated.to(x_BHTK.dtype)
     out_BHTK = torch.empty_like(x_BHTK)
     for x, out, cos, sin in zip(*(table.split(at_once, dim=2) for table in (x_BHTK, out_BHTK, cos_B1TJ, sin_B1TJ)), strict=True):
         if x.dtype == torch.float32:
