@@ -11,6 +11,7 @@
     … data=FOLDER            public data sets of paper and modern, as downloaded; data=hub downloads. run_code=true allows HumanEval, MBPP
     … qa=FOLDER              Giraffe's question answering, as published (default: built from facts of our own)
     … context=32k position=yarn                                 another encoder for a longer context
+    … layers=swan layers.groups.local.window=512                layers that differ (configs/layers/)
     … dtype=auto|float32|bfloat16  device=auto|cpu|cuda  batch_tokens=4k
     … tracking.enabled=false tracking.uri=… root=FOLDER         where the record goes, as for a sweep
 

@@ -69,6 +69,11 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     stage, store, parent = read_stage(folder)
     if stage.kind != "train":
         raise UserError(f"{folder}: a stage of kind {stage.kind} holds no model; name a train stage")
+    if stage.layers.pattern:
+        raise UserError(
+            f"{folder}: its layers differ (layers.pattern=[{', '.join(stage.layers.pattern)}]), and Hugging Face's Llama has one encoder and no "
+            f"window: it cannot be exported"
+        )
     if config.adapter:
         copy_adapter(folder, out)
         return

@@ -8,6 +8,7 @@
     … temperature=0.8 top_p=0.95 seed=0                     sample; temperature=0, the default, takes the likeliest tokens
     … stop=["\\n\\n"]          end before any of these strings
     … context=32k position=yarn position.attention=1        another encoder for a longer context (default: the model's own)
+    … layers=swan layers.groups.local.window=512            layers that differ (configs/layers/; default: the model's own)
     … dtype=auto|float32|bfloat16  device=auto|cpu|cuda     auto: bfloat16 on a GPU, float32 without one
     … prefill_chunk=2k       tokens whose widest activations may exist at once while a prompt is read
     … max_new_tokens=64      default: 256, or what the context has left
@@ -54,6 +55,7 @@ class GenerateConfig:
     context: Count | None = None
     model: dict[str, Any] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
 
 
 def main(argv: list[str]) -> int:

@@ -43,11 +43,11 @@ from lit_long.config.layers import (
     read_option,
 )
 from lit_long.config.pretrained import Pretrained, inherit, settings_of
-from lit_long.config.schema import DataConfig, ModelConfig, StageConfig, SweepConfig
+from lit_long.config.schema import DataConfig, LayersConfig, ModelConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
 
 # The groups of a command that runs no experiment, but uses one model, or data
-MODEL_GROUPS, DATA_GROUPS = ("model", "position"), ("data", "model")
+MODEL_GROUPS, DATA_GROUPS = ("model", "position", "layers"), ("data", "model")
 
 
 def leaf_names(cls: type = SweepConfig, prefix: str = "") -> Iterator[str]:
@@ -201,13 +201,13 @@ def compose_position(name: str, model: ModelConfig, context: int) -> dict[str, A
 
 
 def parse_model_words(argv: list[str], settings: type) -> dict[str, Any]:
-    """Like `parse_words`; ``model=NAME`` and ``position=NAME`` pick an option file, and their settings may stand beside it."""
+    """Like `parse_words`; ``model=NAME``, ``position=NAME`` and ``layers=NAME`` pick an option file, and their settings may stand beside it."""
     words = [normalize(word) if word.partition("=")[0] in MODEL_GROUPS else word for word in argv]
-    return parse_words(words, settings, model=ModelConfig)
+    return parse_words(words, settings, model=ModelConfig, layers=LayersConfig)
 
 
 def compose_model(words: dict[str, Any], pretrained: Pretrained, base: StageConfig | None = None) -> StageConfig:
-    """What ``words`` say of model, position and context; the rest comes from ``base``, or else from the defaults.
+    """What ``words`` say of model, position, layers and context; the rest comes from ``base``, or else from the defaults.
 
     Settings of a position that is not named (``position.base=…`` alone) change the encoder that the weights were trained with.
 
@@ -229,6 +229,9 @@ def compose_model(words: dict[str, Any], pretrained: Pretrained, base: StageConf
     if base is None:
         inherit(raw, [said], pretrained, COMMAND_LINE)
     merge_layer(raw, {"position": settings_of(position)}, COMMAND_LINE)
+    if not raw["layers"]["pattern"]:
+        merge_layer(raw, {"layers": DEFAULT_OPTIONS["layers"]}, "defaults")
+    merge_layer(raw, {"layers": words["layers"]} if "layers" in words else {}, COMMAND_LINE)
     return resolve_interpolations(raw, COMMAND_LINE)
 
 

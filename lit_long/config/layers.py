@@ -33,6 +33,7 @@ from lit_long.config.typed import UserError, check, nearest
 DEFAULT_OPTIONS = {
     "model": "tiny",
     "position": "rope",
+    "layers": "uniform",
     "data": "builtin",
     "curriculum": "constant",
     "adapter": "none",

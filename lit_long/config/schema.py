@@ -68,6 +68,25 @@ class ModelConfig:
 
 
 @dataclass
+class LayerGroupConfig:
+    """Layers that attend alike. ``position`` is checked by its scheme's own class, ``query_scale`` by its form's."""
+
+    position: dict[str, Any] = field(default_factory=dict)  # their own encoder, as in configs/position; none: the stage's
+    window: Count | None = None  # tokens that a query sees, its own included; null: all before it
+    query_scale: dict[str, Any] = field(
+        default_factory=dict
+    )  # such as {form: log, base: 1000} (positions/query_scale.py); none: 1
+
+
+@dataclass
+class LayersConfig:
+    """Layers that differ: ``pattern`` names the group of each layer, from the first one on, and begins again where it ends. Without one all are alike."""
+
+    groups: dict[str, LayerGroupConfig] = field(default_factory=dict)
+    pattern: list[str] = field(default_factory=list)
+
+
+@dataclass
 class CorpusConfig:
     """Documents and tokenizer of the built-in corpus. ``validation`` lists the top-level modules that are held out.
 
@@ -166,6 +185,7 @@ class PhaseConfig:
     grow_from: Share = 0.0  # the context at the beginning, from where it grows linearly to ``scale``; 0 = it is constant
     weights: dict[str, NotNegative] = field(default_factory=dict)  # instead of the stage's
     position: dict[str, Any] = field(default_factory=dict)  # on top of the stage's, or instead of it where a scheme is named
+    layers: dict[str, Any] = field(default_factory=dict)  # on top of the stage's, or instead of it where a pattern is named
 
 
 @dataclass
@@ -290,6 +310,7 @@ class SharedConfig:
     seed: Seed = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     position: dict[str, Any] = field(default_factory=dict)
+    layers: LayersConfig = field(default_factory=LayersConfig)
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

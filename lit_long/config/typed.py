@@ -79,7 +79,7 @@ def nearest(key: str, names: Iterable[str], prefix: str = "", leaves: Iterable[s
     """The end of an "unknown …" sentence: the nearest known name, or all of them."""
     elsewhere = [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
     close = [prefix + name for name in difflib.get_close_matches(key, list(names), n=1, cutoff=0.6)]
-    if found := close or elsewhere[:3]:
+    if found := elsewhere[:3] or close:
         return f"; did you mean {' or '.join(repr(name) for name in found)}?"
     return f"; known here: {', '.join(sorted(names))}"
 

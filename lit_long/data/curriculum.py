@@ -17,13 +17,14 @@ SHORTEST = 16  # tokens
 
 @dataclass(frozen=True)
 class Phase:
-    """Updates ``start`` to ``stop`` - 1. Empty ``weights`` and ``position`` are the stage's."""
+    """Updates ``start`` to ``stop`` - 1. Empty ``weights``, ``position`` and ``layers`` are the stage's."""
 
     start: int
     stop: int
     context: int
     weights: dict[str, float] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
 
     @property
     def updates(self) -> int:
@@ -56,15 +57,16 @@ def make_phases(curriculum: CurriculumConfig, context: int, tokens_per_update: i
             span = phase.until - before
             first, last = (round(updates * (before + span * share)) for share in (start, stop))
             if first < last:
-                found.append(Phase(first, last, length, weights, dict(phase.position)))
+                found.append(Phase(first, last, length, weights, dict(phase.position), dict(phase.layers)))
         before = phase.until
     last = curriculum.phases[-1]
     if last.until != 1 or last.scale != 1:
         raise UserError(f"{where}.curriculum.phases: the last one must end with until=1 and scale=1, the stage's whole context")
-    if last.position:
-        raise UserError(
-            f"{where}.curriculum: the last phase has a position of its own. What the model ends with is the stage's position: name it there."
-        )
+    for name in ("position", "layers"):
+        if getattr(last, name):
+            raise UserError(
+                f"{where}.curriculum: the last phase has a {name} of its own. What the model ends with is the stage's {name}: name it there."
+            )
     return found
 
 

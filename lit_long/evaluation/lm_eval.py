@@ -154,11 +154,13 @@ class Harness(TemplateLM):
     def batches(self, rows: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         """Rows to be read together, up to the evaluated's ``batch_tokens`` with padding. An encoder that looks at the length of the context
         gets rows of one length only."""
-        encoder, groups = self.evaluated.model.encoder, []
+        pattern, groups = self.evaluated.model.pattern, []
         for row in sorted(rows, key=len, reverse=True):
             group = groups[-1] if groups else []
             fits = group and (len(group) + 1) * len(group[0]) <= self.evaluated.batch_tokens
-            if fits and (len(group[0]) == len(row) or same_tables(encoder, len(row), len(group[0]))):
+            if fits and (
+                len(group[0]) == len(row) or all(same_tables(layers, len(row), len(group[0])) for layers in pattern.groups)
+            ):
                 group.append(row)
             else:
                 groups.append([row])

@@ -31,7 +31,8 @@ from lit_long.evaluation.perplexity import perplexity
 from lit_long.files import write_atomically
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
-from lit_long.positions import PositionalEncoder, build
+from lit_long.positions import build
+from lit_long.positions.layers import build_layers
 from lit_long.positions.schemes import NTKAware, PositionInterpolation, RoPE, YaRN
 from lit_long.pretrained.weights import WEIGHTS, load_weights
 
@@ -100,8 +101,8 @@ def search_factors(
     rows = max(1, config.batch_tokens // config.length)
 
     @torch.no_grad()
-    def measure(candidate: PositionalEncoder) -> float:
-        model.encoder = candidate
+    def measure(position: dict[str, Any]) -> float:
+        model.pattern = build_layers(trained.layers, position, trained.model.head_dim)
         return perplexity(token_losses(model, batch, rows, lambda tokens: None)[0], batch, "search").value
 
     def option(factors: Factors) -> dict[str, Any]:
@@ -109,14 +110,12 @@ def search_factors(
         fields = {"base": encoder.base, "factor": scale, "original": trained.context}
         return {"scheme": "longrope"} | fields | {"short_factors": ones, "long_factors": [factor / 100 for factor in factors]}
 
-    before = measure(encoder)
+    before = measure(trained.position)
     say(
         f"{len(batch.tokens)} training sequences of {config.length:,} tokens; {trained.position['scheme']} as trained: {before:.4f}"
     )
     starts = start_candidates(encoder.head_dim, encoder.base, config.length / trained.context, trained.context)
-    best, seen = evolve(
-        lambda factors: measure(build(option(factors), encoder.head_dim)), starts, config.length / trained.context, config, say
-    )
+    best, seen = evolve(lambda factors: measure(option(factors)), starts, config.length / trained.context, config, say)
     return Found(option(best), seen[best], before, {name: seen[factors] for name, factors in starts.items()})
 
 

@@ -135,7 +135,7 @@ def answer_group(model: Llama, examples: list[RetrievalExample], write: bool) ->
     right = [example.tokens[example.answer_start :].tolist() for example in examples]
     scored = [example.answer_stop - example.answer_start for example in examples]
     longest = max(map(len, right))
-    sequences = Sequences(model, prompts, longest)
+    sequences = Sequences(model, prompts, longest, forgets=False)
     first_BV = logits_BV = sequences.read()
     nats, hits = [], []
     for index in range(max(scored)):

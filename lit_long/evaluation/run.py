@@ -26,7 +26,7 @@ from lit_long.model.attention import describe
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
 from lit_long.planning.flops import parameters
-from lit_long.positions import build
+from lit_long.positions.layers import build_layers
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
 
@@ -76,7 +76,7 @@ def joined(config: StageConfig) -> Iterator[tuple[torch.device, DeviceMesh | Non
 def load_model(config: StageConfig, parent: Path | None, device: torch.device, mesh: DeviceMesh | None) -> Llama:
     """The model that is measured, or this rank's part of it. No process ever holds more than that and a tensor."""
     encoder, chunk = (
-        build(config.position, config.model.head_dim),
+        build_layers(config.layers, config.position, config.model.head_dim),
         chunk_tokens(config.model.vocab_size, config.trainer.loss_memory),
     )
     with torch.device("meta"):

@@ -1,9 +1,11 @@
 """Keys and values of every layer, kept between the steps of generation.
 
-One tensor [layers, 2, B, G, S, K] holds them all, in the precision that attention computes in and as large as the longest sequence may become:
-nothing is ever copied to make room, and a CPU gives memory only to what has been written. Rows of unequal length end in the same column, so
-that a step writes and reads the same columns in every row; the columns before a shorter row are hidden by a mask, and rows of equal length
-need none.
+A tensor a layer, [2, B, G, S, K], in the precision that attention computes in and as large as the longest sequence may become: nothing is ever
+copied to make room, and a CPU gives memory only to what has been written. Rows of unequal length end in the same column, so that a step writes and
+reads the same columns in every row; the columns before a shorter row are hidden by a mask, and rows of equal length need none.
+
+A layer with a window of W tokens has room for W, and its newest token takes the place of the one that no token to come will see: column c lies in
+place c mod W.
 
 Keys are kept as attention wants them, rotated; or not yet rotated, where an encoder rotates all of them anew with every token
 (`rotated` is False; decode.py decides).
@@ -13,6 +15,7 @@ Shapes: B sequences, G key-value heads, T tokens, S columns, K components a head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,25 +31,33 @@ class KeyValueCache:
     """Space for ``len(lengths)`` sequences of ``lengths`` tokens each, to grow by ``max_new_tokens`` tokens.
 
     Args:
-        rotated: whether keys are kept rotated.
+        rotated: of each group of layers, whether its keys are kept rotated.
         chunk: tokens whose widest activations may exist at once.
+        forgets: whether layers with a window keep no more than it; else they keep all, so that one can go back.
     """
 
-    def __init__(self, model: Llama, lengths: list[int], max_new_tokens: int, rotated: bool, chunk: int) -> None:
-        config, weight = model.config, model.embed_tokens.weight
+    def __init__(
+        self, model: Llama, lengths: list[int], max_new_tokens: int, rotated: Sequence[bool], chunk: int, forgets: bool = True
+    ) -> None:
+        config, weight, pattern = model.config, model.embed_tokens.weight, model.pattern
         like = dict(dtype=computing(weight), device=weight.device)
-        self.rotated, self.chunk = rotated, chunk
+        self.rotated, self.chunk = list(rotated), chunk
         self.stop = max(lengths)  # the column after the newest token, in every row
         self.pads = [self.stop - length for length in lengths]
-        columns = self.stop + max_new_tokens
-        rows = (len(lengths), model.kv_heads, columns, config.head_dim)
-        self.keys_and_values = torch.empty((config.n_layers, 2, *rows), **like)
+        self.columns = self.stop + max_new_tokens
+        self.groups = [pattern.place(layer) for layer in range(config.n_layers)]
+        self.windows = [group.window or self.columns for group in pattern.groups]
+        self.keys_and_values = []
+        for group in self.groups:
+            room = min(self.columns, self.windows[group]) if forgets else self.columns
+            self.keys_and_values.append(torch.empty((2, len(lengths), model.kv_heads, room, config.head_dim), **like))
         self.padding_mask: Tensor | None = None
         if any(self.pads):
-            self.padding_mask = torch.zeros((len(lengths), 1, 1, columns), **like)
+            self.padding_mask = torch.zeros((len(lengths), 1, 1, self.columns), **like)
             for row, pad in enumerate(self.pads):
                 self.padding_mask[row, :, :, :pad] = -torch.inf
-                self.keys_and_values[:, :, row, :, :pad] = 0  # hidden, but even so it must be a number
+                for kept in self.keys_and_values:
+                    kept[:, row, :, :pad] = 0  # hidden, but even so it must be a number
 
     def prefill(self, rows: list[int]) -> list[Prefill]:
         """For every layer: fills ``rows`` with their first tokens."""
@@ -56,24 +67,50 @@ class KeyValueCache:
         if len(set(pads)) == 1:
             wanted[-1] = 1
         return [
-            Prefill(keys, values, rows, pads, self.stop, self.rotated, self.chunk, last)
-            for (keys, values), last in zip(self.keys_and_values, wanted, strict=True)
+            Prefill(keys, values, rows, pads, self.stop, self.rotated[group], self.chunk, last)
+            for (keys, values), group, last in zip(self.keys_and_values, self.groups, wanted, strict=True)
         ]
 
     def decode_step(self) -> list[DecodeStep]:
         """For every layer: adds one token to every row."""
-        mask = None if self.padding_mask is None else self.padding_mask[..., : self.stop + 1]
         self.stop += 1
-        return [DecodeStep(keys, values, self.stop, self.rotated, mask, self.chunk) for keys, values in self.keys_and_values]
+        steps, masks = [], {}
+        for (keys, values), group in zip(self.keys_and_values, self.groups, strict=True):
+            seen = places(self.stop, keys.shape[2], self.windows[group])
+            if group not in masks:
+                masks[group] = (
+                    None
+                    if self.padding_mask is None
+                    else self.padding_mask[..., columns(seen, self.stop, keys.shape[2], keys.device)]
+                )
+            steps.append(DecodeStep(keys, values, self.stop, self.rotated[group], seen, masks[group], self.chunk))
+        return steps
 
     def prefill_chunk(self, tokens: int) -> list[PrefillChunk]:
-        """For every layer: adds ``tokens`` tokens to every row; rows are equally long, and keys rotated."""
+        """For every layer: adds ``tokens`` tokens to every row; rows are equally long, keys rotated, and nothing is forgotten."""
         self.stop += tokens
         last = len(self.keys_and_values) - 1
         return [
-            PrefillChunk(keys, values, self.stop, self.chunk, 1 if layer == last else tokens)
-            for layer, (keys, values) in enumerate(self.keys_and_values)
+            PrefillChunk(keys, values, self.stop, self.windows[group], self.chunk, 1 if layer == last else tokens)
+            for layer, ((keys, values), group) in enumerate(zip(self.keys_and_values, self.groups, strict=True))
         ]
+
+    def go_back(self, stop: int) -> bool:
+        """Forget the columns from ``stop`` on; False, and nothing is done, where what comes before is forgotten already."""
+        if any(kept.shape[3] < self.stop for kept in self.keys_and_values):
+            return False
+        self.stop = stop
+        return True
+
+
+def places(stop: int, room: int, window: int) -> slice:
+    """Where the tokens lie that the newest one, in column ``stop`` - 1, sees: in order, until the room is used a second time."""
+    return slice(max(0, stop - window), stop) if stop <= room else slice(0, room)
+
+
+def columns(seen: slice, stop: int, room: int, device: torch.device) -> slice | Tensor:
+    """The columns of the tokens in these places."""
+    return seen if stop <= room else stop - room + (torch.arange(room, device=device) - stop) % room
 
 
 @dataclass
@@ -93,14 +130,16 @@ class Prefill:
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         rotated_BGTK = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k)
         kept_BGTK = rotated_BGTK if self.rotated else k_BGTK
-        first, last, pad = self.rows[0], self.rows[-1], self.pads[0]
-        if self.rows == list(range(first, last + 1)) and set(self.pads) == {pad}:
+        first, last, pad, room = self.rows[0], self.rows[-1], self.pads[0], self.keys_BGSK.shape[2]
+        if self.rows == list(range(first, last + 1)) and set(self.pads) == {pad} and self.stop <= room:
             keys_BGTK, values_BGTK = (kept[first : last + 1, :, pad : self.stop] for kept in (self.keys_BGSK, self.values_BGSK))
             keys_BGTK.copy_(kept_BGTK), values_BGTK.copy_(v_BGTK)
             return keys_BGTK if self.rotated else rotated_BGTK, values_BGTK  # heads in one piece, which kernels read faster
         for i, (row, pad) in enumerate(zip(self.rows, self.pads, strict=True)):
-            self.keys_BGSK[row, :, pad : self.stop] = kept_BGTK[i, :, : self.stop - pad]
-            self.values_BGSK[row, :, pad : self.stop] = v_BGTK[i, :, : self.stop - pad]
+            start = max(pad, self.stop - room)
+            at = torch.arange(start, self.stop, device=k_BGTK.device) % room
+            self.keys_BGSK[row, :, at] = kept_BGTK[i, :, start - pad : self.stop - pad]
+            self.values_BGSK[row, :, at] = v_BGTK[i, :, start - pad : self.stop - pad]
         return rotated_BGTK, v_BGTK
 
 
@@ -112,6 +151,7 @@ class DecodeStep:
     values_BGSK: Tensor
     stop: int
     rotated: bool
+    seen: slice
     padding_mask: Tensor | None
     chunk: int
     wanted: int = 1
@@ -119,11 +159,14 @@ class DecodeStep:
     def extend(self, k_BG1K: Tensor, v_BG1K: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         if self.rotated:
             k_BG1K = apply_rotary(k_BG1K, rotation.cos_k, rotation.sin_k)
-        self.keys_BGSK[:, :, self.stop - 1 : self.stop] = k_BG1K
-        self.values_BGSK[:, :, self.stop - 1 : self.stop] = v_BG1K
-        keys_BGSK, values_BGSK = self.keys_BGSK[:, :, : self.stop], self.values_BGSK[:, :, : self.stop]
+        room = self.keys_BGSK.shape[2]
+        newest = (self.stop - 1) % room
+        self.keys_BGSK[:, :, newest : newest + 1] = k_BG1K
+        self.values_BGSK[:, :, newest : newest + 1] = v_BG1K
+        keys_BGSK, values_BGSK = self.keys_BGSK[:, :, self.seen], self.values_BGSK[:, :, self.seen]
         if not self.rotated:
-            keys_BGSK = apply_rotary(keys_BGSK, rotation.cos_k, rotation.sin_k)
+            own = columns(self.seen, self.stop, room, keys_BGSK.device)
+            keys_BGSK = apply_rotary(keys_BGSK, rotation.cos_k[:, own], rotation.sin_k[:, own])
         return keys_BGSK, values_BGSK
 
 
@@ -134,6 +177,7 @@ class PrefillChunk:
     keys_BGSK: Tensor
     values_BGSK: Tensor
     stop: int
+    window: int
     chunk: int
     wanted: int
     padding_mask: Tensor | None = None
@@ -142,4 +186,5 @@ class PrefillChunk:
         start = self.stop - k_BGTK.shape[2]
         self.keys_BGSK[:, :, start : self.stop] = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k)
         self.values_BGSK[:, :, start : self.stop] = v_BGTK
-        return self.keys_BGSK[:, :, : self.stop], self.values_BGSK[:, :, : self.stop]
+        seen = slice(max(0, start - self.window + 1), self.stop)  # by the first of them
+        return self.keys_BGSK[:, :, seen], self.values_BGSK[:, :, seen]

@@ -19,6 +19,7 @@ from lit_long.config import UserError
 from lit_long.generation.cache import KeyValueCache
 from lit_long.generation.sampling import Sampler
 from lit_long.generation.tables import Tables
+from lit_long.model.attention import AttentionMask
 from lit_long.model.llama import Llama
 
 PREFILL_CHUNK = 2048
@@ -42,40 +43,45 @@ class Sequences:
         rows: tokens of each prompt, at least one.
         max_new_tokens: tokens that `step` may add to each.
         chunk: tokens whose widest activations may exist at once when prompts are read.
+        forgets: whether layers with a window keep no more than it. `rewind` and `change` then read the rows anew.
 
     Raises:
-        UserError: no prompt, an empty one, or more tokens than the encoder can hold.
+        UserError: no prompt, an empty one, or more tokens than the encoders can hold.
     """
 
-    def __init__(self, model: Llama, rows: list[list[int]], max_new_tokens: int, chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(
+        self, model: Llama, rows: list[list[int]], max_new_tokens: int, chunk: int = PREFILL_CHUNK, forgets: bool = True
+    ) -> None:
         if chunk < 1:
             raise UserError(f"prefill_chunk={chunk} must be at least 1 token")
         if not rows or not all(rows):
             raise UserError("prompt: there is nothing to continue; every prompt must have at least one token")
-        self.model, self.chunk = model, chunk
+        self.model, self.chunk, self.forgets = model, chunk, forgets
         self.rows = [list(row) for row in rows]
         self.longest = max(map(len, rows)) + max_new_tokens
         self.device = model.embed_tokens.weight.device
-        self.tables = Tables(model.encoder, min(map(len, rows)), self.longest, self.device)
+        self.tables = [Tables(group, min(map(len, rows)), self.longest, self.device) for group in model.pattern.groups]
+        self.masks = [AttentionMask(window=group.window) for group in model.pattern.groups]
         self.cache: KeyValueCache | None = None
 
     @torch.inference_mode()
     def read(self) -> Tensor:
         """Compute all rows from their first token on, whatever was cached; logits [B, V] of what comes next."""
         lengths = [len(row) for row in self.rows]
-        rotated = not self.tables.follow(lengths)
+        rotated = self.rotated(lengths)
         self.lengths_read = lengths
         self.cache = None  # before there is another
-        self.cache = KeyValueCache(self.model, lengths, self.longest - max(lengths), rotated, self.chunk)
+        self.cache = KeyValueCache(self.model, lengths, self.longest - max(lengths), rotated, self.chunk, self.forgets)
         hidden_BD = self.model.norm.weight.new_empty(len(self.rows), self.model.config.d_model)
         for group in groups(lengths, self.chunk):
             own = [lengths[row] for row in group]
             tokens_BT = torch.zeros(len(group), max(own), dtype=torch.int64)
             for i, row in enumerate(group):
                 tokens_BT[i, : own[i]] = torch.tensor(self.rows[row])
-            rotation = self.tables.first(own).widened()
+            rotations = [tables.first(own).widened() for tables in self.tables]
             with without_cudnn(self.device):
-                hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotation, caches=self.cache.prefill(group))
+                caches = self.cache.prefill(group)
+                hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotations, self.masks, caches)
             for i, row in enumerate(group):
                 hidden_BD[row] = hidden_BTD[i, min(own[i], hidden_BTD.shape[1]) - 1]
         return self.model.head(hidden_BD)
@@ -86,13 +92,20 @@ class Sequences:
         for row, token in zip(self.rows, tokens_B.tolist(), strict=True):
             row.append(token)
         lengths = [len(row) for row in self.rows]
-        rotated = not self.tables.follow(lengths)
-        if self.cache is None or rotated != self.cache.rotated or self.tables.switches(lengths):
+        rotated = self.rotated(lengths)
+        if self.cache is None or rotated != self.cache.rotated or any(tables.switches(lengths) for tables in self.tables):
             return self.read()
-        rotation = self.tables.newest(lengths) if rotated else self.tables.newest_and_all(lengths)
+        rotations = [
+            tables.newest(lengths) if once else tables.newest_and_all(lengths)
+            for tables, once in zip(self.tables, rotated, strict=True)
+        ]
         with without_cudnn(self.device):
-            hidden_B1D = self.model.through_layers(tokens_B[:, None], rotation, caches=self.cache.decode_step())
+            hidden_B1D = self.model.through_layers(tokens_B[:, None], rotations, self.masks, self.cache.decode_step())
         return self.model.head(hidden_B1D[:, 0])
+
+    def rotated(self, lengths: list[int]) -> list[bool]:
+        """Of each group of layers, whether keys are to be cached rotated."""
+        return [not tables.follow(lengths) for tables in self.tables]
 
     def rewind(self, count: int) -> None:
         """Forget the newest ``count`` tokens of every row, to go on from there in another way."""
@@ -100,8 +113,8 @@ class Sequences:
             del row[len(row) - count :]
         if any(len(row) < length for row, length in zip(self.rows, self.lengths_read, strict=True)):
             self.cache = None  # it was made anew for a longer context since
-        else:
-            self.cache.stop -= count
+        elif self.cache is not None and not self.cache.go_back(self.cache.stop - count):
+            self.cache = None
 
     @torch.inference_mode()
     def change(self, row: list[int]) -> Tensor:
@@ -111,15 +124,15 @@ class Sequences:
         """
         common = min(shared(self.rows[0], row), len(row) - 1)
         self.rows = [list(row)]
-        if self.cache is None or not self.tables.steady or not common:
+        if self.cache is None or not all(tables.steady for tables in self.tables) or not common or not self.cache.go_back(common):
             return self.read()
-        self.cache.stop, self.lengths_read = common, [common]
+        self.lengths_read = [common]
         for start in range(common, len(row), SHARED_CHUNK):
             stop = min(start + SHARED_CHUNK, len(row))
             tokens_1T = torch.tensor([row[start:stop]], device=self.device)
-            rotation = self.tables.between(start, stop).widened()
+            rotations = [tables.between(start, stop).widened() for tables in self.tables]
             with without_cudnn(self.device):
-                hidden_1TD = self.model.through_layers(tokens_1T, rotation, caches=self.cache.prefill_chunk(stop - start))
+                hidden_1TD = self.model.through_layers(tokens_1T, rotations, self.masks, self.cache.prefill_chunk(stop - start))
         return self.model.head(hidden_1TD[:, -1])
 
 
@@ -180,7 +193,7 @@ def generate_in_turn(
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda place: prompts[place])
     new_tokens = max(map(len, prompts)) - len(prompts[order[0]]) + max_new_tokens - 1
-    sequences = Sequences(model, [prompts[order[0]]], new_tokens)
+    sequences = Sequences(model, [prompts[order[0]]], new_tokens, forgets=False)
     for place in order:
         logits_1V = sequences.read() if place == order[0] else sequences.change(prompts[place])
 

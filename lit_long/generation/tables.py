@@ -20,17 +20,18 @@ import torch
 from torch import Tensor
 
 from lit_long.positions import PositionalEncoder, Rotation
+from lit_long.positions.layers import LayerGroup
 
 PROBED = 4  # positions at which tables are compared, over the whole length
 
 
 class Tables:
-    """The tables of one run of generation, whose sequences have ``shortest`` to ``longest`` tokens.
+    """The tables of one run of generation, for one group of layers, whose sequences have ``shortest`` to ``longest`` tokens.
 
     An encoder that rotates alike at both lengths is taken to do so at all lengths between: it is ``steady``.
     """
 
-    def __init__(self, encoder: PositionalEncoder, shortest: int, longest: int, device: torch.device) -> None:
+    def __init__(self, encoder: PositionalEncoder | LayerGroup, shortest: int, longest: int, device: torch.device) -> None:
         encoder.require_length(longest)
         self.encoder, self.device = encoder, device
         self.steady = same_tables(encoder, shortest, longest)
@@ -81,7 +82,7 @@ class Tables:
         return Rotation(*(torch.cat(tables) for tables in zip(*rows, strict=True)))
 
 
-def same_tables(encoder: PositionalEncoder, shorter: int, longer: int) -> bool:
+def same_tables(encoder: PositionalEncoder | LayerGroup, shorter: int, longer: int) -> bool:
     """Whether the encoder rotates positions of the shorter context alike in both."""
     probed = torch.linspace(0, shorter - 1, PROBED).round()[None]
     pairs = zip(encoder.rotation(probed, shorter), encoder.rotation(probed, longer), strict=True)

@@ -5,6 +5,8 @@
     flash     FlashAttention 4, 3 or 2, the one that the GPU is fastest with (model/flash.py)
     varlen    torch's own kernel for documents of many lengths (torch.nn.attention.varlen)
 
+A window (`AttentionMask.window`) is the kernels' own on GPUs; a CPU computes it block by block (model/local.py).
+
 Boundaries of documents are worked out where the batch's document ids are, in the host's memory (`Batch.to`), so that no kernel is waited for.
 
 Where ranks share sequences, the same kernels look at whole sequences for a part of the queries (model/context_parallel.py).
@@ -15,7 +17,7 @@ a head, N documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +29,8 @@ from lit_long.batch import Batch, to_device
 from lit_long.config import UserError, nearest
 from lit_long.model import flash, short
 from lit_long.model.context_parallel import PACKED, ContextShard, attend_shard, context_shard
-from lit_long.model.documents import attend_documents, pieces
+from lit_long.model.documents import attend_documents, hides, pieces
+from lit_long.model.local import window_mask
 from lit_long.positions import Rotation
 
 KERNELS = ("sdpa", "flash", "varlen")
@@ -52,11 +55,12 @@ class CacheView(Protocol):
 
 
 class AttentionMask(NamedTuple):
-    """Which tokens see which, and the kernel that computes it: one for all layers of a forward pass.
+    """Which tokens see which, and the kernel that computes it: one for each group of layers of a forward pass.
 
     cu_seqlens  int32 [N + 1]: where documents begin in the B·T tokens, row after row, and then B·T. None: every token sees all before it
     longest     a bound of the documents' lengths, a power of two, so that compiled code meets few of them; 0 where no kernel asks
     shard       instead, when ranks share sequences: what this one's queries see; ``gather`` then makes the whole sequences' keys and values
+    window      tokens that a query sees, its own included; None: all before it
     """
 
     cu_seqlens: Tensor | None = None
@@ -64,35 +68,39 @@ class AttentionMask(NamedTuple):
     longest: int = 0
     shard: ContextShard | None = None
     gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    window: int | None = None
 
 
 CAUSAL = AttentionMask()
 
 
-def attention_mask(batch: Batch, dtype: torch.dtype, head_dim: int) -> AttentionMask:
-    """What the tokens of a batch see, by the kernel that is best for it here."""
+def attention_masks(batch: Batch, dtype: torch.dtype, head_dim: int, windows: Sequence[int | None]) -> list[AttentionMask]:
+    """What the tokens of a batch see within each of the windows, by the kernel that is best for it here."""
     device = batch.tokens.device
     if batch.part is not None:
-        return context_parallel_mask(batch, choose(device, dtype, head_dim, True))
-    cu_seqlens = document_cu_seqlens(batch)
-    kernel = choose(device, dtype, head_dim, cu_seqlens is not None)
-    if cu_seqlens is None:
-        return AttentionMask(kernel=kernel)
-    longest = bound(int(cu_seqlens.diff().max()), batch.tokens.shape[1]) if kernel in PACKED else 0
-    return AttentionMask(*to_device([cu_seqlens], device), kernel, longest)
+        kernel = choose(device, dtype, head_dim, True)
+        return [context_parallel_mask(batch, kernel, window) for window in windows]
+    cu_seqlens, longest, masks = document_cu_seqlens(batch), 0, []
+    if cu_seqlens is not None:
+        longest = bound(int(cu_seqlens.diff().max()), batch.tokens.shape[1])
+        (cu_seqlens,) = to_device([cu_seqlens], device)
+    for window in windows:
+        kernel = choose(device, dtype, head_dim, cu_seqlens is not None or window is not None)
+        masks.append(AttentionMask(cu_seqlens, kernel, longest if kernel in PACKED else 0, window=window))
+    return masks
 
 
-def context_parallel_mask(batch: Batch, kernel: str) -> AttentionMask:
+def context_parallel_mask(batch: Batch, kernel: str, window: int | None) -> AttentionMask:
     """What the tokens of a batch see that is a part of longer sequences."""
     rank, ranks, ids, gather = batch.part
     starts = document_starts(ids, batch.mask_documents)
     if starts is None:
         starts = torch.zeros_like(ids, dtype=torch.bool)
         starts[:, 0] = True
-    shard = context_shard(starts, rank, ranks, kernel in PACKED)
+    shard = context_shard(starts, rank, ranks, kernel in PACKED, window)
     if kernel in PACKED:
         shard = ContextShard(shard.table, *to_device(shard[1:], batch.tokens.device))
-    return AttentionMask(kernel=kernel, shard=shard, gather=gather)
+    return AttentionMask(kernel=kernel, shard=shard, gather=gather, window=window)
 
 
 def bound(longest: int, length: int) -> int:
@@ -122,8 +130,11 @@ def document_starts(ids: Tensor, masked: bool) -> Tensor | None:
     return starts
 
 
-def choose(device: torch.device, dtype: torch.dtype, head_dim: int, documents: bool) -> str:
+def choose(device: torch.device, dtype: torch.dtype, head_dim: int, partial: bool) -> str:
     """The kernel for these inputs: the one that `use` insists on, or the fastest that is here. It is ready to be called.
+
+    Args:
+        partial: whether documents or a window hide some of the tokens before another.
 
     Raises:
         UserError: the one that is insisted on cannot run here.
@@ -137,7 +148,7 @@ def choose(device: torch.device, dtype: torch.dtype, head_dim: int, documents: b
     elif not no_flash:
         kernel = "flash"
     else:
-        kernel = "varlen" if documents and not no_varlen else "sdpa"
+        kernel = "varlen" if partial and not no_varlen else "sdpa"
     flash.ready(kernel, device, insists)
     return kernel
 
@@ -169,29 +180,32 @@ def describe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
 
 
 def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, padding_mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, causal, and within documents when ``mask`` has ``cu_seqlens``: [B, H, T, K].
+    """Scaled dot-product attention, causal, within documents when ``mask`` has ``cu_seqlens``, and within its window: [B, H, T, K].
 
     Heads share keys when G < H. T = S, except in generation: one query, of the newest token, sees all keys, less what ``padding_mask``
     [B, 1, 1, S] (added to the scores) hides; T queries are of the last T of S tokens, when a prompt goes on from what is cached.
     Where ranks share sequences, the S tokens are those of all ranks.
     """
     if mask.shard is not None:
-        return attend_shard(q_BHTK, *mask.gather(k_BGSK, v_BGSK), mask.shard, mask.kernel)
+        return attend_shard(q_BHTK, *mask.gather(k_BGSK, v_BGSK), mask.shard, mask.kernel, mask.window)
     if q_BHTK.shape[2] == 1:
-        return newest(q_BHTK, k_BGSK, v_BGSK, padding_mask)
+        last = slice(-mask.window if mask.window else None, None)  # of the keys
+        return newest(q_BHTK, k_BGSK[:, :, last], v_BGSK[:, :, last], padding_mask)
     if q_BHTK.shape[2] < k_BGSK.shape[2]:
-        return latest(q_BHTK, k_BGSK, v_BGSK)
+        return latest(q_BHTK, k_BGSK, v_BGSK, mask.window)
+    window = mask.window if hides(mask.window, q_BHTK) else None
     if mask.kernel == "flash":
-        return flash.attend("flash", q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens, mask.longest)
-    if mask.cu_seqlens is None:
+        return flash.attend("flash", q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens, mask.longest, window)
+    if mask.cu_seqlens is None and window is None:
         if short.pays(q_BHTK):
             return attend_documents(q_BHTK, k_BGSK, v_BGSK, whole_sequences(q_BHTK))[0]
         return causal(q_BHTK, k_BGSK, v_BGSK)
     if mask.kernel == "varlen":
-        return flash.attend("varlen", q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens, mask.longest)
+        return flash.attend("varlen", q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens, mask.longest, window)
+    cu_seqlens = whole_sequences(q_BHTK) if mask.cu_seqlens is None else mask.cu_seqlens
     if q_BHTK.is_cpu:
-        return attend_documents(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)[0]
-    return document_by_document(q_BHTK, k_BGSK, v_BGSK, mask.cu_seqlens)
+        return attend_documents(q_BHTK, k_BGSK, v_BGSK, cu_seqlens, window)[0]
+    return document_by_document(q_BHTK, k_BGSK, v_BGSK, cu_seqlens, window)
 
 
 def whole_sequences(x_BHTK: Tensor) -> Tensor:
@@ -213,19 +227,27 @@ def grouped_sdpa(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, **how: Any) -> 
     return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, enable_gqa=k_BGSK.shape[1] != H, **how)
 
 
-def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> Tensor:
+def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor, window: int | None = None) -> Tensor:
     """Where no kernel knows documents (fp32 on a GPU): documents of one length in succession go through SDPA together."""
-    outputs = [
-        causal(*piece).transpose(0, 1).flatten(1, 2) for piece in zip(*(pieces(x, cu_seqlens) for x in (q_BHTK, k_BGTK, v_BGTK)))
-    ]
+    outputs = []
+    for q, k, v in zip(*(pieces(x, cu_seqlens) for x in (q_BHTK, k_BGTK, v_BGTK))):
+        out = latest(q, k, v, window) if hides(window, q) else causal(q, k, v)
+        outputs.append(out.transpose(0, 1).flatten(1, 2))
     return torch.cat(outputs, dim=1).unflatten(1, (q_BHTK.shape[0], q_BHTK.shape[2])).transpose(0, 1)
 
 
-def latest(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
-    """Causal attention of the last T of S tokens: the mask's diagonal ends in the lower right corner."""
+def latest(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, window: int | None = None) -> Tensor:
+    """Causal attention of the last T of S tokens, within a window a block of ``window`` queries after the other."""
     tokens, seen = q_BHTK.shape[2], k_BGSK.shape[2]
-    mask_TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BHTK.device).tril(seen - tokens)
-    return grouped_sdpa(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS)
+    outputs = []
+    for start in range(0, tokens, window or tokens):
+        stop = min(tokens, start + (window or tokens))
+        last = seen - tokens + stop
+        first = max(0, last - (stop - start) - window + 1) if window else 0
+        mask_TS = window_mask(stop - start, last - first, window or seen, q_BHTK.device)
+        q, k, v = q_BHTK[:, :, start:stop], k_BGSK[:, :, first:last], v_BGSK[:, :, first:last]
+        outputs.append(grouped_sdpa(q, k, v, attn_mask=mask_TS))
+    return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
 
 
 def newest(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, padding_mask: Tensor | None) -> Tensor:

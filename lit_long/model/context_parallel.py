@@ -8,6 +8,8 @@ the end, whose queries see much. Without document boundaries every rank then com
 Document boundaries take some of these scores away, not from all ranks alike (`scores` counts them): none computes more, and all wait for the one that computes
 most.
 
+Within a window they see fewer of them: the keys before a segment that none of its queries sees are left out of its table, and not of what is gathered.
+
 What a rank's queries see is a table of segments. A segment is the part of a document that lies in one of the chunks: its queries see all of the document's keys
 before them, and their own causally. Only the first segment of a chunk has keys before its own chunk.
 
@@ -23,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from lit_long.model import flash, short
-from lit_long.model.documents import backward_kernel, empty, forward_kernel, gathered, keep, shared
+from lit_long.model import flash, local, short
+from lit_long.model.documents import backward_kernel, empty, forward_kernel, gathered, hides, keep, shared
 
 PACKED = ("flash", "varlen")  # kernels that take the keys of all segments one after the other
 
@@ -60,11 +62,12 @@ def natural_order(ranks: int) -> list[int]:
     return [2 * chunk if chunk < ranks else 2 * (2 * ranks - 1 - chunk) + 1 for chunk in range(2 * ranks)]
 
 
-def context_shard(starts_BS: Tensor, rank: int, ranks: int, packed: bool) -> ContextShard:
+def context_shard(starts_BS: Tensor, rank: int, ranks: int, packed: bool, window: int | None = None) -> ContextShard:
     """The segments of a rank, row after row, from the tokens (bool) that begin a document; every row's first does.
 
     Args:
         packed: whether the kernel is one of `PACKED`.
+        window: tokens that a query sees, its own included; None: all before it.
     """
     B, S = starts_BS.shape
     own_T = own_tokens(rank, ranks, S).to(starts_BS.device)
@@ -77,6 +80,9 @@ def context_shard(starts_BS: Tensor, rank: int, ranks: int, packed: bool) -> Con
     row_N, query_N = at_N // T, at_N % T
     key_N = first_BS[:, own_T].flatten()[at_N]
     earlier_N = own_T[query_N] - key_N
+    if window is not None:
+        key_N = key_N + (earlier_N - window + 1).clamp(min=0)
+        earlier_N = earlier_N.clamp(max=window - 1)
     table_N5 = torch.stack((row_N, query_N, key_N, earlier_N, tokens_N), dim=1)
     if not packed:
         return ContextShard(table_N5)
@@ -88,37 +94,43 @@ def context_shard(starts_BS: Tensor, rank: int, ranks: int, packed: bool) -> Con
 
 
 def scores(shard: ContextShard) -> int:
-    """Scores that a rank computes in one head: pairs of a query and a key that it sees."""
+    """Scores that a rank computes in one head: pairs of a query and a key that it sees, without a window."""
     *_, earlier_N, tokens_N = shard.table.unbind(1)
     return int((earlier_N * tokens_N + tokens_N * (tokens_N + 1) // 2).sum())
 
 
-def attend_shard(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard, kernel: str) -> Tensor:
-    """Causal attention within documents of this rank's queries to the whole sequences' keys: [B, H, T, K]."""
+def attend_shard(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard, kernel: str, window: int | None = None
+) -> Tensor:
+    """Causal attention within documents, and a window if there is one, of this rank's queries to the whole sequences' keys: [B, H, T, K]."""
     if kernel in PACKED:
         B, _, T, _ = q_BHTK.shape
         k_MGK, v_MGK = (flash.rowless(x).index_select(0, shard.keys) for x in (k_BGSK, v_BGSK))
         longest = T // 2, k_BGSK.shape[2]
-        out = flash.packed(kernel, flash.rowless(q_BHTK), k_MGK, v_MGK, (shard.cu_seqlens_q, shard.cu_seqlens_k), longest)
+        out = flash.packed(kernel, flash.rowless(q_BHTK), k_MGK, v_MGK, (shard.cu_seqlens_q, shard.cu_seqlens_k), longest, window)
         return out.unflatten(0, (B, T)).transpose(1, 2)
     if q_BHTK.is_cpu:
-        return attend_segments(q_BHTK, k_BGSK, v_BGSK, shard.table)[0]
-    return segment_by_segment(q_BHTK, k_BGSK, v_BGSK, shard)
+        return attend_segments(q_BHTK, k_BGSK, v_BGSK, shard.table, window)[0]
+    return segment_by_segment(q_BHTK, k_BGSK, v_BGSK, shard, window)
 
 
-def segment_by_segment(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard) -> Tensor:
+def segment_by_segment(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard, window: int | None = None) -> Tensor:
     """Where no kernel knows segments (fp32 on a GPU): one after the other, by SDPA with a diagonal that ends in the lower right corner."""
     outputs = []
     for row, query, key, earlier, tokens in shard.table.tolist():
         q = q_BHTK[row : row + 1, :, query : query + tokens]
         k, v = (shared(x[row : row + 1, :, key : key + earlier + tokens], q) for x in (k_BGSK, v_BGSK))
         bias = causal_lower_right(tokens, earlier + tokens)
+        if hides(window, k):
+            bias = local.window_mask(tokens, earlier + tokens, window, q.device)
         outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1))
     return torch.cat(outputs).unflatten(0, (q_BHTK.shape[0], q_BHTK.shape[2])).transpose(1, 2)
 
 
 @torch.library.custom_op("lit_long::attend_segments", mutates_args=(), device_types="cpu")
-def attend_segments(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tensor) -> tuple[Tensor, Tensor]:
+def attend_segments(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tensor, window: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The same on a CPU as one operation (documents.py says why one): outputs [B, H, T, K], and the logarithms of the softmax's sums [H, B·T].
 
     No mask is made: torch's flash kernel computes a segment's own keys causally and those before them in full, and the two are joined by their sums.
@@ -127,8 +139,11 @@ def attend_segments(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Te
     sums_BHT = by_rows(sums_HN, q_BHTK)
     for row, query, key, earlier, tokens in table_N5.tolist():
         at = (slice(row, row + 1), slice(None), slice(query, query + tokens))
-        own, before = key_places(row, key, earlier, tokens)
+        own, before, seen = key_places(row, key, earlier, tokens)
         q, k, v = q_BHTK[at], k_BGSK[own], v_BGSK[own]
+        if hides(window, k_BGSK[seen]):
+            out_BHTK[at], sums_BHT[at] = local.forward(q, k_BGSK[seen], v_BGSK[seen], window)
+            continue
         if not earlier and short.pays(q):
             out_BHTK[at] = short.forward(q, k, v)
             continue
@@ -140,21 +155,34 @@ def attend_segments(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Te
 
 
 @attend_segments.register_fake
-def _(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tensor) -> tuple[Tensor, Tensor]:
+def _(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, table_N5: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
     return empty(q_BHTK)
 
 
 @torch.library.custom_op("lit_long::attend_segments_backward", mutates_args=(), device_types="cpu")
 def attend_segments_backward(
-    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, table_N5: Tensor
+    gradient_BHTK: Tensor,
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    out_BHTK: Tensor,
+    sums_HN: Tensor,
+    table_N5: Tensor,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; those of k and v are summed over segments in fp32."""
     q_gradient, sums_BHT, heads = empty(q_BHTK)[0], by_rows(sums_HN, q_BHTK), k_BGSK.shape[1]
     k_gradient, v_gradient = (empty(x)[0].zero_().float() for x in (k_BGSK, v_BGSK))
     for row, query, key, earlier, tokens in table_N5.tolist():
         at = (slice(row, row + 1), slice(None), slice(query, query + tokens))
-        own, before = key_places(row, key, earlier, tokens)
+        own, before, seen = key_places(row, key, earlier, tokens)
         gradient, q, k, v, out, sums = gradient_BHTK[at], q_BHTK[at], k_BGSK[own], v_BGSK[own], out_BHTK[at], sums_BHT[at]
+        if hides(window, k_BGSK[seen]):
+            found = local.backward(gradient, q, k_BGSK[seen], v_BGSK[seen], out, sums, window)
+            q_gradient[at], k_found, v_found = found
+            k_gradient[seen] += k_found
+            v_gradient[seen] += v_found
+            continue
         if not earlier and short.pays(q):
             q_found, k_found, v_found = short.backward(gradient, q, k, v)
         else:
@@ -175,22 +203,29 @@ def attend_segments_backward(
 
 @attend_segments_backward.register_fake
 def _(
-    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, table_N5: Tensor
+    gradient_BHTK: Tensor,
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    out_BHTK: Tensor,
+    sums_HN: Tensor,
+    table_N5: Tensor,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty(q_BHTK)[0], empty(k_BGSK)[0], empty(v_BGSK)[0]
 
 
-def back(ctx: Any, gradient_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *attend_segments_backward(gradient_BHTK, *ctx.saved_tensors), None
+def back(ctx: Any, gradient_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    return *attend_segments_backward(gradient_BHTK, *ctx.saved_tensors, ctx.window), None, None
 
 
 attend_segments.register_autograd(back, setup_context=keep)
 
 
-def key_places(row: int, key: int, earlier: int, tokens: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a segment's own keys are in [B, G, S, K], and where those before them."""
+def key_places(row: int, key: int, earlier: int, tokens: int) -> list[tuple[slice, ...]]:
+    """Where in [B, G, S, K] a segment's own keys are, those before them, and both."""
     own = key + earlier
-    return (slice(row, row + 1), slice(None), slice(own, own + tokens)), (slice(row, row + 1), slice(None), slice(key, own))
+    return [(slice(row, row + 1), slice(None), slice(*part)) for part in ((own, own + tokens), (key, own), (key, own + tokens))]
 
 
 def by_rows(sums_HN: Tensor, q_BHTK: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Causal attention within documents on a CPU: torch's flash kernel, or for short ones short.py's, document by document, as one operation.
+"""Causal attention within documents on a CPU: torch's flash kernel, for short ones short.py's, within a window local.py's, document by document, as
+one operation.
 
 One operation, because torch.compile then has nothing to unroll (batches differ in their documents, and each would be compiled anew),
 and because each document's output is written where it belongs, without slices and concatenations for backward to undo.
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_long.model import short
+from lit_long.model import local, short
 
 forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -34,14 +35,20 @@ def pieces(x_BHTK: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
 
 
 @torch.library.custom_op("lit_long::attend_documents", mutates_args=(), device_types="cpu")
-def attend_documents(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def attend_documents(
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor, window: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Outputs [B, H, T, K], laid out by tokens, and the logarithms of the softmax's sums [H, B·T], which backward needs of
-    long documents."""
+    long documents. ``window``: tokens that a query sees, its own included; None: all before it."""
     out_BHTK, sums_HN = empty(q_BHTK)
     done = 0
     for q, k, v, out in zip(*(pieces(x, cu_seqlens) for x in (q_BHTK, k_BGTK, v_BGTK, out_BHTK)), strict=True):
         tokens = q.shape[0] * q.shape[2]
-        if short.pays(q):
+        if hides(window, q):
+            found, sums = local.forward(q, k, v, window)
+            out.copy_(found)
+            sums_HN[:, done : done + tokens] = sums.transpose(0, 1).flatten(1)
+        elif short.pays(q):
             out.copy_(short.forward(q, k, v))
         else:
             found, sums = forward_kernel(q, shared(k, q), shared(v, q), 0.0, True)
@@ -52,13 +59,20 @@ def attend_documents(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens:
 
 
 @attend_documents.register_fake
-def _(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def _(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
     return empty(q_BHTK)
 
 
 @torch.library.custom_op("lit_long::attend_documents_backward", mutates_args=(), device_types="cpu")
 def attend_documents_backward(
-    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, cu_seqlens: Tensor
+    gradient_BHTK: Tensor,
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTK: Tensor,
+    out_BHTK: Tensor,
+    sums_HN: Tensor,
+    cu_seqlens: Tensor,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     gradients = [empty(x)[0] for x in (q_BHTK, k_BGTK, v_BGTK)]
@@ -66,10 +80,12 @@ def attend_documents_backward(
     done = 0
     for gradient, q, k, v, out, *into in inputs:
         tokens = q.shape[0] * q.shape[2]
-        if short.pays(q):
+        sums = sums_HN[:, done : done + tokens].unflatten(1, (q.shape[0], q.shape[2])).transpose(0, 1)
+        if hides(window, q):
+            found = local.backward(gradient, q, k, v, out, sums, window)
+        elif short.pays(q):
             found = short.backward(gradient, q, k, v)
         else:
-            sums = sums_HN[:, done : done + tokens].unflatten(1, (q.shape[0], q.shape[2])).transpose(0, 1)
             found = backward_kernel(gradient, q, shared(k, q), shared(v, q), out, sums, 0.0, True)
             found = found[0], *(gathered(x, k.shape[1]) for x in found[1:])
         for target, gradient in zip(into, found, strict=True):
@@ -80,21 +96,33 @@ def attend_documents_backward(
 
 @attend_documents_backward.register_fake
 def _(
-    gradient_BHTK: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, out_BHTK: Tensor, sums_HN: Tensor, cu_seqlens: Tensor
+    gradient_BHTK: Tensor,
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTK: Tensor,
+    out_BHTK: Tensor,
+    sums_HN: Tensor,
+    cu_seqlens: Tensor,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty(q_BHTK)[0], empty(k_BGTK)[0], empty(v_BGTK)[0]
 
 
 def keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, cu_seqlens = inputs
+    *tensors, cu_seqlens, ctx.window = inputs
     ctx.save_for_backward(*tensors, *output, cu_seqlens)
 
 
-def back(ctx: Any, gradient_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *attend_documents_backward(gradient_BHTK, *ctx.saved_tensors), None
+def back(ctx: Any, gradient_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    return *attend_documents_backward(gradient_BHTK, *ctx.saved_tensors, ctx.window), None, None
 
 
 attend_documents.register_autograd(back, setup_context=keep)
+
+
+def hides(window: int | None, x_MHLK: Tensor) -> bool:
+    """Whether some of the tokens cannot see all before them."""
+    return window is not None and window < x_MHLK.shape[2]
 
 
 def empty(x_BHTK: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,8 +78,10 @@ class Found(NamedTuple):
 class Kernel(NamedTuple):
     """What the blocks call.
 
-    dense   q, k, v [B, T, H or G, K] → [B, T, H, K], causal; None: whole sequences go through ``packed``, too
-    packed  q [N, H, K], k, v [M, G, K], cu_seqlens of queries and of keys, bounds of their lengths → [N, H, K], causal within each piece
+    dense   q, k, v [B, T, H or G, K], window → [B, T, H, K], causal; None: whole sequences go through ``packed``, too
+    packed  q [N, H, K], k, v [M, G, K], cu_seqlens of queries and of keys, bounds of their lengths, window → [N, H, K], causal within each piece
+
+    Kernels count a window's tokens without the query's own; here it is among them.
     """
 
     packed: Callable[..., Tensor]
@@ -168,11 +170,16 @@ def flash_2() -> Kernel:
     module = importlib.import_module(FLASH_2.module)
     dense, varlen = module.flash_attn_func, module.flash_attn_varlen_func
 
-    def packed(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int) -> Tensor:
+    def packed(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int, window: int | None
+    ) -> Tensor:
         cu_k = cu_k.clone() if cu_k is cu_q else cu_k  # the compiler traces no autograd function that gets a tensor twice
-        return first(varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, causal=True))
+        return first(varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, causal=True, **within(window)))
 
-    return Kernel(packed, lambda q, k, v: first(dense(q, k, v, causal=True)))
+    def within(window: int | None) -> dict[str, tuple[int, int]]:
+        return {} if window is None else {"window_size": (window - 1, 0)}
+
+    return Kernel(packed, lambda q, k, v, window: first(dense(q, k, v, causal=True, **within(window))))
 
 
 def torchs_own(implementation: str) -> Kernel:
@@ -185,8 +192,10 @@ def torchs_own(implementation: str) -> Kernel:
     causal = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
     shares = "enable_gqa" in known
 
-    def packed(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int) -> Tensor:
-        how = dict(causal)
+    def packed(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int, window: int | None
+    ) -> Tensor:
+        how = dict(causal) if window is None else {"window_size": (window - 1, 0)}
         if k.shape[1] != q.shape[1]:
             if shares:
                 how["enable_gqa"] = True
@@ -204,8 +213,16 @@ def varlen_function() -> Callable | None:
         return None
 
 
-def attend(kernel: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqlens: Tensor | None, longest: int) -> Tensor:
-    """Causal attention, within documents when there are cu_seqlens, by flash or varlen: [B, H, T, K].
+def attend(
+    kernel: str,
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTK: Tensor,
+    cu_seqlens: Tensor | None,
+    longest: int,
+    window: int | None = None,
+) -> Tensor:
+    """Causal attention, within documents when there are cu_seqlens, and within a window if there is one, by flash or varlen: [B, H, T, K].
 
     Args:
         longest: a bound of the documents' lengths.
@@ -213,16 +230,22 @@ def attend(kernel: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seqle
     B, _, T, _ = q_BHTK.shape
     dense = _kernels[kernel].dense
     if cu_seqlens is None and dense is not None:
-        return dense(*(x.transpose(1, 2) for x in (q_BHTK, k_BGTK, v_BGTK))).transpose(1, 2)
+        return dense(*(x.transpose(1, 2) for x in (q_BHTK, k_BGTK, v_BGTK)), window).transpose(1, 2)
     if cu_seqlens is None:
         cu_seqlens, longest = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q_BHTK.device), T
     rowless_qkv = (rowless(x) for x in (q_BHTK, k_BGTK, v_BGTK))
-    out = _kernels[kernel].packed(*rowless_qkv, cu_seqlens, cu_seqlens, longest, longest)
+    out = _kernels[kernel].packed(*rowless_qkv, cu_seqlens, cu_seqlens, longest, longest, window)
     return out.unflatten(0, (B, T)).transpose(1, 2)
 
 
 def packed(
-    kernel: str, q_NHK: Tensor, k_MGK: Tensor, v_MGK: Tensor, cu_seqlens: tuple[Tensor, Tensor], longest: tuple[int, int]
+    kernel: str,
+    q_NHK: Tensor,
+    k_MGK: Tensor,
+    v_MGK: Tensor,
+    cu_seqlens: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    window: int | None = None,
 ) -> Tensor:
     """Attention within pieces that follow one another: [N, H, K]. Of a piece's keys the last query sees all, each one before it one less.
 
@@ -231,7 +254,7 @@ def packed(
         cu_seqlens: where pieces begin in the queries and in the keys, and where the last ones end.
         longest: bounds of a piece's queries and keys.
     """
-    return _kernels[kernel].packed(q_NHK, k_MGK, v_MGK, *cu_seqlens, *longest)
+    return _kernels[kernel].packed(q_NHK, k_MGK, v_MGK, *cu_seqlens, *longest, window)
 
 
 def rowless(x_BHTK: Tensor) -> Tensor:

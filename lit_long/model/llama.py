@@ -6,7 +6,7 @@ Shape legend:
     H query heads   G key-value heads (H is a multiple of G)   K components a head
     S tokens that are looked at: T, and in generation also those before
 
-The model takes a `PositionalEncoder` and never asks which one it is. Parameters carry Hugging Face's names without their
+The model takes a `PositionalEncoder`, or a `LayerPattern` of several, and never asks which one it is. Parameters carry Hugging Face's names without their
 "model." prefix, and queries and keys its half-split layout. Training, generation, parallelism and file formats are elsewhere.
 """
 
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig, UserError
-from lit_long.model.attention import CAUSAL, AttentionMask, CacheView, attention, attention_mask
+from lit_long.model.attention import AttentionMask, CacheView, attention, attention_masks
 from lit_long.model.fused_loss import CHUNKED
 from lit_long.model.loss import Vocabulary, computing, summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation
+from lit_long.positions.layers import LayerPattern, as_pattern
 from lit_long.positions.rotary import apply_rotary
 
 INIT_STD = 0.02
@@ -137,7 +138,7 @@ class Llama(nn.Module):
     """A causal language model. ``model(batch)`` returns its loss as (sum of nats, number of tokens).
 
     Args:
-        encoder: the positional encoder; it holds no parameters.
+        encoder: the positional encoder, or how layers differ; it holds no parameters.
         loss_chunk: tokens whose logits may exist at once.
         loss: the backend of head and loss in training (model/fused_loss.py).
 
@@ -145,11 +146,13 @@ class Llama(nn.Module):
     generation/sharded.py).
     """
 
-    def __init__(self, config: ModelConfig, encoder: PositionalEncoder, loss_chunk: int = 2048, loss: str = CHUNKED) -> None:
+    def __init__(
+        self, config: ModelConfig, encoder: PositionalEncoder | LayerPattern, loss_chunk: int = 2048, loss: str = CHUNKED
+    ) -> None:
         super().__init__()
         if config.n_heads % config.n_kv_heads:
             raise UserError(f"model.n_heads={config.n_heads} must be a multiple of model.n_kv_heads={config.n_kv_heads}")
-        self.config, self.encoder, self.loss_chunk, self.loss = config, encoder, loss_chunk, loss
+        self.config, self.pattern, self.loss_chunk, self.loss = config, as_pattern(encoder), loss_chunk, loss
         self.vocabulary: Vocabulary | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -190,17 +193,27 @@ class Llama(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head takes [B, T, D]: normalised outputs of the last layer, divided by ``logits_scaling``."""
-        rotation = self.encoder.rotation(batch.positions, batch.length).widened()
-        dtype = computing(self.embed_tokens.weight)
-        return self.through_layers(batch.tokens, rotation, attention_mask(batch, dtype, self.config.head_dim))
+        dtype, groups = computing(self.embed_tokens.weight), self.pattern.groups
+        rotations = [group.rotation(batch.positions, batch.length).widened() for group in groups]
+        masks = attention_masks(batch, dtype, self.config.head_dim, [group.window for group in groups])
+        return self.through_layers(batch.tokens, rotations, masks)
 
     def through_layers(
-        self, tokens_BT: Tensor, rotation: Rotation, mask: AttentionMask = CAUSAL, caches: Sequence[CacheView] | None = None
+        self,
+        tokens_BT: Tensor,
+        rotations: Sequence[Rotation],
+        masks: Sequence[AttentionMask],
+        caches: Sequence[CacheView] | None = None,
     ) -> Tensor:
-        """What the head takes [B, T, D]; in generation each layer has its cache, and nothing is differentiated."""
+        """What the head takes [B, T, D]; in generation each layer has its cache, and nothing is differentiated.
+
+        Args:
+            rotations, masks: of each group of layers.
+        """
         x_BTD = scaled(self.embed_tokens(tokens_BT), self.config.embedding_multiplier)
-        for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
-            x_BTD = layer(x_BTD, rotation, mask, cache)
+        for number, layer in enumerate(self.layers):
+            group = self.pattern.place(number)
+            x_BTD = layer(x_BTD, rotations[group], masks[group], caches[number] if caches else None)
         return scaled(self.norm(x_BTD), 1 / self.config.logits_scaling)
 
     @property

@@ -3,7 +3,7 @@
     grid: {position: [rope, xpos_abf], position.scale_base: [128, 512]}      rope · xpos_abf 128 · xpos_abf 512
 
 Such an axis is left out of the points whose option has no such setting, and one that no option has is refused. A setting of a positional encoder
-is a field of its scheme; of a mixture, one of a domain that it has; an adapter of rank 0 has none, and pretrained weights leave
+is a field of its scheme; of layers, one of a group that they have; of a mixture, one of a domain that it has; an adapter of rank 0 has none, and pretrained weights leave
 none of the model's shape. All the others are there whichever option is chosen.
 """
 
@@ -13,7 +13,18 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
-from lit_long.config import Composer, DataConfig, SamplingConfig, SourceConfig, StageConfig, UserError, check, nearest
+from lit_long.config import (
+    Composer,
+    DataConfig,
+    LayerGroupConfig,
+    LayersConfig,
+    SamplingConfig,
+    SourceConfig,
+    StageConfig,
+    UserError,
+    check,
+    nearest,
+)
 from lit_long.config.compose import leaf_names
 from lit_long.config.grid import NAME, Point, dotted, label
 from lit_long.config.layers import DEFAULT_OPTIONS
@@ -22,6 +33,7 @@ from lit_long.positions import SCHEMES, TRANSFORMS, PositionalEncoder, PositionT
 from lit_long.stages.resolve import mixable_domains, resolve_weights
 
 OPEN = ("position", "data.sources", "data.weights", "data.repeats", "data.sampling")  # keys that the schema does not list
+LAYERS, LAYER_GROUP = list(leaf_names(LayersConfig)), list(leaf_names(LayerGroupConfig))
 SWITCHES = ("scheme", "training.transform", "rank", "init")  # settings that decide which others there are: they come first
 
 
@@ -148,6 +160,8 @@ def settings_there(group: str, value: dict[str, Any], where: str) -> list[str]:
     cls = type(getattr(StageConfig(), group, None))
     if group == "position":
         return position_settings(value, where)
+    if group == "layers":
+        return [*LAYERS, *(f"groups.{name}.{key}" for name in value.get("groups", {}) for key in LAYER_GROUP)]
     if group == "data":
         return data_settings(check(DataConfig, value, where, "data."))
     if group == "adapter" and value.get("rank") == 0:

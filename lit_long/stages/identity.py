@@ -18,21 +18,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, SourceConfig, StageConfig, differing
+from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, LayersConfig, SourceConfig, StageConfig, differing, typed
 from lit_long.data.builtin_corpus import fingerprint
 from lit_long.evaluation.registry import code_digest, task_code
 from lit_long.positions import default_settings
+from lit_long.positions.layers import default_scale_settings
 from lit_long.stages.resolve import chat_templates, uses_builtin
 
 KIND_VERSIONS = {"data": 3, "train": 2, "evaluate": 3}
 # The settings that mean something to a stage of each kind; of those the result of training does not depend on ``validation``.
-TRAIN = ("context", "tokens", "tokens_per_update", "seed", "model", "position", "data", "curriculum", "adapter", "optim")
+TRAIN = (
+    "context",
+    "tokens",
+    "tokens_per_update",
+    "seed",
+    "model",
+    "position",
+    "layers",
+    "data",
+    "curriculum",
+    "adapter",
+    "optim",
+)
 RELEVANT = {
     "data": ("data",),
     "train": (*TRAIN, "validation", "trainer"),
-    "evaluate": ("model", "position", "evaluation", "trainer"),
+    "evaluate": ("model", "position", "layers", "evaluation", "trainer"),
 }
-COUNTED = {"data": ("data",), "train": (*TRAIN, "trainer"), "evaluate": ("model", "position", "evaluation")}
+COUNTED = {"data": ("data",), "train": (*TRAIN, "trainer"), "evaluate": ("model", "position", "layers", "evaluation")}
 DEFAULT = StageConfig()
 
 
@@ -61,14 +74,14 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
     counted, settings = without_idle_settings(config), {}
     for name in COUNTED[config.kind]:
         value = getattr(counted, name)
-        found = differing_position(value) if name == "position" else differing(value, *scopes)
+        found = OPEN[name](value) if name in OPEN else differing(value, *scopes)
         if found != {} and value != getattr(DEFAULT, name):
             settings[name] = found
     if config.kind == "data":
         settings["made_from"] = fingerprint(config.data.corpus, uses_builtin(config.data))
         if templates := chat_templates(config.data):
             settings["chat_templates"] = templates
-    elif code := own_code(config.position) | (task_code(config.evaluation.tasks) if config.kind == "evaluate" else {}):
+    elif code := own_code(config) | (task_code(config.evaluation.tasks) if config.kind == "evaluate" else {}):
         settings["code"] = code
     return settings
 
@@ -105,8 +118,12 @@ def loss_of(source: SourceConfig) -> SourceConfig:
 
 
 def phases_of(curriculum: CurriculumConfig) -> CurriculumConfig:
-    """The phases with each position as `differing_position` describes it."""
-    return CurriculumConfig([replace(phase, position=differing_position(phase.position)) for phase in curriculum.phases])
+    """The phases with each position as `differing_position` describes it, and layers likewise."""
+    found = []
+    for phase in curriculum.phases:
+        layers = differing_layers(typed(LayersConfig, phase.layers, "curriculum")) if phase.layers else {}
+        found.append(replace(phase, position=differing_position(phase.position), layers=layers))
+    return CurriculumConfig(found)
 
 
 def differing_position(position: dict[str, Any]) -> dict[str, Any]:
@@ -121,12 +138,28 @@ def differing_position(position: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def own_code(position: dict[str, Any]) -> dict[str, str]:
-    """{module: digest} of the modules that hold the user's own encoder or transform (``module:Class``), {} without one.
+def differing_layers(layers: LayersConfig) -> dict[str, Any]:
+    """Complete layers: the pattern, and of each group what differs from its defaults."""
+    groups = {}
+    for name, group in layers.groups.items():
+        scale, usual = group.query_scale, default_scale_settings(group.query_scale) if group.query_scale else {}
+        own = {"position": differing_position(group.position), "window": group.window}
+        own["query_scale"] = {key: value for key, value in scale.items() if key not in usual or value != usual[key]}
+        groups[name] = {key: value for key, value in own.items() if value}
+    return {"groups": groups, "pattern": layers.pattern}
+
+
+OPEN = {"position": differing_position, "layers": differing_layers}  # settings that the schema does not list
+
+
+def own_code(config: StageConfig) -> dict[str, str]:
+    """{module: digest} of the modules that hold the user's own encoders, transform or query scales (``module:Class``), {} without one.
 
     Comments and layout do not count, and what such a module imports does not either.
     """
-    names = (str(position.get("scheme", "")), str((position.get("training") or {}).get("transform", "")))
+    groups, position = config.layers.groups.values(), config.position
+    names = [str(position.get("scheme", "")), str((position.get("training") or {}).get("transform", ""))]
+    names += [str(name) for group in groups for name in (group.position.get("scheme", ""), group.query_scale.get("form", ""))]
     modules = {name.partition(":")[0] for name in names if ":" in name}
     files = {module: spec.origin for module in modules if (spec := importlib.util.find_spec(module))}
     return {module: code_digest(Path(file)) for module, file in files.items() if file and file.endswith(".py")}

@@ -136,7 +136,9 @@ def position_of(position: dict[str, Any]) -> dict[str, Any]:
 def identity_settings(config: StageConfig) -> dict[str, Any]:
     if config.kind == "data":
         return data_settings(config.data)
-    code = {"code": found} if (found := own_code(config.position)) else {}
+    code = {"code": found} if (found := own_code(config)) else {}
+    if config.layers.pattern:
+        raise NotIn01
     settings = {"model": known(config.model), "position": position_of(config.position)} | code
     if config.kind == "evaluate":
         evaluation = known(config.evaluation)

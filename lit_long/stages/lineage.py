@@ -68,7 +68,7 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer
 The complete settings of the last stage:
 
 ```json
-{json.dumps({key: plain(getattr(config, key)) for key in ("model", "position", "data", "optim", "trainer")}, indent=1)}
+{json.dumps({key: plain(getattr(config, key)) for key in ("model", "position", "layers", "data", "optim", "trainer")}, indent=1)}
 ```
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from lit_long.data.token_store import model_tokenizer, open_store
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import parameters
 from lit_long.planning.hardware import GIB
-from lit_long.positions import build
+from lit_long.positions.layers import build_layers
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
 from lit_long.stages.folder import read_stage
+from lit_long.stages.resolve import resolve_layers
 from lit_long.tokenizers.tokenizer import ModelTokenizer
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -28,10 +30,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_model(
     words: dict[str, Any], stage: str, device: str, dtype: str, say: Callable[[str], None]
 ) -> tuple[Llama, ModelTokenizer, StageConfig]:
-    """The model, its tokenizer, and its settings (model, position, context).
+    """The model, its tokenizer, and its settings (model, position, layers, context).
 
     Args:
-        words: the command line; ``model``, ``position`` and ``context`` count.
+        words: the command line; ``model``, ``position``, ``layers`` and ``context`` count.
         stage: folder of a training stage whose model is meant, or "".
         device: auto (a GPU if there is one), cpu or cuda.
         dtype: auto (bfloat16 on a GPU, else float32), float32 or bfloat16.
@@ -49,9 +51,11 @@ def load_model(
         raise UserError("command line: name a model that has weights: model=smollm2-135m, model.init=NAME or stage=FOLDER")
     if place.type == "cuda":
         check_room(config.model, precision, torch.cuda.mem_get_info(place)[0])
-    encoder = build(config.position, config.model.head_dim, length=config.context)
+    layers = resolve_layers(config, config.layers, config.position, config.context, "command line")
+    config = replace(config, layers=layers)
+    pattern = build_layers(layers, config.position, config.model.head_dim, length=config.context)
     with torch.device("meta"):
-        model = Llama(config.model, encoder).to(precision)
+        model = Llama(config.model, pattern).to(precision)
     model.requires_grad_(False).to_empty(device=place)
     say(f"reading {folder / WEIGHTS if folder else config.model.init}")
     if folder:

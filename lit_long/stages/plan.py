@@ -265,10 +265,9 @@ class StageBuilder:
         self.corpora: dict[str, Stage] = {}
         self.sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
         cli_stages = layers.cli.get("stages") or {}
-        self.own_position = {
-            name
+        self.own = {
+            name: [key for key in ("position", "layers") if key in stage or key in cli_stages.get(name, {})]
             for name, stage in layers.experiment["stages"].items()
-            if "position" in stage or "position" in cli_stages.get(name, {})
         }
 
     def build(self, name: str, point: dict[str, Any], built: dict[str, BuiltStage]) -> BuiltStage:
@@ -293,7 +292,7 @@ class StageBuilder:
         config = replace(config, parent=None) if given else config
         parent = start.stage if start and config.parent else None
         config = replace(config, data=resolve_data(config.data, where, self.sources, prober.probe))
-        config = resolve_stage(config, start.config if start else None, name in self.own_position, where)
+        config = resolve_stage(config, start.config if start else None, self.own[name], where)
         if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
             return BuiltStage(stand_in(config, folder, prober.probe(open_pretrained, folder).shape, where), folder)
         if config.kind == "train":

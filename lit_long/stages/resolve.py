@@ -9,7 +9,7 @@ are written, and the built-in corpus is there as well if they name one of its do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -21,13 +21,17 @@ from lit_long.config import (
     CurriculumConfig,
     DataConfig,
     EvaluationConfig,
+    LayersConfig,
     SourceConfig,
     StageConfig,
     TrainerConfig,
     UserError,
     nearest,
+    plain,
+    typed,
 )
 from lit_long.config.checkpoints import check_checkpoints, number_of_updates
+from lit_long.config.layers import merge
 from lit_long.config.mesh import check_mesh
 from lit_long.config.schema import SHORTEST_RETRIEVAL
 from lit_long.data.builtin_corpus import DOMAINS
@@ -40,26 +44,27 @@ from lit_long.data.synthetic import RETRIEVAL, SYNTHETIC
 from lit_long.data.tokenizer import borrowed_template
 from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
+from lit_long.positions.layers import check_layers, check_pattern, layer_settings
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # as people write them; made in training/optimizers.py, which needs torch
 BUILTIN = (*DOMAINS, *SYNTHETIC)
 
 
-def resolve_stage(config: StageConfig, parent: StageConfig | None, own_position: bool, where: str) -> StageConfig:
+def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collection[str], where: str) -> StageConfig:
     """Complete settings of a train or evaluate stage.
 
     Args:
         parent: settings of the stage that it starts from, or whose model it measures; None for a model from scratch or model.init.
-        own_position: whether the stage names its own positional encoder; an evaluation otherwise takes its parent's.
+        own: which of position and layers the stage names itself; an evaluation otherwise takes its parent's.
         where: file and stage, for messages.
     """
     if config.kind not in ("train", "evaluate"):
         raise UserError(f"{where}.kind must be train or evaluate, not {config.kind!r}")
     if config.kind == "evaluate":
         if parent is not None:
-            position = config.position if own_position else parent.position
-            config = replace(config, model=parent.model, position=position, seed=parent.seed)
+            theirs = {name: getattr(parent, name) for name in ("position", "layers") if name not in own}
+            config = replace(config, model=parent.model, seed=parent.seed, **theirs)
         elif not config.model.init:
             raise UserError(f"{where}: an evaluate stage needs a parent, the stage whose model it measures, or model.init")
         config = replace(config, evaluation=resolve_evaluation(config.evaluation, config.data))
@@ -76,14 +81,24 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own_position:
     measured = max(lengths, default=config.context)
     longest = config.context if config.kind == "train" else measured
     position = position_settings(config.position, config.model.head_dim, where, longest)
+    layers = resolve_layers(config, config.layers, position, longest, where)
     if config.kind == "train":
         config = replace(config, curriculum=resolve_curriculum(config, position, where))
         check_context_parallel(config, where)
-    return replace(config, position=position, trainer=replace(config.trainer, precision=resolve_precision(config.trainer)))
+    return replace(
+        config, position=position, layers=layers, trainer=replace(config.trainer, precision=resolve_precision(config.trainer))
+    )
+
+
+def resolve_layers(config: StageConfig, layers: LayersConfig, position: dict[str, Any], longest: int, where: str) -> LayersConfig:
+    """``layers`` complete; none where all are alike. Raises UserError for groups that do not fit the model, or ``longest`` tokens."""
+    check_pattern(layers, where)
+    check_layers(layers, config.model.n_layers, max(longest, config.model.context), where)
+    return layer_settings(layers, position, config.model.head_dim, where, longest)
 
 
 def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str) -> CurriculumConfig:
-    """The curriculum with each phase's own position complete. Raises UserError for phases that make no run."""
+    """The curriculum with each phase's own position and layers complete. Raises UserError for phases that make no run."""
     make_phases(config.curriculum, config.context, config.tokens_per_update, 1, where)
     resolved = []
     for number, phase in enumerate(config.curriculum.phases):
@@ -95,10 +110,15 @@ def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str
             raise UserError(f"{key}.weights gives no domain a share")
         shortest = round(config.context * min(phase.scale, phase.grow_from or phase.scale))
         check_retrieval(phase.weights or config.data.repeats or config.data.weights, shortest, f"{key}: data.weights")
+        longest = round(config.context * max(phase.scale, phase.grow_from))
         if phase.position:
             own = phase.position if "scheme" in phase.position else position | phase.position
-            longest = round(config.context * max(phase.scale, phase.grow_from))
             phase = replace(phase, position=position_settings(own, config.model.head_dim, key, longest))
+        if phase.layers:
+            own = {} if "pattern" in phase.layers else plain(config.layers)
+            merge(own, phase.layers)
+            layers = typed(LayersConfig, own, key, "layers.")
+            phase = replace(phase, layers=plain(resolve_layers(config, layers, phase.position or position, longest, key)))
         resolved.append(phase)
     return CurriculumConfig(resolved)
 

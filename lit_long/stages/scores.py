@@ -66,6 +66,7 @@ class EvaluateConfig:
     root: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -158,7 +159,8 @@ def texts_of(
 def model_identity(stage: Path | None, evaluated: EvaluatedModel, settings: StageConfig) -> dict[str, Any]:
     """What of the model the samples depend on: its weights by content, wherever they lie."""
     weights = file_digest(stage / WEIGHTS) if stage else open_pretrained(settings.model.init).digest
-    return {
+    layers = {"layers": plain(settings.layers)} if settings.layers.pattern else {}
+    return layers | {
         "weights": weights,
         "position": plain(settings.position),
         "tokenizer": hashlib.sha256(evaluated.tokenizer.tokenizer.to_str().encode()).hexdigest(),

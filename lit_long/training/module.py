@@ -23,11 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
 from lit_long.batch import Batch
-from lit_long.config import AdapterConfig, ModelConfig, OptimConfig
+from lit_long.config import AdapterConfig, LayersConfig, ModelConfig, OptimConfig
 from lit_long.model.fused_loss import AUTO, choose_loss
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
-from lit_long.positions import PositionalEncoder, PositionTransform, build, build_transform
+from lit_long.positions import PositionTransform, build_transform
+from lit_long.positions.layers import LayerPattern, build_layers
 from lit_long.pretrained import PretrainedWeights
 from lit_long.pretrained.weights import fill_model, load_pretrained, load_weights
 from lit_long.training.adapter import add_adapter
@@ -39,13 +40,14 @@ from lit_long.training.strategy import MeshStrategy, sum_of_tokens, token_group,
 
 
 class LongContextModule(lightning.LightningModule):
-    """A Llama with a positional encoder, its optimizer and its schedule.
+    """A Llama with its positional encoders, its optimizer and its schedule.
 
     Args:
         position: scheme and settings, as in configs/position/, for example ``{"scheme": "abf", "base": 500_000}``. Its group
             ``training`` changes the positions of training batches, never those of validation.
+        layers: how they differ, as in configs/layers/; all are alike if not given.
         updates: length of the run in optimizer updates; the cosine ends there.
-        switches: (update, positional settings) pairs: from that update on the encoder, and the transform, are others (data/curriculum.py).
+        switches: (update, positional settings), or (update, positional settings, layers): from that update on they are others (data/curriculum.py).
         init_from: a `.safetensors` file of weights to start from, or pretrained weights (`open_pretrained`); random with ``seed``
             if not given.
         spike_guard: what to do about updates that would do harm (spike_guard.py).
@@ -65,7 +67,8 @@ class LongContextModule(lightning.LightningModule):
         optim: OptimConfig,
         *,
         updates: int,
-        switches: Sequence[tuple[int, dict[str, Any]]] = (),
+        layers: LayersConfig | None = None,
+        switches: Sequence[tuple[int, dict[str, Any]] | tuple[int, dict[str, Any], LayersConfig]] = (),
         init_from: Path | PretrainedWeights | None = None,
         adapter: AdapterConfig | None = None,
         seed: int = 0,
@@ -80,8 +83,13 @@ class LongContextModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model_config, self.optim, self.updates = model, optim, updates
-        self.encoder, self.transform = build(position, model.head_dim), build_transform(position.get("training"))
-        self.switches = [(start, build(own, model.head_dim), build_transform(own.get("training"))) for start, own in switches]
+        layers = layers or LayersConfig()
+        self.pattern = build_layers(layers, position, model.head_dim)
+        self.transform = build_transform(position.get("training"))
+        self.switches = [
+            (start, build_layers(*(theirs or [layers]), own, model.head_dim), build_transform(own.get("training")))
+            for start, own, *theirs in switches
+        ]
         self.init_from, self.seed, self.adapter = init_from, seed, adapter
         self.micro_batch_tokens, self.loss_chunk = micro_batch_tokens, chunk_tokens(model.vocab_size, loss_memory)
         self.checkpointing, self.compiled, self.loss = checkpointing, compiled, loss
@@ -100,7 +108,7 @@ class LongContextModule(lightning.LightningModule):
             return
         loss = choose_loss(self.loss, self.trainer.strategy.root_device, compute_dtype(self.trainer.precision))
         with torch.device("meta"):
-            model = Llama(self.model_config, self.encoder, self.loss_chunk, loss)
+            model = Llama(self.model_config, self.pattern, self.loss_chunk, loss)
         adapts = self.adapter is not None and self.adapter.rank > 0
         if adapts:
             self.give_weights(model.to_empty(device="cpu"))
@@ -136,19 +144,19 @@ class LongContextModule(lightning.LightningModule):
         floor = self.optim.min_lr_ratio
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def encoder_at(self, update: int) -> tuple[PositionalEncoder, PositionTransform | None]:
-        """The encoder and the transform of an update."""
+    def pattern_at(self, update: int) -> tuple[LayerPattern, PositionTransform | None]:
+        """How layers attend in an update, and its transform."""
         found = (switch for switch in reversed(self.switches) if switch[0] <= update)
-        _, encoder, transform = next(found, (0, self.encoder, self.transform))
-        return encoder, transform
+        _, pattern, transform = next(found, (0, self.pattern, self.transform))
+        return pattern, transform
 
     def on_validation_start(self) -> None:
-        """With the encoder of the update before, also where this process has not computed it."""
-        self.model.encoder, _ = self.encoder_at(max(0, self.trainer.global_step - 1))
+        """With the encoders of the update before, also where this process has not computed it."""
+        self.model.pattern, _ = self.pattern_at(max(0, self.trainer.global_step - 1))
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """One update: all micro-batches, clip, step; or none, when it would do harm."""
-        self.model.encoder, _ = self.encoder_at(self.trainer.global_step)
+        self.model.pattern, _ = self.pattern_at(self.trainer.global_step)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         batch = self.own_tokens(batch)
         tokens = self.total(batch.loss_tokens()).float()  # in bf16-true the default is bf16, which counts to 256
@@ -215,7 +223,7 @@ class LongContextModule(lightning.LightningModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Positions as ``position.training`` makes them. Done here, so that callbacks count the FLOPs of what is computed."""
-        _, transform = self.encoder_at(self.trainer.global_step)
+        _, transform = self.pattern_at(self.trainer.global_step)
         if transform is None or not self.trainer.training:
             return batch
         ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0}  # on one device there are none

@@ -14,10 +14,10 @@ from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import Strategy
 
-from lit_long.config import StageConfig, TrainerConfig, UserError
+from lit_long.config import LayersConfig, StageConfig, TrainerConfig, UserError, typed
 from lit_long.config.checkpoints import check_checkpoints, milestone_updates, number_of_updates, writes_in_background
 from lit_long.config.mesh import check_mesh
-from lit_long.data.curriculum import make_phases
+from lit_long.data.curriculum import Phase, make_phases
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.mixture import describe_plan
 from lit_long.files import lines_of
@@ -72,7 +72,8 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         config.position,
         config.optim,
         updates=updates,
-        switches=[(phase.start, phase.position or config.position) for phase in phases] if config.curriculum.phases else (),
+        layers=config.layers,
+        switches=[switch(config, phase) for phase in phases] if config.curriculum.phases else (),
         init_from=find_starting_weights(config, parent),
         adapter=config.adapter,
         seed=config.seed,
@@ -148,6 +149,12 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         "data": add_consumed(planned, folder / "metrics.jsonl"),
     }
     return result | (count_trained(module.model) if config.adapter.rank else {})
+
+
+def switch(config: StageConfig, phase: Phase) -> tuple[int, dict[str, Any], LayersConfig]:
+    """The update that a phase begins with, and its positional settings and layers."""
+    layers = typed(LayersConfig, phase.layers, "curriculum") if phase.layers else config.layers
+    return phase.start, phase.position or config.position, layers
 
 
 def add_consumed(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str, dict[str, Any]]:

@@ -236,6 +236,7 @@ def test_every_option_file_composes(file, tmp_path):
     given = {
         "longrope": [f"position.{name}={factors}" for name in ("short_factors", "long_factors")],
         "pretrained": ["model=smollm2-135m"],
+        "gemma3": ["model.n_layers=6"],
     }
     if file.parent.name == "model" and "/" in (init := yaml.safe_load(file.read_text()).get("init", "")) and ":" not in init:
         given[file.stem] = ["model.init=", "model.context=4k"]  # weights on the hub

@@ -10,6 +10,7 @@ import torch
 from lit_long.config import UserError
 from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.positions import build
+from lit_long.positions.layers import as_pattern
 from lit_long.pretrained import open_pretrained
 from tests.evaluation.models import bytes_folder
 from tests.generation.llamas import count_plans
@@ -166,7 +167,7 @@ def test_an_encoder_that_looks_at_the_length(tmp_path):
 
     pretrained = open_pretrained(str(bytes_folder(tmp_path / "model", CONTEXT)))
     model = read(pretrained)
-    model.encoder = build({"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 4.0, "original": 32}, 16)
+    model.pattern = as_pattern(build({"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 4.0, "original": 32}, 16))
     words = pretrained.tokenizer()
     pairs = [("short " * 6, "one"), ("longer " * 12, "two"), ("x", "yz")]
     together = Harness(EvaluatedModel(model, words, CONTEXT, 10_000)).loglikelihood(instances("loglikelihood", pairs))

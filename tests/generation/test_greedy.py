@@ -133,7 +133,7 @@ def test_the_last_layer_computes_what_comes_next_only():
         tokens = torch.zeros(2, 9, dtype=torch.int64)
         caches = sequences.cache.prefill([0, 1])
         with torch.inference_mode():
-            hidden = model.through_layers(tokens, sequences.tables.first([9, 9]), caches=caches)
+            hidden = model.through_layers(tokens, [tables.first([9, 9]) for tables in sequences.tables], sequences.masks, caches)
         assert hidden.shape == (2, outputs, 64)
 
 

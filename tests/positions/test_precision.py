@@ -12,6 +12,7 @@ from lit_long.batch import Batch
 from lit_long.config import ModelConfig, OptimConfig, UserError
 from lit_long.positions import build
 from lit_long.positions import settings as spelt_out
+from lit_long.positions.layers import as_pattern
 from lit_long.training.module import LongContextModule
 from tests.positions.cases import SETTINGS
 from tests.positions.test_encoders import small
@@ -53,14 +54,15 @@ def test_phases_survive_lightnings_low_precision(scheme, precision):
     batch = Batch(tokens, tokens, torch.zeros_like(tokens), tokens + LAST - 7)
     module = LongContextModule(model, position, OptimConfig(), updates=1)
     seen = []
-    plain = type(module.encoder).rotation
+    encoder = module.pattern.groups[0].encoder
+    plain = type(encoder).rotation
 
-    class Watched(type(module.encoder)):
+    class Watched(type(encoder)):
         def rotation(self, positions, length):
             seen.append(plain(self, positions, LAST + 1))
             return seen[-1]
 
-    module.encoder = Watched(**vars(module.encoder))
+    module.pattern = as_pattern(Watched(**vars(encoder)))
     trainer = lightning.Trainer(
         accelerator="cpu",
         precision=precision,
@@ -73,7 +75,7 @@ def test_phases_survive_lightnings_low_precision(scheme, precision):
     trainer.fit(module, torch.utils.data.DataLoader([batch], batch_size=None))
     assert len(seen) == 1  # one rotation for all layers
     assert next(module.model.parameters()).dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
-    check_position(module.encoder, seen[0], -1)
+    check_position(encoder, seen[0], -1)
 
 
 # --------------------------------------------------------------------------------------------------------- xPos's range

@@ -14,6 +14,7 @@ from lit_long.model.attention import document_cu_seqlens
 from lit_long.model.documents import document_runs
 from lit_long.positions import build_transform
 from lit_long.positions import settings as spelt_out
+from lit_long.positions.layers import as_pattern
 from lit_long.training.module import LongContextModule
 from tests.model.test_llama import SMALL
 
@@ -135,7 +136,7 @@ def test_pose_windows_do_not_attend_to_each_other():
     module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1)
     from lit_long.model.llama import Llama
 
-    model = Llama(SMALL, module.encoder)
+    model = Llama(SMALL, module.pattern)
     model.init_weights(0)
     tokens = torch.randint(97, (1, 64))
     out = transform(**POSE)(Batch(tokens, tokens, torch.zeros_like(tokens), torch.arange(64)[None], False), 0, 0)
@@ -171,14 +172,15 @@ def test_training_alone_is_transformed(training):
             micro_batch_tokens=micro_batch_tokens,
         )
         calls = []
-        plain = type(module.encoder).rotation
+        encoder = module.pattern.groups[0].encoder
+        plain = type(encoder).rotation
 
-        class Watched(type(module.encoder)):
+        class Watched(type(encoder)):
             def rotation(self, positions, length, calls=calls, plain=plain, module=module):
                 calls.append((module.trainer.training, positions.clone()))
                 return plain(self, positions, length)
 
-        module.encoder = Watched(**vars(module.encoder))
+        module.pattern = as_pattern(Watched(**vars(encoder)))
         data = torch.utils.data.DataLoader(Batches(), batch_size=None)
         lightning.Trainer(
             accelerator="cpu",

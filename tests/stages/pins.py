@@ -12,6 +12,7 @@ import yaml
 
 from lit_long.config import CorpusConfig, StageConfig, plain, read_layers
 from lit_long.positions import SCHEMES, TRANSFORMS, class_defaults
+from lit_long.positions.query_scale import FORMS
 from lit_long.stages import identity, identity_0_1
 from lit_long.stages.identity import COUNTED, KIND_VERSIONS
 from lit_long.stages.plan import make_plan
@@ -53,7 +54,7 @@ def defaults() -> dict[str, Any]:
         f"position.{name}.{key}": plain(value)
         for name, cls in (SCHEMES | TRANSFORMS).items()
         for key, value in class_defaults(cls).items()
-    }
+    } | {f"query_scale.{name}.{key}": plain(value) for name, cls in FORMS.items() for key, value in class_defaults(cls).items()}
     return {
         kind: {
             "version": version,

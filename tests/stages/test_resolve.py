@@ -37,7 +37,7 @@ def resolved_with(**settings):
     shape = ModelConfig(head_dim=16, d_model=32, n_heads=2, n_kv_heads=1)
     data = DataConfig(weights={"code": 1.0, "docs": 0.0})
     common = {"context": 1024, "tokens": 2**20, "tokens_per_update": 4096, "model": shape, "position": ROPE, "data": data}
-    return resolve_stage(StageConfig(**common | settings), None, True, WHERE)
+    return resolve_stage(StageConfig(**common | settings), None, ("position",), WHERE)
 
 
 def sampled(**sampling):

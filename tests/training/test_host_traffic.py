@@ -17,7 +17,7 @@ from lit_long.config.mesh import Mesh
 from lit_long.config.schema import ValidationConfig
 from lit_long.data.prepare import prepare
 from lit_long.model import flash
-from lit_long.model.attention import attention_mask
+from lit_long.model.attention import attention_masks
 from lit_long.training import run
 from lit_long.training.context_parallel import ContextShare
 from lit_long.training.strategy import MeshStrategy
@@ -185,5 +185,5 @@ def test_ranks_that_share_sequences_hardly_wait(traffic):
     share.rank, share.ranks, share.gather = 1, 2, None
     found, batch = HostTraffic(), batch.to(DEVICE)
     with found.count():
-        mask = attention_mask(share.cut(batch), torch.bfloat16, 8)
+        mask = attention_masks(share.cut(batch), torch.bfloat16, 8, [None])[0]
     assert mask.kernel == "varlen" and found.found.total() == 1
