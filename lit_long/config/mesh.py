@@ -46,6 +46,12 @@ class Mesh(NamedTuple):
         return self.data_ranks * self.context
 
 
+def gathers_rounded(trainer: TrainerConfig) -> bool:
+    """Whether sharded parameters, kept in fp32, are rounded to bf16 before they are gathered (training/precision.py). It changes the rounding of what
+    is computed, and so a stage's identity."""
+    return trainer.precision == "bf16-mixed" and trainer.strategy == "fsdp" and trainer.accelerator != "cpu"
+
+
 def mesh_of(trainer: TrainerConfig) -> Mesh:
     """The mesh of ``trainer.*``: shard is what the other dimensions leave of nodes · devices.
 

@@ -37,7 +37,7 @@ def transfers(job: Job, gpu: Gpu, in_machine: int) -> list[Transfer]:
             found.append(Transfer(name, sent, sent / speed(gpu, ranks, stride, in_machine), hidden))
 
     size, width = weights(job), job.widths.parameter
-    gathered = (2 * size.layers * size.block + size.root) * width * per_update  # forth and back; the root stays
+    gathered = (2 * size.layers * size.block + size.root) * job.widths.gathered * per_update  # forth and back; the root stays
     reduced = size.all * width * (per_update if job.accumulate == "sharded" else 1)
     add("all-gather of parameters (FSDP)", gathered, job.sharded, mesh.tensor, True)
     add("reduce-scatter of gradients (FSDP)", reduced, job.sharded, mesh.tensor, True)

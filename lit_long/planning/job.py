@@ -10,14 +10,17 @@ from lit_long.config.mesh import ACCUMULATE, Mesh
 
 @dataclass(frozen=True)
 class Widths:
-    """Bytes an element: of parameters, gradients and optimizer state; of the residual stream; of what matrix products take."""
+    """Bytes an element: of parameters, summed gradients and optimizer state; of the residual stream; of what matrix products take; of parameters as a
+    block has them, and their gradients."""
 
     parameter: int
     stream: int
     computed: int
+    gathered: int
 
 
-PRECISIONS = {"32-true": Widths(4, 4, 4), "bf16-mixed": Widths(4, 4, 2), "bf16-true": Widths(2, 2, 2)}
+PRECISIONS = {"32-true": Widths(4, 4, 4, 4), "bf16-mixed": Widths(4, 4, 2, 4), "bf16-true": Widths(2, 2, 2, 2)}
+SHARDED_MIXED = Widths(4, 2, 2, 2)  # FSDP2 gathers rounded parameters (training/precision.py)
 CHECKPOINTING = ("none", "selective", "full")  # from the fastest to the most frugal
 
 
@@ -52,7 +55,7 @@ class Job:
 
     @property
     def widths(self) -> Widths:
-        return PRECISIONS[self.precision]
+        return SHARDED_MIXED if self.fsdp and self.precision == "bf16-mixed" else PRECISIONS[self.precision]
 
     @property
     def fsdp(self) -> bool:

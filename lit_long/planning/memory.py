@@ -107,9 +107,8 @@ def waiting(job: Job, done: int = 0) -> float:
     size, width = weights(job), job.widths.parameter
     if job.micro_batches > 1 and not (job.fsdp and job.accumulate == "sharded"):
         return size.all * width  # the same room, micro-batch after micro-batch
-    if job.micro_batches > 1:
-        return size.all * width / job.sharded + (size.head * width if done else 0.0)
-    return (size.head + done * size.block / job.sharded) * width if done else 0.0
+    sums = size.all if job.micro_batches > 1 else done * size.block
+    return sums * width / job.sharded + (size.head * job.widths.gathered if done else 0.0)
 
 
 def reduced_at_once(job: Job) -> bool:
@@ -124,7 +123,7 @@ def at_loss(job: Job) -> Moment:
     held = tokens * (job.model.n_layers * activations.kept(job) + activations.norm(job)) + 2 * stream + batch(job)
     gathered = 0.0
     if job.fsdp:
-        gathered = size.root * width.parameter + (size.block * width.parameter if job.sharded > 1 else 0.0)
+        gathered = (size.root + (size.block if job.sharded > 1 else 0.0)) * width.gathered
     if job.checkpointing == "none":
         gathered += size.layers * copies_of_weights(job)
     before = waiting(job) if job.micro_batches > 1 else 0.0
@@ -141,9 +140,9 @@ def last_norm(job: Job) -> Moment:
     return Moment(
         "last norm",
         **states(job),
-        gradients=(waiting(job) if job.micro_batches > 1 else 0.0) + size.head * width.parameter,
+        gradients=(waiting(job) if job.micro_batches > 1 else 0.0) + size.head * width.gathered,
         activations=held,
-        gathered=((size.root + coming) * width.parameter if job.fsdp else 0.0) + copies,
+        gathered=((size.root + coming) * width.gathered if job.fsdp else 0.0) + copies,
     )
 
 
@@ -164,19 +163,19 @@ def logits(job: Job) -> float:
         copy = gradient  # the softmax of a GPU reads logits in bf16; a CPU's wants a copy in fp32
     making = before + gradient + wide + copy
     multiplying = 2 * gradient + head * logit
-    ending = 2 * gradient + (head * job.widths.parameter if job.widths.parameter != 4 else 0.0)
-    rounded_head = head * logit if job.widths.parameter != logit else 0.0
+    ending = 2 * gradient + (head * job.widths.gathered if job.widths.gathered != 4 else 0.0)
+    rounded_head = head * logit if job.widths.gathered != logit else 0.0
     return 4 * head + rounded_head + max(making, multiplying, ending)
 
 
 def copies_of_weights(job: Job) -> float:
     """A block's weights in the precision of products, where that is another than their own."""
-    return weights(job).products * job.widths.computed if job.widths.computed != job.widths.parameter else 0.0
+    return weights(job).products * job.widths.computed if job.widths.computed != job.widths.gathered else 0.0
 
 
 def block(job: Job, done: int) -> Moment:
     """The backward pass of a block when ``done`` blocks, counted from the last, are through."""
-    tokens, size, width = job.local_tokens, weights(job), job.widths.parameter
+    tokens, size, width = job.local_tokens, weights(job), job.widths.gathered
     left = size.layers - done
     held = tokens * (left * activations.kept(job) + activations.computed_again(job) + activations.gradients(job)) + batch(job)
     copies = copies_of_weights(job) * (left if job.checkpointing == "none" else 1)
@@ -195,7 +194,7 @@ def gathered(job: Job, last: bool) -> float:
     """FSDP2 in a block's backward pass: the root's and the block's parameters, and the next block's as they come."""
     if not job.fsdp:
         return 0.0
-    size, width = weights(job), job.widths.parameter
+    size, width = weights(job), job.widths.gathered
     ahead = size.block if job.sharded > 1 and not last else 0.0
     return (size.root + size.block + ahead) * width
 
@@ -215,7 +214,7 @@ def exchanged(job: Job) -> float:
 
 def block_end(job: Job) -> Moment:
     """The end of the last block's backward pass but one: its gradients are whole, nothing is resharded yet."""
-    tokens, size, width = job.local_tokens, weights(job), job.widths.parameter
+    tokens, size, width = job.local_tokens, weights(job), job.widths.gathered
     done = min(1, size.layers - 1)
     left = size.layers - done
     stream = activations.block_input(job)
@@ -232,16 +231,21 @@ def block_end(job: Job) -> Moment:
 
 def at_root(job: Job) -> Moment:
     """The embedding's gradient is made, and it and the head's are reduced."""
-    size, width = weights(job), job.widths.parameter
+    size, width = weights(job), job.widths
     held = job.local_tokens * activations.block_input(job) + batch(job)
     if not job.fsdp:
-        return Moment("root", **states(job), gradients=size.all * width, activations=held)
-    whole = size.root * width
+        return Moment("root", **states(job), gradients=size.all * width.parameter, activations=held)
+    whole = size.root * width.gathered
     if job.micro_batches > 1 and job.accumulate == "whole":
-        whole = size.all * width
-    done = size.layers * size.block * width / job.sharded
+        whole = size.all * width.parameter
+    done = size.layers * size.block * width.parameter / job.sharded
     return Moment(
-        "root", **states(job), gradients=whole + done, activations=held, gathered=size.root * width, communication=sent(job, 1)
+        "root",
+        **states(job),
+        gradients=whole + done,
+        activations=held,
+        gathered=size.root * width.gathered,
+        communication=sent(job, 1),
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, LayersConfig, SourceConfig, StageConfig, differing, typed
+from lit_long.config.mesh import gathers_rounded
 from lit_long.data.builtin_corpus import fingerprint
 from lit_long.evaluation.registry import code_digest, task_code
 from lit_long.positions import default_settings
@@ -77,6 +78,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         found = OPEN[name](value) if name in OPEN else differing(value, *scopes)
         if found != {} and value != getattr(DEFAULT, name):
             settings[name] = found
+    if config.kind == "train" and gathers_rounded(config.trainer):
+        settings["gathered"] = "bf16"
     if config.kind == "data":
         settings["made_from"] = fingerprint(config.data.corpus, uses_builtin(config.data))
         if templates := chat_templates(config.data):

@@ -30,6 +30,7 @@ from lit_long.planning.job import Job
 from lit_long.planning.memory import peak
 from lit_long.positions import build
 from lit_long.training.parallel import clip_gradients, make_mesh, parallelize
+from lit_long.training.precision import ROUNDED
 
 DTYPES = {"bf16-true": torch.bfloat16}
 
@@ -80,7 +81,10 @@ def prepare(job: Job, mesh: DeviceMesh | None, *modes: TorchDispatchMode) -> tup
     """The model as it is trained, its optimizer after a step, and the rank's sequences of an update."""
     with enter(modes):
         model = build_model(job)
-    parallelize(model, mesh, job.checkpointing)  # under no mode: meshes are made of tensors, too, whose data are needed
+    policy = ROUNDED if job.fsdp and job.precision == "bf16-mixed" else None
+    parallelize(
+        model, mesh, job.checkpointing, policy=policy
+    )  # under no mode: meshes are made of tensors, too, whose data are needed
     with enter(modes):
         optimizer, batch = AdamW(model.parameters(), lr=1e-5, fused=True), make_batch(job)
         for parameter in model.parameters():
@@ -131,8 +135,9 @@ def update(model: Llama, optimizer: Optimizer, batch: Batch, job: Job, tracker: 
 
 
 def autocast(job: Job) -> AbstractContextManager[Any]:
-    """As Lightning's precision plugin has it."""
-    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if job.precision == "bf16-mixed" else nullcontext()
+    """As Lightning's precision plugin has it, and our own where parameters are sharded (precision.py)."""
+    mixed = job.precision == "bf16-mixed" and not job.fsdp
+    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if mixed else nullcontext()
 
 
 def make_batch(job: Job) -> Batch:

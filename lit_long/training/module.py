@@ -35,6 +35,7 @@ from lit_long.training.adapter import add_adapter
 from lit_long.training.context_parallel import ContextShare
 from lit_long.training.optimizers import make_optimizer
 from lit_long.training.parallel import clip_gradients, eager, parallelize, size_of
+from lit_long.training.precision import ROUNDED, ShardedMixed, compute_dtype
 from lit_long.training.spike_guard import SpikeGuard
 from lit_long.training.strategy import MeshStrategy, sum_of_tokens, token_group, token_ranks
 
@@ -116,7 +117,8 @@ class LongContextModule(lightning.LightningModule):
         mesh = self.device_mesh if isinstance(self.trainer.strategy, MeshStrategy) else None
         if mesh is not None and size_of(mesh, "context") > 1:
             self.share = ContextShare(mesh["context"])
-        parallelize(model, mesh, self.checkpointing, self.compiled)
+        policy = ROUNDED if isinstance(self.trainer.precision_plugin, ShardedMixed) else None
+        parallelize(model, mesh, self.checkpointing, self.compiled, policy)
         if not adapts:
             self.give_weights(model.to_empty(device=self.trainer.strategy.root_device))
         self.model = model
@@ -248,8 +250,3 @@ class LongContextModule(lightning.LightningModule):
         for name, (nats, tokens) in self.validation_sums.items():
             self.log(f"val/{name}/loss", nats.compute() / tokens.compute())
             nats.reset(), tokens.reset()
-
-
-def compute_dtype(precision: str) -> torch.dtype:
-    """The precision of attention and of the head, from Lightning's name of the whole."""
-    return torch.bfloat16 if precision.startswith("bf16") else torch.float32

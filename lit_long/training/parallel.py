@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -33,7 +33,13 @@ ATTENTION = ("scaled_dot_product", "attend_documents", "attend_segments", "flash
 SHAPES = 64  # compilations of one function that torch allows before it gives up; a growing context needs one for each length
 
 
-def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str = "none", compiled: bool = False) -> Llama:
+def parallelize(
+    model: Llama,
+    mesh: DeviceMesh | None = None,
+    checkpointing: str = "none",
+    compiled: bool = False,
+    policy: MixedPrecisionPolicy | None = None,
+) -> Llama:
     """Make ``model`` ready for training.
 
     Args:
@@ -41,10 +47,12 @@ def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str
         checkpointing: activations that are computed again in backward: none, all of a block (full: one tensor a block is kept), or all but
             attention's outputs and every second matrix product (selective), as torchtitan's.
         compiled: torch.compile for each block, for exactly the shapes that come.
+        policy: the precisions in which FSDP2 gathers parameters and reduces gradients; those of the parameters, if not given.
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"trainer.checkpointing={checkpointing}: no such way{nearest(checkpointing, CHECKPOINTING)}")
     shards = None if mesh is None else sharding(mesh)
+    shard = functools.partial(fully_shard, mesh=shards, mp_policy=policy or MixedPrecisionPolicy())
     matrices = mesh["tensor"] if mesh is not None and size_of(mesh, "tensor") > 1 else None
     for block in model.layers:  # one after the other, so that a GPU never holds more than one whole block
         if matrices is not None:
@@ -55,12 +63,12 @@ def parallelize(model: Llama, mesh: DeviceMesh | None = None, checkpointing: str
         if compiled:
             block.forward = compile_block(block.forward)
         if shards is not None:
-            fully_shard(block, mesh=shards)
+            shard(block)
     if matrices is not None:
         shard_vocabulary(model, matrices)
     if shards is not None:  # the rest: embedding, final norm, head
         # These weights serve the head right after the last block and its backward begins there: keep them gathered.
-        fully_shard(model, mesh=shards, reshard_after_forward=False)
+        shard(model, reshard_after_forward=False)
     return model
 
 

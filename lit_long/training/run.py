@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import Strategy
 
@@ -27,7 +26,8 @@ from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training.adapter import count_trained, save_adapted
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts
 from lit_long.training.context_parallel import check_compiled
-from lit_long.training.module import LongContextModule, compute_dtype
+from lit_long.training.module import LongContextModule
+from lit_long.training.precision import compute_dtype, make_precision
 from lit_long.training.resume import OneFile, Writer, newest_checkpoint
 from lit_long.training.signals import Stopped, StopRequest
 from lit_long.training.spike_guard import SpikeGuard
@@ -93,7 +93,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
         strategy=make_strategy(config, writer),
-        precision=None if config.trainer.precision == "bf16-true" else config.trainer.precision,
+        precision=None if make_precision(config.trainer) else config.trainer.precision,
         plugins=make_plugins(config.trainer, writer),
         max_steps=updates,
         val_check_interval=every or None,
@@ -188,18 +188,11 @@ def make_strategy(config: StageConfig, writer: Writer) -> str | Strategy:
     return "auto" if config.trainer.strategy == "single" else MeshStrategy(mesh, writer, patience)
 
 
-class TrueHalf(HalfPrecision):
-    """Lightning's bf16-true, but that batches stay as they are: tokens' weights in the loss are summed, and bf16 would round them by 0.4 %."""
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
 def make_plugins(trainer: TrainerConfig, writer: Writer) -> list[Any]:
-    """Who started the ranks, who writes checkpoints on one device, and pure bf16."""
+    """Who started the ranks, who writes checkpoints on one device, and precisions that are not Lightning's own."""
     started = [TorchElasticEnvironment()] if TorchElasticEnvironment.detect() else []
-    half = [TrueHalf("bf16-true")] if trainer.precision == "bf16-true" else []
-    return started + half + ([OneFile(writer)] if trainer.strategy == "single" else [])
+    precision = make_precision(trainer)
+    return started + ([precision] if precision else []) + ([OneFile(writer)] if trainer.strategy == "single" else [])
 
 
 def summarize(

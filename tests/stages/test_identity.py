@@ -60,6 +60,22 @@ def test_what_counts_on_a_gpu_only_enters_there():
     assert identity_settings(on["gpu"][0]) != identity_settings(on["gpu"][1])
 
 
+def test_what_gpus_round_enters_there():
+    """FSDP2 gathers rounded parameters on GPUs under bf16-mixed (training/precision.py): another stage than on one GPU or on CPUs, which are alike."""
+    on = {
+        (place, how, precision): identity_settings(
+            stage(trainer=TrainerConfig(accelerator=place, strategy=how, precision=precision))
+        )
+        for place in ("cpu", "gpu")
+        for how in ("single", "fsdp")
+        for precision in ("bf16-mixed", "bf16-true")
+    }
+    assert on["gpu", "fsdp", "bf16-mixed"].pop("gathered") == "bf16"
+    for precision in ("bf16-mixed", "bf16-true"):
+        first, *others = (found for key, found in on.items() if key[2] == precision)
+        assert all(found == first for found in others)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

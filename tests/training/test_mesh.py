@@ -41,6 +41,7 @@ from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import save_weights
 from lit_long.stages.folder import is_done, read_result, write_stage
 from lit_long.stages.run import run_stage
+from lit_long.training.precision import make_precision
 from lit_long.training.resume import Writer
 from lit_long.training.run import make_strategy
 from tests.data.own import TEXTS, write_text
@@ -61,6 +62,7 @@ TWO = {
     "replicate": {"tied": False, "replicate": 2},
     "tensor-bf16": {"tensor_parallel": 2, "precision": "bf16-true"},
     "fsdp-bf16": {"precision": "bf16-true"},
+    "fsdp-rounded": {"precision": "bf16-mixed", "accumulate": "sharded"},
 }
 FOUR = {
     "shard-tensor-external": {"tied": False, "tensor_parallel": 2},
@@ -217,7 +219,7 @@ def assert_equal(place: Path, oracle: Path, config: StageConfig) -> None:
     assert read_result(place)["parameters"] == read_result(oracle)["parameters"]
 
 
-@pytest.mark.parametrize("case", [case for case in TWO if "bf16" not in case])
+@pytest.mark.parametrize("case", [case for case in TWO if "precision" not in TWO[case]])
 def test_two_ranks_compute_what_one_process_does(two, straight, case):
     place, config = two[case]
     assert_equal(place, straight(config), config)
@@ -239,6 +241,35 @@ def test_half_precision_differs_by_no_more_than_its_rounding(two, straight, case
     found = max(abs(a - b) for a, b in zip(values(place, "train/loss"), oracle, strict=True))
     assert 0 < noise < 1e-3 and found < 4 * noise
     assert torch.tensor(oracle).bfloat16().tolist() != oracle, "sums of nats are not in half precision"
+
+
+def test_on_gpus_mixed_precision_gathers_half(two, straight):
+    """Parameters, and with them the stream, in bf16; what is kept, and reduced, and the rotation's tables in fp32. Nearer to fp32 than pure bf16."""
+    place, config = two["fsdp-rounded"]
+    found = json.loads((place / "precisions.json").read_text())
+    assert found == {name: ["bfloat16"] for name in ("gathered", "weights", "stream")} | {
+        name: ["float32"] for name in ("reduced", "rotation", "masters", "gradients")
+    }
+    exact, half = (
+        values(straight(replace(config, trainer=replace(config.trainer, precision=name))), "train/loss")
+        for name in ("32-true", "bf16-true")
+    )
+    rounding, ours = (max(abs(a - b) for a, b in zip(each, exact, strict=True)) for each in (half, values(place, "train/loss")))
+    assert 0 < ours < rounding
+
+
+def test_where_mixed_precision_gathers_half():
+    def chosen(**keys):
+        return type(make_precision(TrainerConfig(**keys))).__name__
+
+    assert chosen(accelerator="gpu", strategy="fsdp", precision="bf16-mixed") == "ShardedMixed"
+    for keys in (
+        {"accelerator": "gpu"},
+        {"strategy": "fsdp"},
+        {"accelerator": "gpu", "strategy": "fsdp", "precision": "32-true"},
+    ):
+        assert chosen(**{"precision": "bf16-mixed"} | keys) == "NoneType"
+    assert chosen(accelerator="gpu", strategy="fsdp", precision="bf16-true") == "TrueHalf"
 
 
 def test_ranks_have_different_numbers_of_targets(folder):

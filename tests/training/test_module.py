@@ -16,7 +16,8 @@ from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
 from lit_long.positions import build
 from lit_long.training.module import LongContextModule
-from lit_long.training.run import TrueHalf, summarize
+from lit_long.training.precision import TrueHalf
+from lit_long.training.run import summarize
 from lit_long.training.throughput import document_squares, measured_peak, update_flops
 from tests.model.test_llama import SMALL, batch_of
 
