@@ -11,15 +11,17 @@ A kill at any moment leaves the last complete one. Either kind resumes on any nu
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import io
+import itertools
 import os
 import pickle
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint._nested_dict import set_element
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from lit_long.config import UserError
 from lit_long.files import is_disk_full
@@ -122,7 +125,7 @@ class ShardedPoints:
         tensors = {"state_dict": checkpoint.pop("state_dict")}
         tensors |= {f"optimizer_{number}": state for number, state in enumerate(checkpoint.pop("optimizer_states", []))}
         if self.writer.background:
-            tensors = copy_to_cpu(tensors)
+            tensors = copy_to_cpu(tensors, changed_by_training(self.model, self.optimizers))
         meta = io.BytesIO()
         torch.save(checkpoint, meta)
         path = Path(self.broadcast(str(filepath)))
@@ -152,9 +155,34 @@ def reading(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def copy_to_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy on the CPU, that training does not change."""
-    return DefaultStager(StagingOptions(False, False, False, False)).stage(state)
+def copy_to_cpu(state: dict[str, Any], trained: Iterable[Tensor] | None = None) -> dict[str, Any]:
+    """The state in the host's memory, where training does not change it.
+
+    Args:
+        trained: the tensors that training changes. What shares no memory with them, and is in the host's, is taken as it is: Lightning has copied the
+            state of a sharded model that is on GPUs. If not given, everything is copied.
+    """
+    changing = None if trained is None else {place_of(x) for x in trained}
+
+    def keep(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return copy.deepcopy(x)
+        if changing is not None and x.device.type == "cpu" and place_of(x) not in changing:
+            return x
+        return x.detach().to("cpu", copy=True)
+
+    return tree_map(keep, state)
+
+
+def place_of(x: Tensor) -> int:
+    """Address of the memory that holds this rank's part of a tensor."""
+    return (x.to_local() if isinstance(x, DTensor) else x).untyped_storage().data_ptr()
+
+
+def changed_by_training(model: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
+    yield from itertools.chain(model.parameters(), model.buffers())
+    for optimizer in optimizers:
+        yield from (x for values in optimizer.state.values() for x in values.values() if isinstance(x, Tensor))
 
 
 def write_file(checkpoint: dict[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -14,14 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
 
 from lit_long.config import CorpusConfig, SourceConfig, UserError
 from lit_long.data.prepare import prepare
 from lit_long.pretrained.weights import read_checkpoint
-from lit_long.training.resume import OneFile, Writer, assemble, newest_checkpoint
+from lit_long.training.resume import OneFile, ShardedPoints, Writer, assemble, newest_checkpoint
 from lit_long.training.run import train
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
+from tests.planning.test_inference import Peak
 from tests.training import killed
 from tests.training.resume_ranks import STOP, UPDATES, run, stop
 
@@ -194,6 +197,35 @@ def test_one_write_at_a_time_and_its_error_is_heard():
         writer.run(lambda: order.append("never"))
     writer.run(lambda: order.append("next"))
     assert writer.poll(wait=True) is True and order == ["slow", "next"] and writer.seconds is not None
+
+
+@pytest.mark.parametrize("offloaded", [True, False])
+def test_what_lightning_has_put_into_the_hosts_memory_is_not_copied_again(offloaded, tmp_path):
+    """As it does with what is on GPUs; of what was in the host's memory it has made no copy, and training goes on to change it."""
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(2, 64)).sum().backward()
+    optimizer.step()
+    given = {"state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+    if offloaded:
+        given = copy.deepcopy(given)
+
+    class Held(Writer):
+        def run(self, write):
+            self.tensors = write.args[0]
+
+    points = ShardedPoints()
+    points.writer, points.model, points.optimizers, points._files = Held(True), model, [optimizer], object()
+    points.broadcast = lambda path: path
+    places = {x.data_ptr() for x in tree_leaves(given) if isinstance(x, torch.Tensor)}
+    with Peak() as peak:
+        points.save_checkpoint(given | {"loops": {}}, tmp_path / "step-00000001.ckpt")
+    written = {x.data_ptr() for x in tree_leaves(points.writer.tensors) if isinstance(x, torch.Tensor)}
+    assert len(written) == len(places) == 8  # two parameters, of each two moments and the step
+    if offloaded:
+        assert written == places and peak.most == 0
+    else:
+        assert not written & places
 
 
 def test_what_is_written_beside_training_does_not_change(tmp_path):
