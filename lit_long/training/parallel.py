@@ -141,12 +141,10 @@ def clip_gradients(parameters: Iterable[Tensor], most: float) -> Tensor:
     for parameter in parameters:
         if parameter.grad is not None:
             kinds.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
-    # On a GPU torch takes tensors one by one when they are DTensors, unless it is told not to: some 600 small operations an update of 7B.
-    together = True if any(kind[0].grad.is_cuda for kind in kinds.values()) else None
-    norms = [gather(get_total_norm([parameter.grad for parameter in kind], foreach=together)) for kind in kinds.values()]
+    norms = [gather(get_total_norm([parameter.grad for parameter in kind])) for kind in kinds.values()]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds.values():
-        clip_grads_with_norm_(kind, most, norm, foreach=together)
+        clip_grads_with_norm_(kind, most, norm)
     return norm
 
 

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_long.batch import PADDING
 from lit_long.config import UserError
-from lit_long.training.parallel import parallelize
+from lit_long.training.parallel import clip_gradients, parallelize
 from tests.model.test_llama import batch_of, small
 
 DOCUMENTS = torch.tensor([[0] * 13 + [1] * 19, [2] * 5 + [3] * 20 + [PADDING] * 7])
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of what torch dispatches."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 def gradients(model, masked):
@@ -51,25 +68,40 @@ def test_full_checkpointing_keeps_less():
 
 def test_selective_computes_attention_once_and_half_of_the_products():
     """Operations of forward and backward, as torch dispatches them."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     def count(way):
-        calls = []
-
-        class Watch(TorchDispatchMode):
-            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                calls.append(str(function))
-                return function(*args, **(kwargs or {}))
-
         model = parallelize(small(), None, way)
-        with Watch():
+        with Operations() as found:
             gradients(model, True)
-        return sum("attend_documents.default" in c for c in calls), sum(c == "aten.mm.default" for c in calls)
+        return sum("attend_documents.default" in c for c in found.names), found.names.count("aten.mm.default")
 
     (attention, products), (again, more), (all_again, most) = count("none"), count("selective"), count("full")
     assert attention == again == 2 and all_again == 4
     # torch ends computing again with the last tensor that backward wants: the down projection's product it never needs.
     assert most - products == 2 * 6 and more - products == 2 * 3  # layers × matrices: k, o and up of q k v o gate up
+
+
+def test_clipping_takes_sharded_gradients_together(monkeypatch):
+    """Off the CPU the number of operations does not grow with that of the parameters: torch knows DTensors in its clipping by itself."""
+    monkeypatch.setattr("torch.utils._foreach_utils._get_foreach_kernels_supported_devices", lambda: ["meta"])
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+
+        def operations(number: int) -> int:
+            def sharded():
+                return DTensor.from_local(torch.empty(4, 4, device="meta"), mesh, [Shard(0)], run_check=False)
+
+            parameters = [torch.nn.Parameter(sharded()) for _ in range(number)]
+            for parameter in parameters:
+                parameter.grad = sharded()
+            with Operations() as found:
+                clip_gradients(parameters, 1.0)
+            return len(found.names)
+
+        assert operations(40) == operations(4)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_unknown_ways_are_refused():
