@@ -51,7 +51,7 @@ def stage(tasks=OWN, **trainer):
 
 def evaluated(config: StageConfig, folder: Path) -> Path:
     """The finished stage, as a launcher starts it."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     settings = {name: plain(getattr(config, name)) for name in ("kind", "parent", *RELEVANT["evaluate"])}
     write_stage(folder, folder.name, settings, folder.parent / "store", folder.parent / "parent")
     if count_processes(config) == 1:
@@ -135,6 +135,54 @@ def test_two_ranks_measure_what_one_does(place):
     close(results[1], results[0])
     close(samples(two), samples(one))
     assert set(samples(one)) == set(OWN)
+
+
+TASK = """\
+task: {name}
+output_type: {kind}
+test_split: train
+dataset_path: json
+dataset_kwargs: {{data_files: {data}}}
+doc_to_text: "{{{{text}}}}"
+doc_to_target: "{{{{answer}}}}"
+num_fewshot: 0
+"""
+CHOICE = """\
+doc_to_choice: "{{options}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITTEN = """\
+generation_kwargs: {until: ["\\n"], max_gen_toks: 8}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.mark.slow
+def test_tasks_of_lm_evals_and_an_evaluation_that_goes_on(place):
+    """Likelihoods and texts through lm-eval; the sharded stage is interrupted, and goes on with the samples that are missing."""
+    rows = [{"text": f"Item {n} is", "options": ["red", "blue as the sky"], "answer": n % 2} for n in range(6)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = []
+    for name, kind, rest in (("chosen", "multiple_choice", CHOICE), ("written", "generate_until", WRITTEN)):
+        (place / f"{name}.yaml").write_text(TASK.format(name=name, kind=kind, data=place / "rows.jsonl") + rest)
+        tasks.append(str(place / f"{name}.yaml"))
+    one, two = (
+        evaluated(config, place / name)
+        for name, config in (("one", stage(tasks)), ("two", stage(tasks, strategy="fsdp", devices=2)))
+    )
+    results = [read_result(folder) for folder in (one, two)]
+    for result in results:
+        assert result.pop("seconds") > 0
+    close(results[1], results[0])
+    close(samples(two), samples(one))
+    before = (two / "samples" / "chosen.jsonl").read_text()
+    (two / "samples" / "chosen.jsonl").write_text("".join(before.splitlines(keepends=True)[:3]) + '{"half a li')
+    (two / "samples" / "written.jsonl").unlink()
+    (two / "DONE").unlink()
+    again = read_result(evaluated(stage(tasks, strategy="fsdp", devices=2), two))
+    assert again.pop("seconds") > 0
+    close(again, results[0])
+    assert (two / "samples" / "chosen.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize(
