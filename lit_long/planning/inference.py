@@ -87,7 +87,7 @@ def weights(model: ModelConfig, ranks: int, width: int) -> float:
 
 
 def cache_size(model: ModelConfig, reading: Reading, ranks: int, width: int) -> float:
-    """Keys and values of all layers."""
+    """Keys and values of all layers; those with a window keep more than it where a beginning is shared, or an answer is taken back."""
     numbers = 2 * model.n_layers * model.n_kv_heads * model.head_dim * reading.rows * reading.length
     return width * numbers / ranks if reading.cached else 0.0
 

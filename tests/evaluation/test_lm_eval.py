@@ -78,9 +78,8 @@ def test_a_gpu_plans_no_kernel_for_every_length_of_a_text(pair, monkeypatch):
 
     plans = count_plans(monkeypatch, lm_eval, decode)
     model = pair[1].evaluated.model
-    monkeypatch.setattr(
-        model, "encoder", build({"scheme": "dynamic_ntk", "original": 16}, model.config.head_dim)
-    )  # reads lengths apart
+    encoder = build({"scheme": "dynamic_ntk", "original": 16}, model.config.head_dim)  # for which lengths are read apart
+    monkeypatch.setattr(model, "pattern", as_pattern(encoder))
     pair[1].loglikelihood(instances("loglikelihood", PAIRS))
     pair[1].generate_until(instances("generate_until", [("a", {"max_gen_toks": 3})]))
     assert len(plans[False]) >= 8 and not plans[True]
