@@ -11,9 +11,10 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from lit_long import export
 from lit_long.config import UserError
 from lit_long.generation import generate_text
 from lit_long.positions import build
@@ -300,13 +301,37 @@ def test_type_that_is_not_read(tmp_path):
     fails(GGUF(file), "token_embd.weight", "Q8_K", "Q4_1", "Q6_K")
 
 
-def test_a_real_file():
-    """Greedily it goes on as karpathy/llama2.c's doc/stories260K.md has it."""
+# Of karpathy/llama2.c, doc/stories260K.md (MIT): what its run.c writes greedily after "Once upon a time".
+STORY = """, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.
+Lily's mom said, "Lily, let's go to the park." Lily was sad and didn't know what to do. She said, "I want to play with your ball, but I can't find it."
+Lily was sad and didn't know what to do. She said, "I'm sorry, Lily. I didn't know what to do."
+Lily didn't want to help her mom, so she said, "I'm sorry, mom. I didn't know what to do." Her mom said, "Don't worry, Lily. We can help you."""  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stories():
     if not STORIES.is_file():
         pytest.skip(f"{STORIES} is not here")
-    pretrained = GGUF(STORIES)
-    [text] = generate_text(read(pretrained), pretrained.tokenizer(), ["Once upon a time"], 60)
-    assert text.startswith(", there was a little girl named Lily. She loved to play outside in the park.")
+    return GGUF(STORIES)
+
+
+def test_a_published_model_writes_its_published_text(stories):
+    """Word for word, tokenizer included."""
+    [text] = generate_text(read(stories), stories.tokenizer(), ["Once upon a time"], 257)
+    assert text.startswith(STORY)
+
+
+@torch.no_grad()
+def test_a_published_model_goes_to_transformers(stories, tmp_path):
+    """From GGUF to a Hugging Face folder: there, too, the published text's tokens, and the logits that the model has here."""
+    assert export.main([f"checkpoint={STORIES}", f"out={tmp_path / 'out'}"]) in (0, None)
+    theirs, tokenizer = (load.from_pretrained(tmp_path / "out") for load in (AutoModelForCausalLM, AutoTokenizer))
+    tokens = tokenizer("Once upon a time" + STORY, return_tensors="pt").input_ids
+    assert tokens[0].tolist() == stories.tokenizer().encode("Once upon a time" + STORY)
+    found, expected = read(stories).logits(batch_of(tokens)), theirs(tokens).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    begin = len(tokenizer("Once upon a time").input_ids)
+    assert expected[0, begin - 1 : -1].argmax(-1).tolist() == tokens[0, begin:].tolist()
 
 
 def test_damaged_files(tmp_path):
