@@ -9,6 +9,7 @@
     … smooth=500             positions to a bin of the loss by position (default: bins that grow)
     … text=FILE              one's own texts to read and to hide things in: a file or folder of text, .jsonl or .parquet
     … data=FOLDER            public data sets of paper and modern, as downloaded; data=hub downloads. run_code=true allows HumanEval, MBPP
+    … shots=0                examples before each question of lm-eval's tasks (default: as many as the task has)
     … qa=FOLDER              Giraffe's question answering, as published (default: built from facts of our own)
     … context=32k position=yarn                                 another encoder for a longer context
     … layers=swan layers.groups.local.window=512                layers that differ (configs/layers/)

@@ -28,9 +28,10 @@ import hashlib
 import io
 import json
 import logging
+import random
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -256,16 +257,18 @@ class Wanted:
     """What of a task is asked.
 
     Args:
-        count: documents of each part and length; 0 for all (of a generated one, 20).
-        seed: of the examples that are shots, and of generated documents.
+        count: documents of each part and length, drawn by ``seed``; 0 for all (of a generated one, 20).
+        seed: of the documents, of the examples that are shots, and of generated documents.
         data: a folder of data sets; "hub" lets lm-eval download them.
         run_code: whether a task may run what the model wrote.
+        shots: examples before each question; None: as many as the task has.
     """
 
     count: int
     seed: int
     data: str
     run_code: bool = False
+    shots: int | None = None
 
 
 def load_parts(name: str, spec: Spec, evaluated: EvaluatedModel, lengths: list[int], asked: Wanted) -> Iterator[Made]:
@@ -319,10 +322,14 @@ def manager_of(folder: Path) -> Any:
     return lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(folder))
 
 
-def leaves(manager: Any, names: tuple[str, ...]) -> list[str]:
-    """Task names; a tag or group becomes the tasks in it."""
+def leaves(manager: Any, names: tuple[Any, ...]) -> list[str]:
+    """Task names; a tag or group becomes the tasks in it. Groups may hold groups, by name or written out."""
     found: list[str] = []
     for name in names:
+        if isinstance(name, dict):
+            members = name["task"] if isinstance(name["task"], list) else [name["task"]]
+            found += leaves(manager, tuple(members))
+            continue
         entry = manager.task_index[name]
         inner = (entry.cfg or {}).get("task")
         members = sorted(entry.tags) if entry.kind.name == "TAG" else inner if isinstance(inner, list) else None
@@ -376,13 +383,13 @@ def rows_for(
 
 
 def requests_of(name: str, leaf: str, task: Any, asked: Wanted) -> Iterator[tuple[list[Any], Any]]:
-    """Requests and right answer of each of the first documents."""
+    """Requests and right answer of each document that is asked."""
     if task.config.num_fewshot and len(getattr(task.sampler, "df", [])) < task.config.num_fewshot:
         raise UserError(f"{leaf}: has {len(task.sampler.df)} examples, and {task.config.num_fewshot} shots are asked for")
     task.set_fewshot_seed(asked.seed)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's bars
-            task.build_all_requests(limit=asked.count or None)
+            task.build_all_requests(samples=drawn(len(task.eval_docs), asked))
     except Exception as error:  # again whatever a task's own code does with an odd document
         raise UserError(f"{leaf}: lm-eval cannot ask its documents: {described(error)}") from error
     documents: dict[int, list[Any]] = {}
@@ -390,6 +397,14 @@ def requests_of(name: str, leaf: str, task: Any, asked: Wanted) -> Iterator[tupl
         documents.setdefault(request.doc_id, []).append(request)
     for number, requests in documents.items():
         yield requests, reference(f"{leaf}, document {number}", task, requests[0].doc)
+
+
+def drawn(documents: int, asked: Wanted) -> list[int] | None:
+    """Which of a task's documents are asked, in their order; None for all. Data sets have an order (HellaSwag's first third is of one source), so
+    the first ones stand for nothing."""
+    if not asked.count or asked.count >= documents:
+        return None
+    return sorted(random.Random(asked.seed).sample(range(documents), asked.count))
 
 
 def reference(where: str, task: Any, doc: dict[str, Any]) -> Any:
@@ -446,6 +461,8 @@ class HarnessTask(Task):
         self.code = {"code": file_digest(file)} if file else {}
         self.wanted = wanted
         self.spec = SPECS.get(name) or Spec("", {"all": (self.name,)})
+        if wanted.shots is not None:
+            self.spec = replace(self.spec, shots=wanted.shots)
         self.verified = None if file else name in VERIFIED  # of a user's own task nothing is claimed
         self.items: dict[Key, Item] = {}
         versions = set()

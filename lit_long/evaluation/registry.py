@@ -87,6 +87,11 @@ def needs_whole_documents(names: Iterable[str]) -> bool:
     return any(name in BUILT_IN and BUILT_IN[name].whole_document for name in names)
 
 
+def draws_documents(names: Iterable[str]) -> bool:
+    """Whether any of the tasks draws its documents out of a data set, where not all are asked."""
+    return any(not (name in BUILT_IN or is_custom(name) or (name in SPECS and SPECS[name].made)) for name in names)
+
+
 def module_file(name: str, where: str) -> Path:
     """The file of ``module:Task``, which is read, not run.
 

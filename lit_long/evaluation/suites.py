@@ -31,13 +31,17 @@ from lit_long.evaluation.task import Task
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: ``samples`` of every task and length, ``documents`` of every domain; ``depths`` of needles; ``stride`` of windows."""
+    """How much is measured: ``samples`` of every task and length, ``documents`` of every domain; ``depths`` of needles; ``stride`` of windows.
+
+    ``most``: lengths are bounds of prompts, whose texts are as long as they are, so that a model of a shorter range can be asked, too.
+    """
 
     lengths: tuple[int, ...]
     samples: int
     documents: int
     depths: int
     stride: int
+    most: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Asked:
     qa: str = ""  # a file or folder of Giraffe's question answering
     public: str = ""  # the folder of public data sets
     run_code: bool = False
+    shots: int | None = None  # of lm-eval's tasks; None: as the task has it
 
     @property
     def haystack(self) -> str:
@@ -88,7 +93,7 @@ SUITES = {
         [name for name in TASK_REGISTRY if name not in GIRAFFE[1:]],
     ),
     "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, documents=8, depths=10, stride=256), GIRAFFE),
-    "paper": (Size((PROMPT,), samples=0, documents=0, depths=0, stride=1), [*LONG, *SHORT]),
+    "paper": (Size((PROMPT,), samples=0, documents=0, depths=0, stride=1, most=True), [*LONG, *SHORT]),
     "modern": (Size((4096, 8192, 16384, 32768), samples=0, documents=0, depths=0, stride=1), [*MODERN]),
 }
 
@@ -104,14 +109,19 @@ def names_of(suite: str, tasks: list[str]) -> tuple[Size, list[str]]:
     return size, list(dict.fromkeys(tasks)) or own
 
 
-def fitting(lengths: tuple[int, ...], context: int, suite: str, say: Callable[[str], None]) -> tuple[int, ...]:
+def fitting(size: Size, context: int, suite: str, say: Callable[[str], None]) -> tuple[int, ...]:
     """The suite's lengths that the model's range allows; ``say`` is told of the others. Raises UserError if none is left."""
-    found = tuple(length for length in lengths if length <= context)
+    found = tuple(length for length in size.lengths if length <= context)
+    if not found and size.most:
+        say(
+            f"prompts of at most {context:,} tokens, the model's range, not of {min(size.lengths):,}; longer ones lose their beginning"
+        )
+        return (context,)
     if not found:
         raise UserError(
-            f"suite={suite}: its shortest length, {min(lengths):,}, is beyond context={context:,}; choose lengths=[…]"
+            f"suite={suite}: its shortest length, {min(size.lengths):,}, is beyond context={context:,}; choose lengths=[…]"
         )
-    if left_out := [f"{length:,}" for length in lengths if length > context]:
+    if left_out := [f"{length:,}" for length in size.lengths if length > context]:
         say(f"left out: lengths beyond context={context:,}, the model's range: {', '.join(left_out)}")
     return found
 
@@ -182,7 +192,7 @@ def custom_task(name: str, asked: Asked) -> Task:
 def through_lm_eval(name: str, asked: Asked) -> Task:
     from lit_long.evaluation.lm_eval import HarnessTask, Wanted
 
-    wanted = Wanted(asked.size.samples, asked.seed, asked.public, asked.run_code)
+    wanted = Wanted(asked.size.samples, asked.seed, asked.public, asked.run_code, asked.shots)
     return HarnessTask(name, asked.evaluated, list(asked.size.lengths), wanted)
 
 

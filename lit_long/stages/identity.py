@@ -18,10 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lit_long.config import CorpusConfig, CurriculumConfig, DataConfig, LayersConfig, SourceConfig, StageConfig, differing, typed
+from lit_long.config import (
+    CorpusConfig,
+    CurriculumConfig,
+    DataConfig,
+    EvaluationConfig,
+    LayersConfig,
+    SourceConfig,
+    StageConfig,
+    differing,
+    typed,
+)
 from lit_long.config.mesh import gathers_rounded
 from lit_long.data.builtin_corpus import fingerprint
-from lit_long.evaluation.registry import code_digest, task_code
+from lit_long.evaluation.registry import code_digest, draws_documents, task_code
 from lit_long.positions import default_settings
 from lit_long.positions.layers import default_scale_settings
 from lit_long.stages.resolve import chat_templates, uses_builtin
@@ -84,9 +94,18 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         settings["made_from"] = fingerprint(config.data.corpus, uses_builtin(config.data))
         if templates := chat_templates(config.data):
             settings["chat_templates"] = templates
-    elif code := own_code(config) | (task_code(config.evaluation.tasks) if config.kind == "evaluate" else {}):
+        return settings
+    evaluates = config.kind == "evaluate"
+    if evaluates and draws(config.evaluation):
+        settings["documents"] = "drawn"
+    if code := own_code(config) | (task_code(config.evaluation.tasks) if evaluates else {}):
         settings["code"] = code
     return settings
+
+
+def draws(evaluation: EvaluationConfig) -> bool:
+    """Whether documents of public data sets are drawn. (Before 0.2 the first ones were asked.)"""
+    return bool(evaluation.task_samples) and draws_documents(evaluation.tasks)
 
 
 def without_idle_settings(config: StageConfig) -> StageConfig:

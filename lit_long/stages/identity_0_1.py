@@ -31,7 +31,7 @@ from lit_long.config.schema import PhaseConfig
 from lit_long.data.builtin_corpus import fingerprint
 from lit_long.data.synthetic import RETRIEVAL
 from lit_long.positions import default_settings
-from lit_long.stages.identity import all_weights, digest, own_code
+from lit_long.stages.identity import all_weights, digest, draws, own_code
 from lit_long.stages.resolve import DOCS, chat_templates, uses_builtin
 
 KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 2}
@@ -141,6 +141,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         raise NotIn01
     settings = {"model": known(config.model), "position": position_of(config.position)} | code
     if config.kind == "evaluate":
+        if draws(config.evaluation):  # 0.1 asked the first documents
+            raise NotIn01
         evaluation = known(config.evaluation)
         if evaluation["retrieval_domain"] in ("", DOCS):
             del evaluation["retrieval_domain"]

@@ -56,6 +56,7 @@ class EvaluateConfig:
     qa: str = ""
     data: str = ""
     run_code: bool = False
+    shots: CountOrNone | None = None
     out: str = ""
     checkpoint: str = ""
     context: Count | None = None
@@ -95,7 +96,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     model, tokenizer, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
     prepack(model, config.samples or size.samples or ROWS)
     evaluated = EvaluatedModel(model, tokenizer, settings.context, config.batch_tokens)
-    lengths = tuple(sorted(set(config.lengths))) or fitting(size.lengths, settings.context, config.suite, say)
+    lengths = tuple(sorted(set(config.lengths))) or fitting(size, settings.context, config.suite, say)
     size = Size(
         lengths,
         config.samples or size.samples,
@@ -105,7 +106,8 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     )
     texts, data = texts_of(config.text, stage, evaluated, say) if reads_texts(names) else (None, "")
     domains = domains_for(names, texts, max(size.lengths)) if texts else []
-    asked = Asked(evaluated, texts, data, domains, size, config.seed, config.smooth, config.qa, config.data, config.run_code)
+    settled = {"seed": config.seed, "smooth": config.smooth, "qa": config.qa, "public": config.data}
+    asked = Asked(evaluated, texts, data, domains, size, **settled, run_code=config.run_code, shots=config.shots)
     tasks, left_out = build_tasks(names, asked, bool(config.tasks), say)
     identity = model_identity(stage, evaluated, settings)
     about = {

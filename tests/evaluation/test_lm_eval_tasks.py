@@ -10,7 +10,7 @@ import pytest
 
 from lit_long.evaluate import main
 from lit_long.evaluation.evaluated_model import EvaluatedModel
-from lit_long.evaluation.lm_eval import HarnessTask, Wanted
+from lit_long.evaluation.lm_eval import HarnessTask, Wanted, drawn, leaves, task_files
 from lit_long.evaluation.lm_eval_tasks import LONG, SHORT, SPECS, paper_averages
 from lit_long.evaluation.public_data import local_rows
 from lit_long.evaluation.task import run_tasks
@@ -48,11 +48,9 @@ def run(capsys, *words):
 
 @pytest.mark.parametrize("name", ["hellaswag", "winogrande", "commonsense_qa", "nq_open", "gsm8k", "qasper", "quality"])
 def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, evaluated, tmp_path):
-    """lm-eval's evaluator and HFLM, on the same folder; data read by lm-eval itself where it can."""
+    """lm-eval's evaluator and HFLM, on the same folder and documents; data read by lm-eval itself where it can."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
-
-    from lit_long.evaluation.lm_eval import task_files
 
     # Long prompts: both keep the end. HFLM keeps the model's range less the answer, which is also our limit then.
     ours = HarnessTask(name, evaluated, [CONTEXT], Wanted(4, 7, str(data)))
@@ -66,7 +64,15 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, eval
         task = task_files(spec.folder).load({"group": "x", "task": [settings]})["tasks"][leaf]
     task.set_fewshot_seed(7)
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1)
-    found = lm_eval.evaluate(lm=theirs, task_dict={leaf: task}, limit=4, bootstrap_iters=2)
+    documents = drawn(len(task.eval_docs), ours.wanted)
+    assert documents is None or documents != list(range(4))
+    found = lm_eval.evaluate(
+        lm=theirs,
+        task_dict={leaf: task},
+        limit=None,
+        samples=documents and {leaf: documents},
+        bootstrap_iters=2,
+    )
     results = {key.partition(",")[0]: value for key, value in reversed(found["results"][leaf].items()) if "_stderr" not in key}
     errors = {key.partition("_stderr")[0]: value for key, value in found["results"][leaf].items() if "_stderr" in key}
     checked = [row for row in rows if row.metric in results]
@@ -77,11 +83,35 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(name, data, folder, eval
     lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()[1:]]
     # One document may come twice in lm-eval's samples, once for each filter.
     peers = {sample["doc_id"]: sample["resps"] for sample in found["samples"][leaf]}
-    for number, line in enumerate(lines):
-        for mine, (other,) in zip(line["answers"], peers[number], strict=True):
+    for line, resps in zip(lines, peers.values(), strict=True):
+        for mine, (other,) in zip(line["answers"], resps, strict=True):
             if isinstance(other, str):
                 other = other.removesuffix("#")  # id 2, an end token in this model's settings, whose text HFLM leaves there
             assert mine == (other if isinstance(other, str) else [pytest.approx(other[0], abs=1e-3), other[1]])
+
+
+def test_the_documents_are_drawn():
+    """Each as likely, none twice, the same with the same seed; all where there are no more."""
+    picked = [drawn(10, Wanted(3, seed, "")) for seed in range(400)]
+    assert picked[5] == drawn(10, Wanted(3, 5, "")) and all(each == sorted(set(each)) and len(each) == 3 for each in picked)
+    counts = [sum(number in each for each in picked) for number in range(10)]
+    assert all(80 < count < 160 for count in counts)  # 120 ± 9
+    assert drawn(10, Wanted(0, 1, "")) is None and drawn(10, Wanted(10, 1, "")) is None
+
+
+def test_groups_of_groups():
+    """MMLU with the answers written out: groups inside a group."""
+    found = leaves(task_files("mmlu"), ("mmlu_continuation",))
+    assert len(found) == len(set(found)) == 57 and all(name.endswith("_continuation") for name in found)
+
+
+def test_shots_of_ones_own(data, evaluated):
+    zero, two, usual = (
+        HarnessTask("commonsense_qa", evaluated, [CONTEXT], Wanted(1, 0, str(data), shots=n)) for n in (0, 2, None)
+    )
+    asked = [next(iter(task.items.values())).requests[0].args[0] for task in (zero, two, usual)]
+    assert [text.count("Question:") for text in asked] == [1, 3, 8] and asked[1].endswith(asked[0])
+    assert [task.settings()["shots"] for task in (zero, two, usual)] == [0, 2, 7]
 
 
 COUNTED = {  # docs/evaluation.md: shots, and the number that counts
@@ -91,6 +121,16 @@ COUNTED = {  # docs/evaluation.md: shots, and the number that counts
     *(("social_iqa", 0, "acc"), ("winogrande", 0, "acc"), ("commonsense_qa", 7, "acc")),
     *(("nq_open", 5, "exact_match"), ("triviaqa", 5, "exact_match"), ("gsm8k", 8, "exact_match"), ("math", 4, "exact_match")),
 }
+
+
+def test_a_model_of_a_shorter_range_is_asked_too(data, folder, tmp_path, capsys):
+    """Without lengths= prompts may have the model's range, of tasks that cut them; ruler's must fit."""
+    words = [f"model.init={folder}", f"data={data}", "samples=1", f"out={tmp_path}"]
+    code, _, err = run(capsys, "suite=paper", "tasks=[piqa,qmsum]", *words)
+    assert code == 0 and "prompts of at most 2,048 tokens, the model's range, not of 16,384" in err
+    assert {row["length"] for row in json.loads((tmp_path / "scores.json").read_text())} == {CONTEXT}
+    code, _, err = run(capsys, "suite=modern", *words)
+    assert code == 2 and "suite=modern: its shortest length, 4,096, is beyond context=2,048" in err
 
 
 def test_the_paper_suite(data, folder, tmp_path, capsys):
@@ -135,7 +175,7 @@ def test_mmlu_by_category(folder, evaluated, tmp_path):
 
 def test_prompts_of_the_long_tasks(data, evaluated):
     def prompt(name: str) -> str:
-        task = HarnessTask(name, evaluated, [1024], Wanted(1, 0, str(data)))
+        task = HarnessTask(name, evaluated, [1024], Wanted(0, 0, str(data)))
         return next(iter(task.items.values())).requests[0].args[0]
 
     story = public.STORY.strip()
@@ -209,7 +249,7 @@ def test_bad_data_is_named_and_never_scored(name, damage, message, folder, tmp_p
     if name == "nq_open":
         (tmp_path / "d" / "google-research-datasets").rename(tmp_path / "elsewhere")
     words = (f"model.init={folder}", f"tasks=[{name}]", f"data={tmp_path}/d", "lengths=[512]", f"out={tmp_path}/o")
-    code, out, err = run(capsys, *words)
+    code, out, err = run(capsys, "suite=paper", *words)  # which asks all documents
     assert code == 2 and out == "" and message in err.replace("\n", " "), err
     assert not (tmp_path / "o" / "scores.json").exists()
 
@@ -240,7 +280,6 @@ def labels(root: Path, label: str) -> None:
         (["tasks=[piqa]", "data=/nowhere"], "data=/nowhere: there is no such folder"),
         (["tasks=[piqqa]"], "there is no task 'piqqa'; did you mean 'piqa'?"),
         (["tasks=[humaneval]"], "run_code=true allows it"),
-        (["suite=paper"], "suite=paper: its shortest length, 16,384, is beyond context=2,048"),
         (["suite=paper", "lengths=[1k]"], "nothing of the suite can be measured"),
         (["tasks=[niah_single_1]", "lengths=[4k]"], "niah_single_1: 4,096 tokens are beyond context=2,048"),
         (["tasks=[niah_single_2]", "lengths=[1k]"], "its haystack is the data set baber/paul_graham_essays"),
