@@ -136,14 +136,27 @@ class Harness(TemplateLM):
         for group in self.batches(list(rows)):
             for row, hidden_TD in zip(group, self.hidden(group), strict=True):
                 longest = max(len(requests[number][2]) for number in rows[row])
-                logs_TV = self.evaluated.model.head(hidden_TD[len(row) - longest : len(row)]).float().log_softmax(-1).cpu()
-                best_T = logs_TV.argmax(-1)
-                for number in rows[row]:
-                    targets_T = torch.tensor(requests[number][2])
-                    own = logs_TV[longest - len(targets_T) :]
-                    score = float(own.gather(1, targets_T[:, None]).double().sum())
-                    found[number] = (score, bool((best_T[longest - len(targets_T) :] == targets_T).all()))
+                targets_RT = torch.full((len(rows[row]), longest), -1)  # of each request, at the end of the row
+                for place, number in enumerate(rows[row]):
+                    targets_RT[place, longest - len(requests[number][2]) :] = torch.tensor(requests[number][2])
+                logs_RT, hits_RT = self.scored(hidden_TD[len(row) - longest : len(row)], targets_RT)
+                for place, number in enumerate(rows[row]):
+                    own = slice(longest - len(requests[number][2]), None)
+                    found[number] = (float(logs_RT[place, own].double().sum()), bool(hits_RT[place, own].all()))
         return found
+
+    def scored(self, hidden_TD: torch.Tensor, targets_RT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each request R the log-probability of its targets, and whether they are the likeliest, [R, T] on the CPU; anything where the target is -1.
+
+        Logits exist for as many tokens at once as in the loss: a whole text's would take gigabytes.
+        """
+        logs, hits = [], []
+        chunk = self.evaluated.model.loss_chunk
+        for hidden, targets_RC in zip(hidden_TD.split(chunk), targets_RT.split(chunk, dim=1), strict=True):
+            logs_CV = self.evaluated.model.head(hidden).float().log_softmax(-1).cpu()
+            logs.append(logs_CV.gather(1, targets_RC.clamp(min=0).t()).t())
+            hits.append(logs_CV.argmax(-1) == targets_RC)
+        return torch.cat(logs, dim=1), torch.cat(hits, dim=1)
 
     def cut(self, tokens: list[int], room: int) -> list[int]:
         """The last ``room`` tokens; where bos is the first, it stays so."""

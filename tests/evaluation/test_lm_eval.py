@@ -61,6 +61,22 @@ def test_likelihoods(pair):
             ours.loglikelihood(instances("loglikelihood", [("a", continuation)]))
 
 
+def test_logits_of_a_long_text_never_exist_at_once(pair, monkeypatch):
+    """Whole texts are scored to the same numbers, a few tokens' logits at a time."""
+    model, seen = pair[1].evaluated.model, []
+    texts = [("a b c " * 15,), ("word " * 50,)]
+    expected = pair[1].loglikelihood_rolling(instances("loglikelihood_rolling", texts))
+    likelihoods = pair[1].loglikelihood(instances("loglikelihood", PAIRS))
+    head = model.head
+    monkeypatch.setattr(model, "head", lambda hidden: seen.append(len(hidden)) or head(hidden))
+    monkeypatch.setattr(model, "loss_chunk", 16)
+    assert pair[1].loglikelihood_rolling(instances("loglikelihood_rolling", texts)) == pytest.approx(expected, rel=1e-6)
+    found = pair[1].loglikelihood(instances("loglikelihood", PAIRS))
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in likelihoods]
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in likelihoods], rel=1e-6)
+    assert max(seen) == 16 and sum(seen) > 256
+
+
 def test_greedy_is_what_would_be_written(pair):
     theirs, ours = pair
     contexts = [f"{i} is a number, and" for i in range(40)]

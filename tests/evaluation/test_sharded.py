@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lit_long.config import EvaluationConfig, StageConfig, TrainerConfig, UserError, plain
+from lit_long.config import EvaluationConfig, LayerGroupConfig, LayersConfig, StageConfig, TrainerConfig, UserError, plain
 from lit_long.config.mesh import evaluation_ranks
 from lit_long.evaluation.run import joined, load_model
 from lit_long.generation.cache import KeyValueCache
@@ -159,17 +159,16 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 @pytest.mark.slow
 def test_tasks_of_lm_evals_and_an_evaluation_that_goes_on(place):
-    """Likelihoods and texts through lm-eval; the sharded stage is interrupted, and goes on with the samples that are missing."""
+    """Likelihoods and texts through lm-eval, of a model with local layers; the sharded stage is interrupted, and goes on with the samples that are missing."""
     rows = [{"text": f"Item {n} is", "options": ["red", "blue as the sky"], "answer": n % 2} for n in range(6)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = []
     for name, kind, rest in (("chosen", "multiple_choice", CHOICE), ("written", "generate_until", WRITTEN)):
         (place / f"{name}.yaml").write_text(TASK.format(name=name, kind=kind, data=place / "rows.jsonl") + rest)
         tasks.append(str(place / f"{name}.yaml"))
-    one, two = (
-        evaluated(config, place / name)
-        for name, config in (("one", stage(tasks)), ("two", stage(tasks, strategy="fsdp", devices=2)))
-    )
+    local = LayersConfig({"local": LayerGroupConfig(window=16), "whole": LayerGroupConfig()}, ["local", "whole"])
+    configs = {"one": replace(stage(tasks), layers=local), "two": replace(stage(tasks, strategy="fsdp", devices=2), layers=local)}
+    one, two = (evaluated(config, place / name) for name, config in configs.items())
     results = [read_result(folder) for folder in (one, two)]
     for result in results:
         assert result.pop("seconds") > 0
@@ -179,7 +178,7 @@ def test_tasks_of_lm_evals_and_an_evaluation_that_goes_on(place):
     (two / "samples" / "chosen.jsonl").write_text("".join(before.splitlines(keepends=True)[:3]) + '{"half a li')
     (two / "samples" / "written.jsonl").unlink()
     (two / "DONE").unlink()
-    again = read_result(evaluated(stage(tasks, strategy="fsdp", devices=2), two))
+    again = read_result(evaluated(configs["two"], two))
     assert again.pop("seconds") > 0
     close(again, results[0])
     assert (two / "samples" / "chosen.jsonl").read_text() == before
