@@ -11,7 +11,18 @@ import torch
 from lit_long.batch import PADDING, Batch
 from lit_long.config import UserError
 from lit_long.model import flash
-from lit_long.model.attention import KERNELS, AttentionMask, attention, choose, describe, document_cu_seqlens, use
+from lit_long.model.attention import (
+    KERNELS,
+    AttentionMask,
+    attention,
+    attention_masks,
+    choose,
+    describe,
+    document_cu_seqlens,
+    use,
+)
+from lit_long.training.parallel import ATTENTION
+from tests.training.test_parallel import Operations
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 IDS = torch.tensor([[0] * 21 + [1] * 1 + [2] * 15, [3] * 30 + [PADDING] * 7])  # odd lengths, one of 1, padding
@@ -191,6 +202,42 @@ def test_a_broken_package_is_a_sentence(code, tmp_path, monkeypatch, kernels):
     (tmp_path / "flash_attn.py").write_text(code)
     found = flash.find(8)
     assert found.generation is None and re.search(PACKAGES[code], found.why_not)
+
+
+def test_flash_attention_4_is_an_operation(tmp_path, monkeypatch, kernels):
+    """Put behind torch's own, which compile and selective checkpointing know. Tensors have no values: what comes to the package is not run."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    for file in ("flash_attn/__init__.py", "flash_attn/cute/__init__.py", "flash_attn/cute/interface.py"):
+        (tmp_path / file).write_text("_flash_attn_fwd = _flash_attn_bwd = flash_attn_varlen_func = None\n")
+    (tmp_path / "flash_attn_4-4.0.0.dist-info").mkdir()
+    (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: flash-attn-4\nVersion: 4.0.0\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (10, 0))
+    q, k, v = (torch.empty(1, heads, 64, 32, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (4, 2, 2))
+    try:
+        assert choose(GPU, torch.bfloat16, 32, True) == "flash"
+        assert torch.nn.attention.current_flash_attention_impl() == "FA4"
+        with Operations() as found:
+            attention(
+                q, k, v, AttentionMask(torch.tensor([0, 20, 64], dtype=torch.int32, device="meta"), "flash", 64)
+            ).sum().backward()
+    finally:
+        torch.nn.attention.restore_flash_attention_impl(_raise_warn=False)
+    kept = [name for name in found.names if any(word in name for word in ATTENTION)]
+    assert len(kept) == 2 and "backward" in kept[1], found.names
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"), [([20, 1000], 1020), ([200, 820], 1020), ([300, 300, 420], 512), ([10] * 102, 256)]
+)
+def test_the_longest_document_bounds_the_kernels_grid(lengths, expected, monkeypatch):
+    """By a power of two, so that compiled code meets few of them; not by the whole sequence."""
+    monkeypatch.setattr(flash, "why_no_varlen", lambda device, dtype: "")
+    ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
+    (mask,) = attention_masks(Batch(ids, ids, ids, ids, True), torch.bfloat16, 32, [None])
+    assert mask.kernel == "varlen" and mask.longest == expected >= max(lengths)
 
 
 def test_an_old_copy_of_flash_attention_4_is_not_it(tmp_path, monkeypatch, kernels):

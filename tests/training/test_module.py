@@ -15,6 +15,7 @@ from lit_long.config import ModelConfig, OptimConfig, StageConfig
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
 from lit_long.positions import build
+from lit_long.pretrained.weights import save_weights
 from lit_long.training.module import LongContextModule
 from lit_long.training.precision import TrueHalf
 from lit_long.training.run import summarize
@@ -210,6 +211,21 @@ def test_weights_of_tokens_stay_exact_in_bf16_true():
     ((dtype, total, computed),) = seen
     assert dtype == torch.float32 and computed == torch.bfloat16
     assert total == pytest.approx(0.3 * int((loader.batches[0].targets != NO_LOSS).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("source", ["drawn", "read"])
+def test_weights_come_to_life_on_the_strategys_device(source, tmp_path, monkeypatch):
+    """And nowhere else: from the host's memory they would be moved as a whole."""
+    weights = tmp_path / "weights.safetensors"
+    save_weights(Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim)), weights)
+    start = {"init_from": weights} if source == "read" else {}
+    module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1, **start)
+    strategy = SimpleNamespace(root_device=torch.device("cuda", 3))
+    module._trainer = SimpleNamespace(strategy=strategy, precision="32-true", precision_plugin=None)
+    made, to_empty = [], Llama.to_empty
+    monkeypatch.setattr(Llama, "to_empty", lambda self, *, device: made.append(device) or to_empty(self, device="cpu"))
+    module.configure_model()
+    assert made == [strategy.root_device]
 
 
 def test_a_gpu_that_the_module_has_left_is_named(tmp_path, monkeypatch):
