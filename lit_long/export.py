@@ -69,11 +69,6 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     stage, store, parent = read_stage(folder)
     if stage.kind != "train":
         raise UserError(f"{folder}: a stage of kind {stage.kind} holds no model; name a train stage")
-    if stage.layers.pattern:
-        raise UserError(
-            f"{folder}: its layers differ (layers.pattern=[{', '.join(stage.layers.pattern)}]), and Hugging Face's Llama has one encoder and no "
-            f"window: it cannot be exported"
-        )
     if config.adapter:
         copy_adapter(folder, out)
         return
@@ -86,7 +81,16 @@ def export_stage(config: ExportConfig, out: Path) -> None:
     card = model_card(config.name or out.name, folder, weights)
     beside = {} if parent else {RECIPE: json.dumps(recipe(stage), indent=1) + "\n"}
     write_huggingface(
-        out, read_checkpoint(weights), stage.model, stage.position, stage.context, tokenizer, card, config.dtype, beside
+        out,
+        read_checkpoint(weights),
+        stage.model,
+        stage.position,
+        stage.context,
+        tokenizer,
+        card,
+        config.dtype,
+        beside,
+        stage.layers,
     )
 
 
@@ -101,7 +105,9 @@ def export_external(config: ExportConfig, out: Path) -> None:
         f"---\nlibrary_name: transformers\n---\n\n# {config.name or out.name}\n\n"
         f"The weights of `{config.checkpoint}`, converted by lit-long. sha256 of their content: `{source.digest}`.\n"
     )
-    write_huggingface(out, source.tensors(), shape, source.position, shape.context, tokenizer, card, config.dtype)
+    write_huggingface(
+        out, source.tensors(), shape, source.position, shape.context, tokenizer, card, config.dtype, layers=source.layers
+    )
 
 
 if __name__ == "__main__":

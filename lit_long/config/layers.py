@@ -24,12 +24,12 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_long.config.grid import flat_axes
-from lit_long.config.pretrained import PRETRAINED
 from lit_long.config.renamed import rename_key
 from lit_long.config.schema import SharedConfig, StageConfig, SweepConfig
 from lit_long.config.text import read_node, read_types, read_word, type_at
 from lit_long.config.typed import UserError, check, nearest
 
+PRETRAINED = "pretrained"  # the position option that stands for whatever model.init was trained with
 DEFAULT_OPTIONS = {
     "model": "tiny",
     "position": "rope",

@@ -1,20 +1,32 @@
-"""What pretrained weights (``model.init``) bring into a stage's settings: their shape, their tokenizer, their positional encoder."""
+"""What pretrained weights (``model.init``) bring into a stage's settings: their shape, their tokenizer, their positional encoder and layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from lit_long.config.schema import ModelConfig
+from lit_long.config.layers import PRETRAINED, merge
+from lit_long.config.schema import LayersConfig, ModelConfig
 from lit_long.config.typed import UserError, check, plain
 
-PRETRAINED = "pretrained"  # the position option that stands for whatever model.init was trained with
-# from model.init to the weights' shape and position settings; None where they cannot be looked at and nothing will run
-Pretrained = Callable[[str], tuple[ModelConfig, dict[str, Any]] | None]
+
+class Brought(Protocol):
+    """What is asked of weights (`lit_long.pretrained.base.PretrainedWeights`)."""
+
+    @property
+    def shape(self) -> ModelConfig: ...
+    @property
+    def position(self) -> dict[str, Any]: ...
+    @property
+    def layers(self) -> LayersConfig: ...
+
+
+# from model.init to the weights; None where they cannot be looked at and nothing will run
+Pretrained = Callable[[str], Brought | None]
 
 
 def inherit(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrained, where: str) -> None:
-    """Let the weights that ``model.init`` names, if any, bring their shape, tokenizer and positional encoder.
+    """Let the weights that ``model.init`` names, if any, bring their shape, tokenizer, positional encoder and layers.
 
     Args:
         said: what people wrote, layer by layer, to tell a contradiction from a default.
@@ -29,7 +41,7 @@ def inherit(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrai
         if wants_own:
             raw["position"] = {"scheme": "rope", "base": "${model.rope_base}"}
         return
-    shape, position = found
+    shape, position = found.shape, found.position
     context = shape.context
     for layer in said:
         wanted = layer.get("model")
@@ -48,6 +60,10 @@ def inherit(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrai
     if wants_own or not any("position" in layer for layer in said):
         own = {key: value for key, value in raw["position"].items() if key == "training"}
         raw["position"] = position | own
+    if found.layers.pattern and not any({"option", "pattern"} & (layer.get("layers") or {}).keys() for layer in said):
+        raw["layers"] = plain(found.layers)
+        for layer in said:  # one of its settings alone
+            merge(raw["layers"], layer.get("layers") or {})
 
 
 def settings_of(group: Any) -> dict[str, Any]:

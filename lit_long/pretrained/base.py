@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_long.config import ModelConfig, UserError, differing
+from lit_long.config import LayersConfig, ModelConfig, UserError, differing, plain
 from lit_long.pretrained.digests import file_digest
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class PretrainedWeights(ABC):
     def position(self) -> dict[str, Any]:
         """Scheme and settings of the positional encoder it was pretrained with, as in configs/position/. Nothing is dropped
         silently: raises UserError for what cannot be mapped, and when there is no RoPE base at all."""
+
+    @property
+    def layers(self) -> LayersConfig:
+        """Windows, and positions of their own, of layers that differ; empty where all are alike. `position` is that of the others."""
+        return LayersConfig()
 
     @property
     @abstractmethod
@@ -94,7 +99,8 @@ def content_digest(weights: PretrainedWeights, files: Iterable[Path]) -> str:
     A setting that ModelConfig gained since 0.1 enters only where it differs from its default, so that it changes no digest.
     """
     shape = {key: value for key, value in asdict(weights.shape).items() if key in SHAPE} | differing(weights.shape)
-    settings = json.dumps([shape, weights.position], sort_keys=True)
+    layers = [plain(weights.layers)] if weights.layers.pattern else []
+    settings = json.dumps([shape, weights.position, *layers], sort_keys=True)
     parts = [settings, *(file_digest(file) for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_long.config import ModelConfig, UserError
+from lit_long.config import LayersConfig, ModelConfig, UserError
 from lit_long.files import cache_folder, replacing_folder, waiting_lock
 from lit_long.pretrained.base import ForeignWeights, PretrainedWeights
 from lit_long.pretrained.digests import read_digest
@@ -46,6 +46,10 @@ class Converted(PretrainedWeights):
     @property
     def position(self) -> dict[str, Any]:
         return self.source.position
+
+    @property
+    def layers(self) -> LayersConfig:
+        return self.source.layers
 
     @property
     def digest(self) -> str:

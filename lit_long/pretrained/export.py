@@ -21,12 +21,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from lit_long.config import ModelConfig, UserError
+from lit_long.config import LayersConfig, ModelConfig, UserError
 from lit_long.files import replacing_folder
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.pretrained.families import write_switches
-from lit_long.pretrained.rope_config import hf_from_position
+from lit_long.pretrained.families import write_family
 from lit_long.pretrained.weights import SafetensorsWriter, fitting
 from lit_long.tokenizers.huggingface import optional, tokenizer_files
 from lit_long.tokenizers.tokenizer import ModelTokenizer, copy_tokenizer, has_state
@@ -46,6 +45,7 @@ def write_huggingface(
     card: str,
     dtype: str = "auto",
     beside: dict[str, str] | None = None,
+    layers: LayersConfig | None = None,
 ) -> None:
     """Write the folder ``out``, which must not exist or be empty.
 
@@ -54,11 +54,12 @@ def write_huggingface(
         position: scheme and settings that it is to be used with.
         context: tokens of context it is for.
         beside: further files, text by name.
+        layers: windows, and positions of their own, of layers that differ; complete, as a resolved stage has them.
 
     Raises:
-        UserError: transformers cannot express ``position``, a tensor is missing or does not fit, or ``out`` is in use.
+        UserError: transformers has no class that computes this, or cannot express ``position``; a tensor is missing or does not fit, or ``out`` is in use.
     """
-    config = model_config(model, position, context, tokenizer)
+    config = model_config(model, position, context, tokenizer, layers)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there already and not empty; name another folder or remove it")
     if dtype not in DTYPES:
@@ -103,26 +104,29 @@ def copy_adapter(stage: Path, out: Path) -> None:
     shutil.copytree(source, out, dirs_exist_ok=True)
 
 
-def model_config(model: ModelConfig, position: dict[str, Any], context: int, tokenizer: ModelTokenizer | None) -> dict[str, Any]:
+def model_config(
+    model: ModelConfig,
+    position: dict[str, Any],
+    context: int,
+    tokenizer: ModelTokenizer | None,
+    layers: LayersConfig | None = None,
+) -> dict[str, Any]:
     """config.json, but for its precision."""
     ends = list(tokenizer.eos) if tokenizer else []
-    return (
-        write_switches(model)
-        | {
-            "vocab_size": model.vocab_size,
-            "hidden_size": model.d_model,
-            "intermediate_size": model.d_ffn,
-            "num_hidden_layers": model.n_layers,
-            "num_attention_heads": model.n_heads,
-            "num_key_value_heads": model.n_kv_heads,
-            "head_dim": model.head_dim,
-            "rms_norm_eps": model.norm_eps,
-            "tie_word_embeddings": model.tie_embeddings,
-            "bos_token_id": tokenizer.bos if tokenizer else None,
-            "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        }
-        | hf_from_position(position, model, context)
-    )
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.d_model,
+        "intermediate_size": model.d_ffn,
+        "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.n_kv_heads,
+        "head_dim": model.head_dim,
+        "rms_norm_eps": model.norm_eps,
+        "tie_word_embeddings": model.tie_embeddings,
+        "pad_token_id": None,  # some classes have one of their own, beyond a small vocabulary
+        "bos_token_id": tokenizer.bos if tokenizer else None,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+    } | write_family(model, position, context, layers)
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

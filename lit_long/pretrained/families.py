@@ -7,10 +7,13 @@ read decides nothing. Where a field is absent the class's own default stands in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_long.config import ModelConfig, UserError, nearest
+from lit_long.config import LayerGroupConfig, LayersConfig, ModelConfig, UserError, nearest
+from lit_long.positions import settings
+from lit_long.pretrained.rope_config import hf_from_position, position_from_hf, whole
 
 SILU = {"hidden_act": "silu"}
 ATTENTION_BIAS = {"attention_bias": ("qkv_bias", "o_bias")}
@@ -28,6 +31,12 @@ class Family:
     fields        field of config.json → the switches that it sets
     only          field → the one value with which the class computes what is computed here
     defaults      what the class takes for an absent field, where that is not `DEFAULTS`
+    windows       none · all (layers have ``sliding_window``) · types (those that ``layer_types`` says; without it, where ``slides`` does)
+    slides        of the whole config.json and a layer's number
+    rotates       likewise: whether the layer has positions, where not all have
+    rotations     whether ``rope_parameters`` has a group for each type of layer
+    rope_types    those that the class knows, or takes for what they are, where not all
+    fused         matrix → those of which it holds the rows, one after the other
     """
 
     architecture: str
@@ -35,8 +44,23 @@ class Family:
     fields: dict[str, tuple[str, ...]] = field(default_factory=dict)
     only: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    windows: str = "none"
+    slides: Callable[[dict[str, Any], int], bool] = lambda config, layer: True
+    rotates: Callable[[dict[str, Any], int], bool] | None = None
+    rotations: bool = False
+    rope_types: tuple[str, ...] = ()
+    fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def rotates_in_smollm3(config: dict[str, Any], layer: int) -> bool:
+    if (listed := config.get("no_rope_layers")) is None:
+        return (layer + 1) % config["no_rope_layer_interval"] != 0
+    return bool(listed[layer])
+
+
+NO_ROPE = ("no_rope_layers", "no_rope_layer_interval")  # SmolLM3's; read by `rotates_in_smollm3`
+FULL, SLIDING = "full_attention", "sliding_attention"
+OLMO_BASE = 500_000.0  # of local layers in transformers where a config.json has one base for all
 DEFAULTS = {  # of a Llama
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -45,18 +69,57 @@ DEFAULTS = {  # of a Llama
     "attention_bias": False,
     "mlp_bias": False,
 }
-QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32_768, "use_sliding_window": False}
+WINDOW = {"num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096}  # of Mistral's classes
+QWEN = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+QWEN_WINDOWS: dict[str, Any] = {"windows": "types", "slides": lambda config, layer: layer >= config["max_window_layers"]}
+OLMO = {"qk_norm": "layer", "norm": "post"}
 FAMILIES = {  # in the order in which an export tries them
     "llama": Family("LlamaForCausalLM", fields=ATTENTION_BIAS | MLP_BIAS, only=SILU),
-    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, only=SILU | {"use_sliding_window": False}, defaults=QWEN),
-    "qwen3": Family(
-        "Qwen3ForCausalLM",
-        {"qk_norm": "head"},
-        ATTENTION_BIAS,
-        SILU | {"use_sliding_window": False},
-        QWEN | {"head_dim": 128},
+    "mistral": Family("MistralForCausalLM", only=SILU, defaults=WINDOW, windows="all"),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        fields=ATTENTION_BIAS | MLP_BIAS,
+        only=SILU,
+        defaults={
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32_768,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "no_rope_layer_interval": 4,
+        },
+        windows="types",
+        slides=lambda config, layer: not rotates_in_smollm3(config, layer),
+        rotates=rotates_in_smollm3,
     ),
-    "olmo2": Family("Olmo2ForCausalLM", {"qk_norm": "layer", "norm": "post"}, ATTENTION_BIAS, SILU, {"rms_norm_eps": 1e-5}),
+    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, only=SILU, defaults=QWEN, **QWEN_WINDOWS),
+    "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": "head"}, ATTENTION_BIAS, SILU, QWEN | {"head_dim": 128}, **QWEN_WINDOWS),
+    "olmo2": Family("Olmo2ForCausalLM", OLMO, ATTENTION_BIAS, SILU, {"rms_norm_eps": 1e-5}),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        OLMO,
+        ATTENTION_BIAS,
+        SILU,
+        {"rms_norm_eps": 1e-5, "sliding_window": 4096},
+        windows="types",
+        slides=lambda config, layer: (layer + 1) % 4 != 0,
+        rotations=True,
+    ),
+    "exaone4": Family(
+        "Exaone4ForCausalLM",
+        {"qk_norm": "head", "norm": "post"},
+        only=SILU,
+        defaults={"num_key_value_heads": 32, "rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+        windows="types",
+        slides=lambda config, layer: (layer + 1) % config["sliding_window_pattern"] != 0,
+        rotates=lambda config, layer: config["sliding_window"] is None or layer_types(config, "")[layer] == SLIDING,
+    ),
     "granite": Family(
         "GraniteForCausalLM",
         fields=ATTENTION_BIAS | MLP_BIAS | {name: (name,) for name in MULTIPLIERS},
@@ -70,12 +133,20 @@ FAMILIES = {  # in the order in which an export tries them
         {"hidden_act": "relu2"},
         {"hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
     ),
-    "mistral": Family(
-        "MistralForCausalLM",
-        only=SILU | {"sliding_window": None},
-        defaults={"num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
+    "ministral": Family("MinistralForCausalLM", only=SILU, defaults=WINDOW, windows="types"),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        only=SILU,
+        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
+        windows="all",
+        rope_types=("default", "longrope"),  # it takes yarn for longrope
+        fused={
+            "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+        },
     ),
 }
+NOPE = {"scheme": "nope"}
 # Families that are something else: why
 OTHERS = {
     "gemma": "its norms multiply by 1 + weight, its gate is a GELU",
@@ -134,20 +205,185 @@ def read_switches(config: dict[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def write_switches(model: ModelConfig) -> dict[str, Any]:
-    """Architecture, model_type and fields of the first class of transformers that computes what the switches of ``model`` say.
+# --------------------------------------------------------------------------------------------------- layers that differ
+
+
+def layer_types(config: dict[str, Any], where: str) -> list[str]:
+    """Of each layer, whether it sees all tokens before it or a window, of a `complete` config.json.
 
     Raises:
-        UserError: there is none.
+        UserError: a type that is not computed here, or a window that is not there.
     """
+    family, count = family_of(config, where), whole(config, "num_hidden_layers", where)
+    size = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise UserError(f"{where}: sliding_window must be a whole number above 0, or null, not {size!r}")
+    if family.windows != "types":
+        return [SLIDING if family.windows == "all" and size else FULL] * count
+    if (types := config.get("layer_types")) is None:
+        pattern = config.get("sliding_window_pattern", 1)
+        if size is not None and not isinstance(pattern, int):
+            raise UserError(
+                f"{where}: sliding_window_pattern={pattern!r} is no number, and there are no layer_types; write these"
+            )
+        return [SLIDING if (size or family.rotations) and family.slides(config, layer) else FULL for layer in range(count)]
+    if not isinstance(types, list) or len(types) != count:
+        raise UserError(f"{where}: layer_types must name the type of each of {count} layers")
+    for kind in types:
+        if kind not in (FULL, SLIDING):
+            raise UserError(f"{where}: layer_types has {kind!r}; only {FULL} and {SLIDING} are computed here")
+    return types
+
+
+def read_layers(config: dict[str, Any], where: str) -> LayersConfig:
+    """Windows, and positions of their own, of the layers that a `complete` config.json describes; empty where all are alike and see everything.
+
+    Raises:
+        UserError: as `layer_types` and `position_from_hf`.
+    """
+    family, types = family_of(config, where), layer_types(config, where)
+    if SLIDING in types and (config.get("sliding_window") is None or not config.get("use_sliding_window", True)):
+        raise UserError(f"{where}: has layers of type {SLIDING}, but sliding_window is null or not used; give the window")
+    if family.rotates and isinstance(listed := config.get("no_rope_layers"), list) and len(listed) < len(types):
+        raise UserError(f"{where}: no_rope_layers must have an entry for each of {len(types)} layers")
+    groups: dict[str, LayerGroupConfig] = {}
+    names = []
+    for layer, kind in enumerate(types):
+        rotated = family.rotates is None or family.rotates(config, layer)
+        name = ("local" if kind == SLIDING else "full") if rotated else ("local_nope" if kind == SLIDING else "nope")
+        if name not in groups:
+            own = {} if rotated else NOPE
+            if family.rotations and kind == SLIDING:
+                own = position_from_hf(rotation_config(config, where, SLIDING), where)
+            groups[name] = LayerGroupConfig(own, config["sliding_window"] if kind == SLIDING else None)
+        names.append(name)
+    return LayersConfig() if set(names) == {"full"} else LayersConfig(groups, shortest_pattern(names))
+
+
+def shortest_pattern(names: list[str]) -> list[str]:
+    """What gives ``names`` when it is repeated."""
+    return next(names[:size] for size in range(1, len(names) + 1) if all(name == names[i % size] for i, name in enumerate(names)))
+
+
+def rotation_config(config: dict[str, Any], where: str, kind: str = FULL) -> dict[str, Any]:
+    """A `complete` config.json with the rotation of layers of type ``kind`` as if it were that of all.
+
+    Raises:
+        UserError: a layout or kind for which transformers takes another rotation than it says.
+    """
+    family = family_of(config, where)
+    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if family.rope_types and (own := said.get("rope_type", said.get("type", "default"))) not in family.rope_types:
+        raise UserError(
+            f"{where}: rope_type {own!r} is none of {config['model_type']}, which has {' and '.join(family.rope_types)}"
+        )
+    config = {key: value for key, value in config.items() if key not in NO_ROPE}
+    if not family.rotations:
+        return config
+    groups = config.get("rope_parameters")
+    if groups is None:
+        if config.get("rope_theta") != OLMO_BASE:
+            raise UserError(
+                f"{where}: rope_theta={config.get('rope_theta')!r} is that of full layers only, for transformers gives the local ones {OLMO_BASE:,.0f}; write "
+                f"rope_parameters with a group for {FULL} and one for {SLIDING}"
+            )
+        return config if kind == FULL else {key: value for key, value in config.items() if key != "rope_scaling"}
+    if not isinstance(groups, dict) or not isinstance(groups.get(kind), dict):
+        raise UserError(
+            f"{where}: rope_parameters has no group {kind}, so that transformers takes a base of {OLMO_BASE:,.0f} there, whatever else it says; "
+            f"write one for {FULL} and one for {SLIDING}"
+        )
+    top = {key: value for key, value in config.items() if kind == FULL or key not in ("rope_theta", "rope_scaling")}
+    return top | {"rope_parameters": groups[kind]}
+
+
+# ------------------------------------------------------------------------------------------------------------ the way out
+
+
+def write_family(
+    model: ModelConfig, position: dict[str, Any], context: int, layers: LayersConfig | None = None
+) -> dict[str, Any]:
+    """Architecture, model_type and fields of the first class of transformers that computes what the switches of ``model``, and ``layers``, say;
+    its positions, too (`hf_from_position`).
+
+    Raises:
+        UserError: there is none, or transformers cannot express ``position``.
+    """
+    attending = [Attending(model, position, layers or LayersConfig(), layer) for layer in range(model.n_layers)]
     for name, family in FAMILIES.items():
-        if (fields := fields_of(family, model)) is not None:
-            return {"architectures": [family.architecture], "model_type": name} | family.only | fields
+        fields = None if family.fused else fields_of(family, model)
+        own = None if fields is None else layer_fields(name, family, attending)
+        if own is not None:
+            rotated = {"scheme": "rope", "base": model.rope_base} if all(each.own == NOPE for each in attending) else position
+            found = {"architectures": [family.architecture], "model_type": name} | family.only | fields | own
+            return found | rotations(family, model, rotated, attending, context)
     usual = ModelConfig()
-    own = [f"model.{name}={getattr(model, name)}" for name in SWITCHES if getattr(model, name) != getattr(usual, name)]
+    said = [f"model.{name}={getattr(model, name)}" for name in SWITCHES if getattr(model, name) != getattr(usual, name)]
+    if layers and layers.pattern:
+        said.append(f"layers.pattern=[{', '.join(layers.pattern)}] with its windows, positions and query scales")
+    if not said:  # so it is the stage's position; says what to do
+        hf_from_position(position, model, context)
     raise UserError(
-        f"transformers has no class that computes {' and '.join(own)}, so this model cannot be exported to Hugging Face"
+        f"transformers has no class that computes {' and '.join(said)}, so this model cannot be exported to Hugging Face"
     )
+
+
+class Attending:
+    """How one layer attends: its window, and its position where that is not the stage's."""
+
+    def __init__(self, model: ModelConfig, position: dict[str, Any], layers: LayersConfig, layer: int) -> None:
+        group = layers.groups[layers.pattern[layer % len(layers.pattern)]] if layers.pattern else LayerGroupConfig()
+        stage, own = (
+            {k: v for k, v in settings(each, model.head_dim).items() if k != "training"} if each else {}
+            for each in (position, group.position)
+        )
+        self.window, self.scaled = group.window, bool(group.query_scale)
+        self.own = stage if stage == NOPE and not own else own if own != stage or stage == NOPE else {}
+
+
+def layer_fields(name: str, family: Family, attending: list[Attending]) -> dict[str, Any] | None:
+    """The fields with which a class has layers that attend so; None where it cannot."""
+    windows = {each.window for each in attending}
+    size = next((window for window in windows if window), None)
+    others = [each for each in attending if each.own and each.own != NOPE]
+    unrotated = [each.own == NOPE for each in attending]
+    if any(each.scaled for each in attending) or len(windows - {None}) > 1 or (any(unrotated) and not family.rotates):
+        return None
+    if family.windows != "types":
+        alike = not others and len(windows) == 1
+        return (
+            None
+            if not alike or (size and family.windows == "none")
+            else {"sliding_window": size}
+            if family.windows == "all"
+            else {}
+        )
+    own: dict[str, Any] = {"sliding_window": size, "layer_types": [SLIDING if each.window else FULL for each in attending]}
+    if family.rotations:
+        local = [each.own for each in attending if each.window]
+        return own if size and all(bool(each.window) for each in others) and all(each == local[0] for each in local) else None
+    if others:
+        return None
+    if name == "smollm3":
+        own |= {"no_rope_layers": [int(not nope) for nope in unrotated]}
+    elif name == "exaone4":
+        right = unrotated == [not each.window for each in attending] if size else not any(unrotated)
+        return own | {"sliding_window_pattern": 4} if right else None
+    elif "max_window_layers" in family.defaults:
+        own |= {"max_window_layers": next((layer for layer, each in enumerate(attending) if each.window), len(attending))}
+    return own | ({"use_sliding_window": size is not None} if "use_sliding_window" in family.defaults else {})
+
+
+def rotations(
+    family: Family, model: ModelConfig, position: dict[str, Any], attending: list[Attending], context: int
+) -> dict[str, Any]:
+    """The fields of positions, with a group for each type of layer where the class wants that."""
+    found = hf_from_position(position, model, context)
+    if family.rotations:
+        own = next(each.own for each in attending if each.window) or position
+        local = hf_from_position(own, model, context)["rope_parameters"]
+        found["rope_parameters"] = {FULL: found["rope_parameters"], SLIDING: local}
+    return found
 
 
 def fields_of(family: Family, model: ModelConfig) -> dict[str, Any] | None:

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_long.config import ModelConfig, UserError
+from lit_long.config import LayersConfig, ModelConfig, UserError
 from lit_long.pretrained.base import PretrainedWeights, content_digest
-from lit_long.pretrained.families import complete, read_switches
+from lit_long.pretrained.families import complete, family_of, read_layers, read_switches, rotation_config
 from lit_long.pretrained.rope_config import head_dim_of, position_from_hf, trained_context, whole
 
 if TYPE_CHECKING:
@@ -54,14 +54,19 @@ class HuggingFace(PretrainedWeights):
             d_ffn=whole(config, "intermediate_size", where),
             norm_eps=config["rms_norm_eps"],
             tie_embeddings=bool(config["tie_word_embeddings"]),
-            context=trained_context(config, where),
+            context=trained_context(rotation_config(config, where), where),
             rope_base=base,
             **read_switches(config, where),
         )
 
     @cached_property
     def position(self) -> dict[str, Any]:
-        return position_from_hf(self.config, str(self.path / "config.json"))
+        where = str(self.path / "config.json")
+        return position_from_hf(rotation_config(self.config, where), where)
+
+    @cached_property
+    def layers(self) -> LayersConfig:
+        return read_layers(self.config, str(self.path / "config.json"))
 
     @cached_property
     def digest(self) -> str:
@@ -101,7 +106,27 @@ class HuggingFace(PretrainedWeights):
 
     def file_of(self, name: str) -> Path:
         files = self.weight_map
-        return self.path / next((files[key] for key in (f"model.{name}", name) if key in files), "")
+        names = [name, *(name.replace(part, fused) for fused, parts in self.fused.items() for part in parts if part in name)]
+        return self.path / next((files[key] for own in names for key in (f"model.{own}", own) if key in files), "")
+
+    @property
+    def fused(self) -> dict[str, tuple[str, ...]]:
+        return family_of(self.config, str(self.path)).fused
+
+    def split(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The matrices that a fused one holds; itself if it is none."""
+        parts = next((parts for fused, parts in self.fused.items() if fused in name), None)
+        if parts is None:
+            yield name, tensor
+            return
+        shape = self.shape
+        queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        rows = [queries, keys, keys] if len(parts) == 3 else [shape.d_ffn] * 2
+        if len(tensor) != sum(rows):
+            raise UserError(f"{self.file_of(name)}: tensor {name} has {len(tensor)} rows, not {sum(rows)}")
+        stem = next(fused for fused in self.fused if fused in name)
+        for part, own in zip(parts, tensor.split(rows), strict=True):
+            yield name.replace(stem, part), own.contiguous()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for file in sorted(set(self.weight_map.values())):
@@ -115,7 +140,7 @@ class HuggingFace(PretrainedWeights):
                 if own == HEAD and self.shape.tie_embeddings:
                     self.check_tied(tensor, self.path / file)
                     continue
-                yield own, tensor
+                yield from self.split(own, tensor)
                 del tensor
 
     def check_tied(self, head: Tensor, file: Path) -> None:

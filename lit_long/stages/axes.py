@@ -27,8 +27,7 @@ from lit_long.config import (
 )
 from lit_long.config.compose import leaf_names
 from lit_long.config.grid import NAME, Point, dotted, label
-from lit_long.config.layers import DEFAULT_OPTIONS
-from lit_long.config.pretrained import PRETRAINED
+from lit_long.config.layers import DEFAULT_OPTIONS, PRETRAINED
 from lit_long.positions import SCHEMES, TRANSFORMS, PositionalEncoder, PositionTransform, find
 from lit_long.stages.resolve import mixable_domains, resolve_weights
 

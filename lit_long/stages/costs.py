@@ -19,7 +19,7 @@ from lit_long.planning.memory import states
 from lit_long.planning.paper import paper_runs
 from lit_long.planning.rows import run_row
 from lit_long.planning.search import Estimate, Machines, estimate, search
-from lit_long.pretrained import open_pretrained
+from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.stages.plan import Plan, Stage
 
 NOTHING = "–"
@@ -30,11 +30,8 @@ def model_and_context(words: dict) -> tuple[ModelConfig, int]:
     name = option_pick(words.get("model"))
     option = read_option("model", name) if name else {}
 
-    def pretrained(init: str) -> tuple[ModelConfig, dict] | None:
-        if init == option.get("init") and "d_model" in option:
-            return None
-        found = open_pretrained(init)
-        return found.shape, found.position
+    def pretrained(init: str) -> PretrainedWeights | None:
+        return None if init == option.get("init") and "d_model" in option else open_pretrained(init)
 
     config = compose_model(words, pretrained)
     return config.model, config.context

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lit_long.config import ModelConfig, UserError, project_root
+from lit_long.config import UserError, project_root
 from lit_long.config.compose import compose_data
 from lit_long.data.disk_space import estimate_disk_space
 from lit_long.data.prepare import prepare
@@ -30,12 +30,7 @@ def data_stage(words: dict[str, Any], root: str) -> Stage:
     Raises:
         UserError: settings that make no sense, or sources that are not there.
     """
-
-    def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]]:
-        found = open_pretrained(init)
-        return found.shape, found.position
-
-    config = compose_data(words, pretrained)
+    config = compose_data(words, open_pretrained)
     config.data = resolve_data(config.data, "command line", {})
     return place_stage(Path(root).expanduser().resolve() if root else project_root(), CORPUS, config)
 

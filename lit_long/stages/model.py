@@ -46,7 +46,7 @@ def load_model(
     weights = functools.cache(open_pretrained)
     folder = Path(stage).expanduser().resolve() if stage else None
     base, store = stage_settings(folder, words) if folder else (None, None)
-    config = compose_model(words, lambda init: (weights(init).shape, weights(init).position), base)
+    config = compose_model(words, weights, base)
     if base is None and not config.model.init:
         raise UserError("command line: name a model that has weights: model=smollm2-135m, model.init=NAME or stage=FOLDER")
     if place.type == "cuda":

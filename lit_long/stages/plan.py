@@ -18,7 +18,6 @@ from typing import Any
 from lit_long.config import (
     Composer,
     Layers,
-    ModelConfig,
     SourceConfig,
     StageConfig,
     SweepConfig,
@@ -196,9 +195,8 @@ def make_plan(layers: Layers) -> Plan:
     check_base(sweep.base, sweep.stages, layers.file)
     prober = Prober(only_shown=sweep.dry_run or bool(sweep.show))
 
-    def pretrained(init: str) -> tuple[ModelConfig, dict[str, Any]] | None:
-        weights = prober.probe(open_pretrained, init)
-        return weights and (weights.shape, weights.position)
+    def pretrained(init: str) -> PretrainedWeights | None:
+        return prober.probe(open_pretrained, init)
 
     composer = Composer(layers, sweep.grid, shared, pretrained)
     builder = StageBuilder(layers, sweep, root, prober, composer)

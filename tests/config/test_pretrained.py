@@ -9,6 +9,7 @@ from lit_long.data.tokenizer import train_tokenizer
 from lit_long.stages.plan import make_plan
 from tests.pretrained.gguf_files import tokens_of, write
 from tests.pretrained.llamas import random_llama, save
+from tests.pretrained.test_families import random_model
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,34 @@ def test_a_named_encoder_replaces_theirs(stage):
     assert stage(yaml="position: yarn").position["factor"] == 256 / 128  # 64 in config.json, which their scaling doubles
     trained = stage("position=pretrained", "position.training={transform: pose, window: 64, target: 256, chunks: 2}").position
     assert trained["scheme"] == "pi" and trained["training"]["window"] == 64
+
+
+@pytest.fixture
+def layered(stage, tmp_path):
+    """The same of a SmolLM3 whose local layers have a window."""
+    folder = tmp_path / "smollm3"
+    window = {"use_sliding_window": True, "sliding_window": 16, "layer_types": [*["sliding_attention"] * 3, "full_attention"]}
+    save(random_model("smollm3", **window, vocab_size=300), folder)
+    train_tokenizer(["some text, and some more text"], 280).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
+    return lambda *words, **layers: stage(*words, f"model.init={folder}", **layers)
+
+
+def test_layers_that_differ_come_along(layered):
+    """A position said anew is for the layers that have one; one setting of a group goes on top, a named option replaces all."""
+    config = layered()
+    assert config.layers.pattern == ["local", "local", "local", "nope"]
+    assert {name: (group.window, group.position) for name, group in config.layers.groups.items()} == {
+        "local": (16, {}),
+        "nope": (None, {"scheme": "nope"}),
+    }
+    assert config.position == {"scheme": "rope", "base": 10_000.0}
+    extended = layered("position=abf")
+    assert extended.layers == config.layers and extended.position["base"] == 500_000.0
+    assert layered("layers.groups.local.window=64").layers.groups["local"].window == 64
+    assert layered(yaml="layers: {groups: {local: {window: 32}}}").layers.groups["local"].window == 32
+    assert layered("layers=uniform").layers.pattern == []
+    assert layered("layers=smollm3").layers.pattern == ["rotated", "rotated", "rotated", "nope"]
 
 
 def test_their_context_can_be_said(stage):

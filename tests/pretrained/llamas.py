@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_long.batch import Batch
 from lit_long.model.llama import Llama
-from lit_long.positions import build
+from lit_long.positions.layers import build_layers
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.pretrained.weights import load_pretrained
 
@@ -73,7 +73,7 @@ def read(source: PretrainedWeights | Path | str) -> Llama:
     """Our model with the weights of ``source``, streamed into a model on the meta device."""
     pretrained = source if isinstance(source, PretrainedWeights) else open_pretrained(str(source))
     with torch.device("meta"):
-        model = Llama(pretrained.shape, build(pretrained.position, pretrained.shape.head_dim))
+        model = Llama(pretrained.shape, build_layers(pretrained.layers, pretrained.position, pretrained.shape.head_dim))
     load_pretrained(model, pretrained)
     return model
 

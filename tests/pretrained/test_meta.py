@@ -102,7 +102,7 @@ def test_llama3_scaling(tmp_path):
     assert pretrained.position == wanted
     positions = torch.tensor([[0, 1, 100, 5000, 9000, 50_000, 131_071]])
     cos, sin = theirs.model.rotary_emb(torch.zeros(1), positions)
-    rotation = ours.encoder.rotation(positions, 131_072)
+    rotation = ours.pattern.groups[0].rotation(positions, 131_072)
     torch.testing.assert_close(rotation.cos_q, cos[..., :8], atol=0.01, rtol=0)  # transformers' phases are fp32
     torch.testing.assert_close(rotation.sin_k, sin[..., :8], atol=0.01, rtol=0)
     assert_same(theirs, ours, 100)
