@@ -1,7 +1,7 @@
 """Reading one GGUF file: llama.cpp's format, shape, weights and tokenizer in one. The library `gguf` reads the header and dequantises.
 
-llama.cpp turns neighbouring components of a head, so its files hold the rows of queries and keys interleaved; they are put back
-into the half-split layout. Quantised tensors become fp32, a piece of rows at a time. Llama 3.1's scaling is not among the settings: its
+llama.cpp turns neighbouring components of a Llama's head, so its files hold the rows of queries and keys interleaved; they are put back
+into the half-split layout, which Qwen's files have. Quantised tensors become fp32, a piece of rows at a time. Llama 3.1's scaling is not among the settings: its
 divisors are the tensor ``rope_freqs.weight``.
 
 `Header` adds two things to the library's reader. It takes every string of the vocabulary apart with numpy, 2 seconds and 50 MB for
@@ -51,9 +51,16 @@ BLOCK_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+BIASED = ("attn_q", "attn_k", "attn_v")
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": "head"},
+}  # and their switches
 ROPE_DIVISORS = "rope_freqs.weight"
 LLAMA_CPP_BASE = 10_000.0  # what llama.cpp takes where a file names none, as those of Llama 1 and 2 of 2023 (src/llama-model.cpp)
-# Settings whose effect is known, without "llama."; any other could change what the model computes.
+# Settings whose effect is known, without the architecture and a dot; any other could change what the model computes.
 KNOWN = {
     "block_count",
     "context_length",
@@ -81,17 +88,21 @@ PIECE = 1 << 20  # numbers that are dequantised at once
 
 
 class GGUF(ForeignWeights):
-    """A .gguf file of a Llama."""
+    """A .gguf file of one of `ARCHITECTURES`."""
+
+    @property
+    def architecture(self) -> str:
+        return self.header.settings["general.architecture"]
 
     @cached_property
     def header(self) -> Header:
         header = Header(self.path)
         architecture = header.settings.get("general.architecture")
-        if architecture != "llama":
-            raise UserError(f"{self.path}: general.architecture is {architecture!r}; only llama can be read")
+        if architecture not in ARCHITECTURES:
+            raise UserError(f"{self.path}: general.architecture is {architecture!r}; only {', '.join(ARCHITECTURES)} can be read")
         if header.settings.get("split.count", 1) > 1:
             raise UserError(f"{self.path}: is one part of several; join them first (llama.cpp's llama-gguf-split --merge)")
-        unknown = [key for key in header.settings if key.startswith("llama.") and key.removeprefix("llama.") not in KNOWN]
+        unknown = [key for key in header.settings if key.startswith(f"{architecture}.") and key.partition(".")[2] not in KNOWN]
         if unknown:
             raise UserError(
                 f"{self.path}: setting {unknown[0]} = {header.settings[unknown[0]]!r} is not known here and may change what the model "
@@ -111,7 +122,7 @@ class GGUF(ForeignWeights):
         for key in ("attention.value_length", "rope.dimension_count"):
             if self.setting(key, head_dim) != head_dim:
                 raise UserError(
-                    f"{self.path}: llama.{key}={self.setting(key)} is not the head's {head_dim}, which is not supported"
+                    f"{self.path}: {self.architecture}.{key}={self.setting(key)} is not the head's {head_dim}, which is not supported"
                 )
         embedding = self.stored.get("token_embd.weight")
         if embedding is None:
@@ -128,13 +139,14 @@ class GGUF(ForeignWeights):
             tie_embeddings="output.weight" not in self.stored,
             context=self.context,
             rope_base=decimal(self.need("rope.freq_base", default=LLAMA_CPP_BASE)),
+            **ARCHITECTURES[self.architecture],
         )
 
     @property
     def note(self) -> str:
         if self.setting("rope.freq_base") is not None:
             return ""
-        return f"{self.path}: names no llama.rope.freq_base; {LLAMA_CPP_BASE:,.0f} is taken, as by llama.cpp (position.base=… is another)"
+        return f"{self.path}: names no {self.architecture}.rope.freq_base; {LLAMA_CPP_BASE:,.0f} is taken, as by llama.cpp (position.base=… is another)"
 
     @property
     def factor(self) -> float:
@@ -158,7 +170,7 @@ class GGUF(ForeignWeights):
         if ROPE_DIVISORS in self.stored:
             if kind != "none" or factor not in (0.0, 1.0):
                 raise UserError(
-                    f"{self.path}: has both llama.rope.scaling.* and tensor {ROPE_DIVISORS}; it cannot be told which holds"
+                    f"{self.path}: has both {self.architecture}.rope.scaling.* and tensor {ROPE_DIVISORS}; it cannot be told which holds"
                 )
             return self.from_divisors(base)
         if kind == "none" and factor in (0.0, 1.0):
@@ -168,7 +180,7 @@ class GGUF(ForeignWeights):
         if kind == "yarn" and factor >= 1:
             return self.yarn(base, factor)
         raise UserError(
-            f"{self.path}: llama.rope.scaling.type={kind} with factor={factor:g} cannot be mapped to a positional encoder here; take "
+            f"{self.path}: {self.architecture}.rope.scaling.type={kind} with factor={factor:g} cannot be mapped to a positional encoder here; take "
             f"the model's Hugging Face folder"
         )
 
@@ -213,7 +225,7 @@ class GGUF(ForeignWeights):
         import torch
 
         shape = self.shape
-        heads = {"attn_q": shape.n_heads, "attn_k": shape.n_kv_heads}
+        heads = {"attn_q": shape.n_heads, "attn_k": shape.n_kv_heads} if self.architecture == "llama" else {}
         names = {name: self.own_name(name) for name in self.stored if name != ROPE_DIVISORS}
         for name, own in names.items():
             tensor = torch.from_numpy(self.numbers(self.stored[name]))
@@ -232,12 +244,16 @@ class GGUF(ForeignWeights):
 
     def own_name(self, name: str) -> str:
         """A tensor's name here."""
-        block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-        if block and block[2] in BLOCK_NAMES:
-            return f"layers.{block[1]}.{BLOCK_NAMES[block[2]]}.weight"
+        block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+        weights = BLOCK_NAMES | (HEAD_NORMS if self.architecture == "qwen3" else {})
+        biases = BIASED if self.architecture == "qwen2" else ()
+        if block and block[2] in (weights if block[3] == "weight" else biases):
+            return f"layers.{block[1]}.{weights[block[2]]}.{block[3]}"
         stem = name.removesuffix(".weight")
         if stem == name or stem not in NAMES:
-            raise UserError(f"{self.path}: tensor {name} has no place in a Llama (biases and experts are not supported)")
+            raise UserError(
+                f"{self.path}: tensor {name} has no place in a {self.architecture} here (biases and experts are not supported)"
+            )
         return f"{NAMES[stem]}.weight"
 
     def numbers(self, stored: ReaderTensor) -> np.ndarray:
@@ -258,14 +274,16 @@ class GGUF(ForeignWeights):
         return numbers.reshape(shape)
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """The number or string ``llama.KEY``."""
-        return self.header.settings.get(f"llama.{key}", default)
+        """The number or string ``ARCHITECTURE.KEY``."""
+        return self.header.settings.get(f"{self.architecture}.{key}", default)
 
     def need(self, key: str, default: float | None = None) -> Any:
-        """The number ``llama.KEY``."""
+        """The number ``ARCHITECTURE.KEY``."""
         value = self.setting(key, default)
         if not isinstance(value, int | float):
-            raise UserError(f"{self.path}: setting llama.{key} is {'missing' if value is None else 'not one number'}")
+            raise UserError(
+                f"{self.path}: setting {self.architecture}.{key} is {'missing' if value is None else 'not one number'}"
+            )
         return value
 
 

@@ -22,12 +22,14 @@ GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")  # digits one by one
 # What cuts text into words, one after the other, as llama.cpp does under each name. A file without a name is of the oldest kind.
 WORDS = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "gpt-2": (GPT2_WORDS,),
     "smollm": (r"\p{N}", GPT2_WORDS),
     "llama-bpe": (LLAMA3_WORDS,),
+    "qwen2": (QWEN2_WORDS,),
 }
 WHOLE_WORDS = {"llama-bpe"}  # a word that is a token is taken as such, whatever the merges say
 KEEP_BOS = {"llama-bpe"}  # begins texts with bos unless the file says otherwise

@@ -22,10 +22,11 @@ PER_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+MORE = PER_LAYER | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}  # and biases
 
 
 def in_llama_cpp_layout(model) -> dict[str, torch.Tensor]:
-    """Tensors of a transformers Llama under llama.cpp's names, queries and keys interleaved."""
+    """Tensors of a transformers Llama, Qwen2 or Qwen3 under llama.cpp's names; a Llama's queries and keys interleaved."""
     config = model.config
     own = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors = {"token_embd": own["model.embed_tokens.weight"], "output_norm": own["model.norm.weight"]}
@@ -34,11 +35,21 @@ def in_llama_cpp_layout(model) -> dict[str, torch.Tensor]:
     for layer in range(config.num_hidden_layers):
         for theirs, name in PER_LAYER.items():
             weight = own[f"model.layers.{layer}.{name}.weight"]
-            if theirs in ("attn_q", "attn_k"):
+            if theirs in ("attn_q", "attn_k") and config.model_type == "llama":
                 heads = config.num_attention_heads if theirs == "attn_q" else config.num_key_value_heads
                 weight = interleaved(weight, heads)
             tensors[f"blk.{layer}.{theirs}"] = weight
-    return {f"{name}.weight": weight for name, weight in tensors.items()}
+    found = {f"{name}.weight": weight for name, weight in tensors.items()}
+    short = {
+        f"model.layers.{layer}.{name}": f"blk.{layer}.{theirs}"
+        for layer in range(config.num_hidden_layers)
+        for theirs, name in MORE.items()
+    }
+    for name, parameter in own.items():
+        stem, _, kind = name.rpartition(".")
+        if stem in short and f"{short[stem]}.{kind}" not in found:
+            found[f"{short[stem]}.{kind}"] = parameter
+    return found
 
 
 def write(model, file: Path, kind: str = "F32", tensors=None, raw=None, without=(), words=None, **more) -> Path:
@@ -51,7 +62,7 @@ def write(model, file: Path, kind: str = "F32", tensors=None, raw=None, without=
         words: a function that adds a tokenizer to the writer.
         more: settings of the architecture, dots as double underscores.
     """
-    config, writer = model.config, GGUFWriter(file, "llama")
+    config, writer = model.config, GGUFWriter(file, model.config.model_type)
     settings = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -61,12 +72,15 @@ def write(model, file: Path, kind: str = "F32", tensors=None, raw=None, without=
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.freq_base": config.rope_parameters["rope_theta"],
-        "rope.dimension_count": config.head_dim,
     }
+    if head_dim := getattr(config, "head_dim", None):
+        settings |= {"rope.dimension_count": head_dim}
+    if config.model_type == "qwen3":
+        settings |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     for key, value in (settings | {key.replace("__", "."): value for key, value in more.items()}).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[type(value)]
         if key not in without:
-            add(f"llama.{key}", value)
+            add(f"{config.model_type}.{key}", value)
     if words:
         words(writer)
     for name, tensor in (in_llama_cpp_layout(model) | (tensors or {})).items():

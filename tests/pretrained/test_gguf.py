@@ -22,6 +22,7 @@ from lit_long.pretrained import gguf, open_pretrained
 from lit_long.pretrained.gguf import GGUF, Header, readable
 from tests.pretrained.gguf_files import tokens_of, write
 from tests.pretrained.llamas import SHAPES, assert_same, batch_of, random_llama, read
+from tests.pretrained.test_families import random_model
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K.gguf"  # a real file; see its MANIFEST.md
 PAGE = """The tide had gone out by the time the fishermen returned to the harbour. Along the sea wall, children were looking for crabs
@@ -68,6 +69,16 @@ def test_smollm2_reads_english(smollm2, ours):
     batch.targets[:, -1] = -100
     nats, count = ours(batch)
     assert 15 < (nats / count).exp() < 35
+
+
+@pytest.mark.parametrize(("family", "fields"), [("qwen2", {"tie_word_embeddings": True}), ("qwen3", {"head_dim": 128})])
+def test_other_architectures(tmp_path, family, fields):
+    """The model that the file was made of, and what transformers reads in it."""
+    theirs = random_model(family, **fields)
+    source = open_pretrained(str(write(theirs, tmp_path / "x.gguf", vocab_size=160)))
+    assert_same(theirs, read(source), 100)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype=torch.float32)
+    assert_same(back, read(source), 100)
 
 
 def words(writer):
@@ -351,8 +362,8 @@ def test_damaged_files(tmp_path):
     fails(GGUF(file), "not a GGUF file")
     file.write_bytes(whole[:4] + struct.pack("<I", 1) + whole[8:])
     fails(GGUF(file), "version 1")
-    file.write_bytes(whole.replace(b"\x05\x00\x00\x00\x00\x00\x00\x00llama", b"\x05\x00\x00\x00\x00\x00\x00\x00qwen2", 1))
-    fails(GGUF(file), "qwen2", "only llama")
+    file.write_bytes(whole.replace(b"\x05\x00\x00\x00\x00\x00\x00\x00llama", b"\x05\x00\x00\x00\x00\x00\x00\x00gemma", 1))
+    fails(GGUF(file), "gemma", "only llama, qwen2, qwen3")
     file.write_bytes(whole[:8] + struct.pack("<Q", 2**60) + whole[16:])
     fails(GGUF(file), "damaged")
 

@@ -161,7 +161,7 @@ def test_sentencepiece_in_gguf_equals_transformers(tmp_path):
     ("write_words", "words"),
     [
         (None, "tokenizer.ggml.tokens is missing"),
-        (byte_level_gguf(trained("gpt-2"), "qwen2"), "tokenizer.ggml.pre=qwen2"),
+        (byte_level_gguf(trained("gpt-2"), "qwen9"), "tokenizer.ggml.pre=qwen9"),
         (byte_level_gguf(trained("gpt-2"), "gpt-2", bos_token_id=9999), "bos_token_id=9999 is beyond its"),
         (lambda writer: (writer.add_tokenizer_model("bert"), writer.add_token_list(["a"])), "tokenizer.ggml.model=bert"),
         (lambda writer: (writer.add_tokenizer_model("gpt2"), writer.add_token_list(["a"])), "tokenizer.ggml.merges is missing"),
