@@ -3,6 +3,7 @@
     python -m lit_long.plan model=llama2-70b context=16k gpus=64     the fastest layout that fits on H100s
     … tokens_per_update=4M tokens=400e9                 the run (these are the defaults)
     … gpu=a100|h100|h200|b200|l40s gpus=8 gpus_per_machine=8 efficiency=0.4       efficiency: the share of the peak to assume
+    … layers=swan layers.groups.local.window=512        layers that differ (configs/layers/)
     … precision=bf16-mixed|bf16-true|32-true
     … replicate=1 context_parallel=2 tensor_parallel=8 checkpointing=full micro_batch_tokens=16k accumulate=sharded
                                                         fixed, not searched; weights are sharded over the remaining GPUs
@@ -25,7 +26,7 @@ from lit_long.planning import rows
 from lit_long.planning.hardware import usable
 from lit_long.planning.settings import FIXED, MachinesConfig, PlanConfig, job_of, machines_of
 from lit_long.report.tables import Table
-from lit_long.stages.costs import find_fastest, misfits, model_and_context, paper_rows, stage_rows
+from lit_long.stages.costs import find_fastest, misfits, model_of, paper_rows, stage_rows
 from lit_long.stages.plan import make_plan
 from lit_long.terminal import answer, run_command
 
@@ -47,8 +48,9 @@ def run(argv: list[str]) -> int:
 def plan_one(config: PlanConfig, said: frozenset[str]) -> int:
     """Tables and sentences about one run."""
     machines = machines_of(config)
-    model, context = model_and_context({"model": config.model} | ({"context": config.context} if config.context else {}))
-    found = find_fastest(job_of(config, model, context), machines, said)
+    asked = {"model": config.model, "layers": config.layers, "context": config.context}
+    named = model_of({key: value for key, value in asked.items() if value})
+    found = find_fastest(job_of(config, named), machines, said)
     show(Table("Memory of a GPU", ["kind", "GiB"], rows.memory_rows(found)))
     if transfers := rows.transfer_rows(found):
         show(Table("What a GPU sends in an update", ["collective", "GiB", "seconds", "computing"], transfers))

@@ -6,7 +6,7 @@ Counted is eager mode as the model is written (lit_long/model/llama.py); torch.c
     cpu    RMSNorm is made of simple operations, which keep an fp32 input and a normalised fp32 copy; attention as on cuda
 
 Under autocast (bf16-mixed) the stream is in fp32, and each of q, k, v, gate and up keeps a bf16 copy of its own of the normalised stream, and
-one of its weight. Rotation keeps nothing but tables that all layers share. Under context parallelism attention keeps the keys and values of
+one of its weight. Rotation keeps nothing but tables that the layers of a group share. Under context parallelism attention keeps the keys and values of
 the whole sequence. Tensor parallelism divides what lies between two of its products; the stream is whole on each rank.
 """
 
@@ -119,5 +119,5 @@ def norm_gradients(job: Job) -> float:
 
 
 def tables(job: Job) -> float:
-    """The rotation: fp32 cosines for all components, sines for half of them. One set for all layers."""
-    return 6.0 * job.model.head_dim
+    """The rotation: fp32 cosines for all components, sines for half of them. One set for each group of layers."""
+    return 6.0 * job.model.head_dim * (len(set(job.layers)) or 1)

@@ -5,11 +5,19 @@ d = heads · head_dim and T tokens of context, a token costs
 
     6·N + 12·L·T·d   causality ignored, as PaLM and torchtitan count     → mfu
     6·N +  6·L·T·d   what causal attention needs                          → mfu_causal
+
+In a layer with a window of W < T tokens, W stands for T in the first, and in the second 2/T times the pairs of tokens that see each other,
+T·W − W(W − 1)/2.
 """
 
 from __future__ import annotations
 
-from lit_long.config import ModelConfig, StageConfig
+from collections.abc import Sequence
+
+from lit_long.config import LayersConfig, ModelConfig, StageConfig, typed
+from lit_long.planning.job import job_layers
+
+Windows = Sequence[int | None]  # of each layer, in tokens; None: it sees all before it. Empty where no layer has one
 
 
 def block_weights(config: ModelConfig) -> int:
@@ -39,7 +47,8 @@ def parameters(config: ModelConfig) -> int:
 
 
 def training_flops(config: ModelConfig, tokens: int, attended: float) -> float:
-    """Forward and backward over ``tokens`` tokens. ``attended``: sum of length² over sequences, causality ignored."""
+    """Forward and backward over ``tokens`` tokens. ``attended``: pairs of tokens that are computed, the mean over layers; causality ignored, the sum
+    of length² over sequences."""
     return 6 * matmul_weights(config) * tokens + 12 * config.n_layers * config.n_heads * config.head_dim * attended
 
 
@@ -52,23 +61,39 @@ def paper_flops(config: ModelConfig, tokens: float, context: int) -> float:
     return 72 * config.n_layers * width**2 * (1 + context / (6 * width)) * tokens
 
 
-def mean_context(config: StageConfig) -> float:
-    """Tokens of a training stage's sequences, the mean over all tokens of its curriculum's phases; one that grows counts by its middle."""
-    share, before = 0.0, 0.0
+def windows_of(layers: LayersConfig, n_layers: int) -> list[int | None]:
+    """The window of each layer."""
+    return [window for _, window in job_layers(layers, n_layers)]
+
+
+def seen(length: float, windows: Windows = ()) -> float:
+    """Tokens that a token of a sequence of ``length`` sees, the mean over the sequence and over layers: pairs / length."""
+    found = [
+        length / 2 if window is None or window >= length else window - window * (window - 1) / 2 / length for window in windows
+    ]
+    return sum(found) / len(found) if found else length / 2
+
+
+def seen_in_training(config: StageConfig) -> float:
+    """`seen` over all tokens of the curriculum's phases; a sequence that grows counts by its middle."""
+    total, before = 0.0, 0.0
     for phase in config.curriculum.phases:
-        share += (phase.until - before) * (phase.scale + (phase.grow_from or phase.scale)) / 2
+        layers = typed(LayersConfig, phase.layers, "curriculum") if phase.layers else config.layers
+        length = config.context * (phase.scale + (phase.grow_from or phase.scale)) / 2
+        total += (phase.until - before) * seen(length, windows_of(layers, config.model.n_layers))
         before = phase.until
-    return config.context * (share or 1.0)
+    return total if config.curriculum.phases else seen(config.context, windows_of(config.layers, config.model.n_layers))
 
 
 def stage_flops(config: StageConfig) -> float:
     """Causal FLOPs of a whole train or evaluate stage; 0 for a data stage. For its share in the sweep's time."""
     if config.kind == "train":
-        return training_flops(config.model, config.tokens, config.tokens * mean_context(config) / 2)
+        return training_flops(config.model, config.tokens, config.tokens * seen_in_training(config))
     if config.kind == "evaluate":
         evaluation, longest = config.evaluation, max(config.evaluation.lengths, default=0)
         text = len(evaluation.domains) * evaluation.sequences * longest
         work = [(text, length) for length in evaluation.lengths]
         work += [(evaluation.retrieval_examples * length, length) for length in evaluation.asked_lengths]
-        return sum(training_flops(config.model, tokens, tokens * length / 2) for tokens, length in work) / 3
+        windows = windows_of(config.layers, config.model.n_layers)
+        return sum(training_flops(config.model, tokens, tokens * seen(length, windows)) for tokens, length in work) / 3
     return 0.0

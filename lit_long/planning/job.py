@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from lit_long.config import ModelConfig, UserError, nearest
+from lit_long.config import LayersConfig, ModelConfig, UserError, nearest
 from lit_long.config.mesh import ACCUMULATE, Mesh
 
 
@@ -24,6 +24,12 @@ SHARDED_MIXED = Widths(4, 2, 2, 2)  # FSDP2 gathers rounded parameters (training
 CHECKPOINTING = ("none", "selective", "full")  # from the fastest to the most frugal
 
 
+def job_layers(layers: LayersConfig, n_layers: int) -> tuple[tuple[str, int | None], ...]:
+    """`Job.layers` of a model."""
+    names = [layers.pattern[number % len(layers.pattern)] for number in range(n_layers)] if layers.pattern else []
+    return tuple((name, layers.groups[name].window) for name in names)
+
+
 def describe(mesh: Mesh) -> str:
     """``shard 8 × tensor 2``: the dimensions with more than one rank."""
     return " × ".join(f"{name} {size}" for name, size in mesh._asdict().items() if size > 1) or "one GPU"
@@ -36,6 +42,7 @@ class Job:
     tokens             of the whole run
     rows               sequences of a micro-batch, of each data rank
     phases             (share of the tokens, context) of a curriculum; empty: all at ``context``
+    layers             (group, window) of each layer; empty: all are alike, and without a window
     accumulate         what micro-batches add up under FSDP: ``whole`` gradients, reduced once an update, or their ``sharded`` parts
     kernels            cuda · cpu: whose attention and norms, which keep different tensors for backward
     """
@@ -51,11 +58,16 @@ class Job:
     accumulate: str = "whole"
     loss_memory: int = 2**29
     phases: tuple[tuple[float, int], ...] = ()
+    layers: tuple[tuple[str, int | None], ...] = ()
     kernels: str = "cuda"
 
     @property
     def widths(self) -> Widths:
         return SHARDED_MIXED if self.fsdp and self.precision == "bf16-mixed" else PRECISIONS[self.precision]
+
+    @property
+    def windows(self) -> list[int | None]:
+        return [window for _, window in self.layers]
 
     @property
     def fsdp(self) -> bool:

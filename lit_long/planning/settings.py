@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_long.config import ModelConfig
+from lit_long.config import StageConfig
 from lit_long.config.mesh import Mesh
 from lit_long.config.ranges import Count, CountOrNone, Share
 from lit_long.planning.hardware import find_gpu
-from lit_long.planning.job import Job, check_words
+from lit_long.planning.job import Job, check_words, job_layers
 from lit_long.planning.search import Machines
 
 FIXED = {
@@ -34,6 +34,7 @@ class PlanConfig(MachinesConfig):
     """The GPUs and a run; names and defaults as in a stage and its trainer where they are the same."""
 
     model: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
     context: Count | None = None
     tokens_per_update: Count = 4 * 2**20
     tokens: Count = 400_000_000_000
@@ -54,19 +55,20 @@ def machines_of(config: MachinesConfig) -> Machines:
     return Machines(find_gpu(config.gpu), config.gpus, config.gpus_per_machine, config.efficiency)
 
 
-def job_of(config: PlanConfig, model: ModelConfig, context: int) -> Job:
-    """The job, its mesh as far as it was said. Raises UserError for settings that make none."""
+def job_of(config: PlanConfig, named: StageConfig) -> Job:
+    """The job of the model, layers and context that are ``named``, its mesh as far as it was said. Raises UserError for settings that make none."""
     job = Job(
-        model=model,
-        context=context,
+        model=named.model,
+        context=named.context,
         tokens_per_update=config.tokens_per_update,
         tokens=config.tokens,
         mesh=Mesh(config.replicate, 1, config.context_parallel, config.tensor_parallel),
-        rows=max(1, config.micro_batch_tokens // context),
+        rows=max(1, config.micro_batch_tokens // named.context),
         precision=config.precision,
         checkpointing=config.checkpointing,
         accumulate=config.accumulate,
         loss_memory=config.loss_memory,
+        layers=job_layers(named.layers, named.model.n_layers),
     )
     check_words(job)
     return job

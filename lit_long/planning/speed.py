@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_long.planning.communication import Transfer, transfers
-from lit_long.planning.flops import block_weights, training_flops
+from lit_long.planning.flops import block_weights, seen, training_flops
 from lit_long.planning.hardware import Gpu
 from lit_long.planning.job import Job
 
@@ -64,7 +64,10 @@ def parts(job: Job) -> tuple[tuple[float, int], ...]:
 
 def run_flops(job: Job) -> float:
     """Causal FLOPs of the whole run."""
-    return sum(training_flops(job.model, share * job.tokens, share * job.tokens * context / 2) for share, context in parts(job))
+    return sum(
+        training_flops(job.model, share * job.tokens, share * job.tokens * seen(context, job.windows))
+        for share, context in parts(job)
+    )
 
 
 def computed_again(job: Job) -> float:
@@ -72,7 +75,8 @@ def computed_again(job: Job) -> float:
     model = job.model
     down = model.d_model * model.d_ffn  # torch ends computing again with the last tensor that backward wants
     if job.checkpointing == "full":
-        attention = sum(share * 2 * model.n_heads * model.head_dim * context for share, context in parts(job))
+        seen_tokens = sum(share * seen(context, job.windows) for share, context in parts(job))
+        attention = 4 * model.n_heads * model.head_dim * seen_tokens
         return model.n_layers * (2 * (block_weights(model) - down) + attention)
     if job.checkpointing == "selective":
         return model.n_layers * 2 * model.d_model * (model.head_dim * (model.n_kv_heads + model.n_heads) + model.d_ffn)

@@ -50,6 +50,10 @@ class LayerPattern:
         """The number of a layer's group."""
         return self.places[layer % len(self.places)]
 
+    def windows(self, layers: int) -> list[int | None]:
+        """The window of each of so many layers."""
+        return [self.groups[self.place(layer)].window for layer in range(layers)]
+
 
 def as_pattern(encoder: PositionalEncoder | LayerPattern) -> LayerPattern:
     """Layers that are all alike, where only an encoder is given."""

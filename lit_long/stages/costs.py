@@ -14,19 +14,20 @@ from lit_long.data.curriculum import make_phases
 from lit_long.planning.flops import stage_flops
 from lit_long.planning.hardware import GIB, GPUS, Gpu, usable
 from lit_long.planning.inference import need
-from lit_long.planning.job import Job, describe, why_not
+from lit_long.planning.job import Job, describe, job_layers, why_not
 from lit_long.planning.memory import states
 from lit_long.planning.paper import paper_runs
 from lit_long.planning.rows import run_row
 from lit_long.planning.search import Estimate, Machines, estimate, search
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.stages.plan import Plan, Stage
+from lit_long.stages.resolve import resolve_layers
 
 NOTHING = "–"
 
 
-def model_and_context(words: dict) -> tuple[ModelConfig, int]:
-    """The shape that ``model`` names, and the context: the one given, or the model's own. Weights are not looked at where the option file tells their shape."""
+def model_of(words: dict) -> StageConfig:
+    """The model, layers and context that the words name; without a context, the model's own. Weights are not looked at where the option file tells their shape."""
     name = option_pick(words.get("model"))
     option = read_option("model", name) if name else {}
 
@@ -34,7 +35,7 @@ def model_and_context(words: dict) -> tuple[ModelConfig, int]:
         return None if init == option.get("init") and "d_model" in option else open_pretrained(init)
 
     config = compose_model(words, pretrained)
-    return config.model, config.context
+    return replace(config, layers=resolve_layers(config, config.layers, config.position, config.context, "command line"))
 
 
 def find_fastest(job: Job, machines: Machines, said: frozenset[str]) -> Estimate:
@@ -67,6 +68,7 @@ def job_of(config: StageConfig, where: str) -> Job:
         accumulate=trainer.accumulate,
         loss_memory=trainer.loss_memory,
         phases=tuple((phase.updates / updates, phase.context) for phase in phases),
+        layers=job_layers(config.layers, config.model.n_layers),
     )
 
 
@@ -176,7 +178,7 @@ def paper_rows(machines: Machines) -> tuple[list[list[str]], list[list[str]]]:
     """The paper's runs on their own numbers of GPUs; and of those whose FLOPs it prints, these FLOPs: printed, by its formula, and by ours."""
     rows, flops = [], []
     for run in paper_runs():
-        model, _ = model_and_context({"model": {"option": run.model}})
+        model = model_of({"model": {"option": run.model}}).model
         found = find_fastest(run.job(model), replace(machines, gpus=run.gpus), frozenset())
         rows.append(run_row(run.name, found))
         if run.flops:

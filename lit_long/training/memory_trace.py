@@ -29,6 +29,7 @@ from lit_long.model.loss import chunk_tokens
 from lit_long.planning.job import Job
 from lit_long.planning.memory import peak
 from lit_long.positions import build
+from lit_long.positions.layers import LayerGroup, LayerPattern
 from lit_long.training.parallel import clip_gradients, make_mesh, parallelize
 from lit_long.training.precision import ROUNDED
 
@@ -110,11 +111,17 @@ def build_model(job: Job) -> Llama:
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES.get(job.precision, torch.float32))
     try:
-        return Llama(
-            job.model, build({"scheme": "rope"}, job.model.head_dim), chunk_tokens(job.model.vocab_size, job.loss_memory)
-        )
+        return Llama(job.model, build_pattern(job), chunk_tokens(job.model.vocab_size, job.loss_memory))
     finally:
         torch.set_default_dtype(before)
+
+
+def build_pattern(job: Job) -> LayerPattern:
+    """The job's groups, each with a rotation of its own."""
+    groups = list(dict.fromkeys(job.layers)) or [("all", None)]
+    encoders = [build({"scheme": "rope", "base": 10_000.0 + number}, job.model.head_dim) for number in range(len(groups))]
+    made = tuple(LayerGroup(encoder, window) for encoder, (_, window) in zip(encoders, groups, strict=True))
+    return LayerPattern(made, tuple(groups.index(layer) for layer in job.layers) or (0,))
 
 
 def update(model: Llama, optimizer: Optimizer, batch: Batch, job: Job, tracker: MemTracker | None = None) -> None:

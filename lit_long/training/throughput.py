@@ -14,25 +14,26 @@ import torch
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig
-from lit_long.planning.flops import training_flops
+from lit_long.planning.flops import Windows, seen, training_flops
 from lit_long.planning.hardware import GPUS
 
 
-def update_flops(config: ModelConfig, batch: Batch) -> tuple[float, float]:
+def update_flops(config: ModelConfig, batch: Batch, windows: Windows = ()) -> tuple[float, float]:
     """FLOPs of one update on ``batch`` as mfu counts them, and as mfu_causal does (true document lengths when masked)."""
     rows, length = batch.tokens.shape
-    full = training_flops(config, rows * length, rows * length**2)
-    attended = document_squares(batch) if batch.mask_documents else rows * length**2
-    return full, training_flops(config, rows * length, attended / 2)
+    wide = [min(window or length, length) for window in windows] or [length]
+    full = training_flops(config, rows * length, rows * length * sum(wide) / len(wide))
+    lengths = document_lengths(batch) if batch.mask_documents else [length] * rows
+    return full, training_flops(config, rows * length, sum(each * seen(each, windows) for each in lengths))
 
 
-def document_squares(batch: Batch) -> float:
-    """Σ length² over all documents of the batch, padding left out."""
+def document_lengths(batch: Batch) -> list[int]:
+    """Tokens of all documents of the batch, padding left out."""
     starts = torch.ones_like(batch.document_ids, dtype=torch.bool)
     starts[:, 1:] = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
     runs = torch.bincount(starts.flatten().cumsum(0) - 1)
     inside = batch.document_ids.flatten()[starts.flatten()] >= 0
-    return float((runs[inside].double() ** 2).sum())
+    return runs[inside].tolist()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -41,10 +41,12 @@ def documents(draw):
     return ids, ranks
 
 
-def allowed(ids):
-    """Which keys each query sees, [B, S, S]: those before it, of its document."""
+def allowed(ids, window=None):
+    """Which keys each query sees, [B, S, S]: those before it, of its document, and ``window`` of them at most."""
     same = ids[:, :, None] == ids[:, None, :]
-    return same & torch.ones_like(same[0]).tril()
+    places = torch.arange(ids.shape[1], device=ids.device)
+    back = places[:, None] - places
+    return same & (back >= 0) & (back < (window or ids.shape[1]))
 
 
 def starts_of(ids):
@@ -85,21 +87,23 @@ def test_boundaries_only_take_scores_away(drawn):
 
 
 @settings(max_examples=200)
-@given(documents())
-def test_spans_are_what_an_obvious_mask_says(drawn):
+@given(documents(), st.one_of(st.none(), st.integers(1, 30)))
+def test_spans_are_what_an_obvious_mask_says(drawn, window):
     """From the table, and from cu_seqlens and keys as a GPU's kernels read them: the lower right corner is the last query's last key."""
     ids, ranks = drawn
     B, S = ids.shape
-    truth = allowed(ids) if document_starts(ids, True) is not None else allowed(torch.zeros_like(ids))
+    truth = allowed(ids if document_starts(ids, True) is not None else torch.zeros_like(ids), window)
     for rank in range(ranks):
-        shard, T = context_shard(starts_of(ids), rank, ranks, True), S // ranks
+        shard, T = context_shard(starts_of(ids), rank, ranks, True, window), S // ranks
         from_table, from_packed = torch.zeros(B, T, S, dtype=torch.int), torch.zeros(B * T, B * S, dtype=torch.int)
         for row, query, key, earlier, tokens in shard.table.tolist():
             for n in range(tokens):
-                from_table[row, query + n, key : key + earlier + n + 1] += 1
+                from_table[row, query + n, key + max(0, earlier + n + 1 - (window or S)) : key + earlier + n + 1] += 1
+            assert window is None or earlier < window
         for (start, stop), (first, last) in zip(pairs(shard.cu_seqlens_q), pairs(shard.cu_seqlens_k), strict=True):
             for query in range(start, stop):
-                from_packed[query, shard.keys[first : last - (stop - 1 - query)]] += 1
+                after = last - (stop - 1 - query)
+                from_packed[query, shard.keys[max(first, after - (window or S)) : after]] += 1
         expected = truth[:, own_tokens(rank, ranks, S)].int()
         across = from_packed.view(B, T, B, S)
         assert torch.equal(from_table, expected)
@@ -130,20 +134,20 @@ def by_hand(q, k, v, mask):
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1) @ v
 
 
-def check(ids, ranks, heads, shared, attend, dtype, limit, packed=False, device="cpu"):
+def check(ids, ranks, heads, shared, attend, dtype, limit, packed=False, device="cpu", window=None):
     """Every rank's outputs, and the gradients that all of them give together, against the whole sequence's."""
     (B, S), K, ids = ids.shape, 16, ids.to(device)
     generator = torch.Generator().manual_seed(0)
     whole = [torch.randn(B, S, h, K, generator=generator) for h in (heads, shared, shared, heads)]
     whole = [x.to(device, dtype).transpose(1, 2) for x in whole]
     exact = [x.double().requires_grad_() for x in whole[:3]]
-    expected = by_hand(*exact, allowed(ids))
+    expected = by_hand(*exact, allowed(ids, window))
     truth = torch.autograd.grad((expected * whole[3].double()).sum(), exact)
     inputs = [x.detach().requires_grad_() for x in whole[:3]]
     sums = [torch.zeros_like(x) for x in truth]
     for rank in range(ranks):
         own = own_tokens(rank, ranks, S).to(device)
-        shard = context_shard(starts_of(ids), rank, ranks, packed)
+        shard = context_shard(starts_of(ids), rank, ranks, packed, window)
         out = attend(inputs[0][:, :, own], inputs[1], inputs[2], shard)
         assert out.dtype == dtype and (out.double() - expected[:, :, own]).norm() <= limit * expected.norm()
         for total, part in zip(sums, torch.autograd.grad((out * whole[3][:, :, own]).sum(), inputs), strict=True):
@@ -152,8 +156,8 @@ def check(ids, ranks, heads, shared, attend, dtype, limit, packed=False, device=
         assert (ours - right).norm() <= limit * right.norm()
 
 
-def on_a_cpu(q, k, v, shard):
-    return attend_shard(q, k, v, shard, "sdpa")
+def on_a_cpu(q, k, v, shard, window=None):
+    return attend_shard(q, k, v, shard, "sdpa", window)
 
 
 @pytest.mark.parametrize("attend", [on_a_cpu, segment_by_segment])
@@ -164,35 +168,47 @@ def test_attention_of_all_parts_is_that_of_the_whole(ids, ranks, heads, shared, 
     check(ids, ranks, heads, shared, attend, torch.float32, 2e-6)
 
 
-def written_out(q_NHK, k_MGK, v_MGK, cu_seqlens_q, cu_seqlens_k, longest_q, longest_k):
+@pytest.mark.parametrize("attend", [on_a_cpu, segment_by_segment])
+@pytest.mark.parametrize("window", [2, 7, 20, 47])
+@pytest.mark.parametrize("ids", [IDS, torch.zeros_like(IDS)], ids=["documents", "whole"])
+def test_within_a_window(ids, window, attend):
+    """That ends within a chunk of 8 or 12 tokens, and beyond it."""
+    for ranks in (2, 3):
+        check(ids, ranks, 6, 2, lambda *x: attend(*x, window), torch.float32, 3e-6, window=window)
+
+
+def written_out(q_NHK, k_MGK, v_MGK, cu_seqlens_q, cu_seqlens_k, longest_q, longest_k, left):
     """What flash_attn_varlen_func and varlen_attn promise, as FlashAttention says it since 2.1: the diagonal ends in the lower right corner."""
     outputs = []
     for (start, stop), (first, last) in zip(pairs(cu_seqlens_q), pairs(cu_seqlens_k), strict=True):
         assert stop - start <= longest_q and last - first <= longest_k
         q, k, v = (x.transpose(0, 1)[None] for x in (q_NHK[start:stop], k_MGK[first:last], v_MGK[first:last]))
         mask = torch.ones(1, stop - start, last - first, dtype=torch.bool).tril(last - first - (stop - start))
+        if left >= 0:  # so many keys before the query's own
+            mask = mask.triu(last - first - (stop - start) - left)
         outputs.append(by_hand(q, k, v, mask)[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("kernel", PACKED)
 @pytest.mark.parametrize(("heads", "shared"), [(4, 4), (6, 2)])
-def test_kernels_of_a_gpu_are_given_the_right_pieces(kernel, heads, shared, monkeypatch):
+@pytest.mark.parametrize("window", [None, 2, 9, 30])
+def test_kernels_of_a_gpu_are_given_the_right_pieces(kernel, heads, shared, window, monkeypatch):
     """No GPU here: what the kernels are called with, by what they promise to do with it."""
 
     def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
-        assert window_size == (-1, 0) and enable_gqa == (heads != shared)
-        return written_out(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+        assert window_size[1] == 0 and enable_gqa == (heads != shared)
+        return written_out(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size[0])
 
-    def flash_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, causal=False):
+    def flash_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False, window_size=(-1, -1)):
         assert causal
-        return written_out(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
+        return written_out(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window_size[0]), None
 
     module = SimpleNamespace(flash_attn_func=None, flash_attn_varlen_func=flash_attn)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(flash, "varlen_function", lambda: varlen_attn)
     monkeypatch.setattr(flash, "_kernels", {"flash": flash.flash_2(), "varlen": flash.torchs_own("")})
-    check(IDS, 2, heads, shared, lambda *x: attend_shard(*x, kernel), torch.float32, 2e-6, packed=True)
+    check(IDS, 2, heads, shared, lambda *x: attend_shard(*x, kernel, window), torch.float32, 3e-6, True, window=window)
 
 
 @pytest.mark.gpu
@@ -225,3 +241,4 @@ def test_the_operation_keeps_torchs_rules(dtype):
     q, k, v = (torch.randn(s, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for s in shapes)
     table = context_shard(starts_of(IDS), 1, 2, False).table
     torch.library.opcheck(attend_segments, (q, k, v, table))
+    torch.library.opcheck(attend_segments, (q, k, v, context_shard(starts_of(IDS), 1, 2, False, 7).table, 7))

@@ -12,6 +12,7 @@ import torch
 from lit_long.model import flash
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.positions.layers import LayerGroup, LayerPattern
 from lit_long.training.parallel import CHECKPOINTING, parallelize
 from tests.model import flash_packages
 from tests.model.test_llama import SMALL, batch_of
@@ -70,9 +71,10 @@ def on_a_gpu(installed, monkeypatch):
     torch.compiler.reset()
 
 
-def losses(documents: bool, compiled: bool = False, checkpointing: str = "none"):
+def losses(documents: bool, compiled: bool = False, checkpointing: str = "none", window: int | None = None):
     """Loss and gradients of a small model on two rows."""
-    model = Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim))
+    encoder = build({"scheme": "rope"}, SMALL.head_dim)
+    model = Llama(SMALL, LayerPattern((LayerGroup(encoder), LayerGroup(encoder, window)), (0, 1)))
     model.init_weights(0)
     parallelize(model, None, checkpointing, compiled)
     batch = batch_of(torch.randint(SMALL.vocab_size, (2, 48), generator=torch.Generator().manual_seed(0)))
@@ -102,6 +104,20 @@ def test_kernels_of_gpus_in_our_blocks(kernel, documents, compiled, checkpointin
     name = "fwd" if kernel == "FlashAttention 2" and not documents else "varlen_fwd"
     assert called == [name] * SMALL.n_layers * runs
     assert torch.nn.attention.current_flash_attention_impl() == ("FA3" if kernel == "FlashAttention 3" else None)
+    assert torch.allclose(found, nats, rtol=1e-5)
+    for ours, theirs in zip(own, gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("kernel", CAPABILITY)
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("window", [2, 13])
+def test_windows_by_kernels_of_gpus(kernel, documents, window, on_a_gpu):
+    """Of one layer; the kernels' own count of its tokens is without the query's."""
+    nats, gradients = losses(documents, window=window)
+    called = on_a_gpu(CAPABILITY[kernel])
+    found, own = losses(documents, window=window)
+    assert len(called) == (2 if documents or kernel != "varlen_attn" else 1)  # whole sequences without a window are SDPA's
     assert torch.allclose(found, nats, rtol=1e-5)
     for ours, theirs in zip(own, gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))

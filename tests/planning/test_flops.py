@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from lit_long.config import CurriculumConfig, ModelConfig, StageConfig
+from lit_long.config import (
+    CurriculumConfig,
+    EvaluationConfig,
+    LayerGroupConfig,
+    LayersConfig,
+    ModelConfig,
+    StageConfig,
+    UserError,
+)
 from lit_long.config.schema import PhaseConfig
-from lit_long.planning.flops import parameters, stage_flops, training_flops
+from lit_long.planning.flops import parameters, seen, stage_flops, training_flops, windows_of
+from lit_long.planning.job import Job, job_layers
 from lit_long.planning.paper import paper_runs
 from lit_long.planning.speed import computed_again, run_flops
-from lit_long.stages.costs import model_and_context
+from lit_long.stages.costs import model_of
 from tests.planning.jobs import LLAMA_7B, job
 
 PARAMETERS = {  # as Hugging Face's model cards count them; a tied head once
@@ -32,7 +43,7 @@ PARAMETERS = {  # as Hugging Face's model cards count them; a tied head once
 
 
 def option(name: str) -> ModelConfig:
-    return model_and_context({"model": {"option": name}})[0]
+    return model_of({"model": {"option": name}}).model
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -109,3 +120,31 @@ def test_a_curriculum_costs_what_its_phases_cost():
     assert stage_flops(switched) == pytest.approx(0.8 * short + 0.2 * whole)
     grown = stage({"until": 1.0, "grow_from": 0.5})
     assert stage_flops(grown) == pytest.approx(stage_flops(StageConfig(context=24_576, tokens=1000)))
+
+
+def test_windows_save_pairs():
+    """T·W − W(W − 1)/2 pairs, counted one by one; windows beyond the text are none; the mean is over layers, and over a curriculum's phases."""
+    for length, window in ((100, 1), (100, 7), (100, 99), (8, 3)):
+        assert length * seen(length, [window]) == sum(min(token + 1, window) for token in range(length))
+    assert seen(100, [100, 1000, None]) == seen(100) == 50
+    assert seen(100, [7, None]) == (seen(100, [7]) + seen(100)) / 2
+    swan = LayersConfig({"g": LayerGroupConfig(), "l": LayerGroupConfig(window=512)}, ["g", "l", "l", "l"])
+    config = StageConfig(context=8192, tokens=8192, layers=swan)
+    assert windows_of(swan, 6) == [None, 512, 512, 512, None, 512]
+    pairs = 8 * 8192**2 / 2 + 24 * (8192 * 512 - 512 * 511 / 2)
+    assert stage_flops(config) == pytest.approx(training_flops(config.model, 8192, pairs / 32))
+    phases = CurriculumConfig([PhaseConfig(0.5, layers={"groups": {}, "pattern": []}), PhaseConfig()])
+    halves = (seen(8192, windows_of(swan, 32)) + seen(8192)) / 2
+    assert stage_flops(replace(config, curriculum=phases)) == pytest.approx(training_flops(config.model, 8192, 8192 * halves))
+    short = replace(config, kind="evaluate", evaluation=EvaluationConfig(domains=["code"], lengths=[1024], sequences=1))
+    assert stage_flops(short) == pytest.approx(training_flops(config.model, 1024, 1024 * seen(1024, windows_of(swan, 32))) / 3)
+
+
+def test_a_plan_of_local_layers_is_cheaper():
+    local = model_of({"model": {"option": "llama2-7b"}, "layers": {"option": "swan"}, "context": 32_768})
+    full = model_of({"model": {"option": "llama2-7b"}, "context": 32_768})
+    ours, theirs = (Job(each.model, 32_768, 2**22, 2**30, layers=job_layers(each.layers, 32)) for each in (local, full))
+    assert run_flops(ours) < 0.75 * run_flops(theirs)
+    assert computed_again(ours) < computed_again(theirs)
+    with pytest.raises(UserError, match=r"command line: layers.groups.all.window=100000 is above the context of 4096"):
+        model_of({"model": {"option": "llama2-7b"}, "layers": {"groups": {"all": {"window": 100_000}}}})

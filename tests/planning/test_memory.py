@@ -47,6 +47,13 @@ def test_real_updates_of_other_families(family, way, precision):
     assert abs(off(each, track(each))) < 0.05
 
 
+def test_real_updates_of_layers_that_differ():
+    """A rotation for each group of layers."""
+    local = (("global", None), ("local", 32)) * 2
+    each = job(SMALL, layers=local, rows=4, sequences=4, loss_memory=2**21, kernels="cpu", checkpointing="full")
+    assert abs(off(each, track(each))) < 0.05
+
+
 @pytest.mark.parametrize(
     "way, precision, rows, sequences",
     slow_except(

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch._dynamo.utils import counters
 
 from lit_long.batch import NO_LOSS, PADDING, Batch
-from lit_long.config import ModelConfig, OptimConfig
+from lit_long.config import LayerGroupConfig, LayersConfig, ModelConfig, OptimConfig
 from lit_long.config.mesh import Mesh
 from lit_long.training.module import LongContextModule
 from lit_long.training.strategy import MeshStrategy
@@ -32,6 +32,11 @@ DOCUMENTS = torch.tensor(
         [0] * 30 + [1] + [2] * 17,
     ]
 )
+# A window that ends within a chunk, beyond it, and within a document
+LOCAL = LayersConfig(
+    {"local": LayerGroupConfig(window=15), "global": LayerGroupConfig({"scheme": "nope"}, None, {"form": "log", "base": 8})},
+    ["local", "global"],
+)
 # What differs from the first: the model, the encoder, masking, weights of targets, what is done to the blocks
 CASES: dict[str, dict[str, Any]] = {
     "documents": {},
@@ -42,7 +47,9 @@ CASES: dict[str, dict[str, Any]] = {
         "position": ROPE | {"training": {"transform": "pose", "window": 20, "target": 64, "chunks": 2}},
     },
     "randomised": {"masked": False, "position": ROPE | {"training": {"transform": "randomised", "length": 64}}},
+    "layers": {"layers": LOCAL},
     "compiled": {"compiled": True},
+    "compiled layers": {"compiled": True, "layers": LOCAL},
     "compiled selective": {"compiled": True, "checkpointing": "selective", "masked": False},
     "bf16-mixed": {"precision": "bf16-mixed"},
     "bf16-true": {"precision": "bf16-true"},

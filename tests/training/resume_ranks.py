@@ -17,7 +17,17 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from lit_long.config import CurriculumConfig, DataConfig, ModelConfig, OptimConfig, StageConfig, TrainerConfig, UserError
+from lit_long.config import (
+    CurriculumConfig,
+    DataConfig,
+    LayerGroupConfig,
+    LayersConfig,
+    ModelConfig,
+    OptimConfig,
+    StageConfig,
+    TrainerConfig,
+    UserError,
+)
 from lit_long.config.schema import PhaseConfig, ValidationConfig
 from lit_long.training import resume
 from lit_long.training.module import LongContextModule
@@ -25,6 +35,7 @@ from lit_long.training.run import train
 from tests.training import broken
 
 UPDATES, STOP = 8, 5
+NARROW = {"groups": {"local": {"window": 9}, "global": {"position": {"scheme": "nope"}}}, "pattern": ["local", "global"]}
 
 
 def config(ranks: int, **trainer) -> StageConfig:
@@ -36,7 +47,8 @@ def config(ranks: int, **trainer) -> StageConfig:
         model=model,
         position={"scheme": "rope", "base": 10_000.0},
         data=DataConfig(weights={"long": 0.7, "short": 0.3}),
-        curriculum=CurriculumConfig([PhaseConfig(until=0.5, scale=0.5), PhaseConfig(until=1.0)]),
+        layers=LayersConfig({"local": LayerGroupConfig(window=20), "global": LayerGroupConfig()}, ["local", "global"]),
+        curriculum=CurriculumConfig([PhaseConfig(until=0.5, scale=0.5, layers=NARROW), PhaseConfig(until=1.0)]),
         optim=OptimConfig(lr=1e-2),
         validation=ValidationConfig(times=2, sequences=2),
         trainer=TrainerConfig(

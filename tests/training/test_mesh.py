@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from lit_long.config import (
     CorpusConfig,
     DataConfig,
+    LayerGroupConfig,
+    LayersConfig,
     ModelConfig,
     OptimConfig,
     SourceConfig,
@@ -53,11 +55,12 @@ from tests.training import memory_ranks
 UPDATES, PER_UPDATE, CONTEXT = 8, 1024, 64
 DOMAINS = ("long", "short")
 RANDOM = {"training": {"transform": "randomised", "length": CONTEXT}}  # drawn by the row's number in the whole update
+LOCAL = LayersConfig({"global": LayerGroupConfig({"scheme": "nope"}), "local": LayerGroupConfig(window=20)}, ["global", "local"])
 TWO = {
-    "fsdp": {"tied": False},
+    "fsdp": {"tied": False, "layers": LOCAL},
     "fsdp-tied": {"checkpointing": "full", "accumulate": "sharded"},
     "tensor-external": {"tied": False, "tensor_parallel": 2},
-    "tensor-tied": {"tensor_parallel": 2, "checkpointing": "full", "switches": HEADS},
+    "tensor-tied": {"tensor_parallel": 2, "checkpointing": "full", "switches": HEADS, "layers": LOCAL},
     "tensor-layer": {"tensor_parallel": 2, "tied": False, "switches": LAYER},
     "replicate": {"tied": False, "replicate": 2},
     "tensor-bf16": {"tensor_parallel": 2, "precision": "bf16-true"},
@@ -70,12 +73,12 @@ FOUR = {
     "replicate-shard": {"replicate": 2, "accumulate": "sharded"},
     "replicate-tensor": {"tied": False, "replicate": 2, "tensor_parallel": 2},
     "tensor-4": {"tensor_parallel": 4},
-    "fsdp-compiled": {"compile": True, "checkpointing": "full"},
+    "fsdp-compiled": {"compile": True, "checkpointing": "full", "layers": LOCAL},
     "tensor-compiled": {"tensor_parallel": 2, "compile": True, "switches": HEADS},
 }
 
 
-def stage(tied: bool = True, switches: dict | None = None, **trainer) -> StageConfig:
+def stage(tied: bool = True, switches: dict | None = None, layers: LayersConfig | None = None, **trainer) -> StageConfig:
     kv = 4 if trainer.get("tensor_parallel") == 4 else 2
     return StageConfig(
         context=CONTEXT,
@@ -94,6 +97,7 @@ def stage(tied: bool = True, switches: dict | None = None, **trainer) -> StageCo
             **(switches or {}),
         ),
         position={"scheme": "rope", "base": 10_000.0} | (RANDOM if tied else {}),
+        layers=layers or LayersConfig(),
         data=DataConfig(weights={"long": 0.5, "short": 0.5}, packing="best_fit"),
         optim=OptimConfig(lr=3e-3, grad_clip=0.05),
         validation=ValidationConfig(times=2, sequences=3),

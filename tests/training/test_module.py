@@ -19,7 +19,7 @@ from lit_long.pretrained.weights import save_weights
 from lit_long.training.module import LongContextModule
 from lit_long.training.precision import TrueHalf
 from lit_long.training.run import summarize
-from lit_long.training.throughput import document_squares, measured_peak, update_flops
+from lit_long.training.throughput import document_lengths, measured_peak, update_flops
 from tests.model.test_llama import SMALL, batch_of
 
 
@@ -171,7 +171,7 @@ def test_papers_flops_column():
 def test_masked_documents_cost_what_they_are_long():
     ids = torch.tensor([[0] * 3 + [1] * 5, [1] * 6 + [-1] * 2])
     batch = Batch(ids, ids, ids, ids, mask_documents=True)
-    assert document_squares(batch) == 9 + 25 + 36
+    assert document_lengths(batch) == [3, 5, 6]
     full, causal = update_flops(SMALL, batch)
     assert full - causal == pytest.approx(12 * SMALL.n_layers * 64 * (2 * 64 - (9 + 25 + 36) / 2))
 
