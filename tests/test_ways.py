@@ -127,10 +127,10 @@ def walks(tmp_path_factory) -> tuple[Walk, Walk]:
 
 
 def test_a_document_to_its_loss(walks):
-    """15 files hold it, 33 run meanwhile: settings, what is known of each source, the trainer's own."""
+    """18 files hold it, 37 run meanwhile: settings, what is known of each source, the trainer's own."""
     holding, entered = walks[0].files, walks[0].entered
     assert {"data/readers.py", "data/token_store.py", "training/module.py", "model/llama.py", "model/loss.py"} <= holding
-    assert len(holding) <= 18 and len(entered) <= 36, sorted(holding) + sorted(entered - holding)
+    assert len(holding) <= 18 and len(entered) <= 37, sorted(holding) + sorted(entered - holding)
 
 
 def test_a_base_to_cosines_and_sines(walks):
