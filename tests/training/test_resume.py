@@ -91,7 +91,8 @@ def place(tmp_path_factory):
 
 def test_two_ranks_compute_what_one_does(place):
     assert_close(place / "straight", place / "one")
-    assert losses(place / "straight") != losses(place / "one"), "was it one rank?"
+    ours, theirs = weights(place / "straight"), weights(place / "one")
+    assert any(not ours[name].equal(theirs[name]) for name in ours), "was it one rank?"
 
 
 @pytest.mark.parametrize("name", ["sync", "background", "full", "validation"])
