@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from collections import defaultdict
 from pathlib import Path
 from string import Template
 
@@ -15,6 +16,7 @@ import pytest
 from lit_long.config import UserError, read_layers
 from lit_long.stages.plan import make_plan
 from lit_long.stages.sweep_folder import outline
+from tests.docs import families
 from tests.docs.blocks import BLOCK, REPOSITORY, blocks_of, clone, pages, printed, same_everywhere, write
 
 BLOCKS = [block for page in pages() for block in blocks_of(page)]
@@ -168,3 +170,11 @@ def test_what_the_pages_name_is_there():
             if not known:
                 missing.append(f"{page.name}: {name}")
     assert not missing
+
+
+def test_families_of_the_table_pass_in_all_columns():
+    """As their tests do, or they would fail; `python -m tests.docs.families` writes it."""
+    passed = defaultdict(lambda: ["passed"])
+    assert families.in_page() == families.table(
+        {(test, case): passed[case] for test in families.COLUMNS.values() for case in families.CASES}
+    )

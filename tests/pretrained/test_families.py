@@ -14,11 +14,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lit_long.config import LayerGroupConfig, LayersConfig, ModelConfig, UserError
 from lit_long.generation import generate, prepack
 from lit_long.model.llama import Llama
+from lit_long.planning.flops import parameters
+from lit_long.planning.memory import weights
 from lit_long.positions.layers import build_layers
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.export import write_huggingface
 from lit_long.pretrained.families import DEFAULTS, FAMILIES, complete, layer_types, write_family
 from tests.generation.llamas import prompts
+from tests.planning.jobs import job
 from tests.pretrained.llamas import assert_same, batch_of, edit_config, read, save
 
 SIZES = {
@@ -119,10 +122,25 @@ def export(folder, out):
 
 @pytest.mark.parametrize("case", CASES)
 def test_in(folders, case):
-    """Logits and gradients, fp32."""
+    """Logits beyond the window."""
+    folder, theirs = folders(case)
+    assert_same(theirs, read(folder), 100)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plan(folders, case):
+    """What is planned with: all parameters, as many as the class has."""
+    folder, theirs = folders(case)
+    shape = open_pretrained(str(folder)).shape
+    assert parameters(shape) == sum(parameter.numel() for parameter in theirs.parameters())
+    assert weights(job(shape)).all == parameters(shape)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_train(folders, case):
+    """Gradients of the loss."""
     folder, theirs = folders(case)
     ours = read(folder)
-    assert_same(theirs, ours, 100)
     batch = batch_of(torch.randint(0, 160, (2, 50), generator=torch.Generator().manual_seed(1)))
     logits = theirs(batch.tokens).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).backward()
