@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 
-from lit_long.config import LauncherConfig, ModelConfig, StageConfig, UserError
+from lit_long.config import LauncherConfig, StageConfig, UserError
 from lit_long.config.checkpoints import number_of_updates
 from lit_long.config.compose import compose_model
 from lit_long.config.layers import option_pick, read_option
