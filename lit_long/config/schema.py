@@ -140,6 +140,9 @@ class SourceConfig:
     dedup: bool = True  # of documents with exactly the same text keep the first
     keep: PositiveShare = 1.0  # share of the documents to keep, chosen by hash
     validation_share: Share = 0.02  # share of the documents to hold out, chosen by hash; at least one unless it is 0
+    # Of text files: a pattern whose first group, in the file's name, what lies on one side of that split has in common, such as "(.*) - " for
+    # "AUTHOR - TITLE.txt"; the share is then one of authors
+    split_by: EscapedText = ""
     content: str = ""  # sha256 of what was found, filled in when planned; given, it insists on that content
     instruct: InstructConfig = field(default_factory=InstructConfig)
 

@@ -23,8 +23,8 @@ from lit_long.data.builtin_corpus import Document, build_corpus, fingerprint
 from lit_long.data.conversations import template_of
 from lit_long.data.paths import describe_left_out
 from lit_long.data.pool import available_cores
-from lit_long.data.shards import HASHES, Task, make_shards, read_record
-from lit_long.data.sources import list_left_out, list_parts, resolve_source
+from lit_long.data.shards import HASHES, Task, make_shards, read_record, text_hash
+from lit_long.data.sources import list_left_out, list_parts, resolve_source, shared_name
 from lit_long.data.store_tokenizer import TRAINED, StoreTokenizer, resolve_tokenizer
 from lit_long.data.token_store import (
     FORMAT,
@@ -164,7 +164,10 @@ def prepare_sources(
     for name, rows in tables.items():
         if not len(rows):
             raise UserError(_empty(name, sources[name], of_source[name]))
-    held = {name: _held_out(rows, sources[name].validation_share) for name, rows in tables.items()}
+    held = {
+        name: _held_out(_sides(rows, sources[name], of_source[name]), sources[name].validation_share)
+        for name, rows in tables.items()
+    }
     held_texts = np.concatenate([_texts(tables[name][chosen]) for name, chosen in held.items()])
     domains, accounts = {}, {}
     for name, source in sorted(sources.items()):
@@ -260,13 +263,21 @@ def _texts(rows: np.ndarray) -> np.ndarray:
     return rows["first"] ^ (rows["second"] * np.uint64(0x9E3779B97F4A7C15))
 
 
-def _held_out(rows: np.ndarray, share: float) -> np.ndarray:
-    """bool [documents]. At least one document is held out, the one with the smallest hash, unless ``share`` is 0."""
+def _sides(rows: np.ndarray, source: SourceConfig, records: list[dict[str, Any]]) -> np.ndarray:
+    """uint64 [documents], what decides which are held out: the hash of each text, or of what ``split_by`` finds in its file's name."""
+    if not source.split_by:
+        return rows["first"]
+    names = (records[row["shard"]]["names"][row["place"]] for row in rows)
+    return np.array([int.from_bytes(text_hash(shared_name(source, name).encode())[:8], "little") for name in names], np.uint64)
+
+
+def _held_out(sides: np.ndarray, share: float) -> np.ndarray:
+    """bool [documents]. At least those with the smallest hash are held out, unless ``share`` is 0."""
     if share >= 1:
-        return np.ones(len(rows), bool)
-    chosen = rows["first"] < np.uint64(share * HASHES)
+        return np.ones(len(sides), bool)
+    chosen = sides < np.uint64(share * HASHES)
     if share and not chosen.any():
-        chosen = rows["first"] == rows["first"].min()
+        chosen = sides == sides.min()
     return chosen
 
 

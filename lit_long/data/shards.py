@@ -27,7 +27,7 @@ from lit_long.config import SourceConfig, UserError
 from lit_long.data.conversations import ChatTemplate, Encoder
 from lit_long.data.pool import process_pool
 from lit_long.data.readers import Part, Text, read_part
-from lit_long.data.sources import plain_source
+from lit_long.data.sources import plain_source, shared_name
 from lit_long.data.tokenizer import encode_documents, load_tokenizer
 from lit_long.files import is_disk_full, replacing, write_atomically
 from lit_long.tokenizers.tokenizer import check_embedded
@@ -254,14 +254,15 @@ def is_held_out(digest: bytes, share: float) -> bool:
     return int.from_bytes(digest[:8], "little") < share * HASHES
 
 
-def passes(source: SourceConfig, text: Text) -> bool:
-    """Whether the filters let a text through to the training split; for the tokenizer's sample."""
+def passes(source: SourceConfig, text: Text, part: Part) -> bool:
+    """Whether the filters let a text of a part through to the training split; for the tokenizer's sample."""
     long_enough = len(text.text) >= source.min_characters
     short_enough = not source.max_characters or len(text.text) <= source.max_characters
     if not (long_enough and short_enough):
         return False
     digest = text_hash(text.text.encode())
-    return is_kept(digest, source.keep) and not is_held_out(digest, source.validation_share)
+    decides = text_hash(shared_name(source, part.names[text.place]).encode()) if source.split_by else digest
+    return is_kept(digest, source.keep) and not is_held_out(decides, source.validation_share)
 
 
 def _to_disk(file: Any) -> None:

@@ -18,6 +18,7 @@ import codecs
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -34,7 +35,7 @@ from lit_long.pretrained.digests import file_digests
 KINDS = ("text", "jsonl", "parquet", "mixed", "hf")
 PART_BYTES = 2**26
 # Where texts lie, and what is decided of them once all are there.
-_NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "content", "instruct")
+_NOT_IN_SHARDS = ("path", "streaming", "dedup", "validation_share", "split_by", "content", "instruct")
 _SAVED = ("state.json", "dataset_dict.json")  # what `datasets` leaves in a folder it saved
 
 
@@ -80,7 +81,38 @@ def resolve_source(name: str, source: SourceConfig, key: str = "") -> SourceConf
             f"{source.content[:12]}…). Put the files back, or start the command again to use what is there."
         )
     _try_first_rows(key, resolved, found)
+    if source.split_by:
+        _check_split_by(key, resolved, found)
     return replace(resolved, content=content)
+
+
+def _check_split_by(key: str, source: SourceConfig, found: Found) -> None:
+    """Raise a UserError unless files have names, and the names tell at least two sides."""
+    if source.kind != "text":
+        raise UserError(f"{key}.split_by is for text files, whose names it looks at; {source.path} holds {source.kind}.")
+    try:
+        shared = {shared_name(source, name) for name in found.names}
+    except re.error as error:
+        raise UserError(f"{key}.split_by={source.split_by} is no pattern: {error}.") from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    if len(shared) < 2 and 0 < source.validation_share < 1:
+        raise UserError(
+            f"{key}.split_by={source.split_by} finds the same in all names, so all documents would be held out; set {key}.validation_share=0, or "
+            f"another pattern."
+        )
+
+
+def shared_name(source: SourceConfig, name: str) -> str:
+    """What the name of a document's file has in common with those on its side of the split, as ``split_by`` finds it.
+
+    Raises:
+        UserError: it finds nothing.
+    """
+    found = re.search(source.split_by, name)
+    if found is None:
+        raise UserError(f"split_by={source.split_by} is not found in the file's name {name}.")
+    return found[min(1, found.re.groups)]
 
 
 def find_files(name: str, source: SourceConfig, key: str = "") -> Found:

@@ -111,7 +111,7 @@ def sample_texts(sources: dict[str, SourceConfig], characters: int) -> list[str]
 def _beginning(name: str, source: SourceConfig, part: Part, characters: int) -> Iterator[str]:
     """Texts from the start of a part; the last one is cut."""
     for text in read_part(f"data.sources.{name}", source, part):
-        if passes(source, text):
+        if passes(source, text, part):
             content = message_text(text.text) if source.instruct.schema else text.text
             yield content[:characters]
             characters -= len(content)

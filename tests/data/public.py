@@ -50,6 +50,13 @@ def stand_ins(name: str, folder: Path) -> list[str]:
     words = []
     for source, settings in read_option("data", name).get("sources", {}).items():
         path = settings["path"]
+        if "split_by" in settings:  # of text files by their names
+            books = folder / source
+            books.mkdir(exist_ok=True)
+            for number in range(2):
+                (books / f"Author {number} - Title.txt").write_text(f"Book {number}. " * 200)
+            words.append(f"data.sources.{source}.path={books}")
+            continue
         file = folder / f"{path.replace('hf:', '').replace('/', '_').replace('*', '')}.jsonl"
         if not file.exists():
             file.write_text("".join(json.dumps(row) + "\n" for row in rows(path)))

@@ -15,6 +15,7 @@ from lit_long.data import hub, sources
 from lit_long.data.prepare import prepare
 from lit_long.data.readers import read_part
 from lit_long.data.sources import find_files, list_parts, resolve_source
+from lit_long.data.store_tokenizer import sample_texts
 from lit_long.data.token_store import open_store
 from tests.data.own import (
     CORPUS,
@@ -167,6 +168,41 @@ def test_what_one_source_holds_out_no_other_trains_on(tmp_path):
     assert not set(decoded(store, "validation", "a")) & set(decoded(store, "train", "b"))
     held = len(decoded(store, "validation", "a"))
     assert 0 < store.sources["b"]["held_out_elsewhere"] <= held
+
+
+def test_the_split_is_by_author(tmp_path):
+    """All books of an author lie on one side, whatever their texts; of the tokenizer's sample, too."""
+    authors = {f"Author {number}": TEXTS[number * 4 : number * 4 + 4] for number in range(12)}
+    (tmp_path / "in").mkdir()
+    for author, texts in authors.items():
+        for number, text in enumerate(texts):
+            (tmp_path / "in" / f"{author} - {number}.txt").write_text(text)
+    settings = {"split_by": "(.*) - ", "validation_share": 0.4, "dedup": False}
+    store = store_of(tmp_path / "store", tmp_path / "in", **settings)
+    train, held = decoded(store, "train"), decoded(store, "validation")
+    sides = {
+        author: {text in held for text in texts} | {text not in train for text in texts} for author, texts in authors.items()
+    }
+    assert all(len(each) == 1 for each in sides.values()) and {each.pop() for each in sides.values()} == {False, True}
+    assert sorted(train + held) == sorted(text for texts in authors.values() for text in texts)
+    source = resolve_source("mine", SourceConfig(path=str(tmp_path / "in"), **settings))
+    assert set(sample_texts({"mine": source}, 10**6)) == set(train)
+    assert store_of(tmp_path / "one", tmp_path / "in", split_by="(.*) - ", validation_share=1e-9).held_out_domains == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_by": "by (.*)"}, r"data\.sources\.mine: split_by=by \(\.\*\) is not found in the file's name 0/000\.txt"),
+        ({"split_by": "("}, r"split_by=\( is no pattern: missing \)"),
+        ({"split_by": r"\.txt"}, "finds the same in all names, so all documents would be held out"),
+    ],
+)
+def test_a_pattern_that_splits_nothing(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        resolve_source("mine", SourceConfig(path=str(write_text(tmp_path / "in")), **settings))
+    with pytest.raises(UserError, match=r"split_by is for text files, whose names it looks at; .*in\.jsonl holds jsonl"):
+        resolve_source("mine", SourceConfig(path=str(write_jsonl(tmp_path / "in.jsonl")), **settings))
 
 
 def test_content_is_names_and_bytes_not_place(tmp_path):
