@@ -20,7 +20,7 @@ test-all: .venv/smollm2
 bench: .venv/smollm2
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# Everything that only a GPU can show; make gpu ARGS=small=true proves the script without one.
+# Everything that only a GPU can show; make gpu small=true rehearses it without one.
 gpu: .venv/smollm2
 	$(BIN)/python -m tests.gpu $(ARGS) $(if $(small),small=$(small))
 

@@ -75,7 +75,7 @@ def ours(shape: ModelConfig, compiled: bool = False, checkpointing: str = "none"
     return parallelize(model, None, checkpointing, compiled)
 
 
-def theirs(shape: ModelConfig) -> LlamaForCausalLM:
+def theirs(shape: ModelConfig, attention: str = "sdpa") -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.d_model,
@@ -85,10 +85,10 @@ def theirs(shape: ModelConfig) -> LlamaForCausalLM:
         num_key_value_heads=shape.n_kv_heads,
         head_dim=shape.head_dim,
         rms_norm_eps=shape.norm_eps,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tie_embeddings,
         use_cache=False,
         max_position_embeddings=shape.context,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
     )
     return LlamaForCausalLM(config)

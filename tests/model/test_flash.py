@@ -19,11 +19,6 @@ from tests.model.test_llama import SMALL, batch_of
 
 CAPABILITY = {"FlashAttention 2": 8, "FlashAttention 3": 9, "varlen_attn": 10}
 PACKAGES = ("flash_attn", "flash_attn_2_cuda", "flash_attn_3", "flash_attn_interface")
-QUICK = {
-    ("FlashAttention 2", True, True, "selective"),
-    ("FlashAttention 2", False, True, "none"),
-    ("varlen_attn", True, True, "none"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +85,7 @@ def cases():
     for case in itertools.product(CAPABILITY, (False, True), (False, True), CHECKPOINTING):
         kernel, documents, compiled, checkpointing = case
         if documents or kernel != "varlen_attn":  # without documents that is SDPA
-            slow = compiled and case not in QUICK
+            slow = compiled  # three of them are in the rehearsal (tests/test_gpu_script.py)
             names = f"{kernel}-{'documents' if documents else 'whole'}-{'compiled' if compiled else 'eager'}-{checkpointing}"
             yield pytest.param(*case, id=names, marks=[pytest.mark.slow] if slow else [])
 
