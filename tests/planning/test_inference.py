@@ -6,11 +6,12 @@ A CPU's norm in bf16 is made of simple operations in fp32, which the formula, a 
 from __future__ import annotations
 
 import weakref
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,8 +62,8 @@ class Peak(TorchDispatchMode):
         return found
 
 
-def traced(shape: ModelConfig, reading: Reading, width: int, mesh: DeviceMesh | None) -> int:
-    """The most bytes while a model reads; ``mesh``: that shares it."""
+def traced(shape: ModelConfig, reading: Reading, width: int, mesh: DeviceMesh | None) -> tuple[int, int]:
+    """The most bytes while a model reads, and while it then adds tokens, if it does; ``mesh``: that shares it."""
     peak = Peak()
     encoder, chunk = build({"scheme": "rope"}, shape.head_dim), chunk_tokens(shape.vocab_size, LOSS_MEMORY)
     with torch.device("meta"):
@@ -79,10 +80,15 @@ def traced(shape: ModelConfig, reading: Reading, width: int, mesh: DeviceMesh | 
         positions = torch.arange(reading.length).repeat(reading.rows, 1)
         batch = Batch(tokens, tokens.clone(), torch.zeros_like(tokens), positions, mask_documents=False)
         if reading.cached:
-            Sequences(model, [[0] * (reading.length - 8)] * reading.rows, 8).read()
-        else:
-            model(batch, per_token=True)
-    return peak.most
+            sequences = Sequences(model, [[0] * (reading.length - 8)] * reading.rows, 8)
+            sequences.read()
+            reading_most, peak.most = peak.most, peak.now
+            with patch.object(FakeTensor, "tolist", lambda tokens: [0] * len(tokens)):  # there are no values
+                for _ in range(3):
+                    sequences.step(torch.zeros(reading.rows, dtype=torch.int64))
+            return reading_most, peak.most
+        model(batch, per_token=True)
+    return peak.most, 0
 
 
 @pytest.fixture
@@ -114,7 +120,13 @@ def test_the_formula_is_what_the_model_takes(shape, reading, width, mesh, monkey
     held = weights(shape, ranks, width)
     beside = cache_size(shape, reading, ranks, width) + activations(shape, reading, ranks, width, LOSS_MEMORY)
     beside += reading.rows * reading.length * BATCH
-    found = traced(shape, reading, width, mesh)
+    found, adding = traced(shape, reading, width, mesh)
+    if (
+        reading.cached
+    ):  # then there are the cache, the tables, and logits: each rank's, and the parts and the whole that are made of them
+        logits = reading.rows * width * shape.vocab_size * (2 + 1 / ranks if ranks > 1 else 1)
+        cached = cache_size(shape, reading, ranks, width) + logits + 6 * shape.head_dim * reading.length
+        assert adding - held == pytest.approx(cached, rel=0.05)
     print(f"{(found - held) / 2**20:.1f} MiB beside the weights, {beside / 2**20:.1f} by formula")
     assert held + beside == pytest.approx(found, rel=0.02)
     assert beside == pytest.approx(found - held, rel=0.1)

@@ -8,9 +8,11 @@ from itertools import product
 import pytest
 import torch
 
-from lit_long.config import UserError
+from lit_long.config import StageConfig, TrainerConfig, UserError
 from lit_long.config.mesh import Mesh
+from lit_long.planning.hardware import find_gpu, usable
 from lit_long.planning.memory import moments, peak, states, weights
+from lit_long.stages.costs import job_of
 from lit_long.training.memory_trace import trace, track
 from tests.planning.jobs import FIFTEEN, HEADS, LAYER, LLAMA_7B, LLAMA_70B, SMALL, job
 
@@ -115,6 +117,55 @@ def test_updates_on_ranks_that_need_not_exist(name, way, context):
 @pytest.mark.parametrize("context, gpus", [(4096, 8), (16_384, 32), (32_768, 64)])
 def test_all_of_7b(context, gpus):
     each = job(LLAMA_7B, mesh=Mesh(shard=gpus), context=context, checkpointing="full", precision="bf16-mixed", kernels="cpu")
+    assert abs(off(each, trace(each))) < 0.05
+
+
+GPU_CASES = [
+    ("7B, one GPU", LLAMA_7B, 32_768, {"precision": "bf16-true"}, 64.4, True),
+    ("7B, one GPU, mixed", LLAMA_7B, 32_768, {"precision": "bf16-mixed"}, 124.3, False),
+    ("70B, 64 GPUs", LLAMA_70B, 16_384, {"strategy": "fsdp", "nodes": 8, "devices": 8}, 77.5, False),
+    (
+        "70B, 64 GPUs, 16k",
+        LLAMA_70B,
+        16_384,
+        {"strategy": "fsdp", "nodes": 8, "devices": 8, "micro_batch_tokens": 16_384},
+        50.9,
+        True,
+    ),
+]
+
+
+def gpu_job(model, context, settings):
+    """With ``trainer=gpu`` and full checkpointing, four sequences an update and rank."""
+    trainer = {
+        "accelerator": "gpu",
+        "precision": "bf16-mixed",
+        "compile": True,
+        "micro_batch_tokens": 32_768,
+        "accumulate": "sharded",
+    }
+    trainer = TrainerConfig(
+        **trainer | {"checkpointing": "full"} | settings
+    )  # as tests/config/test_compose.py holds configs/trainer/gpu.yaml to
+    size = 4 * context * trainer.nodes * trainer.devices
+    return job_of(StageConfig(context=context, tokens=size, tokens_per_update=size, model=model, trainer=trainer), "stage.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "settings", "gib", "fits"), [case[1:] for case in GPU_CASES], ids=[case[0] for case in GPU_CASES]
+)
+def test_large_models_by_the_defaults_of_gpus(model, context, settings, gib, fits):
+    """On H100s. A micro-batch of 70B is one sequence of 16k, not two."""
+    needed = peak(gpu_job(model, context, settings)).total
+    assert needed / 2**30 == pytest.approx(gib, abs=0.1)
+    assert (needed <= usable(find_gpu("h100"))) is fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "context", "settings"), [case[1:4] for case in GPU_CASES if "mixed" not in case[0]])
+def test_their_blocks_are_as_planned(model, context, settings):
+    """Two of them; all of 7B on one GPU, once: 57.73 GiB by formula, 57.73 counted."""
+    each = replace(gpu_job(replace(model, n_layers=2), context, settings), kernels="cpu")
     assert abs(off(each, trace(each))) < 0.05
 
 

@@ -1,6 +1,6 @@
 """One of two ranks that take a model to be trained: prints the peak of resident memory while it is built, as a multiple of the whole model.
 
-Run under torchrun by test_mesh.py as: memory_ranks.py SCRATCH|FILE, a file of weights or nothing.
+Run under torchrun by test_mesh.py as: memory_ranks.py SCRATCH|FILE|FOLDER, with nothing, a stage's weights or a model as the hub has it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.config.mesh import Mesh
+from lit_long.pretrained import open_pretrained
 from lit_long.stage import quieten
 from lit_long.training.module import LongContextModule
 from lit_long.training.resume import Writer
@@ -44,6 +45,8 @@ if __name__ == "__main__":
     quieten()
     torch.manual_seed(0)
     source = Path(sys.argv[1]) if sys.argv[1] != "SCRATCH" else None
+    if source is not None and source.is_dir():
+        source = open_pretrained(str(source))
     module = LongContextModule(MODEL, {"scheme": "rope"}, OptimConfig(), updates=1, init_from=source)
     trainer = lightning.Trainer(
         accelerator="cpu",

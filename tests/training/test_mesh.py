@@ -306,9 +306,13 @@ def test_a_mesh_needs_its_processes(monkeypatch):
     assert make_strategy(two_machines, Writer()).sizes == (1, 4, 1, 1)
 
 
-@pytest.mark.parametrize("source", ["SCRATCH", "parent"])
+@pytest.mark.parametrize("source", ["SCRATCH", "parent", pytest.param("hub", marks=pytest.mark.slow)])
 def test_no_rank_holds_a_whole_model(source, tmp_path):
-    """Resident memory of two ranks that build one: half of it each, and a tensor more; drawn, or read from a parent's weights."""
+    """Resident memory of two ranks that build one: half of it each, and a tensor more; drawn, or read from a parent's weights, or from those of
+    a model on the hub, as transformers writes it."""
+    if source == "hub":
+        save(random_llama(heads=8, kv=8, vocab=1024, ffn=1536, layers=12, head_dim=64), tmp_path / "hub")
+        source = str(tmp_path / "hub")
     if source == "parent":
         save_weights(
             Llama(memory_ranks.MODEL, build({"scheme": "rope"}, memory_ranks.MODEL.head_dim)), tmp_path / "weights.safetensors"
