@@ -153,6 +153,8 @@ OTHERS = {
     "cohere": "its attention and feed-forward stand side by side, under one LayerNorm",
     "llama4": "it has experts, and attention in chunks",
     "mixtral": "it has experts",
+    "ministral3": "its queries grow in steps that begin a token earlier than those of any query scale here",
+    "mistral3": "it reads images, too",
     "qwen2_moe": "it has experts",
     "qwen3_moe": "it has experts",
     "qwen3_next": "most of its layers have no attention",

@@ -248,6 +248,7 @@ def without(*names):
         ("granite", {"logits_scaling": 0}, ["logits_scaling must be a number above 0, not 0"]),
         ("arcee", {"hidden_act": "silu"}, ["hidden_act='silu'", "only 'relu2'"]),
         ("qwen3", {"model_type": "gemma3_text"}, ["'gemma3_text'", "1 + weight", "qwen3, olmo2"]),
+        ("mistral", {"model_type": "ministral3"}, ["'ministral3'", "queries grow"]),
         ("qwen3", {"model_type": "qwen33"}, ["'qwen33'", "did you mean 'qwen3'"]),
         ("olmo2", {"model_type": "llama"}, ["layernorm.weight is not in the model"]),  # the norms stand elsewhere
         ("qwen3", {"model_type": "llama"}, ["k_norm.weight is not in the model"]),

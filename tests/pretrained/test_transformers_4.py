@@ -19,11 +19,13 @@ from lit_long.pretrained.export import write_huggingface
 from lit_long.tokenizers.huggingface import read_tokenizer
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.llamas import random_llama, save
+from tests.pretrained.test_families import CASES, TWO_ROTATIONS, random_model
 from tests.pretrained.test_rope_config import EXPORTED
 from tests.tokenizers.texts import trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 VERSIONS = {"4.53.3": ">=0.21,<0.22", "4.57.6": ">=0.22,<=0.23"}  # of transformers: the tokenizers that it takes
+WITH_FAMILIES = "4.57.6"  # before it, some are missing, and windows of SmolLM3 were computed otherwise
 BASES = sorted((REPOSITORY / "experiments" / "bases").glob("mini-s?"))
 LENGTHS = (40, 64, 65, 256)
 # Run in the other environment: for each folder what generate makes of a text, and the encoder's tables.
@@ -40,7 +42,7 @@ for folder in folders:
     asked = tokenizer("The tide went out. Ｃ é", return_tensors="pt")
     answer = model.generate(**asked, max_new_tokens=4, do_sample=False)
     tables = {}
-    for length in json.loads(lengths):
+    for length in json.loads(lengths) if model.config.model_type == "llama" else ():
         tables[length] = tuple(table[0] for table in model.model.rotary_emb(torch.zeros(1), torch.arange(length)[None]))
     found[folder] = {"ids": asked.input_ids[0], "answer": answer[0], "tables": tables, "text": tokenizer.decode(answer[0])}
 torch.save(found, out)
@@ -84,10 +86,27 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(python, folders, tmp_path_factory) -> dict[str, dict]:
+def families(tmp_path_factory, folders) -> dict[str, Path]:
+    """An export of each case of a family, with the same tokenizer; the text is longer than their windows."""
+    here, found = tmp_path_factory.mktemp("families"), {}
+    for case, (family, fields) in CASES.items():
+        if family == "olmo3":  # version 4 has one base for all layers, as its configurations did
+            fields = fields | {
+                "rope_parameters": {kind: rope | {"rope_theta": 500_000.0} for kind, rope in TWO_ROTATIONS.items()}
+            }
+        source = open_pretrained(str(save(random_model(family, **fields | {"vocab_size": 600}), here / f"{case}-source")))
+        out, words = here / case, read_tokenizer(folders["rope"], 600)
+        write_huggingface(out, source.tensors(), source.shape, source.position, 128, words, "", layers=source.layers)
+        found[case] = out
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(python, folders, families, tmp_path_factory) -> dict[str, dict]:
     version, executable = python
     out = tmp_path_factory.mktemp("found") / "found.pt"
-    words = [version, out, json.dumps(LENGTHS), *folders.values(), *BASES]
+    others = families.values() if version == WITH_FAMILIES else ()
+    words = [version, out, json.dumps(LENGTHS), *folders.values(), *BASES, *others]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
