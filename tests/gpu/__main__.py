@@ -368,15 +368,7 @@ def growth(bench: Bench) -> None:
 def ablation(bench: Bench) -> None:
     words = [*ABLATION, *([f"model.init={Path(bench.words['weights']).resolve()}"] if "weights" in bench.words else [])]
     if bench.small:
-        words = [
-            *MINI,
-            "tracking=csv",
-            "trainer=gpu",
-            "trainer.threads=1",
-            "trainer.precision=bf16-true",
-            "grid.position=[rope,abf]",
-        ]
-        words += ["evaluation.precision=bf16-true", "data.mask_documents=true"]
+        words = [*TINY_SWEEP, "trainer.precision=bf16-true"]
     sweep(bench, "ablation", words)
 
 
