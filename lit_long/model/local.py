@@ -33,9 +33,10 @@ def forward(q_MHLK: Tensor, k_MGSK: Tensor, v_MGSK: Tensor, window: int) -> tupl
 def backward(
     gradient_MHLK: Tensor, q_MHLK: Tensor, k_MGSK: Tensor, v_MGSK: Tensor, out_MHLK: Tensor, sums_MHL: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, and of k and v in fp32, from that of the outputs."""
+    """Gradients of q, and of k and v in fp32, from that of the outputs. Computed in fp32: in bf16 the kernel takes twice as long for such blocks."""
     q_gradient = torch.empty_like(q_MHLK)
-    k_gradient, v_gradient = (torch.zeros_like(x, dtype=torch.float32) for x in (k_MGSK, v_MGSK))
+    gradient_MHLK, q_MHLK, k_MGSK, v_MGSK, out_MHLK = (x.float() for x in (gradient_MHLK, q_MHLK, k_MGSK, v_MGSK, out_MHLK))
+    k_gradient, v_gradient = (torch.zeros_like(x) for x in (k_MGSK, v_MGSK))
     for queries, keys, mask in blocks(q_MHLK, k_MGSK, window):
         gradient, q, out, sums = (together(x[:, :, queries], k_MGSK) for x in (gradient_MHLK, q_MHLK, out_MHLK, sums_MHL))
         k, v = k_MGSK[:, :, keys], v_MGSK[:, :, keys]
@@ -69,9 +70,10 @@ def window_mask(queries: int, keys: int, window: int, device: torch.device) -> T
 
 def together(x_MHL: Tensor, k_MGSK: Tensor) -> Tensor:
     """[M, H, L, …] → [M, G, R · L, …]."""
-    return x_MHL.unflatten(1, (k_MGSK.shape[1], -1)).flatten(2, 3)
+    return x_MHL if x_MHL.shape[1] == k_MGSK.shape[1] else x_MHL.unflatten(1, (k_MGSK.shape[1], -1)).flatten(2, 3)
 
 
 def apart(x_MGN: Tensor, q_MHLK: Tensor) -> Tensor:
     """[M, G, R · L, …] → [M, H, L, …]."""
-    return x_MGN.unflatten(2, (q_MHLK.shape[1] // x_MGN.shape[1], -1)).flatten(1, 2)
+    each = q_MHLK.shape[1] // x_MGN.shape[1]
+    return x_MGN if each == 1 else x_MGN.unflatten(2, (each, -1)).flatten(1, 2)

@@ -1,6 +1,6 @@
 """What a window saves: attention of a local layer beside that of a full one on the CPU, forward and backward, at 8,192 tokens and W = 512.
 
-make bench
+pytest -s tests/benchmarks/bench_local_layers.py
 
 The pairs of tokens allow 8.25 times; blocks of queries meet W and a block's more keys. The yardstick of the full layer is torch's flash kernel.
 """
