@@ -28,7 +28,7 @@ from lit_long.config import (
     plain,
     project_root,
 )
-from lit_long.config.grid import points, variant_name
+from lit_long.config.grid import points, settings_of_point, variant_name
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_weights, shipped_folder, stand_in
 from lit_long.stages.axes import Axes
@@ -38,6 +38,7 @@ from lit_long.stages.identity_0_1 import identity_0_1, sweep_key_0_1
 from lit_long.stages.resolve import check_optimizer, resolve_data, resolve_stage
 
 CORPUS = "corpus"
+OWN = ("position", "layers")  # what an evaluation takes from its parent, unless it names its own
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ class StageBuilder:
         self.sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
         cli_stages = layers.cli.get("stages") or {}
         self.own = {
-            name: [key for key in ("position", "layers") if key in stage or key in cli_stages.get(name, {})]
+            name: [key for key in OWN if key in stage or key in cli_stages.get(name, {})]
             for name, stage in layers.experiment["stages"].items()
         }
 
@@ -290,7 +291,9 @@ class StageBuilder:
         config = replace(config, parent=None) if given else config
         parent = start.stage if start and config.parent else None
         config = replace(config, data=resolve_data(config.data, where, self.sources, prober.probe))
-        config = resolve_stage(config, start.config if start else None, self.own[name], where)
+        axes = [f"{key}." for key, _ in settings_of_point(point)]
+        own = [key for key in OWN if key in self.own[name] or any(axis.startswith(f"stages.{name}.{key}.") for axis in axes)]
+        config = resolve_stage(config, start.config if start else None, own, where)
         if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
             return BuiltStage(stand_in(config, folder, prober.probe(open_pretrained, folder).shape, where), folder)
         if config.kind == "train":

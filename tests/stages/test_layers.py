@@ -66,6 +66,14 @@ def test_an_evaluation_scales_queries_that_were_trained_without():
     assert groups["global"] == LayerGroupConfig(NOPE, None, {"form": "log", "base": 100.0})
 
 
+def test_an_axis_over_an_evaluation_alone():
+    """Its layers, or its encoder, are then its own; a model that is trained once is measured with each."""
+    for axis in ("layers.groups.local.window=[8,16]", "position=[rope,abf]"):
+        found = plan("position=rope", "seed=0", "layers=swan", f"grid.stages.evaluate.{axis}")
+        assert len({trial.stages["extend"].identity for trial in found.trials}) == 1
+        assert len({trial.stages["evaluate"].identity for trial in found.trials}) == len(found.trials) == 2
+
+
 def test_a_phase_changes_a_group():
     words = ["position=rope", "seed=0", "layers=swan"]
     phases = "[{until: 0.5, layers: {groups: {local: {window: 8}, global: {position: {}}}}}, {}]"
@@ -128,3 +136,32 @@ def test_what_is_refused(words, message):
 
 def test_layers_enter_only_where_they_differ():
     assert plan("position=rope", "seed=0").trials[0].stages["base"].config.layers == LayersConfig()
+
+
+def test_code_of_ones_own_counts(tmp_path, monkeypatch):
+    """Of a group's encoder, and of its query scale."""
+    code = """
+from dataclasses import dataclass
+from lit_long.positions.query_scale import QueryScale
+from lit_long.positions.schemes import RoPE
+
+@dataclass(frozen=True)
+class Mine(RoPE):
+    def inverse_frequencies(self, length):
+        return [f * FACTOR for f in super().inverse_frequencies(length)]
+
+@dataclass(frozen=True)
+class Root(QueryScale):
+    power: float = 0.5
+
+    def factors(self, positions):
+        return (1 + FACTOR * positions) ** self.power
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    found = set()
+    for factor in (0.5, 0.25):
+        (tmp_path / "own_layers.py").write_text(code.replace("FACTOR", str(factor)))
+        for words in ("position.scheme=own_layers:Mine", "query_scale.form=own_layers:Root"):
+            made = plan("position=rope", "seed=0", "layers=swan", f"layers.groups.local.{words}")
+            found.add(identities(made)["base"])
+    assert len(found) == 4
