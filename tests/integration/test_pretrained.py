@@ -26,6 +26,7 @@ from lit_long.pretrained.weights import load_weights
 from lit_long.stages.folder import read_stage
 from tests.integration.mini import MINI, REPOSITORY, run
 from tests.pretrained.llamas import random_llama, save
+from tests.pretrained.test_families import CASES, random_model
 
 EXPERIMENT = """
 data: builtin
@@ -120,6 +121,32 @@ def test_exported_it_is_the_same_model_to_transformers(folder, trial):
     pointer = json.loads((trial["extend"] / "mlflow.json").read_text())
     assert digest[:16] in card and pointer["run"] in card and trial["extend"].name in card and "AdamW, peak 0.001" in card
     assert open_pretrained(str(out)).position == open_pretrained(str(folder / "llama")).position
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["qwen3-windows", "smollm3-windows", "olmo3"])
+def test_another_family_is_measured_trained_and_exported(folder, case):
+    """Before and after training its class in transformers has the losses that were measured."""
+    family, fields = CASES[case]
+    save(random_model(family, **fields | {"vocab_size": 600}), folder / case)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "llama" / file, folder / case)
+    root = folder / f"{case}-root"
+    words = ["experiment=mine", f"model.init={folder / case}", "grid.position=pretrained", *OWN, f"root={root}"]
+    done = run("lit_long.sweep", *words, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    latest = (root / "runs" / "mine" / "latest").resolve()
+    (found,) = json.loads((latest / "sweep.json").read_text())["trials"]
+    stages = {name: (latest / path).resolve() for name, path in found["stages"].items()}
+    done = run("lit_long.export", f"checkpoint={stages['extend']}", f"out={root}/out")
+    assert done.returncode == 0, done.stderr
+    for name, place in (("before", folder / case), ("after", root / "out")):
+        theirs = AutoModelForCausalLM.from_pretrained(place)
+        assert theirs.config.model_type == family
+        measured = math.log(measurements(stages[name])["perplexity", "code", 256])
+        assert measured == pytest.approx(losses(theirs, stages["corpus"], "code"), abs=1e-5)
+    answer = run("lit_long.generate", f"model.init={root}/out", "prompt=def main", "max_new_tokens=4")
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_a_folder_in_use_is_left_alone(folder, trial):
