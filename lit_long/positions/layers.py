@@ -74,7 +74,7 @@ def build_layers(
     """
     check_pattern(layers, where)
     if not layers.pattern:
-        return as_pattern(build(position, head_dim, where, length))
+        return LayerPattern((LayerGroup(build(position, head_dim, where, length)),))
     groups: list[LayerGroup] = []
     places = {}
     for name, config in layers.groups.items():

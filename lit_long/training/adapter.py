@@ -19,9 +19,6 @@ from lit_long.pretrained.weights import WEIGHTS, whole_state, write_state
 
 ADAPTER = "adapter"  # its folder in a training stage's folder
 _NAME = "default"  # peft's name of the only adapter
-# LongLoRA trains these as they are
-_NORMS = ("norm", "input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm", "q_norm", "k_norm")
-_WHOLE = ("embed_tokens", *_NORMS)
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> None:
@@ -38,8 +35,18 @@ def add_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> None:
         peft.inject_adapter_in_model(lora_config(config), model)
     if config.train_embeddings_and_norms:
         for name, parameter in model.named_parameters():
-            if name.split(".")[-2] in _WHOLE:
+            if is_whole(module_of(name)):
                 parameter.requires_grad_(True)
+
+
+def module_of(name: str) -> str:
+    """The last name of the module that has a parameter."""
+    return name.split(".")[-2]
+
+
+def is_whole(module: str) -> bool:
+    """Whether LongLoRA trains a module as it is: embeddings and norms."""
+    return module == "embed_tokens" or module.endswith("norm")
 
 
 def lora_config(config: AdapterConfig, **more: Any) -> Any:
@@ -73,7 +80,8 @@ def save_adapted(model: nn.Module, config: AdapterConfig, folder: Path, base: st
     state = whole_state(model)
     if not is_writer:
         return
-    more = {"modules_to_save": list(_WHOLE), "ensure_weight_tying": is_tied(state)} if config.train_embeddings_and_norms else {}
+    whole = sorted({module_of(name) for name in state if is_whole(module_of(name))})
+    more = {"modules_to_save": whole, "ensure_weight_tying": is_tied(state)} if config.train_embeddings_and_norms else {}
     (folder / ADAPTER).mkdir(exist_ok=True)
     lora_config(config, task_type="CAUSAL_LM", base_model_name_or_path=base, **more).save_pretrained(folder / ADAPTER)
     save_file(rename_for_peft(state, config), folder / ADAPTER / "adapter_model.safetensors")
@@ -84,7 +92,7 @@ def rename_for_peft(state: dict[str, Tensor], config: AdapterConfig) -> dict[str
     """The trained tensors, as peft calls them when it adapts transformers' LlamaForCausalLM."""
     trained = {name.replace(f".{_NAME}.weight", ".weight"): tensor for name, tensor in state.items() if ".lora_" in name}
     if config.train_embeddings_and_norms:
-        trained |= {name: tensor for name, tensor in state.items() if name.split(".")[-2] in _WHOLE}
+        trained |= {name: tensor for name, tensor in state.items() if is_whole(module_of(name))}
     found = {f"base_model.model.model.{name}": tensor.contiguous() for name, tensor in trained.items()}
     if config.train_embeddings_and_norms and is_tied(state):  # peft wants the head by its name, too
         found["base_model.model.lm_head.weight"] = state["embed_tokens.weight"].clone()
