@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_long.config import StageConfig
 from lit_long.stages.identity import own_code
 from tests.integration.mini import MINI, REPOSITORY, run
 
@@ -65,7 +66,10 @@ def test_an_encoder_that_was_changed_is_another_stage(folder):
 
 
 def test_the_code_of_an_own_transform_counts_and_built_in_schemes_have_none():
-    own = own_code({"scheme": "rope", "training": {"transform": "tests.training.broken:Broken"}})
+    def code(**position):
+        return own_code(StageConfig(position=position))
+
+    own = code(scheme="rope", training={"transform": "tests.training.broken:Broken"})
     assert list(own) == ["tests.training.broken"]
-    assert own == own_code({"scheme": "tests.training.broken:Broken", "base": 1.0})
-    assert own_code({"scheme": "rope", "training": {"transform": "pose"}}) == {}
+    assert own == code(scheme="tests.training.broken:Broken", base=1.0)
+    assert code(scheme="rope", training={"transform": "pose"}) == {}
