@@ -33,6 +33,11 @@ class ChatServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def server_close(self) -> None:
+        """The end of a ``with`` block. Closed while it serves, a socket would keep its thread busy for ever."""
+        self.shutdown()
+        super().server_close()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from math import comb
 from pathlib import Path
 
@@ -26,6 +28,14 @@ from lit_long.instruct.pipeline import PipelineConfig, Run
 from lit_long.instruct.rules import Rules, judge, question_about
 from tests.instruct.server import ChatServer, write_about
 from tests.integration.mini import REPOSITORY, command
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ChatServer]]:
+    """Starts servers, which end with the test."""
+    with ExitStack() as stack:
+        yield lambda *words, **settings: stack.enter_context(ChatServer(*words, **settings))
+
 
 NOUNS = ["river", "mill", "tower", "harbour", "orchard", "bridge", "market", "forest", "castle", "garden"]
 
@@ -173,8 +183,8 @@ def test_rules_reject_another_answer() -> None:
 MISCHIEF = ["429", "disconnect", "broken", "500", "other", "nothing", "empty", "503", "429", "disconnect"]
 
 
-def test_a_server_that_misbehaves(store: Store, tmp_path: Path) -> None:
-    server = ChatServer(write_about, MISCHIEF, delay=0.05)
+def test_a_server_that_misbehaves(store: Store, tmp_path: Path, serve) -> None:
+    server = serve(write_about, MISCHIEF, delay=0.05)
     endpoint = Endpoint(EndpointConfig(server.url, "m", concurrency=4, backoff=0.01))
     manifest = run(store, tmp_path, endpoint, endpoint)
     assert manifest["counts"] == {
@@ -192,8 +202,8 @@ def test_a_server_that_misbehaves(store: Store, tmp_path: Path) -> None:
     assert len(server.seen) == asked + len(MISCHIEF) and again == manifest  # nothing is asked twice
 
 
-def test_a_server_that_stays_down_is_told_of_and_asked_again(store: Store, tmp_path: Path) -> None:
-    server = ChatServer(write_about, ["500"] * 4)
+def test_a_server_that_stays_down_is_told_of_and_asked_again(store: Store, tmp_path: Path, serve) -> None:
+    server = serve(write_about, ["500"] * 4)
     endpoint = Endpoint(EndpointConfig(server.url, "m", concurrency=1, backoff=0.01, retries=1))
     first = run(store, tmp_path, endpoint, None, n=4)
     assert first["counts"]["generated"] == 2 and len(first["unanswered"]) == 2 and first["critique"] is None
@@ -201,14 +211,14 @@ def test_a_server_that_stays_down_is_told_of_and_asked_again(store: Store, tmp_p
     assert run(store, tmp_path, endpoint, None, n=4)["counts"]["generated"] == 4 and len(server.seen) == 8
 
 
-def test_a_refusal_ends_it(store: Store, tmp_path: Path) -> None:
-    endpoint = Endpoint(EndpointConfig(ChatServer(write_about, ["404"] * 50).url, "m", backoff=0.01))
+def test_a_refusal_ends_it(store: Store, tmp_path: Path, serve) -> None:
+    endpoint = Endpoint(EndpointConfig(serve(write_about, ["404"] * 50).url, "m", backoff=0.01))
     with pytest.raises(UserError, match="status 404"):
         run(store, tmp_path, endpoint, None)
 
 
-def test_requests_keep_their_pace(store: Store) -> None:
-    server = ChatServer(write_about)
+def test_requests_keep_their_pace(store: Store, serve) -> None:
+    server = serve(write_about)
     endpoint = Endpoint(EndpointConfig(server.url, "m", concurrency=8, per_minute=1200))
     item = Items(store, ["own"], 0, 200, 400, 0.5)[0]
     requests = [Request(str(i), item, f'"""{item.chunk}"""', "", (), 20, i) for i in range(12)]
@@ -217,8 +227,8 @@ def test_requests_keep_their_pace(store: Store) -> None:
     assert times[-1] - times[0] > 0.45  # 11 gaps of 50 ms, less what the network jitters
 
 
-def test_killed_it_goes_on(texts: Path, tmp_path: Path) -> None:
-    server = ChatServer(write_about, delay=0.1)
+def test_killed_it_goes_on(texts: Path, tmp_path: Path, serve) -> None:
+    server = serve(write_about, delay=0.1)
     words = ["generate", "n=24", "planted=4", "generator=endpoint", f"endpoint.url={server.url}", "endpoint.model=m"]
     words += ["endpoint.concurrency=2", f"data.sources.own.path={texts}", "data.corpus.vocab_size=400", "chunk_tokens=200"]
     words += [f"out={tmp_path / 'out'}", f"root={tmp_path}"]
