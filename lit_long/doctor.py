@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_long import __version__
-from lit_long.config import TrainerConfig, UserError, parse_words, project_root, typed
+from lit_long.config import TrainerConfig, parse_words, project_root, typed
 from lit_long.files import cache_folder
 from lit_long.planning.hardware import GIB
-from lit_long.terminal import run_command
+from lit_long.terminal import answer, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -51,18 +50,14 @@ class DoctorConfig:
 
 
 def main(argv: list[str]) -> int:
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
-    try:
-        config = typed(DoctorConfig, parse_words(argv, DoctorConfig), "command line")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answer(argv, __doc__, run)
+
+
+def run(argv: list[str]) -> None:
+    config = typed(DoctorConfig, parse_words(argv, DoctorConfig), "command line")
     for name, text in examine(Path(config.root).expanduser().resolve() if config.root else project_root()):
         for place, line in enumerate(textwrap.wrap(text, WIDTH - LABEL, break_on_hyphens=False)):
             print(f"{'' if place else name:<{LABEL}}{line}")
-    return 0
 
 
 def examine(root: Path) -> Iterator[Line]:

@@ -21,8 +21,8 @@ from lit_long.generation.sampling import Sampler
 from lit_long.generation.tables import Tables
 from lit_long.model.attention import AttentionMask
 from lit_long.model.llama import Llama
+from lit_long.planning.inference import PREFILL_CHUNK
 
-PREFILL_CHUNK = 2048
 SHARED_CHUNK = 512  # tokens that are read at once after a shared beginning: what they cannot see is computed too, and thrown away
 
 Heard = Callable[[int, int], bool]  # from row and new token to whether the row has ended

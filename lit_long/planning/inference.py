@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from lit_long.config import EvaluationConfig, ModelConfig, StageConfig
 from lit_long.config.mesh import evaluation_ranks
-from lit_long.planning.flops import parameters
+from lit_long.planning.flops import block_vectors, parameters
 from lit_long.planning.memory import BATCH, BYTES_A_LOGIT, FEWEST
 
-PREFILL_CHUNK = 2048  # of generation/decode.py
+PREFILL_CHUNK = 2048  # tokens of prompts whose widest activations generation lets exist at once (generation/decode.py)
 WIDTHS = {"32-true": 4, "bf16-true": 2}
 
 
@@ -81,9 +81,9 @@ def need(config: StageConfig, ranks: int | None = None, precision: str | None = 
 
 
 def weights(model: ModelConfig, ranks: int, width: int) -> float:
-    """Of one rank: its part of each matrix, and the norms."""
-    norms = (2 * model.n_layers + 1) * model.d_model
-    return width * ((parameters(model) - norms) / ranks + norms)
+    """Of one rank: its part of each matrix and of most biases, and the whole norms."""
+    whole = model.n_layers * block_vectors(model)[0] + model.d_model
+    return width * ((parameters(model) - whole) / ranks + whole)
 
 
 def cache_size(model: ModelConfig, reading: Reading, ranks: int, width: int) -> float:

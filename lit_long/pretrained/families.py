@@ -352,14 +352,9 @@ def layer_fields(name: str, family: Family, attending: list[Attending]) -> dict[
     if any(each.scaled for each in attending) or len(windows - {None}) > 1 or (any(unrotated) and not family.rotates):
         return None
     if family.windows != "types":
-        alike = not others and len(windows) == 1
-        return (
-            None
-            if not alike or (size and family.windows == "none")
-            else {"sliding_window": size}
-            if family.windows == "all"
-            else {}
-        )
+        if others or len(windows) > 1 or (size and family.windows == "none"):
+            return None
+        return {"sliding_window": size} if family.windows == "all" else {}
     own: dict[str, Any] = {"sliding_window": size, "layer_types": [SLIDING if each.window else FULL for each in attending]}
     if family.rotations:
         local = [each.own for each in attending if each.window]

@@ -27,6 +27,7 @@ from lit_long.config import (
     SourceConfig,
     StageConfig,
     differing,
+    plain,
     typed,
 )
 from lit_long.config.mesh import gathers_rounded
@@ -179,9 +180,13 @@ def own_code(config: StageConfig) -> dict[str, str]:
 
     Comments and layout do not count, and what such a module imports does not either.
     """
-    groups, position = config.layers.groups.values(), config.position
-    names = [str(position.get("scheme", "")), str((position.get("training") or {}).get("transform", ""))]
-    names += [str(name) for group in groups for name in (group.position.get("scheme", ""), group.query_scale.get("form", ""))]
+    phases = config.curriculum.phases if config.kind == "train" else []
+    groups = [plain(group) for group in config.layers.groups.values()]
+    groups += [group for phase in phases for group in phase.layers.get("groups", {}).values()]
+    positions = [config.position, *(phase.position for phase in phases), *(group.get("position") or {} for group in groups)]
+    names = [str(position.get("scheme", "")) for position in positions]
+    names += [str((position.get("training") or {}).get("transform", "")) for position in positions]
+    names += [str((group.get("query_scale") or {}).get("form", "")) for group in groups]
     modules = {name.partition(":")[0] for name in names if ":" in name}
     files = {module: spec.origin for module in modules if (spec := importlib.util.find_spec(module))}
     return {module: code_digest(Path(file)) for module, file in files.items() if file and file.endswith(".py")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lit_long.config import (
@@ -136,7 +137,8 @@ def position_of(position: dict[str, Any]) -> dict[str, Any]:
 def identity_settings(config: StageConfig) -> dict[str, Any]:
     if config.kind == "data":
         return data_settings(config.data)
-    code = {"code": found} if (found := own_code(config)) else {}
+    stage_alone = replace(config, curriculum=CurriculumConfig())  # code that only phases name did not count
+    code = {"code": found} if (found := own_code(stage_alone)) else {}
     if config.layers.pattern:
         raise NotIn01
     settings = {"model": known(config.model), "position": position_of(config.position)} | code

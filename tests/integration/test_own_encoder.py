@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_long.config import StageConfig
+from lit_long.config import CurriculumConfig, StageConfig
+from lit_long.config.schema import PhaseConfig
 from lit_long.stages.identity import own_code
 from tests.integration.mini import MINI, REPOSITORY, run
 
@@ -73,3 +74,18 @@ def test_the_code_of_an_own_transform_counts_and_built_in_schemes_have_none():
     assert list(own) == ["tests.training.broken"]
     assert own == code(scheme="tests.training.broken:Broken", base=1.0)
     assert code(scheme="rope", training={"transform": "pose"}) == {}
+
+
+def test_code_that_only_a_phase_names_counts():
+    """Of a phase's encoder, of its transform, and of a group's in its layers; not for an evaluation, which has no phases."""
+    own = "tests.training.broken:Broken"
+    phases = [
+        PhaseConfig(position={"scheme": own}),
+        PhaseConfig(position={"scheme": "rope", "training": {"transform": own}}),
+        PhaseConfig(layers={"groups": {"all": {"query_scale": {"form": own}}}, "pattern": ["all"]}),
+        PhaseConfig(layers={"groups": {"all": {"position": {"scheme": own}}}, "pattern": ["all"]}),
+    ]
+    for phase in phases:
+        curriculum = CurriculumConfig([phase])
+        assert list(own_code(StageConfig(curriculum=curriculum))) == ["tests.training.broken"]
+        assert own_code(StageConfig(kind="evaluate", curriculum=curriculum)) == {}
