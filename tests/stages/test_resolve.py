@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lit_long.config import (
+    AdapterConfig,
     CurriculumConfig,
     DataConfig,
     ModelConfig,
@@ -145,3 +146,12 @@ def test_where_sources_take_the_mixture_over_they_do_so_in_phases_too():
     phases[0] = PhaseConfig(until=0.5, scale=0.5, weights={"mine": 0.5, "cod": 0.5})
     with pytest.raises(UserError, match="weights.cod: unknown domain"):
         resolved_with(data=DataConfig(sources=sources, weights={"mine": 1.0}), curriculum=CurriculumConfig(phases))
+
+
+def test_an_adapter_of_a_matrix_that_is_not_there():
+    """ReLU² has no gate."""
+    shape = ModelConfig(head_dim=16, d_model=32, n_heads=2, n_kv_heads=1, activation="relu2", init="weights")
+    there, gone = (AdapterConfig(rank=4, targets=["q_proj", name]) for name in ("up_proj", "gate_proj"))
+    assert resolved_with(model=shape, adapter=there).adapter == there
+    with pytest.raises(UserError, match="my.yaml: stages.base: adapter.targets: model.activation=relu2 has no gate_proj; leave"):
+        resolved_with(model=shape, adapter=gone)
