@@ -10,6 +10,7 @@ Phases are computed from the positions at each use, in fp64, so that no cast of 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ from lit_long.config import NOT_A_SETTING, UserError, check
 from lit_long.config.typed import setting_names
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -36,6 +38,17 @@ class Rotation(NamedTuple):
         cos_q = torch.cat((self.cos_q, self.cos_q), dim=-1)
         cos_k = cos_q if self.cos_k is self.cos_q else torch.cat((self.cos_k, self.cos_k), dim=-1)
         return self._replace(cos_q=cos_q, cos_k=cos_k)
+
+
+@functools.lru_cache(maxsize=256)
+def kept_on(device: torch.device, frequencies: tuple[float, ...]) -> Tensor:
+    """The frequencies on a GPU, fp64, where they stay: each micro-batch asks for those of each group of layers, and each copy takes the host's time."""
+    import torch
+
+    from lit_long.batch import to_device
+
+    with torch.inference_mode(False):  # training may ask for them next
+        return to_device([torch.tensor(frequencies, dtype=torch.float64)], device)[0]
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,9 @@ class PositionalEncoder(ABC):
         """Cosine and sine of every phase times the attention factor, fp64 [B, T, head_dim/2]."""
         import torch
 
-        from lit_long.batch import to_device
-
-        (frequencies,) = to_device([torch.tensor(self.inverse_frequencies(length), dtype=torch.float64)], positions.device)
+        found = self.inverse_frequencies(length)
+        on_cpu = positions.device.type == "cpu"
+        frequencies = torch.tensor(found, dtype=torch.float64) if on_cpu else kept_on(positions.device, tuple(found))
         phases = positions.to(torch.float64)[..., None] * frequencies
         factor = self.attention_factor(length)
         return phases.cos() * factor, phases.sin() * factor
