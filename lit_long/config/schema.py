@@ -152,7 +152,7 @@ class SamplingConfig:
     """Which documents of a domain are drawn, and how often, by their length in tokens. The domain's share of the mixture stays the same."""
 
     min_tokens: CountOrNone = 0  # shorter documents are never drawn
-    max_tokens: CountOrNone = 0  # longer ones, too; 0 = no limit
+    max_tokens: CountOrNone = 0  # longer ones, too, and of retrieval no longer examples are made; 0 = no limit
     long_tokens: CountOrNone = 0  # documents of more tokens are long; 0 = no distinction
     long_share: ShareBelowOne = 0.0  # of the domain's tokens, that come from long documents (Fu et al. 2024: 0.7 instead of 0.3)
 
@@ -274,6 +274,7 @@ class EvaluationConfig:
     domains: list[str] = field(default_factory=list)
     lengths: list[Count] = field(default_factory=list)  # perplexity: every sequence is full, one document each
     sequences: Count = 32  # at most, per domain; every length sees the same tokens
+    skip: CountOrNone = 0  # held-out documents, and examples of retrieval, to leave out first: those that settings were chosen on
     retrieval_lengths: list[RetrievalLength] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
     passkey_lengths: list[RetrievalLength] = field(default_factory=list)  # PASSKEY, in the same texts
     retrieval_examples: Count = 64  # per length, of either task

@@ -16,13 +16,15 @@ from lit_long.data.token_store import ShardedDocuments, Store, describe_longest
 _SEED = 0  # not the run's: every run is measured on the same documents
 
 
-def held_out_sequences(store: Store, domain: str, length: int, count: int, max_length: int) -> Batch:
+def held_out_sequences(store: Store, domain: str, length: int, count: int, max_length: int, skip: int = 0) -> Batch:
     """Windows of ``max_length`` + 1 tokens from at most ``count`` held-out documents, cut into sequences of ``length``.
+
+    ``skip`` leaves out the documents that ``held_out_sequences(…, count=skip)`` would take, for example those that settings were chosen on.
 
     Which documents, and the ``max_length`` tokens that are predicted in each, do not depend on ``length``. Returns a
     Batch of [documents · max_length / length, length]; the sequences of a document are neighbouring rows, in order
     (`rows_of_document`).
-    Raises Unfit if ``length`` does not divide ``max_length``, or no document of the domain is long enough.
+    Raises Unfit if ``length`` does not divide ``max_length``, or no document of the domain is long enough, or not one more than ``skip``.
     """
     if length < 1 or max_length % length:
         raise Unfit(
@@ -31,14 +33,14 @@ def held_out_sequences(store: Store, domain: str, length: int, count: int, max_l
         )
     documents = store.documents(domain, "validation")
     if domain in store.conversations:
-        return held_out_answers(documents, domain, length, count, max_length, store.separator)
+        return held_out_answers(documents, domain, length, count, max_length, store.separator, skip)
     long_enough = np.flatnonzero(documents.lengths > max_length)
     if not len(long_enough):
         raise Unfit(
             f"No held-out document of domain '{domain}' has {max_length + 1} tokens, as sequences of {max_length} need "
             f"({describe_longest(documents)})."
         )
-    chosen = long_enough[permutation(len(long_enough), _SEED, "held out", domain)][:count]
+    chosen = _choose(long_enough, domain, count, skip)
     windows = torch.from_numpy(np.stack([documents[index][: max_length + 1] for index in chosen]).astype(np.int64))
     tokens = windows[:, :-1].reshape(-1, length)
     targets = windows[:, 1:].reshape(-1, length)
@@ -57,7 +59,15 @@ def has_held_out(store: Store, domain: str, max_length: int) -> bool:
     return bool(((lengths <= max_length) if domain in store.conversations else (lengths > max_length)).any())
 
 
-def held_out_answers(documents: ShardedDocuments, domain: str, length: int, count: int, max_length: int, separator: int) -> Batch:
+def _choose(fitting: np.ndarray, domain: str, count: int, skip: int) -> np.ndarray:
+    if skip >= len(fitting):
+        raise Unfit(f"Of the {len(fitting):,} held-out documents of domain '{domain}' that fit, skip={skip} leaves none.")
+    return fitting[permutation(len(fitting), _SEED, "held out", domain)][skip : skip + count]
+
+
+def held_out_answers(
+    documents: ShardedDocuments, domain: str, length: int, count: int, max_length: int, separator: int, skip: int = 0
+) -> Batch:
     """The last ``length`` tokens of at most ``count`` held-out conversations of at most ``max_length``, padded on the right: [count, length].
 
     Only the answers' tokens are targets, and the separator that ends the last. Raises Unfit if no conversation fits.
@@ -65,7 +75,7 @@ def held_out_answers(documents: ShardedDocuments, domain: str, length: int, coun
     fitting = np.flatnonzero(documents.lengths <= max_length)
     if not len(fitting):
         raise Unfit(f"No held-out conversation of '{domain}' has at most {max_length} tokens ({describe_longest(documents)}).")
-    chosen = fitting[permutation(len(fitting), _SEED, "held out", domain)][:count]
+    chosen = _choose(fitting, domain, count, skip)
     tokens = np.full((len(chosen), length), separator)
     targets, ids = np.full_like(tokens, NO_LOSS), np.full_like(tokens, PADDING)
     for row, index in enumerate(chosen):

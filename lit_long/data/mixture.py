@@ -82,12 +82,13 @@ class Mixture:
                 self.sources[name].first = math.ceil(tokens / (context * self.utilisation[name]))
 
     def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments | CopyDocuments:
+        sampling = recipe.sampling.get(name)
         if name == RETRIEVAL:
             with advising("Take 'retrieval' out of data.weights, change the context, or name larger modules in data.corpus."):
-                return RetrievalDocuments(store, self.context, recipe.seed, recipe.mask_documents)
+                longest = sampling.max_tokens if sampling else 0
+                return RetrievalDocuments(store, self.context, recipe.seed, recipe.mask_documents, longest)
         if name == COPYING:
             return CopyDocuments(store, self.context, recipe.seed)
-        sampling = recipe.sampling.get(name)
         instruct = recipe.instruct.get(name)
         return PackedDocuments(store, name, self.context, recipe.seed, recipe.mask_documents, recipe.packing, sampling, instruct)
 

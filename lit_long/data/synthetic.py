@@ -82,12 +82,16 @@ class RetrievalDocuments:
     A sequence holds one example of 128 tokens up to the whole context, each length as likely, and in what is left of it more of them, or
     where there is no room the rest of another text. Were all of one length, a model would learn where to look, and not for what.
 
-    Raises Unfit if the context is too short for the task or longer than every training document.
+    Args:
+        max_tokens: of an example; 0 = the whole context. A model can so be asked to look back over short texts only, in sequences of any length.
+
+    Raises Unfit if the context or ``max_tokens`` is too short for the task or longer than every training document.
     """
 
-    def __init__(self, store: Store, context: int, seed: int, mask_documents: bool = True) -> None:
-        self._windows = _Windows(store, DOMAIN, "train", context + 1)
+    def __init__(self, store: Store, context: int, seed: int, mask_documents: bool = True, max_tokens: int = 0) -> None:
         self._length = context + 1
+        self._longest = min(max_tokens or self._length, self._length)
+        self._windows = _Windows(store, DOMAIN, "train", self._longest)
         self._seed, self._mask_documents = seed, mask_documents
         self.first = 0  # the number of the sequence to begin with
 
@@ -102,7 +106,7 @@ class RetrievalDocuments:
             if room < SHORTEST_RETRIEVAL:
                 documents.append(np.array([self._windows.separator, *instance.window], dtype=np.int64)[:room])
             else:
-                sizes = room - SHORTEST_RETRIEVAL + 1
+                sizes = min(room, self._longest) - SHORTEST_RETRIEVAL + 1
                 size = SHORTEST_RETRIEVAL + int(
                     random_words(1, "retrieval length", self._seed, number, part)[0] % np.uint64(sizes)
                 )
@@ -117,15 +121,15 @@ class RetrievalDocuments:
             if instance is not None:
                 return instance
         raise UserError(
-            f"{_TRIES} windows of {self._length} tokens from the training documents had no sentence to retrieve. "
+            f"{_TRIES} windows of {self._longest} tokens from the training documents had no sentence to retrieve. "
             f"Take 'retrieval' out of data.weights, or lower the context."
         )
 
 
 def retrieval_examples(
-    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0, domain: str = DOMAIN
+    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0, domain: str = DOMAIN, skip: int = 0
 ) -> list[RetrievalExample]:
-    """At most ``count`` examples of exactly ``length`` tokens from held-out documents, no sentence twice.
+    """At most ``count`` examples, behind the first ``skip`` ones, of exactly ``length`` tokens from held-out documents, no sentence twice.
 
     With the same ``seed``, ``count`` and ``max_length`` (by default ``length``), example i is about the same text and
     sentence at every length. Raises Unfit if ``length`` is too short, above ``max_length``, or no document is
@@ -137,7 +141,7 @@ def retrieval_examples(
     _check_length(length)
     windows = _Windows(store, domain, "validation", max_length)
     examples = []
-    for instance in windows.held_out(count, seed):
+    for instance in windows.held_out(count, seed, skip):
         start = length - len(instance.answer)
         tokens = windows.assemble(instance, length)
         examples.append(RetrievalExample(tokens, start, min(start + SCORED_TOKENS, length), instance.sentence))
@@ -145,7 +149,7 @@ def retrieval_examples(
 
 
 def passkey_examples(
-    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0, domain: str = DOMAIN
+    store: Store, length: int, count: int, *, max_length: int | None = None, seed: int = 0, domain: str = DOMAIN, skip: int = 0
 ) -> list[RetrievalExample]:
     """PASSKEY (Mohtashami and Jaggi 2023): five digits to be found again in a text, here real text, and at every depth.
 
@@ -155,7 +159,7 @@ def passkey_examples(
     max_length = max_length or length
     _check_length(length)
     windows = _Windows(store, domain, "validation", max_length)
-    texts = windows.held_out(count, seed)
+    texts = windows.held_out(count, seed, skip)
     examples = []
     for number, instance in enumerate(texts):
         key = 10_000 + int(random_words(1, "passkey", seed, number)[0] % np.uint64(90_000))
@@ -203,18 +207,22 @@ class _Windows:
                 return self._instance(window_text, sentence)
         return None
 
-    def held_out(self, count: int, seed: int) -> list[_Instance]:
-        """At most ``count`` windows, no sentence twice. Raises Unfit if there is none."""
+    def held_out(self, count: int, seed: int, skip: int) -> list[_Instance]:
+        """At most ``count`` windows, behind the first ``skip``, no sentence twice. Raises Unfit if there is none."""
         found: dict[str, _Instance] = {}
-        for attempt in range(_TRIES * count):
-            if len(found) == count:
+        for attempt in range(_TRIES * (skip + count)):
+            if len(found) == skip + count:
                 break
             instance = self.draw(seed, "evaluation", attempt)
             if instance is not None:
                 found.setdefault(instance.sentence, instance)
         if not found:
             raise Unfit(f"No held-out document of {self._length} tokens starts a paragraph with a sentence to retrieve.")
-        return list(found.values())
+        if len(found) <= skip:
+            raise Unfit(
+                f"The held-out documents of {self._length} tokens have {len(found)} sentences to retrieve; skip={skip} leaves none."
+            )
+        return list(found.values())[skip:]
 
     def _instance(self, window_text: str, sentence: str) -> _Instance | None:
         answer = self.encode(f" {sentence}\n")

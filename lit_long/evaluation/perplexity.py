@@ -40,7 +40,7 @@ def text_measurements(
     longest = max(evaluation.lengths, default=0)
     for domain in evaluation.domains:
         for length in evaluation.lengths:
-            batch = held_out_sequences(store, domain, length, evaluation.sequences, longest).to(device)
+            batch = held_out_sequences(store, domain, length, evaluation.sequences, longest, evaluation.skip).to(device)
             nats_BT, _ = token_losses(model, batch, max(1, evaluation.batch_tokens // length), advance)
             found.append(perplexity(nats_BT, batch, domain, rows_of_document(store, domain, length, longest)))
             if length == longest:

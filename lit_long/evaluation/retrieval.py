@@ -61,7 +61,7 @@ def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance:
     """Of an evaluate stage: both tasks, at every length the evaluation asks for; the same texts at each."""
     found: list[Measurement] = []
     domain, count = evaluation.retrieval_domain or DOMAIN, evaluation.retrieval_examples
-    sentences = FirstSentence(store, "", domain, evaluation.retrieval_lengths, count)
+    sentences = FirstSentence(store, "", domain, evaluation.retrieval_lengths, count, skip=evaluation.skip)
     for length in evaluation.retrieval_lengths:
         examples = sentences.examples(length)
         answers = answer(model, examples, evaluation.batch_tokens, advance)
@@ -75,7 +75,7 @@ def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance:
             answers = answer(model, control_examples(examples), evaluation.batch_tokens, advance)
             accuracy, _, rouge = pooled(store, domain, length, examples, answers)
             found += [replace(accuracy, metric="retrieval_control"), replace(rouge, metric="retrieval_control_rouge_l")]
-    keys = Passkey(store, "", domain, evaluation.passkey_lengths, count)
+    keys = Passkey(store, "", domain, evaluation.passkey_lengths, count, skip=evaluation.skip)
     for length in evaluation.passkey_lengths:
         answers = answer(model, keys.examples(length), evaluation.batch_tokens, advance, write=False)
         hits = share([bool(each.hits.all()) for each in answers])
@@ -183,6 +183,7 @@ class FirstSentence(Task):
     lengths: list[int]
     count: int = 4
     seed: int = 0
+    skip: int = 0  # examples to leave out first
     found: dict[Any, list[RetrievalExample]] = field(default_factory=dict, repr=False)
 
     def settings(self) -> dict[str, Any]:
@@ -196,7 +197,9 @@ class FirstSentence(Task):
 
     def make(self, length: int) -> list[RetrievalExample]:
         longest = max(self.lengths)
-        return retrieval_examples(self.texts, length, self.count, max_length=longest, seed=self.seed, domain=self.domain)
+        return retrieval_examples(
+            self.texts, length, self.count, max_length=longest, seed=self.seed, domain=self.domain, skip=self.skip
+        )
 
     def keys(self) -> list[Key]:
         return [Key(self.domain, length, index) for length in self.lengths for index in range(len(self.examples(length)))]
@@ -251,7 +254,7 @@ class Passkey(FirstSentence):
             example
             for trial in range(self.trials)
             for example in passkey_examples(
-                self.texts, length, self.count, max_length=longest, seed=self.seed + trial, domain=self.domain
+                self.texts, length, self.count, max_length=longest, seed=self.seed + trial, domain=self.domain, skip=self.skip
             )
         ]
 

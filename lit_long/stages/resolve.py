@@ -22,6 +22,7 @@ from lit_long.config import (
     DataConfig,
     EvaluationConfig,
     LayersConfig,
+    SamplingConfig,
     SourceConfig,
     StageConfig,
     TrainerConfig,
@@ -39,8 +40,8 @@ from lit_long.data.conversations import template_of
 from lit_long.data.curriculum import make_phases
 from lit_long.data.packing import PACKINGS
 from lit_long.data.sources import resolve_source
+from lit_long.data.synthetic import COPYING, RETRIEVAL, SYNTHETIC
 from lit_long.data.synthetic import DOMAIN as DOCS
-from lit_long.data.synthetic import RETRIEVAL, SYNTHETIC
 from lit_long.data.tokenizer import borrowed_template
 from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
@@ -165,7 +166,7 @@ def check_training(config: StageConfig, where: str) -> None:
         raise UserError(
             f"{where}: data.packing must be {', '.join(PACKINGS)}, not {data.packing!r}{nearest(data.packing, PACKINGS)}"
         )
-    check_sampling(data, [name for name in known if name not in SYNTHETIC], where)
+    check_sampling(data, [name for name in known if name != COPYING], where)
     check_retrieval(mixed, config.context, f"{where}: data.weights")
     check_checkpoints(config, where)
 
@@ -219,6 +220,12 @@ def check_sampling(data: DataConfig, known: list[str], where: str) -> None:
             raise UserError(f"{key}: unknown domain{nearest(name, known)}")
         if bool(sampling.long_tokens) != bool(sampling.long_share):
             raise UserError(f"{key}: long_tokens and long_share belong together")
+        if name == RETRIEVAL and sampling != SamplingConfig(max_tokens=sampling.max_tokens):
+            raise UserError(f"{key}: its examples are made, not drawn; of them only max_tokens can be set")
+        if name == RETRIEVAL and 0 < sampling.max_tokens < SHORTEST_RETRIEVAL:
+            raise UserError(
+                f"{key}.max_tokens must be at least {SHORTEST_RETRIEVAL}, or 0 for the whole context, not {sampling.max_tokens}"
+            )
 
 
 def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str) -> None:

@@ -32,6 +32,17 @@ def test_sequences_are_the_starts_of_different_validation_documents(store):
     assert torch.equal(batch.tokens[:, 1:], batch.targets[:, :-1])
 
 
+def test_skipped_documents(store):
+    every, rest = held_out_sequences(store, "code", 512, 5, 1024), held_out_sequences(store, "code", 512, 2, 1024, skip=3)
+    assert torch.equal(rest.tokens, every.tokens[6:])
+    count = int((store.documents("code", "validation").lengths > 1024).sum())
+    assert len(held_out_sequences(store, "code", 1024, 5, 1024, skip=count - 1).tokens) == 1
+    with pytest.raises(
+        UserError, match=rf"Of the {count} held-out documents of domain 'code' that fit, skip={count} leaves none"
+    ):
+        held_out_sequences(store, "code", 1024, 5, 1024, skip=count)
+
+
 def test_fewer_documents_than_asked_for(store):
     lengths = store.documents("docs", "validation").lengths
     length = int(sorted(lengths)[len(lengths) // 2])  # a document of exactly this length lacks the last target

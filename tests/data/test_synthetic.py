@@ -21,6 +21,7 @@ from lit_long.data.synthetic import (
     retrieval_examples,
 )
 from lit_long.data.tokenizer import SEPARATOR
+from tests.data.own import store_of
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,19 @@ def test_training_sequences(store, context):
     assert np.mean(lengths) == pytest.approx((128 + context + 1) / 2, rel=0.15)  # any length is as likely
 
 
+def test_short_examples_in_long_sequences(store):
+    source, lengths = RetrievalDocuments(store, 1024, seed=1, max_tokens=200), []
+    for i in range(20):
+        found = documents(source[i], store.separator)
+        assert len(source[i]["tokens"]) == 1024 and len(found) >= 5
+        for tokens in found[:-1]:
+            check(store, tokens)
+            lengths.append(len(tokens))
+    assert min(lengths) < 140 and 190 < max(lengths) <= 200
+    whole_context = RetrievalDocuments(store, 255, 1, max_tokens=4096)[0]["tokens"]  # never longer than the context
+    np.testing.assert_array_equal(whole_context, RetrievalDocuments(store, 255, 1)[0]["tokens"])
+
+
 def test_without_masks_positions_run_on(store):
     sequence = RetrievalDocuments(store, 511, seed=1, mask_documents=False)[3]
     assert len(documents(sequence, store.separator)) > 1 and (sequence["positions"] == np.arange(511)).all()
@@ -115,6 +129,25 @@ def test_examples_ask_the_same_at_every_length(store):
             assert text.rstrip("\ufffd") in held_out
             assert parts(store, longest.tokens)[0].startswith(text.rstrip("\ufffd"))
     assert len({example.text for example in by_length[1024]}) == 12
+
+
+@pytest.mark.parametrize("make", [retrieval_examples, passkey_examples])
+def test_skipped_examples(store, make):
+    every, rest = make(store, 256, 12), make(store, 256, 8, skip=4)
+    place = (
+        (lambda one: one.text) if make is retrieval_examples else (lambda one: store.tokenizer.decode(one.tokens[1:20].tolist()))
+    )
+    assert [place(one)[:20] for one in rest] == [place(one)[:20] for one in every[4:]]
+
+
+def test_no_examples_behind_those_skipped(tmp_path):
+    for name in ("a", "b"):  # one of them is held out
+        words = " ".join(f"word{i}" for i in range(400))
+        (tmp_path / f"{name}.txt").write_text(f"{words}\n\nThe only sentence of text {name}.\n{words}\n", encoding="utf-8")
+    store = store_of(tmp_path / "store", tmp_path, validation_share=0.5)
+    assert len(retrieval_examples(store, 128, 4, domain="mine")) == 1
+    with pytest.raises(UserError, match="have 1 sentences to retrieve; skip=1 leaves none"):
+        retrieval_examples(store, 128, 4, domain="mine", skip=1)
 
 
 def test_the_scored_region_is_the_start_of_the_answer(store):

@@ -50,7 +50,12 @@ def sampled(**sampling):
     [
         ({"packing": "bestfit"}, ": data.packing must be concat, best_fit, single, not 'bestfit'; did you mean 'best_fit'?"),
         ({"sampling": {"cod": SamplingConfig()}}, ": data.sampling.cod: unknown domain; did you mean 'code'?"),
-        ({"sampling": {"retrieval": SamplingConfig()}}, ": data.sampling.retrieval: unknown domain"),
+        ({"sampling": {"copying": SamplingConfig()}}, ": data.sampling.copying: unknown domain"),
+        ({"sampling": {"retrieval": SamplingConfig(min_tokens=200)}}, ": data.sampling.retrieval: .* only max_tokens can be set"),
+        (
+            {"sampling": {"retrieval": SamplingConfig(max_tokens=64)}},
+            ": data.sampling.retrieval.max_tokens must be at least 128, .* not 64",
+        ),
         (sampled(long_tokens=100), ": data.sampling.code: long_tokens and long_share belong together"),
         (sampled(long_share=0.5), ": data.sampling.code: long_tokens and long_share belong together"),
         ({"repeats": {"cod": 1.0}}, ": data.repeats.cod: unknown domain; did you mean 'code'?"),
