@@ -32,7 +32,7 @@ def test_default_experiment_is_the_papers_geometry():
     assert positions["rope"] == {"scheme": "rope", "base": 10_000 * 256 / 4096}
     assert positions["pi"] == {"scheme": "pi", "base": 625, "factor": 8}
     assert positions["abf"] == {"scheme": "abf", "base": 500_000 * 2048 / 32_768}
-    assert positions["xpos_abf"]["scale_base"] == 512 * 2048 / 32_768
+    assert positions["xpos_abf"]["scale_base"] == 2048 / 4
     assert stage(default, "base").config.position == positions["rope"]
     assert stage(default, "base").config.model.vocab_size == 4096
 
