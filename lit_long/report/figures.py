@@ -20,11 +20,11 @@ CONTROLS = {ACCURACY: CONTROL, ROUGE: CONTROL_ROUGE}
 def drawings(results: Results) -> dict[str, Callable[[BinaryIO, str], None]]:
     """Name → function that writes the figure as png or svg; only figures whose metric was measured."""
     found: dict[str, Callable[[BinaryIO, str], None]] = {}
+    if results.domains(ROUGE):
+        found["retrieval_rouge"] = partial(_by_length, results, ROUGE, "First-sentence retrieval: what is written", "ROUGE-L (%)")
     if results.domains(ACCURACY):
         title = "First-sentence retrieval: teacher-forced token accuracy"
         found["retrieval"] = partial(_by_length, results, ACCURACY, title, "token accuracy (%)")
-    if results.domains(ROUGE):
-        found["retrieval_rouge"] = partial(_by_length, results, ROUGE, "First-sentence retrieval: what is written", "ROUGE-L (%)")
     if results.domains(PASSKEY):
         found["passkey"] = partial(_by_length, results, PASSKEY, "Passkey: found in the text", "found (%)")
     if results.domains(BY_POSITION):

@@ -1,12 +1,22 @@
 """Which of the paper's findings the measurements show: a table of claims, made from kept results (archive.py), not by hand.
 
-A claim compares two variants of an experiment run for run: the same seed, and so the same base model and the same tokens. It is
+A claim compares two variants of an experiment run for run: the same seed, and so the same base model and the same tokens; or one variant with a
+level. It is
 
     shown            the mean difference has the claimed sign and size, and its 95 % interval (Student's t over the seeds) excludes 0
-    contradicted     the interval excludes 0 on the other side
+    contradicted     the interval excludes 0 on the other side, and the experiment's design tests the paper's claim
+    opposite here    the same by a design that does not: it asks the question at another place
     not shown        neither
     not run          no result is kept for it
     not testable here    says the file, with its reason
+
+The file says of each experiment what its design is, and what would change our mind:
+
+    designs:
+      data_mix:
+        design: what was trained on what, at which size and budget
+        doubt: what would change our mind
+        tests_paper: false                   an interval on the other side does not contradict the paper (default: true)
 
 Each claim of the file:
 
@@ -21,6 +31,7 @@ Each claim of the file:
       second: rope
       claim: less                            or more: first − second
       at_least: 0.2                          how large the difference must be (default: any)
+      level: 0.6                             in place of second: what each seed of the first is compared with
 
 In ``paper``, {first.base:,.0f} and {first.supports:,} stand for the RoPE base of the first variant and the context that the base-bound criterion
 (positions/bounds.py) allows it, {second.…} likewise.
@@ -49,6 +60,15 @@ SIGNS = {"less": -1, "more": 1}  # of first − second
 
 
 @dataclass
+class Design:
+    """How an experiment asks its question."""
+
+    design: str = ""
+    doubt: str = ""
+    tests_paper: bool = True
+
+
+@dataclass
 class Claim:
     """One finding of the paper, and what would show it. ``why_not``: the reason that it cannot be tested here."""
 
@@ -62,6 +82,7 @@ class Claim:
     second: str = ""
     claim: str = "less"
     at_least: NotNegative = 0.0
+    level: NotNegative | None = None
     why_not: str = ""
 
 
@@ -78,15 +99,26 @@ def findings(claims_file: Path, results: Path, runs_page: str) -> str:
     for number, claim in enumerate(claims):
         if claim.claim not in SIGNS:
             raise UserError(f"{claims_file}: claims[{number}].claim must be {' or '.join(SIGNS)}, not {claim.claim!r}")
+        if (claim.level is None) == (not claim.second) and not claim.why_not:
+            raise UserError(f"{claims_file}: claims[{number}]: give either second, a variant, or level, a number")
+    designs = {name: typed(Design, said, f"{claims_file}: designs.{name}") for name, said in content.get("designs", {}).items()}
+    for name in designs.keys() - {claim.experiment for claim in claims}:
+        raise UserError(f"{claims_file}: designs.{name}: no claim is about this experiment")
     kept = kept_results(results)
     lines = [f"# {content['title']}", "", content["introduction"].strip(), ""]
-    lines += [
-        "| finding | in the paper | here | difference | 95 % interval | seeds | verdict | from |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for claim in claims:
-        lines += [f"| {claim.finding} | {' | '.join(row)} |" for row in tested(claim, kept)]
-    lines += ["", f"The runs behind it, with their commands, machines and identities: [{runs_page}]({runs_page})."]
+    for experiment in dict.fromkeys(claim.experiment for claim in claims):
+        design = designs.get(experiment, Design())
+        lines += [f"## {experiment or 'Not testable here'}", ""]
+        lines += [f"**Design.** {design.design}", ""] if design.design else []
+        lines += [f"**What would change our mind.** {design.doubt}", ""] if design.doubt else []
+        lines += [
+            "| finding | in the paper | here | difference | 95 % interval | seeds | verdict | from |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for claim in (one for one in claims if one.experiment == experiment):
+            lines += [f"| {claim.finding} | {' | '.join(row)} |" for row in tested(claim, design, kept)]
+        lines.append("")
+    lines += [f"The runs behind it, with their commands, machines and identities: [{runs_page}]({runs_page})."]
     return "\n".join(lines) + "\n"
 
 
@@ -131,18 +163,19 @@ def read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return content
 
 
-def tested(claim: Claim, kept: list[dict[str, Any]]) -> list[list[str]]:
+def tested(claim: Claim, design: Design, kept: list[dict[str, Any]]) -> list[list[str]]:
     """Cells of the claim's rows: one for every scale at which it was run."""
     if claim.why_not:
         return [[without_bases(claim), "–", "–", "–", "–", "not testable here", claim.why_not]]
     mine = [one for one in kept if one["experiment"] == claim.experiment]
-    rows = [row for row in (compared(claim, one) for one in mine) if row]
+    rows = [row for row in (compared(claim, design, one) for one in mine) if row]
     return rows or [[without_bases(claim), "–", "–", "–", "–", "not run", f"`experiment={claim.experiment}`"]]
 
 
-def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
+def compared(claim: Claim, design: Design, kept: dict[str, Any]) -> list[str] | None:
     """The claim's cells from one sweep; None where it has not measured both variants at the same seeds."""
-    first, second = (values(claim, kept, variant) for variant in (claim.first, claim.second))
+    first = values(claim, kept, claim.first)
+    second = values(claim, kept, claim.second) if claim.level is None else dict.fromkeys(first, claim.level)
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
@@ -150,7 +183,8 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
 
     difference = paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
     unit = "nats" if claim.metric == PERPLEXITY else ""
-    measured = " against ".join(mean(claim, [side[seed] for seed in seeds]) for side in (first, second))
+    sides = [mean(claim, [side[seed] for seed in seeds]) for side in (first, second)]
+    measured = " against ".join(sides) if claim.level is None else f"{sides[0]} (level: {claim.level:g})"
     interval = "–" if difference["low"] is None else f"{difference['low']:+.3f} … {difference['high']:+.3f}"
     where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "") + unfinished(kept)
     said = with_bases(claim, kept)
@@ -160,7 +194,7 @@ def compared(claim: Claim, kept: dict[str, Any]) -> list[str] | None:
         f"{difference['value']:+.3f} {unit}".strip(),
         interval,
         str(len(seeds)),
-        verdict(claim, difference),
+        verdict(claim, design, difference),
         where,
     ]
 
@@ -200,14 +234,16 @@ def mean(claim: Claim, many: list[float]) -> str:
     return f"{math.exp(average):.2f}" if claim.metric == PERPLEXITY else f"{average:.3f}"
 
 
-def verdict(claim: Claim, difference: dict[str, Any]) -> str:
+def verdict(claim: Claim, design: Design, difference: dict[str, Any]) -> str:
     if difference["n"] < FEWEST:
         return f"not shown (fewer than {FEWEST} seeds)"
     sign = SIGNS[claim.claim]
     low, high = sorted((sign * difference["low"], sign * difference["high"]))
     if low > 0:
         return "**shown**" if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
-    return "**contradicted**" if high < 0 else "not shown"
+    if high < 0:
+        return "**contradicted**" if design.tests_paper else "**opposite here**"
+    return "not shown"
 
 
 def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]:

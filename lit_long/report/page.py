@@ -31,8 +31,8 @@ from lit_long.report.tables import (
 )
 
 CAPTIONS = {
-    "retrieval": "First-sentence retrieval by task length (the form of the paper's Figure 5b), by the share of the sentence's tokens that come first.",
-    "retrieval_rouge": "The same by ROUGE-L of what the model writes, which is the paper's measure: one wrong token at the start, and the sentence is lost.",
+    "retrieval_rouge": "First-sentence retrieval by task length (the paper's Figure 5b and its measure): ROUGE-L of what the model writes.",
+    "retrieval": "First-sentence retrieval by task length: the share of the sentence's tokens that the model ranks first, given the right ones before them.",
     "passkey": "Passkey retrieval by task length (the paper's footnote 4).",
     "loss_by_position": "Loss by position in the document: the mean of each bin of positions, drawn at the middle of the bin.",
     "base_bound": "Retrieval by RoPE base, a line a length. Dotted in the same colour: the smallest base that the base-bound criterion allows at that length.",

@@ -14,7 +14,7 @@ from lit_long.report.results import Results, StageResult, aggregate, read_sweep
 from lit_long.report.tables import Table, bound_table, csv_text, law_table, perplexity_table, published_tables, retrieval_tables
 
 DIFFERENCES = "differences.csv"
-FIGURES, KINDS = ("retrieval", "retrieval_rouge", "passkey", "loss_by_position", "context_law", "base_bound"), ("png", "svg")
+FIGURES, KINDS = ("retrieval_rouge", "retrieval", "passkey", "loss_by_position", "context_law", "base_bound"), ("png", "svg")
 
 
 @dataclass(frozen=True)

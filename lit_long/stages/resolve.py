@@ -299,7 +299,10 @@ def resolve_data(
         if key not in found:
             found[key] = probe(resolve_source, name, source) or source
         resolved[name] = found[key]
-    return replace(data, sources=resolved, weights=resolve_weights(data))
+    weights, sampling = resolve_weights(data), data.sampling
+    if weights != data.weights:  # sources took the mixture over
+        sampling = {name: one for name, one in sampling.items() if name not in BUILTIN}
+    return replace(data, sources=resolved, weights=weights, sampling=sampling)
 
 
 def resolve_weights(data: DataConfig) -> dict[str, float]:

@@ -60,7 +60,7 @@ def columns(names: Iterable[str]) -> list[str]:
             if metric in metrics or not metrics
         ]
 
-    perplexity, retrieval = of("perplexity", both=True), of("retrieval_accuracy")
+    perplexity, retrieval = of("perplexity", both=True), of("retrieval_rouge_l") or of("retrieval_accuracy")
     chosen = [*perplexity[:1], *retrieval[:1], *perplexity[1:], *retrieval[1:]] or of()
     return [name for some in chosen for name in some][:MOST]
 

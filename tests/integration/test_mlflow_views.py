@@ -137,7 +137,7 @@ def test_the_first_page_is_the_sweep(root, swept):
                 (folder := root / "pictures").mkdir(exist_ok=True)
                 (folder / f"{len(list(folder.iterdir()))}.png").write_bytes(browser.picture())
             assert "8 matching runs" in text and "GenAI" in text  # MLflow's switch, which stands at "Model training"
-            shown = ("eval/perplexity/code/256", "eval/perplexity/code/128", "eval/retrieval_accuracy/docs/256")
+            shown = ("eval/perplexity/code/256", "eval/perplexity/code/128", "eval/retrieval_rouge_l/docs/256")
             assert [name for name, right in sorted(heads, key=lambda head: head[1]) if right <= WIDTH] == list(shown)
             rows = {(row["variant"], row["metric"], row["domain"], row["length"]): row["mean"] for row in table(root)}
             for variant in ("rope", "abf", "base"):

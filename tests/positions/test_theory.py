@@ -41,6 +41,24 @@ def test_decay(name):
     assert found == pytest.approx(expected, abs=2e-3)
 
 
+def test_the_scale_base_of_xpos_is_what_figure_4_shows():
+    """Like ABF, smooth, at 2 to 4 at long range: between context/5.5 and context/2.5 (docs/positional-encoders.md)."""
+    distances = range(10_000, 20_001, 20)
+
+    def curve(**position):
+        found = theory.scores(build({"base": 5e5, **position}, 128), distances, 32_768)
+        return found.mean(), found.std()
+
+    abf = curve(scheme="abf")
+    fits = {
+        scale_base: 2 <= mean <= abf[0] and deviation < abf[1] / 2
+        for scale_base in (512, 4096, 6144, 8192, 13_000, 16_384)
+        for mean, deviation in [curve(scheme="xpos_abf", scale_base=scale_base)]
+    }
+    assert [scale_base for scale_base, fit in fits.items() if fit] == [6144, 8192, 13_000]
+    assert 32_768 / 5.5 < 6144 < 13_000 < 32_768 / 2.5
+
+
 def test_score_is_the_product_of_rotated_ones():
     """Against the encoder's own rotation tables, attention factor and xPos scales included."""
     import torch

@@ -17,12 +17,15 @@ from tests.integration.mini import REPOSITORY
 CLAIMS = """
 title: Findings
 introduction: Made by a test.
+designs:
+  e: {design: two variants, doubt: more seeds}
 claims:
   - {finding: lower, paper: "Table 5", experiment: e, domains: [code, docs], length: 2k, first: abf, second: rope}
   - {finding: retrieves, paper: "Figure 5b", experiment: e, metric: retrieval_accuracy, domains: [docs], length: 2k, first: abf, second: rope,
      claim: more, at_least: 0.2}
   - {finding: better than base, paper: "–", experiment: e, domains: [code, docs], length: 2k, first: abf, second: base}
   - {finding: elsewhere, paper: "–", experiment: other, length: 2k, first: abf, second: rope}
+  - {finding: level, paper: "–", experiment: e, metric: retrieval_accuracy, domains: [docs], length: 2k, first: abf, level: 0.6, claim: more}
   - {finding: never, paper: "Table 2", why_not: closed models}
 """
 
@@ -81,6 +84,12 @@ def test_claims_are_judged_by_paired_runs(tmp_path):
     assert rows["lower"][4:] == ["**shown**", "e `k`, laptop"]
     assert rows["retrieves"][:2] == ["0.850 against 0.133", "+0.717"] and rows["retrieves"][4] == "**shown**"
     assert rows["better than base"][3:5] == ["3", "not shown"]  # the base of each seed is one run, shared by both variants
+    assert rows["level"][0] == "0.850 (level: 0.6)" and rows["level"][1] == "+0.250" and rows["level"][4] == "**shown**"
+    level = ttest_rel([0.9, 0.8, 0.85], [0.6] * 3).confidence_interval()
+    assert rows["level"][2] == f"{level.low:+.3f} … {level.high:+.3f}"
+    text = (tmp_path / "page.md").read_text()
+    assert "## e\n\n**Design.** two variants\n\n**What would change our mind.** more seeds\n\n| finding" in text
+    assert "## Not testable here\n\n| finding" in text
     assert rows["elsewhere"][4:] == ["not run", "`experiment=other`"]
     assert rows["never"][4:] == ["not testable here", "closed models"]
     assert rows["e `k`"][3:5] == ["abf, rope, base", "0, 1, 2"]  # the runs behind it: a grid that was cut short shows
@@ -109,6 +118,10 @@ def test_other_verdicts(tmp_path):
     rows = page(tmp_path, three_seeds([11.0, 22.1, 44.0], [10.0, 20.0, 40.0], accuracy=((0.2, 0.1), (0.3, 0.2), (0.21, 0.1))))
     assert rows["lower"][4] == "**contradicted**"
     assert rows["retrieves"][4] == "right sign, less than 0.2"
+    with pytest.MonkeyPatch.context() as patch:  # a design that does not test the paper's claim contradicts nothing
+        patch.setitem(globals(), "CLAIMS", CLAIMS.replace("doubt: more seeds", "tests_paper: false"))
+        rows = page(tmp_path, three_seeds([11.0, 22.1, 44.0], [10.0, 20.0, 40.0]))
+    assert rows["lower"][4] == "**opposite here**"
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 19.0, 44.0])[:6])
     assert rows["lower"][3:5] == ["2", "not shown (fewer than 3 seeds)"]
     rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["rows"] != ["rope"]])

@@ -125,8 +125,8 @@ def test_generated_text_and_passkeys(tmp_path, make):
     assert table(report.markdown, "**PASSKEY in docs")[:2] == [["variant", "4,096"], ["RoPE", "18.8 ± 8.8"]]
     assert "ROUGE-L of generated text" not in report.markdown and "five digits" in report.markdown
     assert [path.name for path in report.figures[::2]] == [
-        "retrieval.png",
         "retrieval_rouge.png",
+        "retrieval.png",
         "passkey.png",
         "loss_by_position.png",
     ]

@@ -21,7 +21,13 @@ PINS = Path(__file__).with_name("identities.json")
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 COMMANDS = (
     *("experiment=position_tiny", "experiment=position_tiny trainer.precision=bf16-mixed", "grid.position=all"),
-    *("experiment=position_ablation", "experiment=position_ablation scale=paper", "experiment=curriculum", "experiment=data_mix"),
+    *(
+        "experiment=position_ablation",
+        "experiment=position_ablation scale=laptop_plain",
+        "experiment=position_ablation scale=paper",
+        "experiment=curriculum",
+        "experiment=data_mix",
+    ),
     *("experiment=scaling_law", "experiment=giraffe", "experiment=base_frequency", "experiment=document_masking"),
     *("experiment=instruct_ablation", "experiment=together_32k", "base=train grid.seed=[0,1]"),
     "trainer.on_bad_step=skip trainer.spike=3 data.packing=best_fit",
