@@ -155,6 +155,7 @@ class SamplingConfig:
     max_tokens: CountOrNone = 0  # longer ones, too, and of retrieval no longer examples are made; 0 = no limit
     long_tokens: CountOrNone = 0  # documents of more tokens are long; 0 = no distinction
     long_share: ShareBelowOne = 0.0  # of the domain's tokens, that come from long documents (Fu et al. 2024: 0.7 instead of 0.3)
+    documents: CountOrNone = 0  # so many different ones, chosen by the seed, are all that is ever drawn; 0 = no limit
 
 
 @dataclass

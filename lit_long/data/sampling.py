@@ -40,6 +40,7 @@ class EpochSampler:
 
     def __init__(self, documents: Documents | ShardedDocuments, domain: str, seed: int, sampling: SamplingConfig) -> None:
         self.documents, self.domain, self.seed, self.sampling = documents, domain, seed, sampling
+        self.chosen = self._choose()
         self.keep_long, self.keep_short = self._shares()
         self.epoch = lru_cache(maxsize=2)(self._epoch)  # neighbouring sequences share an epoch
 
@@ -57,7 +58,7 @@ class EpochSampler:
         long_tokens = short_tokens = 0
         for start in range(0, len(self.documents), BLOCK * _AT_ONCE):
             lengths = np.asarray(self.documents.lengths[start : start + BLOCK * _AT_ONCE])
-            lengths = lengths[self.allowed(lengths)]
+            lengths = lengths[self.allowed(np.arange(start, start + len(lengths)), lengths)]
             in_long = int(lengths[lengths > wanted.long_tokens].sum())
             long_tokens, short_tokens = long_tokens + in_long, short_tokens + int(lengths.sum()) - in_long
         if not long_tokens + short_tokens:
@@ -75,10 +76,33 @@ class EpochSampler:
         ratio = wanted.long_share / (1 - wanted.long_share) * short_tokens / long_tokens  # of long to short, per document
         return (1.0, 1 / ratio) if ratio >= 1 else (ratio, 1.0)
 
-    def allowed(self, lengths: np.ndarray) -> np.ndarray:
-        """bool [documents]: whether documents of these lengths may be drawn at all."""
+    def allowed(self, numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """bool [documents]: whether the documents of these numbers and lengths may be drawn at all."""
+        fits = self._fits(lengths)
+        return fits if self.chosen is None else fits & np.isin(numbers, self.chosen)
+
+    def _fits(self, lengths: np.ndarray) -> np.ndarray:
         most = self.sampling.max_tokens or np.iinfo(np.int64).max
         return (lengths >= self.sampling.min_tokens) & (lengths <= most)
+
+    def _choose(self) -> np.ndarray | None:
+        """Numbers of the ``sampling.documents`` different documents that all epochs draw from; None where there is no such limit.
+
+        Raises:
+            UserError: where there are fewer.
+        """
+        wanted, count, found = self.sampling.documents, len(self.documents), np.empty(0, dtype=np.int64)
+        if not wanted:
+            return None
+        order = Shuffled(count, self.seed, self.domain, "documents")
+        for start in range(0, count, BLOCK):
+            numbers = order.stretch(start, min(count, start + BLOCK))
+            found = np.append(found, numbers[self._fits(np.asarray(self.documents.lengths[numbers]))])
+            if len(found) >= wanted:
+                return found[:wanted]
+        raise UserError(
+            f"data.sampling.{self.domain}.documents={wanted:,}: '{self.domain}' has {len(found):,} documents that may be drawn. Lower it."
+        )
 
 
 class Epoch:
@@ -122,8 +146,8 @@ class Epoch:
         """Count what the next blocks hold, from document ``first`` on. Columns of ``counts`` [4, blocks + 1] are shifted by one."""
         stop = min(self._count, first + BLOCK * _AT_ONCE)
         before = counts[2:].sum(axis=1)
-        _, lengths, kept, long = self._drawn(first, stop, *before)
-        allowed = self.sampler.allowed(lengths)
+        numbers, lengths, kept, long = self._drawn(first, stop, *before)
+        allowed = self.sampler.allowed(numbers, lengths)
         starts = np.arange(0, stop - first, BLOCK)
         columns = slice(first // BLOCK + 1, first // BLOCK + 1 + len(starts))
         for row, values in zip(counts, (lengths * kept, kept, allowed & long, allowed & ~long), strict=True):
@@ -136,7 +160,7 @@ class Epoch:
         """
         numbers = self._order.stretch(first, stop)
         lengths = np.asarray(self.sampler.documents.lengths[numbers])
-        kept, long = self.sampler.allowed(lengths), lengths > self.sampler.sampling.long_tokens
+        kept, long = self.sampler.allowed(numbers, lengths), lengths > self.sampler.sampling.long_tokens
         if self.sampler.steady:
             return numbers, lengths, kept, long
         for chosen, share, seen, offset in (

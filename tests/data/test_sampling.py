@@ -210,3 +210,16 @@ def test_steady_epochs_hold_the_same_documents():
 def test_samplings_that_cannot_be(sampling, message):
     with pytest.raises(UserError, match=message):
         draws_of([5, 20, 80], **sampling)
+
+
+@pytest.mark.parametrize("sort", [True, False])
+def test_a_limit_on_different_documents(sort):
+    with patch.object(sampling_file, "SORTED", 20_000 if sort else 0):
+        lengths = [10 + i % 90 for i in range(10_000)]
+        made = draws_of(lengths, documents=700, min_tokens=50)
+        first, second = drawn(made, 0), drawn(made, 1)
+        assert len(first) == len(set(first)) == 700 and sorted(first) == sorted(second) and first != second
+        assert min(lengths[i] for i in first) >= 50
+        assert set(first) != set(drawn(draws_of(lengths, seed=1, documents=700, min_tokens=50)))
+        with pytest.raises(UserError, match=r"data.sampling.d.documents=9,000: 'd' has 5,\d+ documents that may be drawn"):
+            draws_of(lengths, documents=9000, min_tokens=50)
