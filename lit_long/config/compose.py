@@ -94,7 +94,8 @@ def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
     shared = {key: plain(getattr(SweepConfig(), key)) for key in SHARED}
     merge(shared, {key: value for key, value in raw.items() if key in SHARED})
     sweep = typed(SweepConfig, own, str(layers.file))
-    sweep.grid = grid_axes(layers.file, layers.experiment.get("grid") or {}, layers.cli, sweep.grid, option_names)
+    own = layers.experiment.get("grid") or {}
+    sweep.grid = grid_axes(layers.file, own, layers.cli, sweep.grid, option_names, DEFAULT_OPTIONS)
     return sweep, shared
 
 

@@ -6,6 +6,7 @@
       size:                                     an axis of named points: settings that go together
         - {name: 7b, model: llama2-7b, optim.lr: 2e-5}
         - {name: 70b, model: llama2-70b, optim.lr: 1e-5, stages.extend.context: 16k}
+      data: [long_mix, {name: own, data: own, optim.lr: 1e-5}]      options, and some of them with settings of their own
     exclude:                                    points that are not run: all that agree with one of these
       - {position: rope, size: 70b}
 
@@ -18,7 +19,7 @@ On the command line ``grid.size=[7b]`` picks named points, and naming one value 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,12 @@ def flat_axes(grid: Any, where: str) -> Any:
 
 
 def grid_axes(
-    file: Path, own: dict[str, Any], cli: dict[str, Any], grid: dict[str, Any], all_options: Callable[[str], list[str]]
+    file: Path,
+    own: dict[str, Any],
+    cli: dict[str, Any],
+    grid: dict[str, Any],
+    all_options: Callable[[str], list[str]],
+    groups: Container[str] = (),
 ) -> dict[str, list[Any]]:
     """Axes ``{dotted key: values}``; an axis whose key the command line sets to one value has that one.
 
@@ -59,6 +65,7 @@ def grid_axes(
         cli: all that the command line says.
         grid: both, merged.
         all_options: what ``grid.position=all`` stands for.
+        groups: axes over the options of one of these may mix options and named points.
     """
     axes: dict[str, list[Any]] = {}
     for key, value in grid.items():
@@ -70,15 +77,15 @@ def grid_axes(
             values = [fixed]
         if not values or None in values or {} in values:
             raise UserError(f"grid.{key} must be a list such as [a,b], not {value!r}")
-        axes[key] = named(key, values, own.get(key), file)
+        axes[key] = named(key, values, own.get(key), file, key.rpartition(".")[2] in groups)
         labels = [label(one) for one in axes[key]]
         if twice := [name for name in labels if labels.count(name) > 1]:
             raise UserError(f"grid.{key} has {twice[0]} twice")
     return axes
 
 
-def named(key: str, values: list[Any], own: Any, file: Path) -> list[Any]:
-    """The axis' values; where the experiment has named points, a name stands for its point."""
+def named(key: str, values: list[Any], own: Any, file: Path, options: bool) -> list[Any]:
+    """The axis' values; where the experiment has named points, a name stands for its point, or else, with ``options``, for the option."""
     for value in values:
         if isinstance(value, dict) and (
             not isinstance(value.get(NAME), (str, int, float)) or len(value) < 2 or any(one is None for _, one in dotted(value))
@@ -88,9 +95,9 @@ def named(key: str, values: list[Any], own: Any, file: Path) -> list[Any]:
     if not points:
         return values
     for value in values:
-        if not isinstance(value, dict) and str(value) not in points:
+        if not isinstance(value, dict) and str(value) not in points and not options:
             raise UserError(f"grid.{key}: no point {value!r}{nearest(str(value), points)}; {file} has {', '.join(points)}")
-    return [value if isinstance(value, dict) else points[str(value)] for value in values]
+    return [value if isinstance(value, dict) else points.get(str(value), value) for value in values]
 
 
 def fixed_value(cli: dict[str, Any], key: str) -> Any:

@@ -69,6 +69,24 @@ def test_points_are_picked_by_name(plan):
     assert [t.variant for t in plan("grid.size=[m]", "position=abf", exclude=[]).trials] == ["abf m"]
 
 
+def test_options_and_named_points_on_one_axis(plan):
+    mixed = {"position": ["rope", {"name": "pi", "position": "pi", "stages.train.optim.lr": 7e-4}]}
+
+    def rates(*words):
+        trials = plan(*words, grid=mixed, exclude=[]).trials
+        return {t.variant: (t.stages["train"].config.position["scheme"], t.stages["train"].config.optim.lr) for t in trials}
+
+    usual = rates()["rope"][1]
+    assert rates() == {"rope": ("rope", usual), "pi": ("pi", 7e-4)} and usual != 7e-4
+    assert rates("grid.position=[pi,yarn]") == {
+        "pi": ("pi", 7e-4),
+        "yarn": ("yarn", usual),
+    }  # an option that is no point of the file
+    assert list(rates("position=pi").values()) == [("pi", 7e-4)]
+    with pytest.raises(UserError, match="position=yarm: .*did you mean 'yarn'"):
+        rates("grid.position=[pi,yarm]")
+
+
 @pytest.mark.parametrize(
     ("words", "changes", "message"),
     [
