@@ -132,6 +132,7 @@ def runs(claims_file: Path, results: Path) -> str:
     for one in kept_results(results):
         scale = f" scale={one['scale']}" if one["scale"] else ""
         command = f"`python -m lit_long.sweep experiment={one['experiment']}{scale}`"
+        command += f" at commit `{one['commit']}`, before the experiment was changed" if "commit" in one else ""
         rows = ", ".join(dict.fromkeys(row for run in one["runs"] for row in run["rows"]))
         seeds = ", ".join(str(seed) for seed in sorted({seed for run in one["runs"] for seed in run["seeds"]}))
         identities = ", ".join(f"`{run['identity']}`" for run in one["runs"])

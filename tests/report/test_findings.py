@@ -95,6 +95,14 @@ def test_claims_are_judged_by_paired_runs(tmp_path):
     assert rows["e `k`"][3:5] == ["abf, rope, base", "0, 1, 2"]  # the runs behind it: a grid that was cut short shows
 
 
+def test_results_of_an_experiment_that_was_changed_name_the_commit(tmp_path):
+    rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]), commit="abc1234")
+    assert (
+        rows["e `k`"][2]
+        == "`python -m lit_long.sweep experiment=e scale=laptop` at commit `abc1234`, before the experiment was changed"
+    )
+
+
 def test_an_unfinished_sweep_says_so(tmp_path):
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]), unfinished=["extend pi s0", "evaluate pi s0"])
     assert rows["lower"][4:] == ["**shown**", "e `k`, laptop (2 stages to go)"] and "e `k` (2 stages to go)" in rows
