@@ -52,7 +52,10 @@ def perplexity(nats_BT: Tensor, batch: Batch, domain: str, rows: int = 1) -> Mea
     """exp(mean nats per token) over the whole batch, of which each ``rows`` sequences are a document."""
     nats_D, tokens_D = by_document(nats_BT, rows), by_document(batch.targets != NO_LOSS, rows)
     mean = mean_nats(nats_D, tokens_D, float(nats_BT.double().sum()))
-    about = {"unit": "documents", "tokens": int(sum(tokens_D)), "settings": {"nats": mean["value"]}}
+    each = [
+        nats / tokens for nats, tokens in zip(nats_D, tokens_D, strict=True) if tokens
+    ]  # so that two models can be compared text by text
+    about = {"unit": "documents", "tokens": int(sum(tokens_D)), "settings": {"nats": mean["value"], "document_nats": each}}
     return Measurement(PERPLEXITY, domain, batch.tokens.shape[1], **exponential(mean), **about)
 
 

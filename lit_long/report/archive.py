@@ -4,7 +4,8 @@ And what of its stages is archived beside (stages/archive.py): curves in short, 
 experiment, scale, key          which sweep
 unfinished                      of a sweep that is not complete: the stages without a result
 date, machine, versions         when and where its training stages ran
-runs                            per evaluate stage and seed: its measurements
+runs                            per evaluate stage and seed: its measurements; of a sweep of one seed also documents, the nats per token of each
+                                held-out one by domain and length
 training                        per training stage and seed: tokens, loss over fifths of the run, validation, seconds
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from lit_long.config import UserError
+from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.files import lines_of, write_atomically
 from lit_long.report.results import ARCHIVE, DONE, StageResult, SweepResult, read_sweep
 
@@ -52,7 +54,7 @@ def archived_results(sweep: SweepResult) -> dict[str, Any]:
         "date": max(map(day, finished)),
         "machine": sorted({stage.result["machine"] for stage in trained}),
         "versions": trained[0].result["versions"] if trained else {},
-        "runs": [evaluated(stage, sweep.report.rows) for stage in finished if stage.measurements is not None],
+        "runs": [evaluated(stage, sweep) for stage in finished if stage.measurements is not None],
         "training": [training(stage) for stage in trained],
     } | ({"unfinished": unfinished} if unfinished else {})
 
@@ -82,19 +84,19 @@ def named(stage: StageResult) -> dict[str, Any]:
     }
 
 
-def evaluated(stage: StageResult, rows: str) -> dict[str, Any]:
+def evaluated(stage: StageResult, sweep: SweepResult) -> dict[str, Any]:
     """Its measurements, the rows of the table that they are: its variants', or (the model before it was extended) its own; and its encoder."""
-    found = named(stage)
-    own = found["variants"] if stage.name == rows else [stage.name.removeprefix("evaluate_")]
+    found, name = named(stage), stage.name.removeprefix("evaluate_")
+    others = {(seed, other.folder) for other in sweep.stages if other.name == stage.name for _, seed in other.users}
+    own = found["variants"] if stage.name == sweep.report.rows else [name]
+    if stage.name == sweep.report.reference and len(others) > len(sweep.seeds):  # one for each variant, as in the report
+        own = [f"{name} of {variant}" for variant in found["variants"]]
     about = {"position": stage.settings["position"], "head_dim": stage.settings["model"]["head_dim"]} if stage.settings else {}
-    return (
-        found
-        | about
-        | {
-            "rows": own,
-            "measurements": [[each.metric, each.domain, each.length, each.value] for each in stage.measurements],
-        }
-    )
+    kept = {"rows": own, "measurements": [[each.metric, each.domain, each.length, each.value] for each in stage.measurements]}
+    texts = [each for each in stage.measurements if each.metric == PERPLEXITY and each.settings.get("document_nats")]
+    if len(sweep.seeds) == 1 and texts:
+        kept["documents"] = [[each.domain, each.length, each.settings["document_nats"]] for each in texts]
+    return found | about | kept
 
 
 def training(stage: StageResult) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A claim compares two variants of an experiment run for run: the same seed, and so the same base model and the same tokens; or one variant with a
 level. It is
 
-    shown            the mean difference has the claimed sign and size, and its 95 % interval (Student's t over the seeds) excludes 0
+    shown            the mean difference has the claimed sign and size, and its 95 % interval (Student's t over the seeds, or the
+                     held-out documents) excludes 0
     contradicted     the interval excludes 0 on the other side, and the experiment's design tests the paper's claim
     opposite here    the same by a design that does not: it asks the question at another place
     not shown        neither
@@ -32,6 +33,7 @@ Each claim of the file:
       claim: less                            or more: first − second
       at_least: 0.2                          how large the difference must be (default: any)
       level: 0.6                             in place of second: what each seed of the first is compared with
+      by: documents                          perplexities of one seed, compared text by text (default: seeds, run by run)
 
 In ``paper``, {first.base:,.0f} and {first.supports:,} stand for the RoPE base of the first variant and the context that the base-bound criterion
 (positions/bounds.py) allows it, {second.…} likewise.
@@ -45,18 +47,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
 from lit_long.config import UserError, typed
-from lit_long.config.ranges import CountOrNone, NotNegative
+from lit_long.config.ranges import Choice, CountOrNone, NotNegative
 from lit_long.evaluation.measurement import PERPLEXITY, Measurement
 from lit_long.report.differences import FEWEST
 from lit_long.report.tables import base_of
 
 RUNS = "Which runs each experiment's results come from, with the identities of their stages; written by the script that writes the findings."
 SIGNS = {"less": -1, "more": 1}  # of first − second
+SEEDS, DOCUMENTS = "seeds", "documents"
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Claim:
     claim: str = "less"
     at_least: NotNegative = 0.0
     level: NotNegative | None = None
+    by: Annotated[str, Choice(SEEDS, DOCUMENTS)] = SEEDS
     why_not: str = ""
 
 
@@ -174,17 +178,18 @@ def tested(claim: Claim, design: Design, kept: list[dict[str, Any]]) -> list[lis
 
 
 def compared(claim: Claim, design: Design, kept: dict[str, Any]) -> list[str] | None:
-    """The claim's cells from one sweep; None where it has not measured both variants at the same seeds."""
-    first = values(claim, kept, claim.first)
-    second = values(claim, kept, claim.second) if claim.level is None else dict.fromkeys(first, claim.level)
-    seeds = sorted(first.keys() & second.keys())
-    if not seeds:
+    """The claim's cells from one sweep; None where it has not measured both variants at the same seeds, or on the same documents."""
+    read_values = text_values if claim.by == DOCUMENTS else values
+    first = read_values(claim, kept, claim.first)
+    second = read_values(claim, kept, claim.second) if claim.level is None else dict.fromkeys(first, claim.level)
+    pairs = sorted(first.keys() & second.keys())
+    if not pairs:
         return None
     from lit_long.evaluation.statistics import paired  # which imports numpy
 
-    difference = paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+    difference = paired([first[pair] for pair in pairs], [second[pair] for pair in pairs])
     unit = "nats" if claim.metric == PERPLEXITY else ""
-    sides = [mean(claim, [side[seed] for seed in seeds]) for side in (first, second)]
+    sides = [mean(claim, [side[pair] for pair in pairs]) for side in (first, second)]
     measured = " against ".join(sides) if claim.level is None else f"{sides[0]} (level: {claim.level:g})"
     interval = "–" if difference["low"] is None else f"{difference['low']:+.3f} … {difference['high']:+.3f}"
     where = f"{kept['experiment']} `{kept['key']}`" + (f", {kept['scale']}" if kept["scale"] else "") + unfinished(kept)
@@ -194,7 +199,7 @@ def compared(claim: Claim, design: Design, kept: dict[str, Any]) -> list[str] | 
         measured,
         f"{difference['value']:+.3f} {unit}".strip(),
         interval,
-        str(len(seeds)),
+        str(len(pairs)) if claim.by == SEEDS else f"1, {len(pairs)} {DOCUMENTS}",
         verdict(claim, design, difference),
         where,
     ]
@@ -237,7 +242,7 @@ def mean(claim: Claim, many: list[float]) -> str:
 
 def verdict(claim: Claim, design: Design, difference: dict[str, Any]) -> str:
     if difference["n"] < FEWEST:
-        return f"not shown (fewer than {FEWEST} seeds)"
+        return f"not shown (fewer than {FEWEST} {claim.by})"
     sign = SIGNS[claim.claim]
     low, high = sorted((sign * difference["low"], sign * difference["high"]))
     if low > 0:
@@ -260,6 +265,17 @@ def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]
                     found.setdefault(seed, []).append(value)
     whole = max(1, len(claim.domains))
     return {seed: sum(many) / len(many) for seed, many in found.items() if len(many) == whole or not claim.domains}
+
+
+def text_values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[tuple[str, int], float]:
+    """(domain, document) → nats per token, at the claim's length; {} where several seeds measured it."""
+    found: dict[tuple[str, int], float] = {}
+    for run in kept["runs"] if claim.metric == PERPLEXITY else ():
+        if variant in run["rows"]:
+            for domain, length, nats in run.get(DOCUMENTS, ()):
+                if length == claim.length and domain in (claim.domains or [domain]):
+                    found |= {(domain, number): value for number, value in enumerate(nats)}
+    return found
 
 
 def measured(run: dict[str, Any], metric: str) -> list[Measurement]:

@@ -5,7 +5,7 @@
     7b_4k, 7b_16k, 7b_32k
                 tokens/s, MFU and peak memory of Llama 2 7B's training step on one GPU (bf16-true, full checkpointing), beside transformers:
                 FlashAttention 2 where it is there, else SDPA; eager and compiled, and the faster one counts
-    ablation    experiments/extend_smollm2.yaml, SmolLM2-135M from 8k to 32k, four encoders of 2M tokens each, by the tracker csv
+    ablation    experiments/position_ablation.yaml at one_gpu: SmolLM2-135M from 8k to 32k, four encoders of 2M tokens each, by the tracker csv
     ranks       two GPUs: FSDP2 in bf16-mixed, documents masked, compiled
     steps       the same step of other sizes: 7B with selective checkpointing, with documents, 1B, 135M
     loss        the chunked loss alone against torch's cross-entropy, and Liger's and cut-cross-entropy's where they are installed
@@ -66,7 +66,14 @@ STEPS = [  # name, shape, sequences, length, checkpointing, documents
     ("135M", SIZES["135M"], 4, 8192, "none", 1),
 ]
 ABLATION = [
-    *("experiment=extend_smollm2", "tracking=csv", "seed=1", "stages.extend.tokens=2M", "stages.extend.tokens_per_update=64k"),
+    *(
+        "experiment=position_ablation",
+        "scale=one_gpu",
+        "tracking=csv",
+        "seed=1",
+        "stages.extend.tokens=2M",
+        "stages.extend.tokens_per_update=64k",
+    ),
     *("evaluation.precision=bf16-true", "evaluation.retrieval_lengths=[8k,32k]", "evaluation.passkey_lengths=[8k,32k]"),
 ]
 TINY_SWEEP = [  # base, extend, and evaluations of both

@@ -6,12 +6,14 @@ import json
 import math
 
 import pytest
+import yaml
 from scipy.stats import ttest_rel
 
 from lit_long.config import UserError
 from lit_long.report.__main__ import main
-from lit_long.report.archive import loss_by_parts
+from lit_long.report.archive import evaluated, loss_by_parts
 from lit_long.report.findings import findings, runs, write_findings
+from lit_long.report.results import read_sweep
 from tests.integration.mini import REPOSITORY
 
 CLAIMS = """
@@ -134,6 +136,42 @@ def test_other_verdicts(tmp_path):
     assert rows["lower"][3:5] == ["2", "not shown (fewer than 3 seeds)"]
     rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["rows"] != ["rope"]])
     assert rows["lower"][4] == "not run"
+
+
+def test_of_one_seed_documents_are_the_pairs(tmp_path, make, monkeypatch):
+    """From a sweep's folder: each variant's texts, and a reference under each variant's encoder, are kept; a claim compares text by text."""
+    nats = {"abf": [2.0, 3.0, 2.5, 2.2], "rope": [2.1, 3.2, 2.55, 2.4], "base of rope": [2.0, 3.1, 2.5, 2.3]}
+
+    def measured(name):
+        rows = make.evaluate([("perplexity", "code", 2048, math.exp(sum(nats[name]) / 4)), ("perplexity", "code", 256, 9.0)])
+        rows["measurements"][0]["document_nats"] = nats[name]
+        return rows
+
+    folder = make.sweep(tmp_path, {("abf", 0): [], ("rope", 0): []}, experiment="e")
+    plan = json.loads((folder / "sweep.json").read_text())
+    for trial in plan["trials"]:
+        name = trial["variant"]
+        trial["stages"]["evaluate"] = make.stage(tmp_path / "runs", f"evaluate-{name}-x", measured(name))
+        if name == "rope":
+            trial["stages"]["evaluate_base"] = make.stage(tmp_path / "runs", "evaluate-base-x", measured("base of rope"))
+        else:
+            trial["stages"]["evaluate_base"] = make.stage(tmp_path / "runs", "evaluate-base-y", measured("abf"))
+    (folder / "sweep.json").write_text(json.dumps(plan))
+    settings = yaml.safe_load((folder / "sweep.yaml").read_text())
+    settings["report"]["reference"] = "evaluate_base"
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(settings))
+    sweep = read_sweep(folder)
+    kept = [evaluated(stage, sweep) for stage in sweep.stages if stage.measurements is not None]
+    assert {run["rows"][0] for run in kept} == {"abf", "rope", "base of abf", "base of rope"}
+    claim = "{finding: text by text, paper: '–', experiment: e, domains: [code], length: 2k, first: abf, second: SECOND, by: documents}"
+    for second, words in (("rope", "**shown**"), ("base of rope", "not shown")):
+        monkeypatch.setitem(globals(), "CLAIMS", CLAIMS + f"  - {claim.replace('SECOND', second)}\n")
+        row = page(tmp_path, kept)["text by text"]
+        expected = ttest_rel(nats["abf"], nats[second]).confidence_interval()
+        assert row[2:5] == [f"{expected.low:+.3f} … {expected.high:+.3f}", "1, 4 documents", words]
+    (tmp_path / "claims.yaml").write_text("title: x\nintroduction: y\nclaims: [{finding: x, by: books}]")
+    with pytest.raises(UserError, match="by must be seeds or documents, not 'books'"):
+        findings(tmp_path / "claims.yaml", tmp_path / "results", "")
 
 
 def test_a_claim_that_makes_no_sense(tmp_path, capsys):
