@@ -44,7 +44,7 @@ def run(argv: list[str]) -> None:
     from rich.console import Console
 
     from lit_long.files import write_atomically
-    from lit_long.report.scores import draw_scores, markdown, remarks, score_tables
+    from lit_long.report.scores import draw_scores, markdown, of_data, remarks, score_tables
     from lit_long.stages.scores import EvaluateConfig, evaluate_model
     from lit_long.tracking.record import EVALUATE, open_command, record_evaluation
 
@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
     for table in score_tables(evaluation.rows, f"scores of {evaluation.about['model']}"):
         for part in table.terminal():
             console.print(part)
-    for line in remarks(evaluation.rows):
+    for line in [*remarks(evaluation.rows), *of_data(evaluation.about)]:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written  {evaluation.folder}", highlight=False, soft_wrap=True)
     if tracker.where:

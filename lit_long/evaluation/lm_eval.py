@@ -41,12 +41,14 @@ import torch
 
 from lit_long.batch import Batch
 from lit_long.config import UserError
+from lit_long.data.token_store import Store
+from lit_long.evaluation import babilong, ruler
 from lit_long.evaluation.evaluated_model import EvaluatedModel
-from lit_long.evaluation.lm_eval_tasks import CUSTOM, SPECS, VERIFIED, Spec
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
+from lit_long.evaluation.lm_eval_tasks import CUSTOM, SPECS, VERIFIED, Spec, row_remark
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.public_data import Unavailable, local_rows
 from lit_long.evaluation.registry import file_digest, is_task_file, read_task_file
-from lit_long.evaluation.ruler import documents
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import geometric, mean, share
 from lit_long.evaluation.task import Sample, Task, by
@@ -275,6 +277,7 @@ class Wanted:
         data: a folder of data sets; "hub" lets lm-eval download them.
         run_code: whether a task may run what the model wrote.
         shots: examples before each question; None: as many as the task has.
+        texts: held-out texts and the domain, of tasks that hide something in them.
     """
 
     count: int
@@ -282,10 +285,13 @@ class Wanted:
     data: str
     run_code: bool = False
     shots: int | None = None
+    texts: tuple[InMemoryCorpus | Store, str] | None = None
 
 
-def load_parts(name: str, spec: Spec, evaluated: EvaluatedModel, lengths: list[int], asked: Wanted) -> Iterator[Made]:
-    """(domain, length, task, requests, right answer) of every document to be asked.
+def load_parts(
+    name: str, spec: Spec, evaluated: EvaluatedModel, lengths: list[int], asked: Wanted, remarks: list[str]
+) -> Iterator[Made]:
+    """(domain, length, task, requests, right answer) of every document to be asked. What a reader must know of the data goes into ``remarks``.
 
     Raises:
         Unavailable: the data set is not there, or the task runs code and may not.
@@ -302,7 +308,7 @@ def load_parts(name: str, spec: Spec, evaluated: EvaluatedModel, lengths: list[i
                 )
             long = spec.long or spec.made or bool((settings.get("metadata") or {}).get("long"))
             for length in lengths if spec.made else [None]:
-                task = build(manager, leaf, spec, rows_for(name, spec, evaluated, length, asked, settings))
+                task = build(manager, leaf, spec, rows_for(name, spec, evaluated, length, asked, settings, remarks))
                 made = list(requests_of(name, leaf, task, asked))
                 each_length = [length] if length else lengths if long else [max(lengths)]
                 yield from ((domain, each, task, *document) for each in each_length for document in made)
@@ -367,15 +373,25 @@ def build(manager: Any, leaf: str, spec: Spec, rows: dict[str, Any] | None) -> A
 
 
 def rows_for(
-    name: str, spec: Spec, evaluated: EvaluatedModel, length: int | None, asked: Wanted, settings: dict[str, Any]
+    name: str,
+    spec: Spec,
+    evaluated: EvaluatedModel,
+    length: int | None,
+    asked: Wanted,
+    settings: dict[str, Any],
+    remarks: list[str],
 ) -> dict[str, Any] | None:
     """The task's data set by split: generated, from local files, or None for lm-eval to read what the task file names, or to download."""
     from datasets import Dataset
 
     data = asked.data
     if spec.made and length is not None:
-        count = asked.count or GENERATED
-        return {"test": Dataset.from_list(documents(name, evaluated, length, count, asked.seed, data.removeprefix(HUB)))}
+        count, folder = asked.count or GENERATED, data.removeprefix(HUB)
+        if asked.texts:
+            rows = babilong.documents(name, evaluated, *asked.texts, length, count, asked.seed, folder)
+        else:
+            rows = ruler.documents(name, evaluated, length, count, asked.seed, folder)
+        return {settings.get("test_split", "test"): Dataset.from_list(rows)}
     path, config = settings.get("dataset_path"), settings.get("dataset_name")
     if is_task_file(name) and (settings.get("dataset_kwargs") or "class" in settings or not path or Path(path).exists()):
         return None
@@ -391,6 +407,9 @@ def rows_for(
         next((settings[key] for key in ("fewshot_split", *SPLITS) if settings.get(key)), None) if shots and not own else None
     )
     found = {split: Dataset.from_list(local_rows(data, path, config, split)) for split in {scored, examples} - {None}}
+    remarks += filter(
+        None, (row_remark(path, config, split, len(rows), split != scored) for split, rows in sorted(found.items()))
+    )
     # lm-eval wants every split that a task names, whether or not anything is taken from it.
     return {settings[key]: found.get(settings[key], found[scored]) for key in SPLITS if settings.get(key)}
 
@@ -478,11 +497,12 @@ class HarnessTask(Task):
             self.spec = replace(self.spec, shots=wanted.shots)
         self.verified = None if file else name in VERIFIED  # of a user's own task nothing is claimed
         self.items: dict[Key, Item] = {}
-        versions = set()
-        for domain, length, task, requests, reference in load_parts(name, self.spec, evaluated, lengths, wanted):
+        versions, remarks = set(), []
+        for domain, length, task, requests, reference in load_parts(name, self.spec, evaluated, lengths, wanted, remarks):
             index = sum(1 for key in self.items if (key.domain, key.length) == (domain, length))
             self.items[Key(domain, length, index)] = Item(task, requests, reference)
             versions.add(str(task.VERSION))
+        self.remarks = list(dict.fromkeys(remarks))
         if not self.items:
             raise UserError(f"{name}: its data set has no documents")
         shots = next(iter(self.items.values())).task.config.num_fewshot or 0

@@ -18,6 +18,7 @@ LONGBENCH = (
     *("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum", "multi_news", "trec"),
     *("triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p"),
 )
+BABILONG = tuple(f"babilong_qa{number}" for number in range(1, 6))  # those that BABILong has at every length
 CUSTOM = "own"  # the folder tasks/ beside this file
 
 
@@ -31,6 +32,7 @@ class Spec:
     metric    the number that counts, as lm-eval calls it; "": the first
     long      measured at every length, which is the longest prompt; others once. In a task file: ``metadata: {long: true}``
     made      generated at every length, which is the prompt's with the answer; else a data set
+    hides     in held-out texts, as the tasks of ours do: text=FOLDER
     """
 
     folder: str
@@ -39,6 +41,7 @@ class Spec:
     metric: str = ""
     long: bool = False
     made: bool = False
+    hides: bool = False
 
 
 def custom(name: str) -> Spec:
@@ -77,9 +80,43 @@ SHORT = {
 MODERN = {name: upstream("ruler", name, 0, "score", long=True, made=True) for name in RULER} | {
     f"longbench_{name}": upstream("longbench", f"longbench_{name}", 0, "score", long=True) for name in LONGBENCH
 }
-SPECS = LONG | SHORT | MODERN
+IN_BOOKS = {name: upstream("babilong", name, None, "acc", long=True, made=True, hides=True) for name in BABILONG}
+SPECS = LONG | SHORT | MODERN | IN_BOOKS
 # What has been scored on the real data by this project, not only on small files of its schema. The generated ones are their own data.
 VERIFIED = {name for name, spec in SPECS.items() if spec.made}
+
+# Rows of the splits as published, "OWNER/NAME CONFIGURATION SPLIT": of other numbers a score says so, since it is of a part, or of a stand-in.
+ROWS = {
+    "Rowan/hellaswag validation": 10_042,
+    "baber/piqa validation": 1838,
+    "lighteval/siqa validation": 1954,
+    "allenai/winogrande winogrande_xl validation": 1267,
+    "allenai/openbookqa main test": 500,
+    "allenai/ai2_arc ARC-Easy test": 2376,
+    "allenai/ai2_arc ARC-Challenge test": 1172,
+    "openai/gsm8k main test": 1319,
+    "google-research-datasets/nq_open train": 87_925,
+    "google-research-datasets/nq_open validation": 3610,
+    "mandarjoshi/trivia_qa rc.nocontext train": 138_384,
+    "mandarjoshi/trivia_qa rc.nocontext validation": 17_944,
+    "openai/openai_humaneval test": 164,
+    "google-research-datasets/mbpp full prompt": 10,
+    "google-research-datasets/mbpp full test": 500,
+    "tau/scrolls qmsum train": 1257,
+    "tau/scrolls qmsum validation": 272,
+    "tau/scrolls contract_nli train": 7191,
+    "tau/scrolls contract_nli validation": 1037,
+}
+
+
+def row_remark(path: str, config: str | None, split: str, rows: int, shots: bool) -> str:
+    """What a score must say of a split that has not the published number of rows; "" where it has, or where that is not known."""
+    published = ROWS.get(" ".join(filter(None, (path, config, split))), rows)
+    if rows == published:
+        return ""
+    what = "shots come from" if shots else "scored on rows of"
+    return f"{what} a {'part of, or a stand-in for,' if rows < published else 'stand-in for'} {path}, split {split}: {rows:,} rows, of {published:,} published"
+
 
 AVERAGES = {
     "coding": ("humaneval", "mbpp"),

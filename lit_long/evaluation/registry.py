@@ -80,7 +80,10 @@ def check_task(name: str, where: str) -> None:
 
 def reads_texts(names: Iterable[str]) -> bool:
     """Whether any of the tasks reads held-out texts; one of the user's own may."""
-    return any(is_custom(name) or (name in BUILT_IN and BUILT_IN[name].reads_texts) for name in names)
+    return any(
+        is_custom(name) or (name in BUILT_IN and BUILT_IN[name].reads_texts) or (name in SPECS and SPECS[name].hides)
+        for name in names
+    )
 
 
 def needs_whole_documents(names: Iterable[str]) -> bool:

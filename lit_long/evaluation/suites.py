@@ -19,7 +19,7 @@ from lit_long.data.held_out import has_held_out
 from lit_long.data.token_store import Store
 from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
-from lit_long.evaluation.lm_eval_tasks import LONG, MODERN, PROMPT, SHORT
+from lit_long.evaluation.lm_eval_tasks import LONG, MODERN, PROMPT, SHORT, SPECS
 from lit_long.evaluation.needle import Needle
 from lit_long.evaluation.perplexity import Perplexity, SlidingPerplexity
 from lit_long.evaluation.public_data import Unavailable
@@ -150,6 +150,8 @@ def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str
     for name in names:
         try:
             tasks.append(make_task(name, asked))
+            for line in tasks[-1].remarks:
+                say(f"{name}: {line}")
         except Unavailable as error:
             if chosen:
                 raise
@@ -192,7 +194,8 @@ def custom_task(name: str, asked: Asked) -> Task:
 def through_lm_eval(name: str, asked: Asked) -> Task:
     from lit_long.evaluation.lm_eval import HarnessTask, Wanted
 
-    wanted = Wanted(asked.size.samples, asked.seed, asked.public, asked.run_code, asked.shots)
+    texts = (asked.texts, asked.haystack) if name in SPECS and SPECS[name].hides else None
+    wanted = Wanted(asked.size.samples, asked.seed, asked.public, asked.run_code, asked.shots, texts)
     return HarnessTask(name, asked.evaluated, list(asked.size.lengths), wanted)
 
 

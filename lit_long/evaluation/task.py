@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +30,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     prompt: ClassVar[str]
+    remarks: ClassVar[Sequence[str]] = ()  # what else a reader of its scores must know of its data
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

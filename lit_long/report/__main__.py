@@ -7,9 +7,11 @@
                             sweep too: sweeps that find the archive count it as done. archive=FOLDER (default: experiments/archive) also
                             without keep; weights that other stages start from up to weights_mb=3 each, archive_mb=60 in all
     python -m lit_long.report findings=experiments/results/claims.yaml results=experiments/results out=docs/findings.md
+    python -m lit_long.report scores=OUT keep=experiments/results/scores/NAME.json      the out=… of lit_long.evaluate, kept
+    python -m lit_long.report published=experiments/results/scores/published.yaml results=experiments/results/scores out=docs/scores.md
 
 Writes report.md, report.html, tables.tex, table.csv and figures/ into the sweep's folder and prints the table; with findings=, the page that says
-which of the paper's findings the kept results show. Exit codes: 0 written, 2 bad input.
+which of the paper's findings the kept results show; with published=, the page of scores beside published numbers. Exit codes: 0 written, 2 bad input.
 """
 
 from __future__ import annotations
@@ -22,12 +24,27 @@ from lit_long.config import UserError, nearest, project_root
 from lit_long.config.output_folder import check_writable
 from lit_long.report import find_sweep, write_report
 from lit_long.report.archive import archive_results, curves, starting_points
+from lit_long.report.benchmarks import keep_scores, write_benchmarks
 from lit_long.report.findings import write_findings
 from lit_long.report.results import read_sweep
 from lit_long.stages.archive import MB, PLACE, Limits, archive_stages
 from lit_long.terminal import answer, run_command
 
-KEYS = ("experiment", "root", "uri", "out", "key", "keep", "archive", "weights_mb", "archive_mb", "findings", "results")
+KEYS = (
+    "experiment",
+    "root",
+    "uri",
+    "out",
+    "key",
+    "keep",
+    "archive",
+    "weights_mb",
+    "archive_mb",
+    "findings",
+    "results",
+    "scores",
+    "published",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -42,9 +59,15 @@ def run(argv: list[str]) -> None:
     for key in ("out", "keep", "archive"):
         if options.get(key):
             place = Path(options[key]).expanduser()
-            check_writable(place.parent if key == "keep" or "findings" in options else place, key)
-    if "findings" in options:
+            check_writable(place.parent if key == "keep" or options.keys() & {"findings", "published"} else place, key)
+    if options.keys() & {"findings", "published"}:
         write_page(options)
+        return
+    if "scores" in options:
+        if not options.get("keep"):
+            raise UserError("command line: keep=FILE.json is missing (see --help)")
+        keep_scores(Path(options["scores"]).expanduser(), Path(options["keep"]).expanduser())
+        print(f"written  {options['keep']}")
         return
     folder = folder_of(options)
     report = write_report(folder)
@@ -83,10 +106,14 @@ def archive(folder: Path, options: dict[str, str], limits: Limits) -> str:
 
 
 def write_page(options: dict[str, str]) -> None:
-    """docs/findings.md, from the claims and the kept results."""
+    """docs/findings.md, from the claims and the kept results; or docs/scores.md, from published numbers and kept evaluations."""
     for key in ("results", "out"):
         if not options.get(key):
             raise UserError(f"command line: {key}=… is missing (see --help)")
+    if "published" in options:
+        write_benchmarks(Path(options["published"]), Path(options["results"]), Path(options["out"]))
+        print(f"written  {options['out']}")
+        return
     beside = write_findings(Path(options["findings"]), Path(options["results"]), Path(options["out"]))
     print(f"written  {options['out']}\n         {beside}")
 

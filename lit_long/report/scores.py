@@ -111,6 +111,11 @@ def remarks(rows: list[Measurement]) -> list[str]:
     return lines
 
 
+def of_data(about: dict[str, Any]) -> list[str]:
+    """What a reader must know of the tasks' data."""
+    return [f"{task}: {line}" for task, lines in about.get("remarks", {}).items() for line in lines]
+
+
 def interval(row: Measurement) -> str:
     return "" if row.low is None else f" [{row.low:.3g}, {row.high:.3g}]"
 
@@ -123,7 +128,10 @@ def markdown(rows: list[Measurement], about: dict[str, Any], figures: list[str])
             f"# Scores of {about['model']}",
             f"Suite `{about['suite']}`; ± is one standard error over n samples; empty cells were not measured.",
             *(table.markdown() for table in score_tables(rows, "")),
-            "\n".join(f"* {line}" for line in [*remarks(rows), *(f"left out: {why}" for why in about["left_out"].values())]),
+            "\n".join(
+                f"* {line}"
+                for line in [*remarks(rows), *of_data(about), *(f"left out: {why}" for why in about["left_out"].values())]
+            ),
             "\n".join(f"![{name}]({name})" for name in figures),
             f"Weights `{about['weights'][:16]}`, tokenizer `{about['tokenizer'][:16]}`, encoder `{about['position'].get('scheme')}`, "
             f"precision {about['precision']}, lit-long {about['lit_long']}. Prompt versions: "

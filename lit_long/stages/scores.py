@@ -35,6 +35,7 @@ from lit_long.pretrained.weights import WEIGHTS
 from lit_long.stages.folder import read_stage
 from lit_long.stages.lineage import stage_of
 from lit_long.stages.model import load_model
+from lit_long.training.throughput import describe_machine
 
 EVALUATION, SCORES, SAMPLES = "evaluation.json", "scores.json", "samples"
 ROWS = 8  # sequences in a step of generation, where a suite does not say how many samples it has
@@ -115,6 +116,8 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
         "suite": config.suite,
         "tasks": {task.name: {"prompt": task.prompt, **task.settings()} for task in tasks},
         "left_out": left_out,
+        "remarks": {task.name: list(task.remarks) for task in tasks if task.remarks},
+        "machine": describe_machine(evaluated.model.norm.weight.device),
         "lengths": list(size.lengths),
         "context": settings.context,
         "lit_long": __version__,

@@ -151,7 +151,16 @@ def test_the_paper_suite(data, folder, tmp_path, capsys):
     value = {row["task"]: row["value"] for row in main_rows}
     assert averages.keys() == {"math", "commonsense", "openqa"}  # what has parts missing has no average
     assert averages["math"] == pytest.approx((value["gsm8k"] + value["math"]) / 2)
-    assert "left out: humaneval" in (tmp_path / "scores.md").read_text()
+    page, wanted = (
+        (tmp_path / "scores.md").read_text(),
+        "google-research-datasets/nq_open, split train: 12 rows, of 87,925 published",
+    )
+    assert "left out: humaneval" in page and f"* nq_open: shots come from a part of, or a stand-in for, {wanted}" in page
+    assert (
+        wanted in " ".join(printed.split())
+        and "* piqa: scored on rows of a part of" in page
+        and "split train: 12 rows, of 1,257" in page
+    )
     assert run(capsys, *words)[:2] == (0, printed)  # from the samples, not measured again
 
 
