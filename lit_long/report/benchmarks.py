@@ -11,7 +11,8 @@ The file of published numbers says of each what it is, in %:
       - {…, other: lighteval's prompt}            what was done otherwise there: it is shown, and need not agree
       - {…, why: its reason}                      of a difference beyond two standard errors
 
-The difference is ours − published, in standard errors of ours; one of more than two has its reason beside it, or is called unexplained.
+The difference is ours − published, in standard errors of ours; one of more than two has its reason beside it, or is called unexplained. Where all
+samples hit or missed, there is no error, and the 95 % interval decides.
 """
 
 from __future__ import annotations
@@ -155,10 +156,14 @@ def line(task: str, row: Measurement, shots: int, published: Published | None, r
     """One line of the table; what is far from the published number is told in ``reasons``."""
     error = 100 * row.stderr if row.stderr else None
     ours = f"{100 * row.value:.1f}" + (f" ± {error:.1f}" if error else "")
+    within = None  # of all hits or all misses, which have no error: whether the published number lies in the 95 % interval
+    if not error and row.low is not None and row.high is not None:
+        ours += f" ({100 * row.low:.0f} to {100 * row.high:.0f})"
+        within = published is not None and row.low <= published.value / 100 <= row.high
     cells = [task, row.metric, str(shots), f"{row.n:,}", ours, DASH, DASH, DASH]
     if published:
         difference = (100 * row.value - published.value) / error if error else math.nan
-        far = not abs(difference) <= FAR
+        far = not abs(difference) <= FAR if within is None else not within
         shown = f"{difference:+.1f}" if error else DASH
         source = published.source + (f" ({published.other})" if published.other else "")
         cells[5:] = [f"{published.value:g}", f"**{shown}**" if far and not published.other else shown, source]

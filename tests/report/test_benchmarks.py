@@ -22,6 +22,7 @@ published:
   - {task: far, metric: acc, value: 30.0, source: card, why: quantised}
   - {task: elsewhere, metric: acc, value: 10.0, source: card, other: its own prompts}
   - {task: [near, far], metric: acc, value: 50.0, source: card}
+  - {task: none, metric: acc, value: 1.4, source: card}
   - {task: never, metric: acc, shots: 5, value: 7.5, source: card}
 """
 ABOUT = {"model": "m", "weights": "a" * 64, "precision": "float32", "lit_long": "0.6", "machine": "a box", "lengths": [8192]}
@@ -61,6 +62,7 @@ def test_ours_beside_the_published(tmp_path):
         row("alone", "f1", 0.25),
         row("long", "acc", 0.5, length=4096),
         row("long", "acc", 0.4),
+        row("none", "acc", 0.0, stderr=0.0) | {"low": 0.0, "high": 0.02},  # no error: the interval decides
     ]
     text = page(tmp_path, rows, remarks={"near": ["shots come from a stand-in"]})
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
@@ -72,12 +74,17 @@ def test_ours_beside_the_published(tmp_path):
         "| alone | f1 | 0 | 400 | 25.0 ± 2.0 | – | – | – |",
         "| long, 4,096 tokens | acc | 0 | 400 | 50.0 ± 2.0 | – | – | – |",
         "| long, 8,192 tokens | acc | 0 | 400 | 40.0 ± 2.0 | – | – | – |",
+        "| none | acc | 0 | 400 | 0.0 (0 to 2) | 1.4 | – | card |",
         "| mean of near, far | acc | 0 | 800 | 43.0 ± 1.4 | 50 | **-4.9** | card |",  # √(2² + 2²) / 2
         "| never | acc | 5 | – | not run | 7.5 | – | card |",
     ]
     assert "* far, acc_norm, beside lm-eval: **unexplained**" in text and "* far, acc, beside card: quantised" in text
     assert "* elsewhere, acc, beside card: its own prompts" in text and "* near: shots come from a stand-in" in text
-    assert "* near, acc" not in text and "a box: m (weights `aaaaaaaaaaaaaaaa`), float32, lit-long 0.6" in text
+    assert (
+        "* none" not in text
+        and "* near, acc" not in text
+        and "a box: m (weights `aaaaaaaaaaaaaaaa`), float32, lit-long 0.6" in text
+    )
 
 
 def test_what_makes_no_sense(tmp_path, capsys):
