@@ -18,12 +18,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_long.config import UserError
 from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.files import lines_of, write_atomically
-from lit_long.report.results import ARCHIVE, DONE, StageResult, SweepResult, read_sweep
+from lit_long.report.results import ARCHIVE, DONE, StageResult, SweepResult, load_yaml, read_sweep
 
 PARTS, POINTS = 5, 100
 METRICS, CURVE = "metrics.jsonl", "curve.json"
@@ -43,7 +41,7 @@ def archive_results(folder: Path, file: Path) -> None:
 
 
 def archived_results(sweep: SweepResult) -> dict[str, Any]:
-    settings = yaml.safe_load((sweep.folder / "sweep.yaml").read_text(encoding="utf-8"))
+    settings = load_yaml((sweep.folder / "sweep.yaml").read_text(encoding="utf-8"))
     finished = [stage for stage in sweep.stages if stage.result is not None]
     trained = [stage for stage in finished if stage.result["kind"] == "train"]
     unfinished = [sweep.label(stage) for stage in sweep.stages if stage.result is None]
@@ -133,7 +131,7 @@ def curve(stage: StageResult) -> dict[str, Any]:
 def starting_points(sweep: SweepResult) -> list[Path]:
     """Folders of finished stages whose weights others of the plan start from: first those that a stage without a result needs, then
     those that training stages started from."""
-    settings = yaml.safe_load((sweep.folder / "sweep.yaml").read_text(encoding="utf-8"))["stages"].values()
+    settings = load_yaml((sweep.folder / "sweep.yaml").read_text(encoding="utf-8"))["stages"].values()
     parents = {f"{one['kind']}-{one['identity']}": one.get("parent") for one in settings}
     needed, used = [], []
     for trial in sweep.trials:

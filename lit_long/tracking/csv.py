@@ -40,6 +40,7 @@ class CsvTracker:
 
     def __init__(self, folder: Path, experiment: str) -> None:
         self.where, self._root, self._folder = str(folder), folder, folder / experiment
+        self._ended: dict[str, Row] | None = None  # lines of runs.csv, as they were when first asked for
 
     @classmethod
     def open(cls, config: TrackingConfig, experiment: str, root: Path) -> CsvTracker:
@@ -64,6 +65,17 @@ class CsvTracker:
             mine = owner()
             runs[run] = new | {column: mine[tag] for column, tag in OWNER.items()}
         return run
+
+    def recorded(self, key: str, parent: str, values: dict[tuple[str, int], float], tags: dict[str, str]) -> bool:
+        if self._ended is None:
+            with self._runs() as runs:
+                self._ended = dict(runs)
+        row = self._ended.get(run := f"{parent}.{key}", {})
+        if row.get("status") != "FINISHED" or row["source_run"]:
+            return False
+        with self._taking("tags.json"):
+            known = json.loads((self._folder / run / "tags.json").read_text(encoding="utf-8"))
+        return tags.items() <= known.items() and not unrecorded(values, self._latest(run), 0.0)
 
     def steps(self, run: str) -> dict[str, int] | None:
         with self._runs() as runs:

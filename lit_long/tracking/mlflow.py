@@ -62,6 +62,7 @@ class MlflowTracker:
     def __init__(self, client: MlflowClient, uri: str, experiment_id: str, root: Path) -> None:
         self._client, self.where, self._experiment_id, self._root = client, uri, experiment_id, Path(root)
         self._database = database_file(uri)
+        self._children: dict[str, dict[str, Run]] = {}  # of parents, as they were when first asked for; by identity
 
     @classmethod
     def open(cls, config: TrackingConfig, experiment: str, root: Path) -> MlflowTracker:
@@ -109,6 +110,16 @@ class MlflowTracker:
         elif run is not None and SOURCE in old:
             self._call(self._client.delete_tag, run.info.run_id, SOURCE)
         return self._enter(run, name, params, tags)
+
+    def recorded(self, key: str, parent: str, values: dict[tuple[str, int], float], tags: dict[str, str]) -> bool:
+        if parent not in self._children:  # a thousand in a request, where each alone would take a dozen
+            children = self._search_all(f"tags.`{PARENT}` = '{parent}'", order_by=["attributes.start_time DESC"])
+            self._children[parent] = {run.data.tags.get(IDENTITY, ""): run for run in children}
+        run = self._children[parent].get(key)
+        if run is None or run.info.status != "FINISHED" or SOURCE in run.data.tags:
+            return False
+        latest = {metric.key: (metric.step, metric.value) for metric in run.data.to_proto().metrics}
+        return tags.items() <= run.data.tags.items() and not unrecorded(values, latest, 0.0)
 
     def show(self, key: str, names: Iterable[str]) -> str:
         """The sweep's view is kept with the experiment. Returns its page, and what must run for a browser to find it."""
@@ -171,11 +182,8 @@ class MlflowTracker:
         self._call(self._client.set_terminated, run, status)
 
     def reconcile(self) -> int:
-        orphans, token = [], None
-        while token != "":
-            page = self._search(f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{host()}'", page_token=token)
-            orphans += [run.info.run_id for run in page if not is_alive(run.data.tags)]
-            token = page.token or ""
+        running = self._search_all(f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{host()}'")
+        orphans = [run.info.run_id for run in running if not is_alive(run.data.tags)]
         for run_id in orphans:
             self.finish(run_id, "KILLED")
         return len(orphans)
@@ -191,6 +199,14 @@ class MlflowTracker:
 
     def _search(self, conditions: str, experiment_ids: list[str] | None = None, **options: Any) -> Any:
         return self._call(self._client.search_runs, experiment_ids or [self._experiment_id], conditions, **options)
+
+    def _search_all(self, conditions: str, **options: Any) -> list[Run]:
+        """The runs of every page."""
+        found, token = [], None
+        while token != "":
+            page = self._search(conditions, page_token=token, **options)
+            found, token = found + list(page), page.token or ""
+        return found
 
     def _enter(self, run: Run | None, name: str, params: dict, tags: dict) -> str:
         """Make the run, or set it running again, owned by this process. Params cannot change: drift goes into a tag."""

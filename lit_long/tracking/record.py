@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lit_long.stages.scores import Evaluation
 
 EVALUATE, INSTRUCT, THEORY = "evaluate", "instruct", "theory"  # experiments
+FOLDER = "lit_long.folder"  # a tag
 GENERATED = "generated"  # what LongChat-Lines has for data
 
 
@@ -60,7 +61,7 @@ class Record:
         table = plan.sweep.report.paper_table
         self.paper = {"paper.table": table} if table else {}
         tags = self.environment | self.paper
-        tags |= {"lit_long.folder": str(plan.folder), NOTE: plan.sweep.description}
+        tags |= {FOLDER: str(plan.folder), NOTE: plan.sweep.description}
         self.parent = tracker.begin(plan.key, sweep_name(plan), params=params, tags=tags)
         self.measured: dict[str, None] = {}  # names of what evaluations recorded, in order
         self.where = tracker.show(plan.key, self.measured)  # for people to look at it; "" where nothing is recorded
@@ -73,7 +74,7 @@ class Record:
             "lit_long.variant": ", ".join(dict.fromkeys(trial.variant for trial in self.plan.users(stage))),
             "lit_long.stage": stage.name,
             "lit_long.kind": stage.config.kind,
-            "lit_long.folder": str(stage.folder),
+            FOLDER: str(stage.folder),
             "lit_long.seed": str(stage.config.seed),
             MEMBER: self.plan.key,
         }
@@ -99,9 +100,7 @@ class Record:
         if status == "FINISHED":
             final = final_metrics(read_result(stage.folder))
             self.tracker.metrics(run, final)
-            if stage.config.kind == "evaluate":
-                self.measured |= dict.fromkeys(name for name, _ in final)
-                self.where = self.tracker.show(self.plan.key, self.measured)
+            self.show(stage, final)
             if stage.config.kind != "data":
                 data = read_result(stage.store) if stage.store and is_done(stage.store) else {}
                 self.tracker.dataset(
@@ -115,8 +114,19 @@ class Record:
 
     def cached(self, stage: Stage) -> None:
         """A stage that was done before: its child run, light when its history lies under another sweep."""
+        final = final_metrics(read_result(stage.folder))
+        if self.tracker.recorded(stage.key, self.parent, final, {FOLDER: str(stage.folder)}):
+            self.show(stage, final)
+            return
         run, mirror = self.begin(stage, cached=True)
         self.complete(stage, run, mirror, "FINISHED")
+
+    def show(self, stage: Stage, final: dict[tuple[str, int], float]) -> None:
+        """Let the sweep's page have columns for what an evaluation measured."""
+        names = dict.fromkeys(name for name, _ in final)
+        if stage.config.kind == "evaluate" and names.keys() - self.measured.keys():
+            self.measured |= names
+            self.where = self.tracker.show(self.plan.key, self.measured)
 
     def close(self, status: str, files: Sequence[Path] = (), figures: Sequence[Path] = ()) -> None:
         """The report's files and figures, if there is one, and what it was made of to the parent; then its status."""
@@ -178,7 +188,7 @@ def record_evaluation(tracker: Tracker, evaluation: Evaluation, figures: list[Pa
     from lit_long.stages.scores import EVALUATION, SAMPLES, SCORES
 
     about = evaluation.about
-    tags = environment_tags() | {"lit_long.kind": "evaluate", "lit_long.folder": str(evaluation.folder.resolve())}
+    tags = environment_tags() | {"lit_long.kind": "evaluate", FOLDER: str(evaluation.folder.resolve())}
     params = {key: about[key] for key in ("model", "suite", "tasks", "lengths", "context", "weights", "position", "precision")}
     run = tracker.begin(evaluation.key, f"{about['suite']} | {Path(about['model']).name}", params=params, tags=tags)
     tracker.metrics(run, metrics_of(evaluation.rows))
@@ -197,7 +207,7 @@ def record_instruct(tracker: Tracker, folder: Path, manifest: dict[str, Any]) ->
     from lit_long.instruct.pipeline import EXAMPLES
 
     key = hashlib.sha256(json.dumps(manifest["recipe"], sort_keys=True).encode()).hexdigest()[:16]
-    tags = environment_tags() | {"lit_long.kind": "instruct", "lit_long.folder": str(folder.resolve())}
+    tags = environment_tags() | {"lit_long.kind": "instruct", FOLDER: str(folder.resolve())}
     run = tracker.begin(key, f"instruct | {manifest['generator']}", params=manifest["recipe"], tags=tags)
     counts = {f"instruct/{name}": value for name, value in manifest["counts"].items()}
     critique = {f"critique/{name}": float(value) for name, value in (manifest["critique"] or {}).items() if value is not None}

@@ -62,6 +62,10 @@ class Tracker(Protocol):
                 history of its own; where none does (the record was lost), it gets it. A child with a history keeps it.
         """
 
+    def recorded(self, key: str, parent: str, values: dict[tuple[str, int], float], tags: dict[str, str]) -> bool:
+        """Whether the child ``key`` of ``parent`` is FINISHED, with a history of its own, these final numbers and these tags: then nothing need be said
+        of a stage that was done before. May answer from what was there when it was first asked."""
+
     def steps(self, run: str) -> dict[str, int] | None:
         """The last recorded step of each metric; None where the run points to another one that holds its history."""
 
@@ -107,6 +111,9 @@ class NoTracker:
 
     def begin(self, key: str, name: str, *, params: dict, tags: dict, parent: str = "", cached: bool = False) -> str:
         return ""
+
+    def recorded(self, key: str, parent: str, values: dict[tuple[str, int], float], tags: dict[str, str]) -> bool:
+        return True
 
     def steps(self, run: str) -> dict[str, int] | None:
         return None

@@ -17,7 +17,7 @@ import pytest
 
 from lit_long.config import TrackingConfig, UserError
 from lit_long.tracking import Mirror, NoTracker, Tracker, TrackingError, open_tracker
-from lit_long.tracking.tracker import TRACKERS
+from lit_long.tracking.tracker import MAX_POINTS, TRACKERS
 from tests.tracking.sides import SIDES, Side
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def lines(*steps: int, value: float = 0.0, **more: float) -> str:
 def test_every_tracker_has_the_methods_of_the_protocol():
     wanted = {name for name in vars(Tracker) if not name.startswith("_")}
     classes = [NoTracker, *(getattr(import_module(module), name) for module, name, _ in TRACKERS.values())]
-    assert len(wanted) == 12 and [one.__name__ for one in classes] == ["NoTracker", "MlflowTracker", "CsvTracker"]
+    assert len(wanted) == 13 and [one.__name__ for one in classes] == ["NoTracker", "MlflowTracker", "CsvTracker"]
     for one in classes:
         assert {name for name in vars(one) if not name.startswith("_")} - {"patience", "where"} == wanted, one
         for name in wanted - {"open"}:
@@ -187,6 +187,26 @@ def test_a_child_with_a_history_keeps_it_when_its_stage_is_cached(side, tracker,
     assert side.cached(child) == (False, False)
 
 
+def test_what_is_recorded_whole_need_not_be_said_again(side, tracker, file):
+    final, tags = {("result/loss", 0): 2.5, ("eval/curve/docs", 10): 1.0, ("eval/curve/docs", 20): 0.5}, {"where": "here"}
+    parent = tracker.begin("1", "sweep", **CONFIG)
+    child = tracker.begin("c0ffee", "train", params={}, tags=tags, parent=parent)
+    tracker.metrics(child, final)
+    assert not side.open().recorded("c0ffee", parent, final, tags)  # it may still run, or was killed
+    tracker.finish(child, "FINISHED")
+    again, other = side.open(), side.open("another experiment")
+    assert again.recorded("c0ffee", parent, final, tags)
+    assert not again.recorded("beef", parent, final, tags)
+    assert not again.recorded("c0ffee", parent, final | {("result/loss", 0): 2.25}, tags)  # measured anew
+    assert not again.recorded("c0ffee", parent, final, {"where": "moved"})
+    light = other.begin(
+        "c0ffee", "train", params={}, tags=tags, parent=(second := other.begin("2", "other", **CONFIG)), cached=True
+    )
+    other.metrics(light, final)
+    other.finish(light, "FINISHED")
+    assert not side.open("another experiment").recorded("c0ffee", second, final, tags)  # who holds its history may be gone
+
+
 def test_a_light_child_becomes_full_when_its_stage_runs_again(side, tracker, file):
     first, second = tracker.begin("1", "first", **CONFIG), tracker.begin("2", "second", **CONFIG)
     tracker.begin("c0ffee", "train", **CONFIG, parent=first)
@@ -257,6 +277,23 @@ def test_long_histories_go_in_batches_and_nan_passes(side, tracker, file):
     history = side.points(run)
     assert history[:2500] == [(s, s) for s in range(2500)]
     assert math.isnan(history[2500][1]) and history[2501][1] > 1e308  # SQLite has no infinity: MLflow stores the largest float
+
+
+def test_a_long_stage_goes_in_a_hundred_requests(tmp_path):
+    """What a stage of four domains writes for each update is 25 numbers; of losses every one is sent."""
+    side = SIDES["csv"](tmp_path)
+    tracker, sent = side.open(), []
+    run, log, file = tracker.begin("1", "sweep", **CONFIG), tracker.log, tmp_path / "metrics.jsonl"
+    tracker.log = lambda run, points, patience=None: sent.append(len(points)) or log(run, points, patience)
+    counts = [f"data/{domain}/{what}" for domain in ("a", "b", "c", "d") for what in ("tokens", "documents", "cut", "cropped")]
+    speeds = [f"perf/{what}" for what in ("seconds", "mfu", "mfu_causal", "tokens", "memory", "wait")]
+    file.write_text(lines(*range(1, 20_001), **dict.fromkeys(["train/lr", "train/grad_norm", *counts, *speeds], 0.5)))
+    Mirror(tracker, run, file).sync(final=True)
+    assert len(sent) <= 130 and max(sent) == MAX_POINTS
+    assert [step for step, _ in side.points(run)] == list(range(1, 20_001))
+    steps = [step for step, _ in side.points(run, "perf/mfu")]
+    assert steps[:1000] == [*range(1, 1000), 1000] and steps[1000:1002] == [1002, 1004] and steps[-1] == 20_000
+    assert Mirror(side.open(), run, file).sync(final=True) == 0  # nothing twice
 
 
 def test_final_numbers_are_recorded_once_and_a_curve_whole(side, tracker):
