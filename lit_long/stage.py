@@ -16,11 +16,12 @@ import warnings
 from pathlib import Path
 
 from lit_long.config import UserError
+from lit_long.evaluation.registry import is_custom, is_task_file
 from lit_long.files import is_disk_full, write_atomically
 from lit_long.launch.local import count_processes
 from lit_long.stages.folder import JOB_LOCK, is_archived, locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
-from lit_long.surroundings import forget_ranks
+from lit_long.surroundings import forget_ranks, hide_from_torchmetrics
 from lit_long.terminal import run_command
 
 WATCH_PARENT = "watch_parent=true"
@@ -38,8 +39,11 @@ def main(argv: list[str]) -> int:
         print(f"{folder}: archived, so it is done")
         return DONE
     try:
-        if count_processes(read_stage(folder)[0]) == 1:
+        config = read_stage(folder)[0]
+        if count_processes(config) == 1:
             forget_ranks()
+        if config.kind != "data" and not any(is_custom(task) or is_task_file(task) for task in config.evaluation.tasks):
+            hide_from_torchmetrics()
         rank = int(os.environ.get("RANK", 0))
         if started_by_sweep:  # which holds the lock
             threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,8 +1,10 @@
-"""What a process must not hear from the surroundings that it was started in: that it is one of several."""
+"""What a process must not hear from the surroundings that it was started in: that it is one of several; and what a stage need not hear of: packages
+that only take time."""
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError
 
 # Set by torchrun, by Kubernetes' operators, and by hand in many images; torch, torchmetrics and Lightning read them.
 RANKS = (
@@ -28,3 +30,25 @@ def forget_ranks() -> None:
     """
     for name in [name for name in os.environ if name not in KEPT and (name in RANKS or name.startswith(PREFIXES))]:
         del os.environ[name]
+
+
+NOT_NEEDED = ("transformers", "matplotlib", "scipy")
+
+
+def hide_from_torchmetrics() -> None:
+    """To torchmetrics, which Lightning imports, none of `NOT_NEEDED` is installed: it imports them for metrics that no stage asks for, which would be
+    two fifths of the time in which one starts. For processes of our own that run none of the user's metrics; others import these packages as ever.
+    """
+    from lightning_utilities.core import imports
+
+    if not {"_version", "package_available"} <= vars(imports).keys():  # a release that looks in another way
+        return
+    version, available = imports._version, imports.package_available
+
+    def version_of_others(name: str) -> str:
+        if name in NOT_NEEDED:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    imports._version = version_of_others
+    imports.package_available = lambda name: name not in NOT_NEEDED and available(name)

@@ -25,10 +25,13 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
+LONG = ("integration", "training", "planning", "generation", "instruct")  # rooms with files that take longest, the longest first
+
+
 def pytest_collection_modifyitems(items):
-    """Tests that run sweeps come first: `make test` gives whole files to two processes (in this order: --no-loadscope-reorder), and a long last
-    one would leave the other waiting."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    """Long files come first: `make test` gives whole files to two processes (in this order: --no-loadscope-reorder), and a long last one would leave
+    the other waiting."""
+    items.sort(key=lambda item: next((place for place, room in enumerate(LONG) if room in item.path.parts), len(LONG)))
 
 
 @pytest.fixture(scope="session")

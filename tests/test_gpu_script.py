@@ -21,7 +21,7 @@ from tests.integration.mini import REPOSITORY
 from tests.planning.jobs import job
 
 
-def rehearse(folder, *words, environment=None, timeout=280):
+def rehearse(folder, *words, environment=None, timeout=800):
     command = [sys.executable, "-m", "tests.gpu", "small=true", *words, f"out={folder}"]
     own = {"OMP_NUM_THREADS": "1"} | (environment or {})
     return subprocess.run(command, cwd=REPOSITORY, env=os.environ | own, capture_output=True, text=True, timeout=timeout)

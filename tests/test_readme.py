@@ -16,7 +16,7 @@ def test_library_example(tmp_path):
     (tmp_path / "example.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=800
     )
     assert finished.returncode == 0, finished.stderr
     assert "max_steps=10` reached" in finished.stdout + finished.stderr

@@ -36,14 +36,14 @@ def start_unread(*words: str) -> subprocess.Popen[bytes]:
 
 
 def ends_well(process: subprocess.Popen[bytes]) -> str:
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0 and b"Traceback" not in out + err, f"{process.args}\n{(out + err).decode()}"
     return out.decode("latin-1")
 
 
 def stops_quietly(process: subprocess.Popen[bytes]) -> None:
     """As after Ctrl-C."""
-    _, err = process.communicate(timeout=280)
+    _, err = process.communicate(timeout=600)
     said = f"{process.args}\n{err.decode()}"
     assert process.returncode == 130 and not any(word in said for word in ("Traceback", "Broken", "interrupted")), said
 

@@ -37,7 +37,7 @@ def test_no_worker_outlives_its_parent(jobs, awaited):
         workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     assert len(workers) >= 2
-    _, left = psutil.wait_procs(workers, timeout=20)
+    _, left = psutil.wait_procs(workers, timeout=200)
     for worker in left:
         worker.kill()
     assert not left

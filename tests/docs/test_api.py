@@ -333,7 +333,7 @@ def examples(tmp_path_factory) -> Path:
 def run_in(folder: Path, command: list[str]) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": path}
-    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=800)
     assert finished.returncode == 0, f"{command}\n{finished.stdout}{finished.stderr}"
 
 

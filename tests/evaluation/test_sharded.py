@@ -58,7 +58,7 @@ def evaluated(config: StageConfig, folder: Path) -> Path:
         run_stage(folder, lambda message, done: None)
     else:
         words = make_command(folder, config, watched=False)
-        done = subprocess.run(words, env=make_environment(config, 1), capture_output=True, text=True, timeout=280)
+        done = subprocess.run(words, env=make_environment(config, 1), capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stdout + done.stderr
     assert is_done(folder)
     return folder

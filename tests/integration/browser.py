@@ -55,7 +55,7 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(600)
         self.requests.close()
         self.answers.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -107,7 +107,7 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.ask("Emulation.setDeviceMetricsOverride", **size)
 
-    def wait_for(self, *words: str, seconds: float = 120.0) -> str:
+    def wait_for(self, *words: str, seconds: float = 600) -> str:
         """The page's text, once all of ``words`` are in it."""
         deadline = time.monotonic() + seconds
         while lacking := [word for word in words if word not in (text := self.text())]:

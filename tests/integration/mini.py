@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lit_long.stages.folder import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,16 +41,47 @@ MINI = [
     *("trainer.checkpoint_every=3", "trainer.micro_batch_tokens=512", "trainer.precision=32-true"),
     "trainer.threads=1",  # tests run side by side
 ]
+TASKS = ("evaluation.tasks=[passkey]", "evaluation.task_lengths=[256]", "evaluation.task_samples=2")
 
 
 def command(module: str, *words: str) -> list[str]:
     return [sys.executable, "-m", module, *words]
 
 
-def run(module: str, *words: str, cwd: Path = REPOSITORY, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Run a command of the suite to its end."""
-    environment = os.environ | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+def run(module: str, *words: str, cwd: Path = REPOSITORY, timeout: float = 840, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the suite to its end. ``more``: variables of its environment."""
+    environment = os.environ | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)} | more
     return subprocess.run(command(module, *words), capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+
+
+def reference() -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Root of a sweep of rope and abf, which also asks its models for passkeys, and how it ended. It is run once for all tests of a run, by the
+    process that asks first; its stages are not to be changed."""
+    root = Path(os.environ["LIT_LONG_CACHE"]) / "reference"
+    root.mkdir(exist_ok=True)
+    with locked(root, lambda: None):
+        if not (file := root / "ended.json").exists():
+            # Logs tell what processes import.
+            ended = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}", PYTHONPROFILEIMPORTTIME="1")
+            found = {name: str(folder) for name, folder in stages(root).items()} if ended.returncode == 0 else {}
+            file.write_text(json.dumps([found, ended.returncode, ended.stdout, ended.stderr]))
+    _, code, said, errors = json.loads(file.read_text())
+    return root, subprocess.CompletedProcess(["lit_long.sweep"], code, said, errors)
+
+
+def reference_stages() -> dict[str, Path]:
+    """Folders of its stages by ``name variant``."""
+    root, ended = reference()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return {name: Path(folder) for name, folder in json.loads((root / "ended.json").read_text())[0].items()}
+
+
+def with_stages(root: Path, *names: str) -> Path:
+    """``root`` with copies of stages of `reference`, which its sweeps then need not run; they have no record there."""
+    found = reference_stages()
+    for name in names:
+        shutil.copytree(found[name], root / "runs" / "stages" / found[name].name)
+    return root
 
 
 @contextmanager
@@ -61,7 +95,7 @@ def answering(program: Path, environment: dict[str, str], log: Path) -> Iterator
             [str(program)], env=environment | {"PORT": str(port)}, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 600
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
@@ -73,7 +107,7 @@ def answering(program: Path, environment: dict[str, str], log: Path) -> Iterator
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+            process.wait(600)
 
 
 def stages(root: Path) -> dict[str, Path]:

@@ -44,7 +44,7 @@ def sweep(work: Path, *words: str, environment: dict[str, str] | None = None) ->
     return subprocess.Popen(words, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finished(work: Path, *words: str, code: int = 0, environment: dict[str, str] | None = None, seconds: float = 280) -> str:
+def finished(work: Path, *words: str, code: int = 0, environment: dict[str, str] | None = None, seconds: float = 800) -> str:
     """Run it to its end; what it printed."""
     process = sweep(work, *words, environment=environment)
     try:
@@ -74,7 +74,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_for(condition: Any, seconds: float = 120.0) -> None:
+def wait_for(condition: Any, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

@@ -50,7 +50,7 @@ def server(folder: Path) -> Iterator[str]:
         daemon = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "sshd_config")], stdin=subprocess.DEVNULL, stderr=log)
     try:
         reach = f"ssh -F {folder}/config"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 600
         while subprocess.run([*reach.split(), HOST, "true"], stdin=subprocess.DEVNULL).returncode:
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.5)

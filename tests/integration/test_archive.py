@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_long.stages.folder import take_lock
-from tests.integration.mini import MINI, REPOSITORY, command, losses, record, run, runs, stages, table
+from tests.integration.mini import MINI, REPOSITORY, TASKS, command, losses, record, run, runs, stages, table, with_stages
 
-WORDS = [*MINI, "grid.position=[rope,abf]", "stages.extend.tokens=8k"]
+WORDS = [*MINI, *TASKS, "grid.position=[rope,abf]", "stages.extend.tokens=8k"]
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> Path:
     """Where the sweep was killed when one variant was measured, and kept."""
-    root = tmp_path_factory.mktemp("first")
+    root = with_stages(tmp_path_factory.mktemp("first"), "corpus rope", "base rope", "evaluate_base rope")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    words = command("lit_long.sweep", *WORDS, f"root={root}")
+    words = command("lit_long.sweep", *WORDS, "tracking.enabled=false", f"root={root}")
     sweep = subprocess.Popen(words, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     latest = root / "runs" / "position_tiny" / "latest" / "sweep.json"
     deadline = time.monotonic() + 900  # of a busy machine
@@ -111,7 +111,7 @@ def test_what_starts_from_archived_weights_is_trained_from_just_these(first, sec
     shutil.copytree(first / "runs", tmp_path / "runs", symlinks=True)
     weights = stages(tmp_path)["base rope"] / "weights.safetensors"
     save_file({name: tensor.to(torch.bfloat16).float() for name, tensor in load_file(weights).items()}, weights)
-    finished = run("lit_long.sweep", *WORDS, f"root={tmp_path}", cwd=tmp_path)
+    finished = run("lit_long.sweep", *WORDS, "tracking.enabled=false", f"root={tmp_path}", cwd=tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert losses(stages(tmp_path)["extend abf"]) == losses(stages(second)["extend abf"])
     assert rows(tmp_path, "abf") == rows(second, "abf")

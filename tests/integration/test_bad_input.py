@@ -9,7 +9,8 @@ import sqlite3
 
 import pytest
 
-from tests.integration.mini import MINI, run
+from lit_long.sweep import main as sweep
+from tests.integration.mini import MINI, REPOSITORY, run
 
 
 def refused(*words: str, root) -> str:
@@ -73,11 +74,18 @@ def test_a_record_of_a_newer_mlflow(tmp_path):
         ("model.n_kv_heads=3", "model.n_heads=2 must be a multiple of model.n_kv_heads=3"),
         ("model.vocab_size=100", "model.vocab_size=100 must not be smaller than data.corpus.vocab_size=1024"),
         ("model.head_dim=7", "model.head_dim must be even"),
-        ("tracking.uri=sqlite:////proc/none/x.db", "MLflow cannot use"),
     ],
 )
-def test_settings_that_make_no_sense(word, message, tmp_path):
-    assert message in refused(word, root=tmp_path)
+def test_settings_that_make_no_sense(word, message, tmp_path, capsys, monkeypatch):
+    """In this process: one for each would do little but start."""
+    monkeypatch.chdir(REPOSITORY)
+    code, said = sweep([*MINI, word, f"root={tmp_path}"]), capsys.readouterr().err
+    assert code == 2 and said.startswith("error: ") and message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_cannot_be(tmp_path):
+    assert "MLflow cannot use" in refused("tracking.uri=sqlite:////proc/none/x.db", root=tmp_path)
 
 
 def test_an_empty_validation_split_fails_in_its_stage(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from tests.integration.mini import MINI, REPOSITORY, losses, stages, table
+from tests.integration.mini import MINI, REPOSITORY, TASKS, losses, stages, table, with_stages
 
 NO_MLFLOW = """
 from pathlib import Path
@@ -39,7 +39,7 @@ def start(environment, module: str, *words: str) -> subprocess.Popen[str]:
 def run(environment, module: str, *words: str) -> str:
     """What it prints."""
     process = start(environment, module, *words)
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
     return out
 
@@ -47,10 +47,10 @@ def run(environment, module: str, *words: str) -> str:
 @pytest.fixture(scope="module")
 def swept(environment, tmp_path_factory) -> tuple[Path, str]:
     """Root of a sweep that was ended by kill -9 while it trained and then went on, and what it printed at last."""
-    root = tmp_path_factory.mktemp("swept")
-    words = [*MINI, "position=rope", "tracking=csv", f"root={root}"]
+    root = with_stages(tmp_path_factory.mktemp("swept"), "corpus rope", "evaluate_base rope")
+    words = [*MINI, *TASKS, "position=rope", "tracking=csv", f"root={root}"]
     sweep = start(environment, "lit_long.sweep", *words)
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 600
     while not any(len(f.read_text().splitlines()) >= 5 for f in (root / "runs" / "stages").glob("train-*/metrics.jsonl")):
         assert time.monotonic() < deadline and sweep.poll() is None, sweep.communicate()
         time.sleep(0.05)

@@ -42,7 +42,7 @@ def straight(stages):
     return stages / "straight"
 
 
-def wait_for(condition, process: subprocess.Popen, folder: Path, seconds: float = 120) -> None:
+def wait_for(condition, process: subprocess.Popen, folder: Path, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, (folder / "log.txt").read_text()
@@ -61,7 +61,7 @@ def rank(process: subprocess.Popen, number: int) -> psutil.Process:
 
 def ended(process: subprocess.Popen, folder: Path) -> tuple[int, str]:
     """The exit code, and the reason that the stage's folder gives."""
-    code = process.wait(120)
+    code = process.wait(600)
     process.stdin.close()
     return code, (folder / "error.txt").read_text() if (folder / "error.txt").exists() else ""
 
@@ -128,7 +128,7 @@ def kill_all(process: subprocess.Popen, first: int) -> None:
     for child in children[first:] + children[:first]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    process.wait(60)
+    process.wait(600)
     process.stdin.close()
 
 

@@ -12,21 +12,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.mini import MINI, REPOSITORY, command, losses, record, run, runs, stages, table
+from tests.integration.mini import (
+    MINI,
+    REPOSITORY,
+    TASKS,
+    command,
+    losses,
+    record,
+    reference_stages,
+    run,
+    runs,
+    stages,
+    table,
+    with_stages,
+)
 
-ROPE = [*MINI, "position=rope"]
+ROPE = [*MINI, *TASKS, "position=rope"]
+MEASURED = ("evaluate_base rope", "evaluate rope")
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """Root of an uninterrupted sweep on one rank."""
-    root = tmp_path_factory.mktemp("straight")
-    finished = run("lit_long.sweep", *ROPE, f"root={root}")
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return root
+def straight():
+    """Stages of an uninterrupted sweep on one rank."""
+    return reference_stages()
 
 
-def wait_for(condition, seconds=120.0):
+def wait_for(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -38,23 +49,15 @@ def update_of(root: Path, minimum: int):
     return any(len(f.read_text().splitlines()) >= minimum for f in (root / "runs" / "stages").glob("train-*/metrics.jsonl"))
 
 
-def copy_corpus(source: Path, target: Path) -> None:
-    """The prepared corpus and nothing else, to save its preparation."""
-    (target / "runs" / "stages").mkdir(parents=True)
-    corpus = stages(source)["corpus rope"]
-    subprocess.run(["cp", "-r", str(corpus), str(target / "runs" / "stages")], check=True)
-
-
 @pytest.mark.parametrize("trainer", ["cpu", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_killed_is_uninterrupted(straight, tmp_path, trainer):
     """kill -9 of the sweep at some update; the next command resumes: same token order, same losses to the last bit."""
     words = [*ROPE, f"trainer={trainer}"]
-    reference, killed = straight, tmp_path / "killed"
-    copy_corpus(straight, killed)
+    expected, killed = straight, with_stages(tmp_path / "killed", "corpus rope", *MEASURED)
     if trainer != "cpu":
-        reference = tmp_path / "reference"
-        copy_corpus(straight, reference)
-        assert run("lit_long.sweep", *words, f"root={reference}").returncode == 0
+        root = with_stages(tmp_path / "straight", "corpus rope", *MEASURED)
+        assert run("lit_long.sweep", *words, f"root={root}").returncode == 0
+        expected = stages(root)
 
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     sweep = subprocess.Popen(
@@ -69,8 +72,8 @@ def test_killed_is_uninterrupted(straight, tmp_path, trainer):
     resumed = run("lit_long.sweep", *words, f"root={killed}")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     for stage in ("base rope", "extend rope"):
-        assert losses(stages(killed)[stage]) == losses(stages(reference)[stage])
-        ours, theirs = (load_file(stages(r)[stage] / "weights.safetensors") for r in (killed, reference))
+        assert losses(stages(killed)[stage]) == losses(expected[stage])
+        ours, theirs = (load_file(found[stage] / "weights.safetensors") for found in (stages(killed), expected))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert {r.info.status for r in runs(store)} == {"FINISHED"}
     (base,) = [r for r in runs(store) if r.info.run_name == "rope | base 128 | seed 0"]
@@ -80,17 +83,17 @@ def test_killed_is_uninterrupted(straight, tmp_path, trainer):
 
 @pytest.mark.slow
 def test_fsdp_on_two_ranks_gives_the_same_losses(straight, tmp_path):
-    copy_corpus(straight, tmp_path)
+    with_stages(tmp_path, "corpus rope", *MEASURED)
     sharded = run("lit_long.sweep", *ROPE, "trainer=fsdp", f"root={tmp_path}")
     assert sharded.returncode == 0, sharded.stdout + sharded.stderr
     for stage in ("base rope", "extend rope"):
-        assert losses(stages(tmp_path)[stage]) == pytest.approx(losses(stages(straight)[stage]), abs=1e-5)
+        assert losses(stages(tmp_path)[stage]) == pytest.approx(losses(straight[stage]), abs=1e-5)
     # Devices are not identity: the same stages, the same folders.
-    assert stages(tmp_path)["extend rope"].name == stages(straight)["extend rope"].name
+    assert stages(tmp_path)["extend rope"].name == straight["extend rope"].name
 
 
-def test_ctrl_c_ends_in_good_order(straight, tmp_path):
-    copy_corpus(straight, tmp_path)
+def test_ctrl_c_ends_in_good_order(tmp_path):
+    with_stages(tmp_path, "corpus rope")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     words = [*ROPE, "stages.base.tokens=512k", f"root={tmp_path}"]
     sweep = subprocess.Popen(
@@ -98,7 +101,7 @@ def test_ctrl_c_ends_in_good_order(straight, tmp_path):
     )
     wait_for(lambda: update_of(tmp_path, 2))
     sweep.send_signal(signal.SIGINT)
-    output, _ = sweep.communicate(timeout=60)
+    output, _ = sweep.communicate(timeout=600)
     assert sweep.returncode == 130 and "the same command goes on" in output
     store = record(tmp_path)
     assert {r.info.run_name: r.info.status for r in runs(store)}["rope | base 128 | seed 0"] == "KILLED"
@@ -106,9 +109,9 @@ def test_ctrl_c_ends_in_good_order(straight, tmp_path):
     assert "to resume" in plan.stdout or "to run     base" in plan.stdout
 
 
-def test_a_failed_stage_is_told_and_the_others_go_on(straight, tmp_path):
+def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path):
     """One variant's encoder breaks while training: exit code 1, its reason shown, the other variant in the table."""
-    copy_corpus(straight, tmp_path)
+    with_stages(tmp_path, "corpus rope", "base rope", "evaluate_base rope")
     work = tmp_path / "work"
     (work / "configs" / "position").mkdir(parents=True)
     (work / "broken.py").write_text(
@@ -123,7 +126,7 @@ def test_a_failed_stage_is_told_and_the_others_go_on(straight, tmp_path):
         "        return super().rotation(positions, length)\n"
     )
     (work / "configs" / "position" / "broken.yaml").write_text("scheme: broken:Broken\nbase: 625\n")
-    sweep = run("lit_long.sweep", *MINI, "grid.position=[broken,rope]", f"root={tmp_path}", cwd=work)
+    sweep = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[broken,rope]", f"root={tmp_path}", cwd=work)
     assert sweep.returncode == 1, sweep.stdout + sweep.stderr
     assert "extend broken: FAILED: RuntimeError: the encoder broke at length 256" in sweep.stdout
     assert "evaluate broken: skipped" in sweep.stdout and "evaluate rope: done" in sweep.stdout
@@ -134,7 +137,7 @@ def test_a_failed_stage_is_told_and_the_others_go_on(straight, tmp_path):
     assert {r.info.run_name: r.info.status for r in runs(store)}["broken | extend 256 | seed 0"] == "FAILED"
 
     (work / "repaired").touch()  # the machine, not the code: other code would be another stage
-    words = [*MINI, "grid.position=[broken,rope]", f"root={tmp_path}", "only_failed=true"]
+    words = [*MINI, *TASKS, "grid.position=[broken,rope]", f"root={tmp_path}", "only_failed=true"]
     again = run("lit_long.sweep", *words, cwd=work)
     assert again.returncode == 0 and again.stdout.count("done in") == 2, again.stdout + again.stderr
     assert {r.info.status for r in runs(store)} == {"FINISHED"}

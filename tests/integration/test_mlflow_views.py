@@ -56,7 +56,7 @@ class Pages:
         self.browser.wait_until_still()
         return self.browser.text()
 
-    def show(self, page: str, *words: str, seconds: float = 120.0) -> str:
+    def show(self, page: str, *words: str, seconds: float = 600) -> str:
         """The page's text when ``words`` are in it and nothing moves any more."""
         if "report.html" not in page:
             self.browser.size(WIDTH, HEIGHT)

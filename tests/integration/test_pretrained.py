@@ -19,6 +19,7 @@ from lit_long.batch import Batch
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import open_store
 from lit_long.data.tokenizer import train_tokenizer
+from lit_long.export import main as export
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
@@ -149,18 +150,16 @@ def test_another_family_is_measured_trained_and_exported(folder, case):
     assert answer.returncode == 0, answer.stderr
 
 
-def test_a_folder_in_use_is_left_alone(folder, trial):
+def test_a_folder_in_use_is_left_alone(folder, trial, capsys):
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine")
-    refused = run("lit_long.export", f"checkpoint={trial['extend']}", f"out={folder}/mine")
-    assert refused.returncode == 2 and "not empty" in refused.stderr
+    assert export([f"checkpoint={trial['extend']}", f"out={folder}/mine"]) == 2 and "not empty" in capsys.readouterr().err
     assert [file.name for file in (folder / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_resume_points_are_exported(folder, trial):
     point = max((trial["extend"] / "checkpoints").glob("*.ckpt"))
-    done = run("lit_long.export", f"checkpoint={point}", f"out={folder}/resume_point", "dtype=bfloat16")
-    assert done.returncode == 0, done.stderr
+    assert export([f"checkpoint={point}", f"out={folder}/resume_point", "dtype=bfloat16"]) == 0
     theirs = AutoModelForCausalLM.from_pretrained(folder / "resume_point").state_dict()
     for name, tensor in torch.load(point, weights_only=True)["state_dict"].items():
         assert theirs[name.replace("model.lm_head", "lm_head")].equal(tensor.bfloat16()), name
@@ -169,14 +168,13 @@ def test_resume_points_are_exported(folder, trial):
 def test_sharded_checkpoints_are_exported(folder, trial):
     """Written by Lightning on two ranks, which had streamed the weights into their shards; exported on one process."""
     point = trial["extend"] / "checkpoints" / "step-00000099.ckpt"
-    words = (REPOSITORY / "tests/integration/sharded.py", trial["corpus"], folder / "llama", point)
+    words = ("-m", "tests.as_stage", REPOSITORY / "tests/integration/sharded.py", trial["corpus"], folder / "llama", point)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     trained = subprocess.run(torchrun, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=200)
     assert trained.returncode == 0, trained.stderr
     assert {file.suffix for file in point.iterdir()} >= {".distcp"}
-    done = run("lit_long.export", f"checkpoint={point}", f"out={folder}/from_shards")
-    assert done.returncode == 0, done.stderr
+    assert export([f"checkpoint={point}", f"out={folder}/from_shards"]) == 0
     theirs = AutoModelForCausalLM.from_pretrained(folder / "from_shards").state_dict()
     before = AutoModelForCausalLM.from_pretrained(folder / "llama").state_dict()
     for name, tensor in load_file(f"{point}.safetensors").items():
@@ -212,7 +210,7 @@ def test_lm_eval_gives_the_same_likelihoods(folder, trial):
     from lm_eval.models.huggingface import HFLM
 
     out = folder / "for_lm_eval"
-    assert run("lit_long.export", f"checkpoint={trial['extend']}", f"out={out}").returncode == 0
+    assert export([f"checkpoint={trial['extend']}", f"out={out}"]) == 0
     pairs = [
         ("def main(", "argv):\n    return 0"),
         ("The first sentence", " is this one."),

@@ -18,22 +18,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import open_store
+from lit_long.export import main as export
 from lit_long.stages.folder import read_result
-from tests.integration.mini import MINI, losses, run, runs, stages, table
+from lit_long.surroundings import NOT_NEEDED
+from tests.integration.mini import MINI, TASKS, losses, reference, run, runs, stages, table
 
 VARIANTS = ["rope", "abf"]
-TASKS = ("evaluation.tasks=[passkey]", "evaluation.task_lengths=[256]", "evaluation.task_samples=2")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("root")
+def root():
+    return reference()[0]
 
 
 @pytest.fixture(scope="module")
-def finished(root):
+def finished():
     """A sweep of two variants, which also asks its models for passkeys, as python -m lit_long.evaluate does."""
-    return run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
+    return reference()[1]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,19 @@ def test_it_ends_well_and_says_where_to_look(finished, root):
         "figures/loss_by_position.png",
     ):
         assert (latest / name).stat().st_size > 200, name
+
+
+def test_no_stage_starts_with_what_it_does_not_need(finished, root):
+    """Packages that a stage imports are most of its start."""
+    unwanted = {
+        "corpus rope": {"torch", "mlflow"},
+        "base rope": {*NOT_NEEDED, "mlflow"},
+        "evaluate rope": {*NOT_NEEDED, "lightning", "mlflow"},
+    }
+    for name, packages in unwanted.items():
+        log = (stages(root)[name] / "log.txt").read_text()
+        imported = {line.rpartition("|")[2].strip() for line in log.splitlines() if line.startswith("import time:")}
+        assert "lit_long.stages.run" in imported and not packages & imported, name
 
 
 def test_tasks_are_measured_and_their_outputs_kept(finished, root):
@@ -193,10 +207,13 @@ def test_again_nothing_is_computed(finished, client, root):
     points = len(
         client.get_metric_history(runs(client, "attributes.run_name = 'base 128 | seed 0'")[0].info.run_id, "train/loss")
     )
+    before_it = len(runs(client))
+    ends = {each.info.run_id: each.info.end_time for each in runs(client) if "mlflow.parentRunId" in each.data.tags}
     again = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
+    assert ends == {run_id: client.get_run(run_id).info.end_time for run_id in ends}  # nor is it recorded again
     assert again.returncode == 0 and again.stdout.count("done before") == 7 and "Validation perplexity" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (root / "runs" / "stages").rglob("weights.safetensors")}
-    assert len(runs(client)) == 8  # no second parent, no second children
+    assert len(runs(client)) == before_it >= 8  # no second parent, no second children
     assert (
         len(client.get_metric_history(runs(client, "attributes.run_name = 'base 128 | seed 0'")[0].info.run_id, "train/loss"))
         == points
@@ -204,16 +221,17 @@ def test_again_nothing_is_computed(finished, client, root):
 
 
 def test_another_sweep_shares_stages_as_light_children(finished, client, root):
+    latest = root / "runs" / "position_tiny" / "latest"
+    first = os.readlink(latest)
     other = run("lit_long.sweep", *MINI, *TASKS, "position=rope", f"root={root}")
+    key = os.readlink(latest)
+    latest.unlink()
+    latest.symlink_to(first)  # for other tests
     assert other.returncode == 0 and other.stdout.count("done before") == 5, other.stdout + other.stderr
-    key = (root / "runs" / "position_tiny" / "latest").resolve().name
     _, children = parent_and_children(client, key)
     base = children["rope | base 128 | seed 0"]
     assert base.data.tags["cached"] == "true" and base.data.tags["lit_long.source_run"] != base.info.run_id
     assert not client.get_metric_history(base.info.run_id, "train/loss")
-    run(
-        "lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}"
-    )  # `latest` back to the first, for other tests
 
 
 def test_the_report_is_made_again_without_torch(finished, root):
@@ -291,7 +309,7 @@ def test_exported_it_is_the_same_model_to_transformers(finished, root, tmp_path)
         ([], "checkpoint=… is missing"),
     ],
 )
-def test_exports_that_are_refused_leave_nothing(finished, root, tmp_path_factory, tmp_path, words, message):
+def test_exports_that_are_refused_leave_nothing(finished, root, tmp_path_factory, tmp_path, capsys, words, message):
     found, copy = stages(root), tmp_path_factory.mktemp("copy") / "stage"
     shutil.copytree(found["extend abf"], copy)  # the same stage, had it been trained under xPos
     settings = yaml.safe_load((copy / "stage.yaml").read_text())
@@ -302,7 +320,6 @@ def test_exports_that_are_refused_leave_nothing(finished, root, tmp_path_factory
     broken = copy / "broken.ckpt"
     broken.write_bytes(b"not a checkpoint")
     places = {"xpos": copy, "abf": found["extend abf"], "evaluate": found["evaluate abf"], "broken": broken}
-    refused = run("lit_long.export", *(word.format(**places) for word in words), f"out={tmp_path}/out")
-    assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
-    assert re.search(message, refused.stderr), refused.stderr
+    code, said = export([*(word.format(**places) for word in words), f"out={tmp_path}/out"]), capsys.readouterr().err
+    assert code == 2 and said.startswith("error: ") and re.search(message, said), said
     assert list(tmp_path.iterdir()) == []

@@ -115,7 +115,7 @@ def swept(server, tmp_path_factory):
 
 def test_strangers_are_refused(server):
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{server}/api/2.0/mlflow/experiments/search?max_results=1", timeout=10)
+        urllib.request.urlopen(f"{server}/api/2.0/mlflow/experiments/search?max_results=1", timeout=200)
 
 
 def test_a_sweep_is_recorded_there(swept, server, monkeypatch):

@@ -195,9 +195,9 @@ class Part:
 
     def exchange(self, x, how):
         self.given[self.rank] = x.clone()
-        self.barrier.wait(30)
+        self.barrier.wait(600)
         found = how(torch.stack(self.given))
-        self.barrier.wait(30)
+        self.barrier.wait(600)
         return x.copy_(found)
 
     def largest(self, x):

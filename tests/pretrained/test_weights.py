@@ -30,7 +30,7 @@ def python(file: str, *words: object, **environment: str) -> subprocess.Popen[st
 
 def finished(process: subprocess.Popen[str]) -> str:
     try:
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, errors

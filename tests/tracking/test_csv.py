@@ -113,7 +113,7 @@ for number in range(40):
 def test_sweeps_at_once_keep_each_other_s_runs(tmp_path):
     start = [sys.executable, "-c", MANY, str(tmp_path)]
     sweeps = [subprocess.Popen([*start, name], cwd=ROOT) for name in "abc"]
-    assert [sweep.wait(120) for sweep in sweeps] == [0, 0, 0]
+    assert [sweep.wait(600) for sweep in sweeps] == [0, 0, 0]
     frame = pandas.read_csv(tmp_path / "tracking" / "tiny" / "runs.csv")
     assert sorted(frame.run) == sorted(f"{name}-{number}" for name in "abc" for number in range(40))
     assert set(frame.status) == {"FINISHED"}

@@ -28,7 +28,7 @@ FAST = ("documents", "whole", "weights", "pose", "randomised", "layers")
 def on_ranks(out: Path, sizes: Mesh, *names: str) -> subprocess.Popen:
     """torchrun with the trainings ``names``."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sizes.ranks}"]
-    words = ["-m", "tests.training.context_cases", str(out), *map(str, sizes), *names]
+    words = ["-m", "tests.as_stage", "tests.training.context_cases", str(out), *map(str, sizes), *names]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with out.with_suffix(".log").open("w") as log:
         return subprocess.Popen([sys.executable, *torchrun, *words], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
@@ -36,10 +36,10 @@ def on_ranks(out: Path, sizes: Mesh, *names: str) -> subprocess.Popen:
 
 def found_by(process: subprocess.Popen, out: Path) -> dict[str, dict]:
     try:
-        code = process.wait(240)
+        code = process.wait(600)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun then ends its ranks, which a kill would leave behind
-        code = process.wait(30)
+        code = process.wait(600)
     assert code == 0, out.with_suffix(".log").read_text()[-6000:]
     return torch.load(out)
 

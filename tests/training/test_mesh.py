@@ -143,6 +143,7 @@ def run_ranks(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, tup
     words = [
         sys.executable,
         *torchrun,
+        *("-m", "tests.as_stage"),
         str(Path(__file__).with_name("mesh_ranks.py")),
         *(str(place) for place, _ in stages.values()),
     ]
@@ -157,7 +158,7 @@ def run_ranks(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, tup
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=280)
+        output, _ = process.communicate(timeout=600)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -318,8 +319,9 @@ def test_no_rank_holds_a_whole_model(source, tmp_path):
             Llama(memory_ranks.MODEL, build({"scheme": "rope"}, memory_ranks.MODEL.head_dim)), tmp_path / "weights.safetensors"
         )
         source = str(tmp_path / "weights.safetensors")
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", memory_ranks.__file__, source]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words += ["-m", "tests.as_stage", memory_ranks.__file__, source]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    said = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=240).stdout
+    said = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=800).stdout
     found = [float(line) for line in said.splitlines()]
     assert len(found) == 2 and all(0.3 < share < 0.8 for share in found), said

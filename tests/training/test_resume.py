@@ -35,8 +35,8 @@ def torchrun(ranks: int, store: Path, out: Path, *names: str) -> None:
     """The parts of resume_ranks.py, on so many ranks."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    words = [*torchrun, HERE / "resume_ranks.py", store, out, *names]
-    finished = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, timeout=250)
+    words = [*torchrun, "-m", "tests.as_stage", HERE / "resume_ranks.py", store, out, *names]
+    finished = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, timeout=800)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
 
 
@@ -122,7 +122,7 @@ def test_killed_within_a_validation_is_uninterrupted(place, tmp_path):
     settings, folder = killed.stage(), tmp_path / "killed"
     folder.mkdir()
     for update in (UPDATES // 2, UPDATES):
-        words = [sys.executable, HERE / "killed.py", place / "store", folder, str(update)]
+        words = [sys.executable, "-m", "tests.as_stage", HERE / "killed.py", place / "store", folder, str(update)]
         done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert newest_checkpoint(folder / "checkpoints").name == f"step-{update:08d}.ckpt"
