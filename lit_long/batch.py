@@ -43,6 +43,7 @@ class Batch(NamedTuple):
     account       int64 [B, 5]  of training batches, what each sequence holds of which domain (data/mixture.py)
     weights       fp32 [B, T]   how much each target counts in the loss; None: all of them alike
     part                        of longer sequences, which ranks share; None: the T tokens are whole sequences
+    divisor       fp32 [B, T]   what each target adds to the number that the sum of nats is divided by; None: as much as it weighs
     """
 
     tokens: Tensor
@@ -53,6 +54,7 @@ class Batch(NamedTuple):
     account: Tensor | None = None
     weights: Tensor | None = None
     part: Part | None = None
+    divisor: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -61,13 +63,14 @@ class Batch(NamedTuple):
 
     def rows(self, start: int, stop: int) -> Batch:
         """Sequences ``start`` to ``stop`` as a batch of their own."""
-        weights = None if self.weights is None else self.weights[start:stop]
+        weights, divisor = (None if field is None else field[start:stop] for field in (self.weights, self.divisor))
         part = None if self.part is None else self.part._replace(document_ids=self.part.document_ids[start:stop])
-        return Batch(*(field[start:stop] for field in self[:4]), mask_documents=self.mask_documents, weights=weights, part=part)
+        own = (field[start:stop] for field in self[:4])
+        return Batch(*own, mask_documents=self.mask_documents, weights=weights, part=part, divisor=divisor)
 
     def loss_tokens(self) -> Tensor:
-        """Number of tokens with a loss, int64 []; the sum of their weights, fp32 [], where they have any."""
-        return counted(self.targets, self.weights)
+        """What the sum of nats is divided by: the number of tokens with a loss, int64 []; where they have weights or a divisor, its sum, fp32 []."""
+        return counted(self.targets, self.weights if self.divisor is None else self.divisor)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device, but for its document ids."""
@@ -75,7 +78,7 @@ class Batch(NamedTuple):
         return self._replace(**dict(zip(names, to_device([getattr(self, name) for name in names], device), strict=True)))
 
 
-MOVED = ("tokens", "targets", "positions", "account", "weights")
+MOVED = ("tokens", "targets", "positions", "account", "weights", "divisor")
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -115,6 +115,18 @@ class InstructConfig:
     packing: str = field(default="whole", metadata=TRAIN_IDENTITY)  # whole: several a sequence, none cut · single: one, padded
     prompt_weight: NotNegative = field(default=0.0, metadata=TRAIN_IDENTITY)
     answer_weight: NotNegative = field(default=1.0, metadata=TRAIN_IDENTITY)
+    # What the weighted nats of an update are divided by. weights: the sum of all weights · answers: the number of answer tokens
+    divisor: str = field(default="weights", metadata=TRAIN_IDENTITY)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether some targets count more than others in the loss."""
+        return bool({self.prompt_weight, self.answer_weight} - {0.0, 1.0})
+
+    @property
+    def divides(self) -> bool:
+        """Whether the divisor is another sum than that of the weights."""
+        return self.divisor == "answers" and (self.prompt_weight, self.answer_weight) != (0.0, 1.0)
 
 
 @dataclass

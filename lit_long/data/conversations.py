@@ -48,7 +48,12 @@ Messages = list[dict[str, str]]
 def check_instruct(key: str, source: SourceConfig) -> None:
     """Raise a UserError for settings of instruction data that make no sense."""
     wanted = source.instruct
-    for name, known in (("schema", SCHEMAS), ("template", TEMPLATES), ("packing", ("whole", "single"))):
+    for name, known in (
+        ("schema", SCHEMAS),
+        ("template", TEMPLATES),
+        ("packing", ("whole", "single")),
+        ("divisor", ("weights", "answers")),
+    ):
         if (value := getattr(wanted, name)) not in known:
             raise UserError(f"{key}.instruct.{name}: unknown {value!r}{nearest(value, known)}")
     if wanted.schema == "prompt" and not (wanted.prompt and wanted.answer):
@@ -57,6 +62,8 @@ def check_instruct(key: str, source: SourceConfig) -> None:
         )
     if wanted.answer_weight == wanted.prompt_weight == 0:
         raise UserError(f"{key}.instruct: one of prompt_weight and answer_weight must be above 0")
+    if wanted.divisor == "answers" and wanted.answer_weight == 0:
+        raise UserError(f"{key}.instruct.divisor=answers needs an answer_weight above 0, or there is nothing to divide by")
 
 
 def list_instruct_columns(key: str, source: SourceConfig) -> list[str]:

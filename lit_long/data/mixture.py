@@ -93,9 +93,11 @@ class Mixture:
         return PackedDocuments(store, name, self.context, recipe.seed, recipe.mask_documents, recipe.packing, sampling, instruct)
 
     @property
-    def weighs(self) -> bool:
-        """Whether some targets count more than others in the loss."""
-        return any({one.prompt_weight, one.answer_weight} - {0.0, 1.0} for one in self.recipe.instruct.values())
+    def extras(self) -> tuple[str, ...]:
+        """Which of ``weights`` and ``divisor`` (batch.py) sequences have, since some of them want it."""
+        wanted = self.recipe.instruct.values()
+        found = {"weights": any(one.weighs for one in wanted), "divisor": any(one.divides for one in wanted)}
+        return tuple(name for name, needed in found.items() if needed)
 
     def _utilisation(self, name: str) -> float:
         source = self.sources[name]
@@ -112,7 +114,7 @@ class Mixture:
         """All sequences, without end. Shares are exact within 1 % of the smallest weight."""
         grain = import_grain()
         datasets = [
-            grain.MapDataset.source(self.sources[name]).map(_Labelled(i, self.weighs)) for i, name in enumerate(self.names)
+            grain.MapDataset.source(self.sources[name]).map(_Labelled(i, self.extras)) for i, name in enumerate(self.names)
         ]
         return grain.MapDataset.mix(datasets, [self.shares[name] / self.utilisation[name] for name in self.names])
 
@@ -162,8 +164,8 @@ class Updates:
         account = np.column_stack([labels, rows["account"][:, 1:]])
         arrays = (rows[name] for name in ("tokens", "targets", "document_ids", "positions"))
         mask_documents = self.mixtures[number].recipe.mask_documents
-        weights = torch.from_numpy(rows["weights"]) if "weights" in rows else None
-        return Batch(*map(torch.from_numpy, arrays), mask_documents, torch.from_numpy(account), weights)
+        extras = {name: torch.from_numpy(rows[name]) for name in self.mixtures[number].extras}
+        return Batch(*map(torch.from_numpy, arrays), mask_documents, torch.from_numpy(account), **extras)
 
 
 def make_mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], tokens_per_update: int) -> list[Mixture]:
@@ -179,15 +181,16 @@ def make_mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], token
 
 
 class _Labelled:
-    """Puts the number of the domain in front of a sequence's account, and gives it weights where others have some."""
+    """Puts the number of the domain in front of a sequence's account, and gives it weights and a divisor where others have some."""
 
-    def __init__(self, number: int, weighs: bool) -> None:
-        self._number, self._weighs = number, weighs
+    def __init__(self, number: int, extras: tuple[str, ...]) -> None:
+        self._number, self._extras = number, extras
 
     def __call__(self, sequence: Sequence) -> Sequence:
-        if self._weighs and "weights" not in sequence:
-            sequence = sequence | {"weights": np.ones(len(sequence["tokens"]), dtype=np.float32)}
-        return sequence | {"account": np.concatenate([[self._number], sequence["account"]])}
+        found = {"weights": np.ones(len(sequence["tokens"]), dtype=np.float32)} | sequence
+        found = {"divisor": found["weights"]} | found
+        kept = {name: found[name] for name in (*sequence, *self._extras)}
+        return kept | {"account": np.concatenate([[self._number], sequence["account"]])}
 
 
 def _check_weights(weights: dict[str, float], store: Store, key: str) -> None:

@@ -302,20 +302,26 @@ def _sequence(
 
 
 def weigh_targets(sequence: Sequence, pieces: list[Piece], documents: ShardedDocuments, instruct: InstructConfig) -> Sequence:
-    """The sequence with no target where a token has weight 0; and where the others do not all have weight 1, their ``weights``, fp32 [T]."""
+    """The sequence with no target where a token has weight 0; where the others do not all have weight 1, their ``weights``, fp32 [T]; and where
+    not they, but the answers' tokens are to be the loss's divisor, ``divisor``, fp32 [T]."""
     from lit_long.batch import NO_LOSS
 
-    weights, at = np.zeros(len(sequence["targets"]), dtype=np.float32), 0
+    answered, at = np.zeros(len(sequence["targets"]), dtype=bool), 0
     for index, start, stop in pieces:
-        own = np.full(stop + 1, instruct.prompt_weight)  # by token; the one after the last opens the next document
+        own = np.zeros(stop + 1, dtype=bool)  # by token; the one after the last opens the next document
         for first, end in documents.answers(index):
-            own[first:end] = instruct.answer_weight
+            own[first:end] = True
         own[stop] = own[stop - 1]  # whoever speaks last learns to end
-        weights[at : at + stop - start] = own[start + 1 : stop + 1]
+        answered[at : at + stop - start] = own[start + 1 : stop + 1]
         at += stop - start
-    targets = np.where(weights > 0, sequence["targets"], NO_LOSS)
-    plain = {instruct.prompt_weight, instruct.answer_weight} <= {0.0, 1.0}
-    return sequence | {"targets": targets} | ({} if plain else {"weights": weights})
+    inside = np.arange(len(answered)) < at
+    weights = np.where(answered, instruct.answer_weight, instruct.prompt_weight * inside).astype(np.float32)
+    found = {"targets": np.where(weights > 0, sequence["targets"], NO_LOSS)}
+    if instruct.weighs:
+        found["weights"] = weights
+    if instruct.divides:
+        found["divisor"] = answered.astype(np.float32)
+    return sequence | found
 
 
 def _account(documents: Documents | ShardedDocuments, pieces: list[Piece], dropped: bool) -> np.ndarray:

@@ -187,9 +187,10 @@ class Llama(nn.Module):
         hidden_BTD = self.hidden_states(batch)
         if per_token:
             return token_nats(hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, self.vocabulary)
-        return summed_nats(
+        nats, tokens = summed_nats(
             hidden_BTD, batch.targets, self.head_weight, self.loss_chunk, batch.weights, self.vocabulary, self.loss
         )
+        return nats, tokens if batch.divisor is None else batch.loss_tokens()
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head takes [B, T, D]: normalised outputs of the last layer, divided by ``logits_scaling``."""

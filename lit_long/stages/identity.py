@@ -135,7 +135,7 @@ def mixture(data: DataConfig) -> DataConfig:
 
 def loss_of(source: SourceConfig) -> SourceConfig:
     """The settings of instruction data that enter the loss, not the store."""
-    names = ("packing", "prompt_weight", "answer_weight")
+    names = ("packing", "prompt_weight", "answer_weight", "divisor")
     default = SourceConfig()
     return replace(default, instruct=replace(default.instruct, **{name: getattr(source.instruct, name) for name in names}))
 

@@ -54,7 +54,7 @@ SETTINGS = {
 BY_THEMSELVES = {
     TrainerConfig: ("on_bad_step", "spike"),
     SourceConfig: ("instruct",),
-    InstructConfig: ("packing", "prompt_weight", "answer_weight"),
+    InstructConfig: ("packing", "prompt_weight", "answer_weight", "divisor"),
 }  # treated below
 SCHEMES = {
     **dict.fromkeys(("rope", "abf"), "base"),
@@ -183,6 +183,8 @@ def mixture(data: DataConfig) -> dict[str, Any]:
         for name, source in data.sources.items()
         if source.instruct.schema and name in mixed
     }
+    if any(data.sources[name].instruct.divisor != InstructConfig().divisor for name in loss):
+        raise NotIn01
     return (
         {"weights": {name: weight for name, weight in data.weights.items() if weight}, "mask_documents": data.mask_documents}
         | {name: value for name, value in later.items() if value != plain(getattr(default, name))}

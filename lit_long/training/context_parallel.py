@@ -70,11 +70,11 @@ class ContextShare:
         starts = [first * chunk for first in own_chunks(self.rank, self.ranks)]
         fields = (
             field if field is None else torch.cat([field[:, start : start + chunk] for start in starts], dim=1)
-            for field in (*batch[:4], batch.weights)
+            for field in (*batch[:4], batch.weights, batch.divisor)
         )
         part = Part(self.rank, self.ranks, batch.document_ids, self.gather)
-        *kept, weights = fields
-        return Batch(*kept, mask_documents=batch.mask_documents, weights=weights, part=part)
+        *kept, weights, divisor = fields
+        return Batch(*kept, mask_documents=batch.mask_documents, weights=weights, part=part, divisor=divisor)
 
 
 def check_divisible(length: int, ranks: int) -> None:

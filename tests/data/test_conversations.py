@@ -187,6 +187,38 @@ def test_weights_scale_the_loss_and_its_divisor(store: Store) -> None:
     assert sum(t for _, t in halves) == tokens
 
 
+@pytest.mark.parametrize("prompt_weight", [0.25, 1.0])
+def test_the_divisor_may_be_the_number_of_answer_tokens(store: Store, prompt_weight: float) -> None:
+    """Loss and gradients are those of torch's own cross-entropy: (Σ answers + w · Σ prompts) / answers, where plain text is all answers."""
+    config = ModelConfig(vocab_size=400, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=16, d_ffn=64)
+    model = Llama(config, build({"scheme": "rope", "base": 10_000.0}, 16), loss_chunk=100)
+    model.init_weights(0)
+
+    def batch_with(**loss: object) -> Batch:
+        instruct = {"chat": InstructConfig("sharegpt", **loss)}
+        common = {"context": 128, "tokens_per_update": 1024, "updates": 2, "instruct": instruct}
+        return next(iter(LongContextDataModule(store, weights={"chat": 0.8, "text": 0.2}, **common).train_dataloader()))
+
+    answers = batch_with().targets  # of which another test says that they are the answers
+    batch = batch_with(prompt_weight=prompt_weight, divisor="answers")
+    each_BT = torch.nn.functional.cross_entropy(model.logits(batch).transpose(1, 2), batch.targets, reduction="none")
+    answered_BT = answers != NO_LOSS
+    assert 50 < answered_BT.sum() < (batch.targets != NO_LOSS).sum() - 50
+    wanted = (each_BT[answered_BT].sum() + prompt_weight * each_BT[~answered_BT].sum()) / answered_BT.sum()
+    nats, tokens = model(batch)
+    assert tokens == batch.loss_tokens() == answered_BT.sum()
+    torch.testing.assert_close(nats / tokens, wanted, rtol=1e-5, atol=1e-4)
+    found = torch.autograd.grad(nats / tokens, [*model.parameters()])
+    for mine, torchs in zip(found, torch.autograd.grad(wanted, [*model.parameters()]), strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-6)
+    assert sum(batch.rows(start, start + 4).loss_tokens() for start in (0, 4)) == tokens
+    # In the usual form the same sum is divided by all weights: answers and prompts pull in the same ratio.
+    usual = batch_with(prompt_weight=prompt_weight)
+    assert model(usual)[0] == nats and usual.loss_tokens() == pytest.approx(
+        float(answered_BT.sum() + prompt_weight * (~answered_BT & (batch.targets != NO_LOSS)).sum())
+    )
+
+
 def test_plain_sources_are_what_they_were(store: Store) -> None:
     row = PackedDocuments(store, "text", 64, 0, True)[0]
     assert "weights" not in row and (row["targets"] != NO_LOSS).all()
@@ -217,6 +249,8 @@ def test_damaged_answers_are_found(tmp_path: Path) -> None:
         (InstructConfig("chats"), "did you mean|known here"),
         (InstructConfig("prompt", prompt="{a}"), "two templates"),
         (InstructConfig("messages", answer_weight=0.0), "must be above 0"),
+        (InstructConfig("messages", answer_weight=0.0, prompt_weight=1.0, divisor="answers"), "nothing to divide by"),
+        (InstructConfig("messages", divisor="answer"), "did you mean"),
         (InstructConfig("messages", template="chat"), "no chat template"),
     ],
 )

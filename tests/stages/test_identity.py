@@ -91,7 +91,8 @@ def test_what_does_not_count(one, other):
 
 def test_what_counts():
     """Each of these is another stage than the plain one, and than the others."""
-    loss = [InstructConfig("qa"), InstructConfig("qa", prompt_weight=1.0), InstructConfig("qa", packing="single")]
+    loss = [{}, {"prompt_weight": 1.0}, {"packing": "single"}, {"divisor": "answers"}]
+    loss = [InstructConfig("qa", **form) for form in loss]
     stages = [
         stage(),
         stage(seed=1),
@@ -103,6 +104,8 @@ def test_what_counts():
     ]
     settings = [identity_settings(config) for config in stages]
     assert all(one not in settings[:number] for number, one in enumerate(settings))
+    in_01 = [identity_0_1(stage, ["d"]) for stage in stages[-len(loss) :]]
+    assert all(in_01[:-1]) and in_01[-1] == ""  # 0.1 always divided by the weights, and one of its folders would be taken
 
 
 def test_a_changed_default_wants_a_new_version():

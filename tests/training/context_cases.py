@@ -70,7 +70,8 @@ def batch_of(seed: int, masked: bool, weighted: bool) -> Batch:
     starts[:, 1:] = DOCUMENTS[:, 1:] != DOCUMENTS[:, :-1]
     positions = places - torch.where(starts, places, 0).cummax(1).values if masked else places
     weights = torch.rand(4, LENGTH, generator=generator) if weighted else None
-    return Batch(tokens, targets, DOCUMENTS, positions, masked, weights=weights)
+    divisor = weights.round() if weighted else None
+    return Batch(tokens, targets, DOCUMENTS, positions, masked, weights=weights, divisor=divisor)
 
 
 class Loader:

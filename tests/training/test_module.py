@@ -47,7 +47,7 @@ class Loader:
         return iter(self.batches)
 
 
-def fit(micro_batch_tokens, updates=4, **optim):
+def fit(micro_batch_tokens, updates=4, loader=None, **optim):
     module = LongContextModule(
         SMALL,
         {"scheme": "rope"},
@@ -70,7 +70,7 @@ def fit(micro_batch_tokens, updates=4, **optim):
         enable_progress_bar=False,
         callbacks=[Record()],
     )
-    trainer.fit(module, Loader(updates))
+    trainer.fit(module, loader or Loader(updates))
     return losses, {name: p.detach().clone() for name, p in module.model.named_parameters()}
 
 
@@ -178,6 +178,21 @@ def test_masked_documents_cost_what_they_are_long():
 
 def test_peak_is_measured():
     assert 1e8 < measured_peak(torch.float32, size=256, rounds=2) < 1e15
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [64, 10_000])
+def test_an_update_is_divided_by_its_divisor(micro_batch_tokens):
+    """As many nats a counted target as torch's own cross-entropy gives, whatever the micro-batches."""
+    loader = Loader(1)
+    (batch,) = loader.batches
+    divisor = (torch.arange(32) % 3 == 0).float().expand(6, -1)
+    loader.batches = [batch._replace(divisor=divisor)]
+    model = Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim))
+    model.init_weights(0)
+    nats = torch.nn.functional.cross_entropy(model.logits(batch).flatten(0, 1), batch.targets.flatten(), reduction="sum")
+    counted = int((divisor * (batch.targets != NO_LOSS)).sum())
+    assert 0 < counted < 50
+    assert fit(micro_batch_tokens, 1, loader)[0] == pytest.approx([float(nats.detach()) / counted], rel=1e-5)
 
 
 def test_stage_cost_grows_with_tokens():
