@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install sweep test test-all ui lint clean bench gpu smollm2 prose instruct-data docs
+.PHONY: install sweep test test-all ui lint clean bench gpu smollm2 prose instruct-data together-data docs
 
 install: .venv/installed
 
@@ -63,5 +63,9 @@ clean:
 
 # Questions made by rule about the built-in documentation, for experiment=instruct_ablation.
 instruct-data: .venv/installed
-	$(BIN)/python -m lit_long.instruct generate generator=rules domains=[docs] n=4000 chunk_tokens=300 min_tokens=600 tracking.enabled=false out=data/instruct/qa
-	$(BIN)/python -m lit_long.instruct generate generator=rules domains=[docs] n=4000 seed=1 chunk_tokens=300 min_tokens=600 tracking.enabled=false out=data/instruct/chat
+	$(BIN)/python -m lit_long.instruct generate generator=rules domains=[docs] n=8000 chunk_tokens=300 min_tokens=600 tracking.enabled=false out=data/instruct/qa
+	$(BIN)/python -m lit_long.instruct generate generator=rules domains=[docs] n=8000 seed=1 chunk_tokens=300 min_tokens=600 tracking.enabled=false out=data/instruct/chat
+
+# Short conversations, summaries and questions about several documents, made by rule likewise, for experiment=together_32k_instruct scale=laptop.
+together-data: .venv/installed
+	$(BIN)/python -m lit_long.instruct together n=4000 domains=[docs] out=data/instruct/together

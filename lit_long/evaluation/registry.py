@@ -50,6 +50,9 @@ BUILT_IN = {
     "longchat_lines": TaskInfo("LongChat-Lines", "accuracy", reads_texts=False),
     "free_form_qa": TaskInfo("FreeFormQA", "presence"),
     "altered_numeric_qa": TaskInfo("AltNumericQA", "presence"),
+    "document_qa": TaskInfo("document QA", "exact_match", whole_document=True),
+    "multi_document_qa": TaskInfo("multi-document QA", "exact_match", whole_document=True),
+    "chapter_summary": TaskInfo("chapter summary", "rouge_l", whole_document=True),
 }
 
 

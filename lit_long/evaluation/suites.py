@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from lit_long.config import Unfit, UserError, nearest
 from lit_long.data.held_out import has_held_out
 from lit_long.data.token_store import Store
+from lit_long.evaluation.answers import ChapterSummary, DocumentQA, MultiDocumentQA
 from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.lm_eval_tasks import LONG, MODERN, PROMPT, SHORT, SPECS
@@ -85,12 +86,16 @@ TASK_REGISTRY: dict[str, Callable[[Asked], Task]] = {
     AlteredNumericQA.name: lambda a: AlteredNumericQA(
         a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
     ),
+} | {
+    task.name: lambda a, task=task: task(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed)
+    for task in (DocumentQA, MultiDocumentQA, ChapterSummary)
 }
 GIRAFFE = [Lines.name, FreeFormQA.name, AlteredNumericQA.name]
+QUICK = [Perplexity.name, SlidingPerplexity.name, FirstSentence.name, Passkey.name, Needle.name, Lines.name]
 SUITES = {
     "quick": (
         Size((256, 512, 1024, 2048), samples=4, documents=2, depths=5, stride=512),
-        [name for name in TASK_REGISTRY if name not in GIRAFFE[1:]],
+        QUICK,
     ),
     "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, documents=8, depths=10, stride=256), GIRAFFE),
     "paper": (Size((PROMPT,), samples=0, documents=0, depths=0, stride=1, most=True), [*LONG, *SHORT]),

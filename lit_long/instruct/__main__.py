@@ -1,4 +1,4 @@
-"""Let a model write questions and answers about long documents, and check them: data to tune a long model with.
+"""Let a model write questions and answers about long documents, and check them: data to tune a long model with. Or make such data by rule.
 
     python -m lit_long.instruct generate n=20 data=builtin model=smollm2-135m out=DIR
     … data.sources.mine.path=FOLDER    one's own documents; domains=[docs] chooses among the data's
@@ -11,13 +11,18 @@
     … chunk_tokens=768 min_tokens=… short=0.5 max_new_tokens=160 seed=0 temperature=0.7 top_p=0.9 batch=4
     … filters.grounded=0.6 endpoint.concurrency=8 endpoint.per_minute=… tracking.enabled=false root=FOLDER
 
-Writes DIR/examples.jsonl, DIR/train.jsonl (the kept ones with their documents, to be a source) and DIR/manifest.json. Killed, the same
+    python -m lit_long.instruct together n=1000 context=2k data=builtin domains=[docs] seed=0 root=FOLDER out=DIR
+
+writes short conversations, chapters with summaries, and questions about several documents, made by rule, as data=together_32k_instruct reads them.
+
+The first writes DIR/examples.jsonl, DIR/train.jsonl (the kept ones with their documents, to be a source) and DIR/manifest.json. Killed, the same
 command goes on; with a larger n it adds. Exit codes: 0 done, 1 some requests got no answer, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +37,15 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str]) -> int:
-    """Generate, record, and say what came of it."""
+    """The verb."""
     verb, argv = (argv[0], argv[1:]) if argv else ("", [])
-    if verb != "generate":
-        raise UserError(f"command line: {verb or 'nothing'!r} is not generate (see --help)")
+    if verb not in VERBS:
+        raise UserError(f"command line: {verb or 'nothing'!r} is neither generate nor together (see --help)")
+    return VERBS[verb](argv)
+
+
+def generate(argv: list[str]) -> int:
+    """Generate, record, and say what came of it."""
     from lit_long.instruct.settings import InstructCommand, documents_of, make_run
     from lit_long.stages.data import data_stage, prepare_stage
     from lit_long.stages.model import load_model
@@ -47,13 +57,7 @@ def run(argv: list[str]) -> int:
     check_writable(Path(config.out), "out")
     tracker = open_command(config.tracking, INSTRUCT, config.root)
     say = partial(print, file=sys.stderr, flush=True)
-    lines = [""]
-
-    def report(message: str, done: float) -> None:
-        if (line := f"{done:6.1%}  {message}") != lines[-1]:
-            say(line)
-            lines[:] = [line]
-
+    report = reporter(say)
     stage = data_stage({group: words[group] for group in ("data", "model") if group in words}, config.root)
     store = prepare_stage(stage, 0, False, report)
     domains = documents_of(store, stage.config.data.weights, config.domains)
@@ -77,6 +81,39 @@ def run(argv: list[str]) -> int:
         say(f"{len(manifest['unanswered'])} requests got no answer ({key}: {reason}); the same command asks them again")
     return 1 if manifest["unanswered"] else 0
 
+
+def together(argv: list[str]) -> int:
+    """Write the recipe's three files."""
+    from lit_long.instruct.settings import documents_of
+    from lit_long.instruct.together import TogetherCommand, write_together
+    from lit_long.stages.data import data_stage, prepare_stage
+
+    words = parse_data_words(argv, TogetherCommand)
+    command = typed(TogetherCommand, words, "command line")
+    command.check()
+    check_writable(Path(command.out), "out")
+    report = reporter(partial(print, file=sys.stderr, flush=True))
+    stage = data_stage({group: words[group] for group in ("data",) if group in words}, command.root)
+    store = prepare_stage(stage, 0, False, report)
+    counts = write_together(store, documents_of(store, stage.config.data.weights, command.domains), command, report)
+    print(", ".join(f"{count} of {name}" for name, count in counts.items()))
+    print(f"written  {command.out}")
+    return 0
+
+
+def reporter(say: Callable[[str], None]) -> Callable[[str, float], None]:
+    """Says each line of progress once."""
+    lines = [""]
+
+    def report(message: str, done: float) -> None:
+        if (line := f"{done:6.1%}  {message}") != lines[-1]:
+            say(line)
+            lines[:] = [line]
+
+    return report
+
+
+VERBS = {"generate": generate, "together": together}
 
 if __name__ == "__main__":
     run_command(main)

@@ -171,7 +171,9 @@ def test_rules_make_what_can_be_checked(store: Store, tmp_path: Path) -> None:
     for row in rows(tmp_path, "train.jsonl"):
         quoted = row["question"].split('"')[1]
         assert row["document"].count(quoted) == 1
-        assert f"{quoted} {row['answer']}" in row["document"][row["chunk_start"] : row["chunk_end"]]
+        assert row["answer"].startswith(quoted)
+        assert row["answer"] in row["document"][row["chunk_start"] : row["chunk_end"]]
+        assert (len(row["answer"].split()) == 4) == (row["kind"] == "short") == ("four words" in row["question"])
 
 
 def test_rules_reject_another_answer() -> None:
