@@ -3,7 +3,7 @@
     python -m lit_long.evaluate model=smollm2-135m out=DIR      minutes on a CPU
     python -m lit_long.evaluate model.init=FOLDER out=DIR       pretrained weights, in any format that model.init reads
     … checkpoint=FOLDER      a finished training stage of this suite (runs/stages/train-…), on its own held-out documents
-    … suite=quick|giraffe|paper|modern   which tasks, at which sizes; tasks=[perplexity,needle] chooses among all of them
+    … suite=quick|ruler6|giraffe|paper|modern   which tasks, at which sizes; tasks=[perplexity,needle] chooses among all of them
     … lengths=[1k,2k,4k]     tokens, the answer included; perplexity wants lengths that divide the longest
     … samples=16 depths=10 stride=256 seed=0                    of every task and length; of needles; of the sliding window
     … smooth=500             positions to a bin of the loss by position (default: bins that grow)

@@ -48,6 +48,7 @@ BUILT_IN = {
     "passkey": TaskInfo("passkey", "accuracy", whole_document=True),
     "needle": TaskInfo("needle", "score"),
     "longchat_lines": TaskInfo("LongChat-Lines", "accuracy", reads_texts=False),
+    "ruler6": TaskInfo("RULER-6", "score", reads_texts=False),
     "free_form_qa": TaskInfo("FreeFormQA", "presence"),
     "altered_numeric_qa": TaskInfo("AltNumericQA", "presence"),
     "document_qa": TaskInfo("document QA", "exact_match", whole_document=True),

@@ -3,9 +3,10 @@
 quick     every kind of task at lengths up to 2,048: minutes on a CPU with a model of 135M parameters
 giraffe   LongChat-Lines, FreeFormQA and AlteredNumericQA at Giraffe's lengths (2k to 16k, as far as the model's range goes)
 paper     the long and the short tasks of LLaMA 2 Long's tables, prompts of 16,384 tokens at most; through lm-eval, with data=FOLDER
+ruler6    the six tasks of RULER that need no data set: made here, in minutes with small models; lengths=[1k,2k] for those of a short range
 modern    RULER, generated, and LongBench (data=FOLDER); through lm-eval
 
-A task of the last two whose data are not there is left out and named; one that the user names is an error.
+A task of paper and modern whose data are not there is left out and named; one that the user names is an error.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lit_long.evaluation.public_data import Unavailable
 from lit_long.evaluation.qa import AlteredNumericQA, FreeFormQA
 from lit_long.evaluation.registry import check_task, is_custom, is_known, is_task_file, needs_whole_documents
 from lit_long.evaluation.retrieval import FirstSentence, Lines, Passkey
+from lit_long.evaluation.ruler6 import Ruler6
 from lit_long.evaluation.task import Task
 
 
@@ -82,6 +84,7 @@ TASK_REGISTRY: dict[str, Callable[[Asked], Task]] = {
     Passkey.name: lambda a: Passkey(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed),
     Needle.name: lambda a: Needle(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.depths, 1, a.seed),
     Lines.name: lambda a: Lines(list(a.size.lengths), a.size.samples, a.seed),
+    Ruler6.name: lambda a: Ruler6(list(a.size.lengths), a.size.samples, a.seed),
     FreeFormQA.name: lambda a: FreeFormQA(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa),
     AlteredNumericQA.name: lambda a: AlteredNumericQA(
         a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
@@ -98,6 +101,7 @@ SUITES = {
         QUICK,
     ),
     "giraffe": (Size((2048, 4096, 8192, 16384), samples=20, documents=8, depths=10, stride=256), GIRAFFE),
+    "ruler6": (Size((4096, 8192, 16384), samples=20, documents=0, depths=0, stride=1), [Ruler6.name]),
     "paper": (Size((PROMPT,), samples=0, documents=0, depths=0, stride=1, most=True), [*LONG, *SHORT]),
     "modern": (Size((4096, 8192, 16384, 32768), samples=0, documents=0, depths=0, stride=1), [*MODERN]),
 }

@@ -25,6 +25,8 @@ def test_every_name_has_a_maker_and_a_metric_that_it_measures(store):
     evaluated = evaluated_of(store)
     asked = Asked(evaluated, store, "d", ["docs"], Size((256,), 2, 2, 2, 64))
     for name in BUILT_IN:
+        if name == "ruler6":  # needs longer texts: test_ruler6.py
+            continue
         task = make_task(name, asked)
         samples = [key._asdict() | record for key, record in task.measure(evaluated, task.keys())]
         assert task.name == name and BUILT_IN[name].metric in {each.metric for each in task.scores(samples)}
