@@ -61,7 +61,10 @@ class Sequences:
         self.longest = max(map(len, rows)) + max_new_tokens
         self.device = model.embed_tokens.weight.device
         self.tables = [Tables(group, min(map(len, rows)), self.longest, self.device) for group in model.pattern.groups]
-        self.masks = [AttentionMask(window=group.window) for group in model.pattern.groups]
+        self.masks = [
+            AttentionMask(window=group.window, slopes=slopes)
+            for group, slopes in zip(model.pattern.groups, model.slopes(self.device), strict=True)
+        ]
         self.cache: KeyValueCache | None = None
 
     @torch.inference_mode()

@@ -9,6 +9,8 @@ A window (`AttentionMask.window`) is the kernels' own on GPUs; a CPU computes it
 
 Boundaries of documents are worked out where the batch's document ids are, in the host's memory (`Batch.to`), so that no kernel is waited for.
 
+Scores that fall with distance (ALiBi) come to the kernels as two more components of queries and keys (`biased`); on CPUs only.
+
 Where ranks share sequences, the same kernels look at whole sequences for a part of the queries (model/context_parallel.py).
 
 No kernel makes a T × T tensor. Shapes: B sequences, H query heads, G key-value heads, T tokens, S tokens that are looked at, K components
@@ -17,6 +19,7 @@ a head, N documents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -31,8 +34,9 @@ from lit_long.model import flash, short
 from lit_long.model.context_parallel import PACKED, ContextShard, attend_shard, context_shard
 from lit_long.model.documents import attend_documents, hides, pieces
 from lit_long.model.local import window_mask
-from lit_long.positions import Rotation
+from lit_long.positions import PositionalEncoder, Rotation
 
+PIECE = 256  # positions that bf16 tells apart
 KERNELS = ("sdpa", "flash", "varlen")
 AUTO = "auto"
 _wanted = AUTO
@@ -61,6 +65,8 @@ class AttentionMask(NamedTuple):
     longest     a bound of the documents' lengths, a power of two, so that compiled code meets few of them; 0 where no kernel asks
     shard       instead, when ranks share sequences: what this one's queries see; ``gather`` then makes the whole sequences' keys and values
     window      tokens that a query sees, its own included; None: all before it
+    slopes      what scores lose for each position between query and key, fp32 [H]; None: nothing. Then no window
+    places      the keys' positions [B, S], where there are slopes; None: 0 … S − 1
     """
 
     cu_seqlens: Tensor | None = None
@@ -69,6 +75,8 @@ class AttentionMask(NamedTuple):
     shard: ContextShard | None = None
     gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     window: int | None = None
+    slopes: Tensor | None = None
+    places: Tensor | None = None
 
 
 CAUSAL = AttentionMask()
@@ -186,6 +194,8 @@ def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMas
     [B, 1, 1, S] (added to the scores) hides; T queries are of the last T of S tokens, when a prompt goes on from what is cached.
     Where ranks share sequences, the S tokens are those of all ranks.
     """
+    if mask.slopes is not None:
+        return biased(q_BHTK, k_BGSK, v_BGSK, mask, padding_mask)
     if mask.shard is not None:
         return attend_shard(q_BHTK, *mask.gather(k_BGSK, v_BGSK), mask.shard, mask.kernel, mask.window)
     if q_BHTK.shape[2] == 1:
@@ -206,6 +216,37 @@ def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMas
     if q_BHTK.is_cpu:
         return attend_documents(q_BHTK, k_BGSK, v_BGSK, cu_seqlens, window)[0]
     return document_by_document(q_BHTK, k_BGSK, v_BGSK, cu_seqlens, window)
+
+
+def biased(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, padding_mask: Tensor | None) -> Tensor:
+    """`attention` with −m·(i − j) added to the score of a query at i and a key at j, m the head's slope.
+
+    m·i is the same for all keys of a query, so the softmax does not see it. What is left, m·j, is a product of two more components: whatever kernel runs
+    computes it. j comes in two, multiples of 256 and the rest, since bf16 holds both exactly.
+    """
+    (B, H, T, K), S, more = q_BHTK.shape, k_BGSK.shape[2], 2
+    if len(mask.slopes) != H:
+        raise UserError(f"position: alibi has slopes for {len(mask.slopes)} heads and is given {H}: ranks cannot share them")
+    places = torch.arange(S, device=k_BGSK.device)[None] if mask.places is None else mask.places
+    rest = places % PIECE
+    components = torch.stack((places - rest, rest), dim=-1).to(k_BGSK.dtype)[:, None].expand(B, k_BGSK.shape[1], S, more)
+    root = math.sqrt(K + more)  # which the kernels divide by, instead of √K
+    slopes = (mask.slopes * root).to(q_BHTK.dtype)[:, None, None].expand(B, H, T, more)
+    q = torch.cat((q_BHTK * (root / math.sqrt(K)), slopes), dim=-1)
+    k, v = torch.cat((k_BGSK, components), dim=-1), F.pad(v_BGSK, (0, more))
+    return attention(q, k, v, mask._replace(slopes=None, places=None), padding_mask)[..., :K]
+
+
+def head_slopes(encoder: PositionalEncoder, heads: int, device: torch.device) -> Tensor | None:
+    """`AttentionMask.slopes` of an encoder. Raises UserError where they are not computed: on GPUs."""
+    found = encoder.score_slopes(heads)
+    if found is None:
+        return None
+    if device.type not in ("cpu", "meta"):
+        raise UserError(
+            f"position: scores that fall with distance (ALiBi) are computed on CPUs only, not on {device.type}; trainer=cpu, or another position"
+        )
+    return torch.tensor(found, dtype=torch.float32, device=device)
 
 
 def whole_sequences(x_BHTK: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from lit_long.positions.bounds import smallest_base
 from lit_long.positions.encoder import PositionalEncoder, Rotation
 from lit_long.positions.schemes import (
     AdjustedBaseFrequency,
+    ALiBi,
     DynamicNTK,
     Llama3,
     LongRoPE,
@@ -50,6 +51,7 @@ SCHEMES: dict[str, type[PositionalEncoder]] = {
     "power": PowerBasis,
     "truncated": TruncatedBasis,
     "nope": NoPE,
+    "alibi": ALiBi,
 }
 
 

@@ -82,6 +82,10 @@ class PositionalEncoder(ABC):
         """What the tables of queries and of keys are each multiplied by, so scores by its square; 1 leaves them as they are."""
         return 1.0
 
+    def score_slopes(self, heads: int) -> list[float] | None:
+        """What the score of a query and a key loses for each position between them, of each of so many heads (ALiBi); None: nothing."""
+        return None
+
     def require_length(self, length: int) -> None:
         """Raise a UserError when the scheme cannot hold positions 0 … ``length`` − 1 in the number range of its tables."""
 

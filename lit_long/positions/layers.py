@@ -82,6 +82,10 @@ def build_layers(
         encoder = (
             build_own(config.position, head_dim, own, length) if config.position else build(position, head_dim, where, length)
         )
+        if config.window is not None and encoder.score_slopes(1) is not None:
+            raise UserError(
+                f"{own}.window: a group whose scores fall with distance (ALiBi) has no window; set it to null, or another position"
+            )
         group = LayerGroup(encoder, config.window, build_scale(config.query_scale, own))
         if group not in groups:
             groups.append(group)

@@ -45,6 +45,24 @@ class NoPE(PositionalEncoder):
 
 
 @dataclass(frozen=True)
+class ALiBi(NoPE):
+    """ALiBi (Press et al. 2022): no rotation, but the score of a query at i and a key at j loses m_h·(i − j).
+
+    m_h = 2^(−8h/H) of head h = 1 … H; where H is no power of two, those of the largest power below it, and between them every second one of twice as many
+    (as released). On CPUs only, and up to 65,536 tokens, which bf16 can tell apart in two pieces (model/attention.py).
+    """
+
+    def score_slopes(self, heads: int) -> list[float]:
+        whole = 1 << (heads.bit_length() - 1)
+        between = [2 ** (-4 * (2 * h - 1) / whole) for h in range(1, heads - whole + 1)]
+        return [2 ** (-8 * h / whole) for h in range(1, whole + 1)] + between
+
+    def require_length(self, length: int) -> None:
+        if length > 2**16:
+            raise UserError(f"position: alibi holds up to 65,536 tokens, not {length:,}")
+
+
+@dataclass(frozen=True)
 class AdjustedBaseFrequency(RoPE):
     """ABF: RoPE whose base is raised before long training (10,000 → 500,000 in LLaMA 2 Long)."""
 

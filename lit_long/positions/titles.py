@@ -16,4 +16,5 @@ TITLES = {
     "power": "Power basis",
     "truncated": "Truncated basis",
     "nope": "NoPE",
+    "alibi": "ALiBi",
 }

@@ -47,6 +47,7 @@ REFUSED = {
     "ntk_by_parts": "transformers' yarn, with truncate or without, has a ramp in the pair's index instead of its turns; position=yarn "
     "can be exported, and position=longrope with factor=1 and the same divisors in both lists is the same encoder",
     "nope": "transformers has no kind without positions; position=p_rope with fraction=0 is the same encoder and can be exported",
+    "alibi": "transformers' Llama adds nothing to its scores; train with position=rope or nope to export",
 }
 
 

@@ -45,7 +45,7 @@ from lit_long.data.synthetic import DOMAIN as DOCS
 from lit_long.data.tokenizer import borrowed_template
 from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
-from lit_long.positions.layers import check_layers, check_pattern, layer_settings
+from lit_long.positions.layers import build_layers, check_layers, check_pattern, layer_settings
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # as people write them; made in training/optimizers.py, which needs torch
@@ -83,6 +83,7 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collecti
     longest = config.context if config.kind == "train" else measured
     position = position_settings(config.position, config.model.head_dim, where, longest)
     layers = resolve_layers(config, config.layers, position, longest, where)
+    check_slopes(config, layers, position, where)
     if config.kind == "train":
         config = replace(config, curriculum=resolve_curriculum(config, position, where))
         check_context_parallel(config, where)
@@ -96,6 +97,19 @@ def resolve_layers(config: StageConfig, layers: LayersConfig, position: dict[str
     check_pattern(layers, where)
     check_layers(layers, config.model.n_layers, max(longest, config.model.context), where)
     return layer_settings(layers, position, config.model.head_dim, where, longest)
+
+
+def check_slopes(config: StageConfig, layers: LayersConfig, position: dict[str, Any], where: str) -> None:
+    """Raise UserError for scores that fall with distance (ALiBi) where nothing computes them: on GPUs, and on ranks that share heads or sequences."""
+    pattern, trainer = build_layers(layers, position, config.model.head_dim, where), config.trainer
+    if all(group.encoder.score_slopes(1) is None for group in pattern.groups):
+        return
+    shared = [key for key in ("context_parallel", "tensor_parallel") if getattr(trainer, key) > 1]
+    if trainer.accelerator == "gpu" or shared:
+        what = f"trainer.{shared[0]}={getattr(trainer, shared[0])}" if shared else "trainer.accelerator=gpu"
+        raise UserError(
+            f"{where}: position.scheme=alibi: its scores are computed on CPUs only, by ranks with whole sequences and all heads, not with {what}"
+        )
 
 
 def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str) -> CurriculumConfig:

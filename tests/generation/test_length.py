@@ -144,7 +144,7 @@ def test_tables_that_do_not_change_are_made_once(scheme):
         assert Tables(encoder, 2, 32, torch.device("cpu")).steady
 
 
-@pytest.mark.parametrize("scheme", ["rope", "xpos", "yarn", "nope"])
+@pytest.mark.parametrize("scheme", ["rope", "xpos", "yarn", "nope", "alibi"])
 def test_tables_of_queries_and_keys_are_kept_apart(scheme):
     """xPos scales keys otherwise than queries, YaRN both."""
     assert max(gaps(small(scheme=scheme), prompts(30, 12), 24)) <= EXACT

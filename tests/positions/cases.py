@@ -70,6 +70,7 @@ TABLE = [
     ({"scheme": "power", "base": 10_000, "k": 0.5}, POWER, 1, {"k": 0}),
     ({"scheme": "truncated", "base": 10_000, "truncate": 2048}, ROPE | {46: 1.917476e-4, 63: 0}, 1, {"truncate": 10**9}),
     ({"scheme": "nope"}, {0: 0, 1: 0, 63: 0}, 1, None),
+    ({"scheme": "alibi"}, {0: 0, 1: 0, 63: 0}, 1, None),
 ]
 SETTINGS = {row[0]["scheme"]: row[0] for row in TABLE}
 KEEPS_NORMS = [scheme for scheme in SETTINGS if scheme not in ("xpos", "xpos_abf", "yarn", "longrope")]

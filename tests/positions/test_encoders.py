@@ -50,7 +50,7 @@ def test_tables_are_cosines_of_the_phases_times_the_attention_factor(position, _
             assert float(rotation.cos_q[0, column, pair]) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("position", "neutral"), [(row[0], row[3]) for row in TABLE if row[3] is not None], ids=IDS[:-1])
+@pytest.mark.parametrize(("position", "neutral"), [(row[0], row[3]) for row in TABLE if row[3] is not None], ids=IDS[:-2])
 def test_neutral_settings_are_rope(position, neutral):
     rope, encoder = build({"scheme": "rope", "base": 10_000}, 128), build(position | neutral, 128)
     positions = torch.arange(3000)[None]
@@ -221,6 +221,7 @@ DEFAULTS = {  # as published
     "power": {"base": 10_000, "k": 0.5},
     "truncated": {"base": 10_000, "truncate": 2048, "a": None, "b": None, "rho": None},
     "nope": {},
+    "alibi": {},
 }
 
 

@@ -44,6 +44,7 @@ REFUSED = {
     "power": {},
     "ntk_by_parts": STRETCHED,
     "nope": {},
+    "alibi": {},
     "tests.pretrained.test_rope_config:Own": {},
 }
 
