@@ -3,11 +3,12 @@
     python -m lit_long.theory                                  every scheme in configs/position, Llama 2's numbers
     python -m lit_long.theory schemes=[rope,abf] out=DIR       some of them, written to DIR (default: runs/theory)
     python -m lit_long.theory head_dim=64 base=1e4 factor=4 length=2k distances=[0,100,1k] truncate=1k
+    python -m lit_long.theory layers=[swan,mine] n_layers=24   what the layers of patterns in configs/layers see (default: all, 12 layers)
     python -m lit_long.theory search=longrope stage=FOLDER length=8k
                                                                factors for LongRoPE, by evolution on a trained stage's model
 
-Writes spectrum.csv, decay.csv, granularity.csv, base_bound.csv, theory.md and figures/theory.png, .svg, and records them in MLflow
-(experiment `theory`; tracking.enabled=false leaves that out). `length` is the context before stretching, `factor` how far it is
+Writes spectrum.csv, decay.csv, granularity.csv, base_bound.csv, layers.csv, query_scale.csv, theory.md and figures/theory.png, layers.png, .svg,
+and records them in MLflow (experiment `theory`; tracking.enabled=false leaves that out). `length` is the context before stretching, `factor` how far it is
 stretched, `base` RoPE's, `truncate` the truncated basis' T. The search writes longrope.yaml, for position=DIR/longrope.yaml;
 its `length` is the context to reach; its budget: population, iterations, parents, mutations, crossovers, sequences, domains, seed.
 Exit codes: 0 written, 2 bad input.

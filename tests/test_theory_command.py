@@ -20,6 +20,8 @@ COLUMNS = {
     "decay": ["scheme", "distance", "score"],
     "granularity": ["scheme", "head_dim", "value"],
     "base_bound": ["base", "head_dim", "length"],
+    "layers": ["pattern", "layer", "group", "rotated", "window", "reach", "positioned", "pairs"],
+    "query_scale": ["form", "context", "beta"],
 }
 
 
@@ -44,8 +46,9 @@ def test_files_and_columns(written):
     assert [row["scheme"] for row in spectrum[::16]] == ["rope", "abf", "pi"]
     assert float(spectrum[17]["inv_freq"]) == pytest.approx(5e5 ** (-2 / 32)) and spectrum[17]["index"] == "1"
     assert [row["distance"] for row in rows(folder / "decay.csv")][:3] == ["0", "10", "2048"]
-    assert (folder / "figures" / "theory.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (folder / "figures" / "theory.svg").read_text()
+    for name in ("theory", "layers"):
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
     page = (folder / "theory.md").read_text()
     for words in ("0.076", "0.027", "18,438", "misprint", "1000 of 1,000", "32,768"):
         assert words in page
@@ -83,6 +86,8 @@ assert not {{"torch", "mlflow", "matplotlib.pyplot"}} & set(sys.modules)
         (["schemes=[yarm]"], "error: schemes=yarm: there is no configs/position/yarm.yaml; did you mean 'yarn'?"),
         (["schemes=[longrope]"], "search=longrope"),
         (["schemes=[]"], "at least one option"),
+        (["schemes=[rope]", "layers=[swam]"], "there is no configs/layers/swam.yaml; did you mean 'swan'?"),
+        (["schemes=[rope]", "layers=[gemma3]", "n_layers=4"], "layers gemma3: model.n_layers=4 ends before"),
         (["schemes=rope"], "schemes must be a list such as [a,b]"),
         (["head_dim=31"], "head_dim must be even"),
         (["distances=[-1]"], "distances[0] must be at least 0"),
@@ -103,8 +108,8 @@ def test_errors(words, expected, tmp_path, capsys):
 def test_default_schemes():
     """All options but those that need the user's factors or that change training only; T = 2,048."""
     found, left_out = encoders(TheoryConfig())
-    assert set(found) == set(SCHEMES) - {"longrope"} and list(found)[:3] == ["rope", "pi", "abf"]
-    assert [line.split()[0] for line in left_out] == ["pose", "randomised"]
+    assert set(found) == set(SCHEMES) - {"longrope", "alibi"} and list(found)[:3] == ["rope", "pi", "abf"]
+    assert [line.split()[0] for line in left_out] == ["alibi:", "pose", "randomised"]
     assert found["pi"].factor == 8 and found["abf"].base == 5e5 and found["xpos_abf"].scale_base == 512
     truncated = found["truncated"].inverse_frequencies(32_768)
     kept = sum(a == b for a, b in zip(truncated, found["rope"].inverse_frequencies(32_768), strict=True))

@@ -4,7 +4,15 @@ values against the schema (typed.py).
 Nothing here imports torch or lightning.
 """
 
-from lit_long.config.compose import Composer, compose_data, compose_model, compose_position, compose_sweep, parse_model_words
+from lit_long.config.compose import (
+    Composer,
+    compose_data,
+    compose_layers,
+    compose_model,
+    compose_position,
+    compose_sweep,
+    parse_model_words,
+)
 from lit_long.config.layers import Layers, option_names, parse_words, project_root, read_layers
 from lit_long.config.schema import (
     AdapterConfig,
@@ -72,6 +80,7 @@ __all__ = [
     "advising",
     "check",
     "compose_data",
+    "compose_layers",
     "compose_model",
     "compose_position",
     "compose_sweep",

@@ -201,6 +201,14 @@ def compose_position(name: str, model: ModelConfig, context: int) -> dict[str, A
     return resolve_interpolations(raw, f"configs/position/{name}.yaml").position
 
 
+def compose_layers(name: str, model: ModelConfig, context: int) -> LayersConfig:
+    """The pattern of configs/layers/``name``.yaml, resolved for ``model`` with RoPE in a context of ``context`` tokens."""
+    raw: dict[str, Any] = {"model": plain(model), "context": context}
+    for group, option in (("position", "rope"), ("layers", name)):
+        merge_layer(raw, {group: option}, COMMAND_LINE)
+    return resolve_interpolations(raw, f"configs/layers/{name}.yaml").layers
+
+
 def parse_model_words(argv: list[str], settings: type) -> dict[str, Any]:
     """Like `parse_words`; ``model=NAME``, ``position=NAME`` and ``layers=NAME`` pick an option file, and their settings may stand beside it."""
     words = [normalize(word) if word.partition("=")[0] in MODEL_GROUPS else word for word in argv]

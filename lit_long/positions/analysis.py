@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from lit_long.config import ModelConfig, TrackingConfig, UserError, compose_position, option_names
+from lit_long.config import ModelConfig, TrackingConfig, UserError, compose_layers, compose_position, option_names
 from lit_long.config.layers import find_file
 from lit_long.config.ranges import Base, Count, CountOrNone, Range
 from lit_long.positions import SCHEMES, PositionalEncoder, build
 from lit_long.positions.bounds import context_bound
+from lit_long.positions.layers import build_layers, check_layers
 from lit_long.positions.schemes import Stretch
 from lit_long.positions.theory import (
     adaptation_distances,
@@ -37,6 +38,8 @@ from lit_long.positions.theory import (
 Rows = list[dict[str, Any]]
 FIGURE_4 = ("rope", "pi", "abf", "xpos_abf")
 FARTHEST, BINS = 30_000, 120  # of Figure 4's axis, tokens, and what its curves are summed up into
+UNIFORM, ROTATED = "uniform", "rope"  # the option of layers that are all alike; the stage's position, for the patterns
+TEMPERATURES = 8  # contexts drawn for each doubling
 # The paper's own model: Llama 2, ABF's β, PI's two α, the context of the long models.
 HEAD_DIM, BASE, BETA, ALPHA, ALPHA_8, CONTEXT = 128, 1e4, 50, 1 / 4, 1 / 8, 32_768
 
@@ -56,6 +59,8 @@ class TheoryConfig:
     distances: list[CountOrNone] = field(
         default_factory=lambda: [0, 1, 2, 5, 10, 20, 50, 100, 200, *range(500, FARTHEST + 1, 500)]
     )
+    layers: list[str] = field(default_factory=lambda: ["all"])  # patterns: names in configs/layers, or FILE.yaml
+    n_layers: Count = 12  # that the patterns are drawn for
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
@@ -86,7 +91,10 @@ def encoders(config: TheoryConfig) -> tuple[dict[str, PositionalEncoder], list[s
                 continue
             if "truncate" in position:
                 position["truncate"] = config.truncate
-            found[Path(name).stem] = build(position, config.head_dim, where, config.stretched)
+            encoder = build(position, config.head_dim, where, config.stretched)
+            if encoder.score_slopes(1) is not None:
+                raise UserError("changes scores, not the rotation that is analysed here")
+            found[Path(name).stem] = encoder
         except UserError as error:
             if not everything:
                 raise
@@ -144,7 +152,80 @@ def analyze(config: TheoryConfig) -> tuple[dict[str, Rows], list[str]]:
     tables["base_bound"] = [{"base": b, "head_dim": d, "length": bound} for b, bound in bound_curve(sorted(grid), d)]
     tables["helices"] = helices()
     tables["statements"] = statements()
-    return tables, left_out
+    tables["layers"], missing = patterns(config)
+    tables["query_scale"] = temperatures(config)
+    return tables, left_out + missing
+
+
+def patterns(config: TheoryConfig) -> tuple[Rows, list[str]]:
+    """What the layers of each pattern see, a row a layer, from 1 on; and why some of ``all`` are missing.
+
+    ``window``: tokens that a query sees, None for all; ``reach``: tokens of the input that the layer's output depends on, its own included, and
+    ``positioned``: those that it gets to know through layers with positions alone, in a context of ``stretched`` tokens; ``pairs``: pairs of tokens
+    scored there, as a share of those of a layer that sees all.
+
+    Raises:
+        UserError: no such pattern, or a pattern named that is for more layers.
+    """
+    everything = config.layers == ["all"]
+    rows: Rows = []
+    left_out: list[str] = []
+    for option in [name for name in option_names("layers") if name != UNIFORM] if everything else config.layers:
+        try:
+            find_file("configs/layers", option, "layers")
+            rows += seen_by(option, config)
+        except UserError as error:
+            if not everything:
+                raise
+            left_out.append(str(error))
+    return rows, left_out
+
+
+def seen_by(option: str, config: TheoryConfig) -> Rows:
+    """The rows of one pattern."""
+    context = config.stretched
+    model = ModelConfig(head_dim=config.head_dim, context=config.length, rope_base=config.base, n_layers=config.n_layers)
+    layers, where = compose_layers(option, model, context), f"layers {option}"
+    pattern = build_layers(layers, compose_position(ROTATED, model, context), config.head_dim, where, context)
+    check_layers(layers, config.n_layers, context, where)
+    rows: Rows = []
+    reach = positioned = 1
+    for layer in range(config.n_layers):
+        group = pattern.groups[pattern.place(layer)]
+        window = min(group.window or context, context)
+        rotated = any(group.encoder.inverse_frequencies(context))
+        reach = min(context, reach + window - 1)
+        positioned = min(context, positioned + window - 1) if rotated else positioned
+        pairs = (context * window - window * (window - 1) // 2) / (context * (context + 1) // 2)
+        name = layers.pattern[layer % len(layers.pattern)]
+        row = {"pattern": Path(option).stem, "layer": layer + 1, "group": name, "rotated": rotated, "window": group.window}
+        rows.append(row | {"reach": reach, "positioned": positioned, "pairs": pairs})
+    return rows
+
+
+def temperatures(config: TheoryConfig) -> Rows:
+    """β, by which query scales multiply the scores of the last query in a context, for contexts from a quarter of ``length`` to twice ``stretched``.
+
+    SWAN's a is fitted to a model and unpublished: two are shown. DroPE's s is the context divided by ``length``, and 1 within it.
+    Llama 4's L is 8,192.
+    """
+    trained = config.length
+    doublings = int(np.log2(8 * config.factor) * TEMPERATURES)
+    contexts = np.unique(np.round(trained / 4 * 2 ** (np.arange(doublings + 1) / TEMPERATURES)).astype(int).clip(1))
+    stretch = np.log(np.maximum(1, contexts / trained))
+    small = max(2, trained // 16)
+    forms = {
+        f"SWAN, a = {small:,}": np.log(small + contexts - 1) / np.log(small),
+        f"SWAN, a = {trained:,}": np.log(trained + contexts - 1) / np.log(trained),
+        "DroPE, c = 0.412": 1 + 0.412 * stretch,
+        "DroPE, c = 0.103": 1 + 0.103 * stretch,
+        "Llama 4, c = 0.1": 1 + 0.1 * np.log1p(contexts // 8192),
+    }
+    return [
+        {"form": form, "context": int(context), "beta": float(beta)}
+        for form, betas in forms.items()
+        for context, beta in zip(contexts, betas, strict=True)
+    ]
 
 
 def bands(name: str, dense: np.ndarray) -> Rows:

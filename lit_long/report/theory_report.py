@@ -2,7 +2,8 @@
 
 It is given plain tables (name → rows; see `lit_long.positions.analysis.analyze`), so that the report stays free of models.
 
-The page of figures of the analysis: decay (Figure 4), base bound, helix (Figure 8), spectrum and granularity by scheme.
+The page of figures of the analysis: decay (Figure 4), base bound, helix (Figure 8), spectrum and granularity by scheme. A second one: what the layers of
+each pattern see, and query scales by context.
 
 Lines are labelled where they end, and the schemes share one list of names, so that there is no legend to look up. Okabe and Ito's
 palette for lines, cividis for the spectrum: both readable with any colour vision.
@@ -28,13 +29,15 @@ COLUMNS = {
     "decay": ("scheme", "distance", "score"),
     "granularity": ("scheme", "head_dim", "value"),
     "base_bound": ("base", "head_dim", "length"),
+    "layers": ("pattern", "layer", "group", "rotated", "window", "reach", "positioned", "pairs"),
+    "query_scale": ("form", "context", "beta"),
 }
 Tables = dict[str, list[dict[str, Any]]]
-FIGURES = ("theory.png", "theory.svg")
+KINDS = ("png", "svg")  # of figures/theory and figures/layers
 
 
 def write_theory(folder: Path, tables: Tables, setting: dict[str, Any], left_out: list[str]) -> list[Table]:
-    """Write the four CSV files, theory.md and figures/ into ``folder``; return the two tables of theory.md.
+    """Write the CSV files, theory.md and figures/ into ``folder``; return the tables of theory.md.
 
     Args:
         setting: ``head_dim``, ``base``, ``length`` and ``stretched`` (tokens) that the tables were computed for.
@@ -42,11 +45,12 @@ def write_theory(folder: Path, tables: Tables, setting: dict[str, Any], left_out
     """
     for name, columns in COLUMNS.items():
         write_atomically(folder / f"{name}.csv", csv_text(tables[name], columns))
-    shown = [scheme_table(tables, setting), statement_table(tables)]
+    shown = [scheme_table(tables, setting), layer_table(tables, setting), statement_table(tables)]
     write_atomically(folder / "theory.md", markdown(shown, setting, left_out))
-    for name in FIGURES:
-        with replacing(folder / "figures" / name) as path, path.open("wb") as file:
-            draw(tables, setting, file, Path(name).suffix[1:])
+    for name, page in (("theory", draw), ("layers", draw_layers)):
+        for kind in KINDS:
+            with replacing(folder / "figures" / f"{name}.{kind}") as path, path.open("wb") as file:
+                page(tables, setting, file, kind)
     return shown
 
 
@@ -73,6 +77,30 @@ def scheme_table(tables: Tables, setting: dict[str, Any]) -> Table:
     return Table(f"Positional encoders before training ({setting_words(setting)})", header, rows)
 
 
+def layer_table(tables: Tables, setting: dict[str, Any]) -> Table:
+    """One row a pattern."""
+    rows = []
+    for name in dict.fromkeys(row["pattern"] for row in tables["layers"]):
+        own = [row for row in tables["layers"] if row["pattern"] == name]
+        windows = sorted({row["window"] for row in own if row["window"]})
+        all_seen = [row["window"] is None for row in own]
+        whole = next((str(row["layer"]) for row in own if row["reach"] == setting["stretched"]), "none")
+        counts = [f"{len(own)}", f"{sum(all_seen)}", f"{sum(not row['rotated'] for row in own)}"]
+        reach = [whole, f"{own[-1]['positioned']:,}", f"{sum(row['pairs'] for row in own) / len(own):.0%}"]
+        rows.append([name, *counts, ", ".join(f"{window:,}" for window in windows) or "none", *reach])
+    header = [
+        "pattern",
+        "layers",
+        "see\nall",
+        "no\npositions",
+        "window",
+        "first that\nreaches all",
+        "reach with\npositions",
+        "pairs\nscored",
+    ]
+    return Table(f"What layers see (trained on {setting['length']:,} tokens, {setting['stretched']:,} now)", header, rows)
+
+
 def statement_table(tables: Tables) -> Table:
     rows = [[row["statement"], row["paper"], row["ours"], row["verdict"]] for row in tables["statements"]]
     return Table("The papers' statements, computed", ["statement", "paper", "ours", "verdict"], rows)
@@ -83,7 +111,7 @@ def setting_words(setting: dict[str, Any]) -> str:
 
 
 def markdown(shown: list[Table], setting: dict[str, Any], left_out: list[str]) -> str:
-    schemes, statements = shown
+    schemes, layers, statements = shown
     lines = [
         f"# {schemes.title}",
         "",
@@ -96,6 +124,15 @@ def markdown(shown: list[Table], setting: dict[str, Any], left_out: list[str]) -
         *(f"\nLeft out: {line}" for line in left_out),
         "",
         "![decay, helix, base bound, spectrum and granularity](figures/theory.png)",
+        "",
+        f"## {layers.title}",
+        "",
+        layers.markdown(),
+        "",
+        "Reach: tokens of the input, its own included, that the output of a layer depends on; with positions: through layers with positions alone, from "
+        "the first to the last. Pairs scored: of those that layers without windows score.",
+        "",
+        "![windows and reach by layer, query scales by context](figures/layers.png)",
         "",
         f"## {statements.title}",
         "",
@@ -149,6 +186,76 @@ def draw(tables: Tables, setting: dict[str, Any], file: BinaryIO, kind: str) -> 
         )
         figure.text(4.95 / 7.2, 1 - (top + rows + 0.22) / total, "\n".join(words), fontsize=7, color=GREY, va="top")
         figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+
+
+def draw_layers(tables: Tables, setting: dict[str, Any], file: BinaryIO, kind: str) -> None:
+    """Write the page of patterns and query scales to ``file`` as ``kind`` (png or svg)."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["pattern"] for row in tables["layers"]))
+    rows = -(-(len(names) + 1) // 2)
+    with matplotlib.rc_context(
+        STYLE | {"svg.hashsalt": "lit-long", "axes.titlesize": 9, "axes.titleweight": "bold", "font.size": 8}
+    ):
+        total = 0.55 + 2.4 * rows
+        figure = Figure(figsize=(7.2, total), dpi=DPI)
+
+        def place(index: int, width: float) -> Any:
+            left, top = 0.6 + 3.6 * (index % 2), 0.6 + 2.4 * (index // 2)
+            return figure.add_axes((left / 7.2, 1 - (top + 1.75) / total, width / 7.2, 1.75 / total))
+
+        for index, name in enumerate(names):
+            pattern(place(index, 2.85), name, [row for row in tables["layers"] if row["pattern"] == name], setting)
+        scales(place(len(names), 1.75), tables, setting)
+        keys = (
+            ("\u25a0", COLOURS[0], "sees, with positions"),
+            ("\u25a0", COLOURS[4], "sees, without"),
+            ("\u2014", INK, "reach"),
+            ("- -", INK, "reach with positions"),
+            ("···", GREY, "trained"),
+        )
+        for index, (mark, colour, words) in enumerate(keys):
+            x = 0.6 + 1.4 * index
+            figure.text(x / 7.2, 1 - 0.2 / total, mark, color=colour, fontweight="bold", va="center")
+            figure.text((x + 0.22) / 7.2, 1 - 0.2 / total, words, color=INK, va="center")
+        figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+
+
+def pattern(axes: Any, name: str, rows: list[dict[str, Any]], setting: dict[str, Any]) -> None:
+    """Bars: tokens that a query sees in each layer; lines: tokens that its output depends on, by whatever way, and through layers with positions."""
+    context, layers = setting["stretched"], [row["layer"] for row in rows]
+    colours = [COLOURS[0] if row["rotated"] else COLOURS[4] for row in rows]
+    least = min(row["window"] or context for row in rows) / 4
+    axes.bar(layers, [row["window"] or context for row in rows], 0.72, color=colours, alpha=0.55)
+    axes.plot(layers, [row["reach"] for row in rows], color=INK, linewidth=1.2)
+    axes.plot(layers, [row["positioned"] for row in rows], color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(least, 1.5 * context)
+    ticks = [2**power for power in range(int(np.ceil(np.log2(least))), int(np.log2(1.5 * context)) + 1, 2)]
+    axes.set_yticks(ticks, [f"{tick // 1024}k" if tick >= 1024 else str(tick) for tick in ticks])
+    axes.set_xticks(layers[:: -(-len(layers) // 16)])
+    axes.minorticks_off()
+    axes.axhline(setting["length"], color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)))
+    axes.grid(False, axis="x")
+    axes.set(title=name, xlabel="layer", ylabel="tokens")
+
+
+def scales(axes: Any, tables: Tables, setting: dict[str, Any]) -> None:
+    ends = []
+    for form, colour in zip(dict.fromkeys(row["form"] for row in tables["query_scale"]), COLOURS, strict=False):
+        rows = [row for row in tables["query_scale"] if row["form"] == form]
+        axes.plot([row["context"] for row in rows], [row["beta"] for row in rows], color=colour, linewidth=1.3)
+        ends.append((rows[-1]["beta"], form, colour))
+    contexts = [row["context"] for row in tables["query_scale"]]
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(contexts), max(contexts))
+    ticks = [2**power for power in range(int(np.ceil(np.log2(min(contexts)))), int(np.log2(max(contexts))) + 1, 2)]
+    axes.set_xticks(ticks, [f"{tick // 1024}k" if tick >= 1024 else str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.axvline(setting["length"], color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)))
+    axes.set(title="Query scale of the last query", xlabel="context (tokens)", ylabel="β")
+    label_ends(axes, ends, 0.1)
 
 
 def decay(axes: Any, tables: Tables) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_long.config import ModelConfig, compose_layers
 from lit_long.positions import build, theory
-from lit_long.positions.analysis import statements
+from lit_long.positions.analysis import TheoryConfig, patterns, statements, temperatures
+from lit_long.positions.layers import LayerPattern, build_layers
+from lit_long.positions.query_scale import ConstantScale, FloorLogScale, LogScale
 
 DISTANCES = [0, 1, 100, 1_000, 5_000, 10_000, 30_000]
 XPOS = {"gamma": 0.4, "scale_base": 512.0}
@@ -165,3 +169,45 @@ def test_statements_and_their_verdicts():
     assert verdicts.count("misprint") == 2 and "fails" not in verdicts
     assert any("18,438" in row["ours"] for row in found.values())
     assert any("1000 of 1,000" in row["ours"] for row in found.values())
+
+
+def seen(pattern: LayerPattern, layers: int, context: int, positioned: bool) -> list[int]:
+    """Tokens on which the last token's output depends after each layer, by following every mask."""
+    back = np.arange(context)[:, None] - np.arange(context)
+    depends, found = np.eye(context, dtype=bool), []
+    for layer in range(layers):
+        group = pattern.groups[pattern.place(layer)]
+        if any(group.encoder.inverse_frequencies(context)) or not positioned:
+            depends = ((back >= 0) & (back < (group.window or context))) @ depends
+        found.append(int(depends[-1].sum()))
+    return found
+
+
+@pytest.mark.parametrize("option", ["swan", "rnope_swa", "gemma3", "smollm3"])
+def test_reach_is_what_the_masks_let_through(option):
+    config = TheoryConfig(length=64, factor=2, head_dim=8, layers=[option], n_layers=7)
+    rows, _ = patterns(config)
+    model = ModelConfig(head_dim=8, context=64, n_layers=7)
+    pattern = build_layers(compose_layers(option, model, 128), {"scheme": "rope", "base": 1e4}, 8, length=128)
+    assert [row["reach"] for row in rows] == seen(pattern, 7, 128, False)
+    assert [row["positioned"] for row in rows] == seen(pattern, 7, 128, True)
+    for row in rows:
+        window = row["window"] or 128
+        assert row["pairs"] == pytest.approx(sum(min(query, window) for query in range(1, 129)) / sum(range(1, 129)))
+
+
+def test_query_scales_are_those_of_the_model():
+    rows = temperatures(TheoryConfig(length=4096, factor=8))
+    contexts = torch.tensor([row["context"] for row in rows if row["form"] == "DroPE, c = 0.412"])
+    assert contexts[0] == 1024 and contexts[-1] == 65536
+    forms = {"SWAN, a = 256": LogScale(256.0), "SWAN, a = 4,096": LogScale(4096.0), "Llama 4, c = 0.1": FloorLogScale()}
+    for form, scale in forms.items():
+        ours = [row["beta"] for row in rows if row["form"] == form]
+        torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), scale.factors((contexts - 1).double()))
+    for c in (0.412, 0.103):
+        ours = {row["context"]: row["beta"] for row in rows if row["form"] == f"DroPE, c = {c}"}
+        assert ours[1024] == ours[4096] == 1
+        for context in (8192, 65536):
+            assert ours[context] == pytest.approx(
+                ConstantScale(c, context / 4096).factors(torch.zeros(1, dtype=torch.float64)).item()
+            )
