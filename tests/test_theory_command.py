@@ -86,6 +86,7 @@ assert not {{"torch", "mlflow", "matplotlib.pyplot"}} & set(sys.modules)
         (["schemes=[yarm]"], "error: schemes=yarm: there is no configs/position/yarm.yaml; did you mean 'yarn'?"),
         (["schemes=[longrope]"], "search=longrope"),
         (["schemes=[]"], "at least one option"),
+        (["schemes=[alibi]"], "position alibi: changes scores, not the rotation that is analysed here"),
         (["schemes=[rope]", "layers=[swam]"], "there is no configs/layers/swam.yaml; did you mean 'swan'?"),
         (["schemes=[rope]", "layers=[gemma3]", "n_layers=4"], "layers gemma3: model.n_layers=4 ends before"),
         (["schemes=rope"], "schemes must be a list such as [a,b]"),
@@ -109,8 +110,8 @@ def test_default_schemes():
     """All options but those that need the user's factors or that change training only; T = 2,048."""
     found, left_out = encoders(TheoryConfig())
     assert set(found) == set(SCHEMES) - {"longrope", "alibi"} and list(found)[:3] == ["rope", "pi", "abf"]
-    assert [line.split()[0] for line in left_out] == ["alibi:", "pose", "randomised"]
-    assert found["pi"].factor == 8 and found["abf"].base == 5e5 and found["xpos_abf"].scale_base == 512
+    assert [line.split()[0] for line in left_out] == ["pose", "randomised"]
+    assert found["pi"].factor == 8 and found["abf"].base == 5e5 and found["xpos_abf"].scale_base == 8192
     truncated = found["truncated"].inverse_frequencies(32_768)
     kept = sum(a == b for a, b in zip(truncated, found["rope"].inverse_frequencies(32_768), strict=True))
     assert (kept, truncated.count(0.0)) == (41, 9)  # Giraffe's counts at T = 2,048

@@ -30,6 +30,7 @@ from lit_long.config.text import read_node, read_types, read_word, type_at
 from lit_long.config.typed import UserError, check, nearest
 
 PRETRAINED = "pretrained"  # the position option that stands for whatever model.init was trained with
+CPU_ONLY = "alibi"  # the position option that GPUs do not compute
 DEFAULT_OPTIONS = {
     "model": "tiny",
     "position": "rope",
@@ -83,10 +84,11 @@ def find_file(folder: str, name: str, key: str) -> Path:
 
 
 def option_names(group: str) -> list[str]:
-    """Names of all option files of a group that run by themselves: no value is ``???``, for the user to give, or of model.init."""
+    """Names of all option files of a group that run by themselves, and anywhere: no value is ``???``, for the user to give, or of model.init, or
+    ``CPU_ONLY``."""
     names = {file.stem for place in folders("configs") for file in (place / group).glob("*.yaml")}
     contents = {name: read_yaml(find_file(f"configs/{group}", name, group), group_type(group), group).values() for name in names}
-    return sorted(name for name, values in contents.items() if MISSING not in values and PRETRAINED not in values)
+    return sorted(name for name, values in contents.items() if not any(own in values for own in (MISSING, PRETRAINED, CPU_ONLY)))
 
 
 def group_type(group: str) -> Any:

@@ -93,7 +93,7 @@ def encoders(config: TheoryConfig) -> tuple[dict[str, PositionalEncoder], list[s
                 position["truncate"] = config.truncate
             encoder = build(position, config.head_dim, where, config.stretched)
             if encoder.score_slopes(1) is not None:
-                raise UserError("changes scores, not the rotation that is analysed here")
+                raise UserError(f"{where}: changes scores, not the rotation that is analysed here")
             found[Path(name).stem] = encoder
         except UserError as error:
             if not everything:
