@@ -109,18 +109,25 @@ def fixed_value(cli: dict[str, Any], key: str) -> Any:
 
 
 def points(
-    axes: dict[str, list[Any]], exclude: list[dict[str, Any]], where: str, keep: Callable[[Point], Point] = lambda point: point
+    axes: dict[str, list[Any]],
+    exclude: list[dict[str, Any]],
+    where: str,
+    keep: Callable[[Point], Point] = lambda point: point,
+    own: dict[str, Any] | None = None,
 ) -> Iterator[Point]:
     """Every combination of the axes' values that ``exclude`` leaves, once.
 
     Args:
+        own: the experiment's axes, of which the command line may have picked values: what is left of ``exclude`` then still holds.
         keep: leaves out of a point the axes that say nothing to it.
     """
     for rule in exclude:
         for axis, value in rule.items():
             if axis not in axes:
                 raise UserError(f"{where}: exclude: {axis} is no axis of the grid{nearest(str(axis), axes)}")
-            if str(value) not in (labels := [label(v) for v in axes[axis]]):
+            written = (own or {}).get(axis)
+            labels = [label(v) for v in [*axes[axis], *(written if isinstance(written, list) else [])]]
+            if str(value) not in labels:
                 raise UserError(f"{where}: exclude: {axis}={value} is no value of that axis{nearest(str(value), labels)}")
     seen: set[str] = set()
     for values in itertools.product(*axes.values()):

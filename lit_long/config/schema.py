@@ -288,6 +288,9 @@ class EvaluationConfig:
     lengths: list[Count] = field(default_factory=list)  # perplexity: every sequence is full, one document each
     sequences: Count = 32  # at most, per domain; every length sees the same tokens
     skip: CountOrNone = 0  # held-out documents, and examples of retrieval, to leave out first: those that settings were chosen on
+    # Values of the query scales' constant (`QueryScale.fitted`), of which that with the lowest perplexity at the longest length, over the
+    # documents that ``skip`` leaves out, is taken for all that is measured; none: as layers.groups.NAME.query_scale says
+    query_scales: list[NotNegative] = field(default_factory=list)
     retrieval_lengths: list[RetrievalLength] = field(default_factory=list)  # FIRST-SENTENCE-RETRIEVAL
     passkey_lengths: list[RetrievalLength] = field(default_factory=list)  # PASSKEY, in the same texts
     retrieval_examples: Count = 64  # per length, of either task
@@ -344,6 +347,9 @@ class StageConfig(SharedConfig):
     kind: str = "train"  # data · train · evaluate
     parent: str | None = None
     shipped: str = ""  # training: weights in experiments/bases/ that stand for the stage if its settings made them
+    # Training: the share of its parent's run after which the stage goes on from it, with what is left of the parent's data, in their order; 1: it
+    # begins where the parent ended, with data of its own
+    branch: Share = 1.0
     context: Count = 4096
     tokens: CountOrNone = 0
     tokens_per_update: Count = 4_194_304
@@ -417,6 +423,23 @@ class PublishedConfig:
 
 
 @dataclass
+class PredictorConfig(MeasuredConfig):
+    """One of our measurements of each design."""
+
+    row: str = "{}"  # the variant that it is of, {} for the design's name
+
+
+@dataclass
+class PredictorsConfig:
+    """What tells beforehand how good a design will be: how much of ``outcome``'s variance over designs each predictor explains (OlmPool)."""
+
+    outcome: PredictorConfig = field(default_factory=PredictorConfig)
+    by: dict[str, PredictorConfig] = field(default_factory=dict)  # measured, by what they are called
+    known: dict[str, dict[str, Finite]] = field(default_factory=dict)  # not measured: called → design → number
+    designs: list[str] = field(default_factory=list)
+
+
+@dataclass
 class CurveConfig:
     """A paper's curve of retrieval by length, drawn thinly behind ours: its lengths as shares of its own model's context."""
 
@@ -453,6 +476,7 @@ class ReportConfig:
     paper_length: CountOrNone = 0
     paper: dict[str, dict[str, Finite]] = field(default_factory=dict)  # variant → domain → perplexity
     published: list[PublishedConfig] = field(default_factory=list)  # further tables
+    predictors: PredictorsConfig = field(default_factory=PredictorsConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
     law: LawConfig = field(default_factory=LawConfig)
     by_base: bool = False  # of a sweep over RoPE bases: retrieval by base, with the criterion of positions/bounds.py

@@ -7,7 +7,7 @@ tokens per update throughout. Here also linear growth, through the lengths that 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_long.config import CurriculumConfig, UserError
@@ -68,6 +68,13 @@ def make_phases(curriculum: CurriculumConfig, context: int, tokens_per_update: i
                 f"{where}.curriculum: the last phase has a {name} of its own. What the model ends with is the stage's {name}: name it there."
             )
     return found
+
+
+def phases_from(first: int, phases: list[Phase]) -> list[Phase]:
+    """What is left of them from update ``first`` on, counted from there."""
+    return [
+        replace(phase, start=max(phase.start, first) - first, stop=phase.stop - first) for phase in phases if phase.stop > first
+    ]
 
 
 def _lengths(start: float, stop: float, context: int, tokens_per_update: int) -> list[tuple[int, float, float]]:

@@ -23,15 +23,15 @@ _PREFETCHED_UPDATES = 2
 
 
 class UpdateLoader:
-    """Hands out the updates of a run in turn. Iterating continues from the state; the length is that of the whole run.
+    """Hands out the updates of a run in turn, from ``first`` on. Iterating continues from the state; the length is that of all that it hands out.
 
     Lightning saves the state with each checkpoint. Without a length it would fetch one batch ahead to see the end
     coming, and the saved state, one too large, would lose a batch at every resume.
     """
 
-    def __init__(self, rows: Updates, updates: int) -> None:
+    def __init__(self, rows: Updates, updates: int, first: int = 0) -> None:
         self._rows = rows
-        self._updates = updates
+        self._updates, self._first = updates - first, first
         self.waited = 0.0  # seconds, for the latest update
         self._step = 0
 
@@ -46,7 +46,7 @@ class UpdateLoader:
             )
         grain = import_grain()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_UPDATES)
-        iterator = iter(grain.MapDataset.source(self._rows)[: self._updates].to_iter_dataset(options))
+        iterator = iter(grain.MapDataset.source(self._rows)[self._first : self._first + self._updates].to_iter_dataset(options))
         iterator.set_state({"next_index": self._step})
         while True:
             begun = time.perf_counter()
@@ -92,7 +92,7 @@ class LongContextDataModule(LightningDataModule):
     Args:
         weights: relative shares of tokens by domain; ``repeats``: passes over the domains, from which the shares follow instead.
         context: tokens of a sequence, and of a validation sequence.
-        updates: number of updates of the whole run.
+        updates: number of updates of the whole run; ``first``: the one that training begins with.
         packing: concat, best_fit or single (packing.py); ``sampling``: which documents of a domain are drawn, and how often.
         phases: the parts of the run (`make_phases`); one, if not given.
         instruct: packing and weights of the sources of instruction data.
@@ -119,6 +119,7 @@ class LongContextDataModule(LightningDataModule):
         max_epochs: float = 0.0,
         phases: list[Phase] | None = None,
         instruct: dict[str, InstructConfig] | None = None,
+        first: int = 0,
     ) -> None:
         super().__init__()
         if tokens_per_update < context or tokens_per_update % context:
@@ -127,7 +128,7 @@ class LongContextDataModule(LightningDataModule):
         self.recipe = Recipe(weights, seed, mask_documents, packing, sampling or {}, instruct or {}, repeats or {})
         self.context = context
         self.tokens_per_update = tokens_per_update
-        self.updates = updates
+        self.updates, self.first = updates, first
         self.phases = phases or [Phase(0, updates, context)]
         self.max_epochs = max_epochs
         self.validation_sequences = validation_sequences
@@ -159,9 +160,9 @@ class LongContextDataModule(LightningDataModule):
                 held_out_sequences(self.store, domain, self.context, self.validation_sequences, self.context)
 
     def train_dataloader(self) -> UpdateLoader:
-        """The updates 0 … updates-1, or from where a checkpoint left off."""
+        """The updates first … updates-1, or from where a checkpoint left off."""
         rows = Updates(self.mixtures, self.phases, self.mixed, self.tokens_per_update, *self._rank_and_world())
-        return UpdateLoader(rows, self.updates)
+        return UpdateLoader(rows, self.updates, self.first)
 
     def val_dataloader(self) -> list[HeldOutLoader]:
         """One loader per domain with one batch: this rank's held-out sequences of ``context`` tokens.

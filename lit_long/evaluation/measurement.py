@@ -43,6 +43,11 @@ class Measurement:
     task: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds for all that was measured at its length, not for one of a needle's depths, or one of the model's layers."""
+        return not {"depth", "layer"} & self.settings.keys()
+
     def to_row(self) -> dict[str, Any]:
         """A flat JSON object; `from_row` reads it."""
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "settings"}

@@ -54,6 +54,7 @@ BUILT_IN = {
     "document_qa": TaskInfo("document QA", "exact_match", whole_document=True),
     "multi_document_qa": TaskInfo("multi-document QA", "exact_match", whole_document=True),
     "chapter_summary": TaskInfo("chapter summary", "rouge_l", whole_document=True),
+    "attention": TaskInfo("attention on the first token", "sink_mass", whole_document=True),
 }
 
 

@@ -19,6 +19,7 @@ from lit_long.config.mesh import evaluation_ranks
 from lit_long.data.token_store import Store, model_tokenizer, open_store
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.perplexity import text_measurements
+from lit_long.evaluation.query_scale import fit_query_scales
 from lit_long.evaluation.registry import BUILT_IN, is_custom, reads_texts
 from lit_long.evaluation.retrieval import retrieval
 from lit_long.generation.sharded import join_ranks, shard_weights, share_products
@@ -39,6 +40,7 @@ def planned_tokens(evaluation: EvaluationConfig) -> int:
     """Tokens that an evaluation reads at most."""
     longest = max(evaluation.lengths, default=0)
     text = len(evaluation.domains) * len(evaluation.lengths) * evaluation.sequences * longest
+    text += len(evaluation.domains) * len(evaluation.query_scales) * (evaluation.skip or evaluation.sequences) * longest
     return text + sum(evaluation.asked_lengths) * evaluation.retrieval_examples
 
 
@@ -112,7 +114,8 @@ def measure(
 
     with torch.no_grad():
         with advising(f"Change evaluation.lengths or evaluation.domains, or {HOLD_OUT}."):
-            rows = text_measurements(model, opened, evaluation, device, advance)
+            rows = fit_query_scales(model, opened, evaluation, device, advance) if evaluation.query_scales else []
+            rows += text_measurements(model, opened, evaluation, device, advance)
         with advising(
             f"Change evaluation.retrieval_lengths, passkey_lengths ([] leaves one out) or retrieval_domain, or {HOLD_OUT}."
         ):
@@ -154,7 +157,7 @@ def task_measurements(
     found = run_tasks(evaluated, tasks, {"stage": folder.name}, folder / "samples", report)
     rows: dict[tuple[str, str, int], Measurement] = {}
     for each in [*found, *average_measurements(found)]:
-        if "depth" not in each.settings:
+        if each.is_whole:
             metric = f"{each.task}.{each.metric}"
             rows.setdefault((metric, each.domain, each.length), replace(each, metric=metric, task=""))
     return list(rows.values())

@@ -19,6 +19,7 @@ from lit_long.config import Unfit, UserError, nearest
 from lit_long.data.held_out import has_held_out
 from lit_long.data.token_store import Store
 from lit_long.evaluation.answers import ChapterSummary, DocumentQA, MultiDocumentQA
+from lit_long.evaluation.attention import AttentionSpread
 from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.lm_eval_tasks import LONG, MODERN, PROMPT, SHORT, SPECS
@@ -89,6 +90,7 @@ TASK_REGISTRY: dict[str, Callable[[Asked], Task]] = {
     AlteredNumericQA.name: lambda a: AlteredNumericQA(
         a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
     ),
+    AttentionSpread.name: lambda a: AttentionSpread(a.texts, a.data, a.domains, list(a.size.lengths), a.size.documents),
 } | {
     task.name: lambda a, task=task: task(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed)
     for task in (DocumentQA, MultiDocumentQA, ChapterSummary)

@@ -40,6 +40,7 @@ PIECE = 256  # positions that bf16 tells apart
 KERNELS = ("sdpa", "flash", "varlen")
 AUTO = "auto"
 _wanted = AUTO
+_observer: Callable[[Tensor, Tensor, AttentionMask], None] | None = None
 
 
 class CacheView(Protocol):
@@ -174,6 +175,17 @@ def use(kernel: str) -> Iterator[None]:
         _wanted = before
 
 
+@contextmanager
+def observe(observer: Callable[[Tensor, Tensor, AttentionMask], None]) -> Iterator[None]:
+    """Show rotated queries [B, H, T, K], keys [B, G, S, K] and the mask of each call of `attention` to ``observer``: those of the layers, in order."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
 def describe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """The kernels that will run, and on a GPU why not the fastest, for the log."""
     whole, documents = (choose(device, dtype, head_dim, masked) for masked in (False, True))
@@ -196,6 +208,8 @@ def attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMas
     """
     if mask.slopes is not None:
         return biased(q_BHTK, k_BGSK, v_BGSK, mask, padding_mask)
+    if _observer is not None:
+        _observer(q_BHTK, k_BGSK, mask)
     if mask.shard is not None:
         return attend_shard(q_BHTK, *mask.gather(k_BGSK, v_BGSK), mask.shard, mask.kernel, mask.window)
     if q_BHTK.shape[2] == 1:

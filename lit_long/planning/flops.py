@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lit_long.config import LayersConfig, ModelConfig, StageConfig, typed
+from lit_long.config.checkpoints import first_update, number_of_updates, updates_of_run
 from lit_long.planning.job import job_layers
 
 Windows = Sequence[int | None]  # of each layer, in tokens; None: it sees all before it. Empty where no layer has one
@@ -75,20 +76,26 @@ def seen(length: float, windows: Windows = ()) -> float:
 
 
 def seen_in_training(config: StageConfig) -> float:
-    """`seen` over all tokens of the curriculum's phases; a sequence that grows counts by its middle."""
-    total, before = 0.0, 0.0
+    """`seen` over all tokens that are trained on, by the curriculum's phases; a sequence that grows counts by its middle."""
+    start = first_update(config) / updates_of_run(config)
+    total, before = 0.0, start
     for phase in config.curriculum.phases:
         layers = typed(LayersConfig, phase.layers, "curriculum") if phase.layers else config.layers
         length = config.context * (phase.scale + (phase.grow_from or phase.scale)) / 2
-        total += (phase.until - before) * seen(length, windows_of(layers, config.model.n_layers))
-        before = phase.until
-    return total if config.curriculum.phases else seen(config.context, windows_of(config.layers, config.model.n_layers))
+        total += max(0.0, phase.until - before) * seen(length, windows_of(layers, config.model.n_layers))
+        before = max(before, phase.until)
+    return (
+        total / (1 - start)
+        if config.curriculum.phases
+        else seen(config.context, windows_of(config.layers, config.model.n_layers))
+    )
 
 
 def stage_flops(config: StageConfig) -> float:
     """Causal FLOPs of a whole train or evaluate stage; 0 for a data stage. For its share in the sweep's time."""
     if config.kind == "train":
-        return training_flops(config.model, config.tokens, config.tokens * seen_in_training(config))
+        tokens = config.tokens * number_of_updates(config) / updates_of_run(config)
+        return training_flops(config.model, tokens, tokens * seen_in_training(config))
     if config.kind == "evaluate":
         evaluation, longest = config.evaluation, max(config.evaluation.lengths, default=0)
         text = len(evaluation.domains) * evaluation.sequences * longest

@@ -36,7 +36,7 @@ class LayerGroup:
     def rotation(self, positions: Tensor, length: int) -> Rotation:
         """Tables for logical ``positions`` [B, T] in a context of ``length`` tokens; the query scale is in those of queries."""
         rotation = self.encoder.rotation(positions, length)
-        return rotation if self.query_scale is None else self.query_scale.scaled(rotation, positions)
+        return rotation if self.query_scale is None else self.query_scale.in_context(length).scaled(rotation, positions)
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ class LayerPattern:
     def place(self, layer: int) -> int:
         """The number of a layer's group."""
         return self.places[layer % len(self.places)]
+
+    def with_constant(self, value: float) -> LayerPattern:
+        """The pattern whose query scales have ``value`` as the setting that is fitted to a model (`QueryScale.fitted`)."""
+        groups = tuple(
+            replace(group, query_scale=replace(scale, **{scale.fitted: value}))
+            if (scale := group.query_scale) and scale.fitted
+            else group
+            for group in self.groups
+        )
+        return replace(self, groups=groups)
 
     def windows(self, layers: int) -> list[int | None]:
         """The window of each of so many layers."""

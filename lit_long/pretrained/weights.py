@@ -110,25 +110,43 @@ def write_state(state: dict[str, Tensor], file: Path) -> None:
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Fill ``model``, sharded or not, with the weights in ``file``, as `load_pretrained` does.
+    """Fill ``model``, sharded or not, with the weights of a finished stage or a resume point, as `load_pretrained` does. Norms of queries and keys begin
+    at 1 where the stage had none.
 
     Raises:
         UserError: an unreadable file, or weights that do not fit the model.
     """
+    fill_model(
+        model,
+        with_new_norms(read_weights(file) if file.suffix == ".safetensors" else read_checkpoint(file), model),
+        lambda _: file,
+    )
+
+
+def with_new_norms(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, and norms of queries and keys with weights of 1 where none of them is such a norm."""
+    new = {name: parameter for name, parameter in model.named_parameters() if name.endswith(("q_norm.weight", "k_norm.weight"))}
+    for name, tensor in tensors:
+        if name in new:
+            new = {}
+        yield name, tensor
+        del tensor
+    yield from ((name, torch.ones(parameter.shape)) for name, parameter in new.items())
+
+
+def read_weights(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) in a finished stage's file. Raises UserError where it cannot be read."""
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read as weights: {error}; delete its stage folder to train it again") from None
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in names:  # opened anew for each, or the pages read would pile up
-            with safe_open(file, framework="pt") as opened:
-                tensor = opened.get_tensor(name)
-            yield name, tensor
-            del tensor
-
-    fill_model(model, tensors(), lambda _: file)
+    for name in names:  # opened anew for each, or the pages read would pile up
+        with safe_open(file, framework="pt") as opened:
+            tensor = opened.get_tensor(name)
+        yield name, tensor
+        del tensor
 
 
 def load_pretrained(model: nn.Module, weights: PretrainedWeights, report: Callable[[str, float], None] | None = None) -> None:

@@ -30,10 +30,11 @@ Each claim of the file:
       length: 2k
       first: abf
       second: rope
-      claim: less                            or more: first − second
+      claim: less                            or more: first − second; or same
       at_least: 0.2                          how large the difference must be (default: any)
       level: 0.6                             in place of second: what each seed of the first is compared with
       by: documents                          perplexities of one seed, compared text by text (default: seeds, run by run)
+      within: 0.02                           of same: how large it may be. Shown where all of the interval is within, contradicted where none of it is
 
 In ``paper``, {first.base:,.0f} and {first.supports:,} stand for the RoPE base of the first variant and the context that the base-bound criterion
 (positions/bounds.py) allows it, {second.…} likewise.
@@ -60,6 +61,7 @@ from lit_long.report.tables import base_of
 RUNS = "Which runs each experiment's results come from, with the identities of their stages; written by the script that writes the findings."
 SIGNS = {"less": -1, "more": 1}  # of first − second
 SEEDS, DOCUMENTS = "seeds", "documents"
+SAME = "same"
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Claim:
     at_least: NotNegative = 0.0
     level: NotNegative | None = None
     by: Annotated[str, Choice(SEEDS, DOCUMENTS)] = SEEDS
+    within: NotNegative = 0.0
     why_not: str = ""
 
 
@@ -101,8 +104,10 @@ def findings(claims_file: Path, results: Path, runs_page: str) -> str:
         raise UserError(f"{claims_file}: {lacking[0]} is missing")
     claims = [typed(Claim, claim, f"{claims_file}: claims[{number}]") for number, claim in enumerate(content["claims"])]
     for number, claim in enumerate(claims):
-        if claim.claim not in SIGNS:
-            raise UserError(f"{claims_file}: claims[{number}].claim must be {' or '.join(SIGNS)}, not {claim.claim!r}")
+        if claim.claim not in (*SIGNS, SAME):
+            raise UserError(f"{claims_file}: claims[{number}].claim must be {', '.join(SIGNS)} or {SAME}, not {claim.claim!r}")
+        if (claim.claim == SAME) != bool(claim.within):
+            raise UserError(f"{claims_file}: claims[{number}]: claim: {SAME} and within belong together")
         if (claim.level is None) == (not claim.second) and not claim.why_not:
             raise UserError(f"{claims_file}: claims[{number}]: give either second, a variant, or level, a number")
     designs = {name: typed(Design, said, f"{claims_file}: designs.{name}") for name, said in content.get("designs", {}).items()}
@@ -243,13 +248,16 @@ def mean(claim: Claim, many: list[float]) -> str:
 def verdict(claim: Claim, design: Design, difference: dict[str, Any]) -> str:
     if difference["n"] < FEWEST:
         return f"not shown (fewer than {FEWEST} {claim.by})"
+    opposite = "**contradicted**" if design.tests_paper else "**opposite here**"
+    if claim.claim == SAME:
+        if max(-difference["low"], difference["high"]) <= claim.within:
+            return "**shown**"
+        return opposite if max(difference["low"], -difference["high"]) > claim.within else "not shown"
     sign = SIGNS[claim.claim]
     low, high = sorted((sign * difference["low"], sign * difference["high"]))
     if low > 0:
         return "**shown**" if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
-    if high < 0:
-        return "**contradicted**" if design.tests_paper else "**opposite here**"
-    return "not shown"
+    return opposite if high < 0 else "not shown"
 
 
 def values(claim: Claim, kept: dict[str, Any], variant: str) -> dict[int, float]:

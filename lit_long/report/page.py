@@ -18,6 +18,7 @@ from typing import Any
 from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.report.differences import difference_tables, explained
 from lit_long.report.headline import headline
+from lit_long.report.predictors import predictors_table
 from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, ROUGE, Results, StageResult, SweepResult, display
 from lit_long.report.tables import (
     BOUND_EXPLAINED,
@@ -46,6 +47,10 @@ DATA = (
 )
 
 
+PREDICTORS = (
+    "R² is the share of the outcome's variance over all runs that a straight line through the predictor explains. The interval resamples the designs, each with "
+    "all its seeds. With few designs it is wide: a description, which tests nothing."
+)
 PUBLISHED = "Published numbers ({source}), and ours where we measure the same: other text, other models. Compare the order of the rows, not the levels."
 
 LAW = "Least squares on the losses, mean over seeds, c in tokens and L in nats; in brackets 95 % intervals of the fit. The paper's constants: {source}."
@@ -103,6 +108,8 @@ def page(results: Results, figures: list[str]) -> tuple[str, str]:
         below += [part for each in retrieval for part in (f"**{each.title}**", each.markdown())]
     for each, published in pairs:
         below += [f"## {each.title}", PUBLISHED.format(source=published.source or "the paper"), each.markdown()]
+    if predictors := predictors_table(results):
+        below += [f"## {predictors.title}", PREDICTORS, predictors.markdown()]
     if bound := bound_table(results):
         below += [f"## {bound.title}", BOUND_EXPLAINED, bound.markdown()]
     if law := law_table(results):

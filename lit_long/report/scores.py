@@ -71,7 +71,7 @@ def in_table(row: Measurement) -> bool:
     """Whether the row stands in `score_table`: the main metric of a task of ours, or any of the user's own."""
     if row.task in BUILT_IN:
         return row.metric == BUILT_IN[row.task].metric
-    return row.task not in ("scaling_law", "paper_average") and "main" not in row.settings and "depth" not in row.settings
+    return row.task not in ("scaling_law", "paper_average") and "main" not in row.settings and row.is_whole
 
 
 def value(row: Measurement | None, share: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from lit_long.files import write_atomically
 from lit_long.report.differences import difference_tables, differences_csv
 from lit_long.report.page import failed_count, failures, page, page_html, unlike
+from lit_long.report.predictors import predictors_table
 from lit_long.report.results import Results, StageResult, aggregate, read_sweep
 from lit_long.report.tables import Table, bound_table, csv_text, law_table, perplexity_table, published_tables, retrieval_tables
 
@@ -53,6 +54,7 @@ def write_report(folder: Path) -> Report:
         perplexity_table(results),
         *retrieval_tables(results),
         *published_tables(results),
+        predictors_table(results),
         law_table(results),
         bound_table(results),
         *differences,

@@ -6,11 +6,11 @@ import subprocess
 from dataclasses import replace
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
-from lit_long.config.checkpoints import number_of_updates
+from lit_long.config.checkpoints import first_update, number_of_updates, updates_of_run
 from lit_long.config.compose import compose_model
 from lit_long.config.layers import option_pick, read_option
 from lit_long.config.mesh import Mesh, evaluation_ranks, mesh_of
-from lit_long.data.curriculum import make_phases
+from lit_long.data.curriculum import make_phases, phases_from
 from lit_long.planning.flops import stage_flops
 from lit_long.planning.hardware import GIB, GPUS, Gpu, usable
 from lit_long.planning.inference import need
@@ -54,7 +54,10 @@ def find_fastest(job: Job, machines: Machines, said: frozenset[str]) -> Estimate
 def job_of(config: StageConfig, where: str) -> Job:
     """A training stage as a job. An adapter is planned as if all weights were trained: more than it needs."""
     updates = number_of_updates(config)
-    phases = make_phases(config.curriculum, config.context, config.tokens_per_update, updates, where)
+    phases = phases_from(
+        first_update(config),
+        make_phases(config.curriculum, config.context, config.tokens_per_update, updates_of_run(config), where),
+    )
     trainer = config.trainer
     return Job(
         model=config.model,

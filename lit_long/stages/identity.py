@@ -43,6 +43,7 @@ TRAIN = (
     "context",
     "tokens",
     "tokens_per_update",
+    "branch",
     "seed",
     "model",
     "position",

@@ -139,7 +139,7 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         return data_settings(config.data)
     stage_alone = replace(config, curriculum=CurriculumConfig())  # code that only phases name did not count
     code = {"code": found} if (found := own_code(stage_alone)) else {}
-    if config.layers.pattern:
+    if config.layers.pattern or config.branch != 1:
         raise NotIn01
     settings = {"model": known(config.model), "position": position_of(config.position)} | code
     if config.kind == "evaluate":

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_long import __version__
 from lit_long.config import StageConfig, UserError, plain
+from lit_long.config.checkpoints import number_of_updates
 from lit_long.stages.folder import read_result, read_stage
 from lit_long.stages.resolve import OPTIMIZERS
 
@@ -80,7 +81,8 @@ def describe_stage(folder: Path, config: StageConfig, store: Path | None) -> tup
     scheme = f"{config.position['scheme']} " + (f"(base {config.position['base']:g})" if "base" in config.position else "")
     run = mlflow_run(folder)
     found = f"`{run['run']}` ({run['experiment']})" if run else "not recorded"
-    return (f"`{folder.name}`", f"{config.tokens:,}", f"{config.context:,}", scheme, optimiser, f"`{digest}`", found)
+    tokens = config.tokens if config.branch == 1 else number_of_updates(config) * config.tokens_per_update
+    return (f"`{folder.name}`", f"{tokens:,}", f"{config.context:,}", scheme, optimiser, f"`{digest}`", found)
 
 
 def mlflow_run(folder: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ A stage is read from its archive (archive.py) where its own folder is not done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,17 +28,17 @@ from lit_long.config import (
     plain,
     project_root,
 )
-from lit_long.config.grid import points, settings_of_point, variant_name
+from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
+from lit_long.config.grid import Point, points, settings_of_point, variant_name
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_weights, shipped_folder, stand_in
 from lit_long.stages.axes import Axes
 from lit_long.stages.folder import ERROR, is_archived, is_done
 from lit_long.stages.identity import RELEVANT, digest, stage_identity
 from lit_long.stages.identity_0_1 import identity_0_1, sweep_key_0_1
-from lit_long.stages.resolve import check_optimizer, resolve_data, resolve_stage
+from lit_long.stages.resolve import FROM_PARENT, check_optimizer, resolve_data, resolve_stage
 
 CORPUS = "corpus"
-OWN = ("position", "layers")  # what an evaluation takes from its parent, unless it names its own
 
 
 @dataclass(frozen=True)
@@ -205,15 +205,13 @@ def make_plan(layers: Layers) -> Plan:
     stages: dict[str, Stage] = {}
     shipped: dict[str, str] = {}  # weights that came with lit-long, by the stages that they stand for
     axes = Axes(composer, names, sweep.grid)
-    chosen = list(points(sweep.grid, sweep.exclude, str(layers.file), axes.keep))
+    chosen = list(points(sweep.grid, sweep.exclude, str(layers.file), axes.keep, layers.experiment.get("grid")))
     notes = axes.notes()  # refuses an axis that applies nowhere, before variants are named by it
     if not chosen:
         raise UserError(f"{layers.file}: exclude leaves no point of the grid")
-    for point in chosen:
+    for point, built in without_unused(builder.build_all(names, point) for point in chosen):
         trial = Trial(variant_name(point, sweep.grid), 0, point)
-        built: dict[str, BuiltStage] = {}
-        for name in names:
-            one = built[name] = builder.build(name, point, built)
+        for name, one in built.items():
             trial.seed = one.config.seed
             if one.stage is None:
                 shipped[f"{name} s{one.config.seed}"] = one.config.model.init
@@ -236,6 +234,8 @@ def make_plan(layers: Layers) -> Plan:
     for trial in trials:
         trial.stages = {name: stage.read_from(archives, found) for name, stage in trial.stages.items()}
     order = [stage.read_from(archives, found) for stage in order]
+    for stage in order:
+        check_branch(stage, order)
     key = sweep_key(sweep, trials, root)
     notes += [seen.note for seen in prober.seen.values() if isinstance(seen, PretrainedWeights) and seen.note]
     starts = {stage.config.model.init for stage in order if stage.config.kind != "data" and not stage.parent and not stage.done}
@@ -251,6 +251,7 @@ class BuiltStage:
 
     config: StageConfig
     origin: str  # the shipped weights that it is, or descends from, if any
+    parent: str | None = None  # as the experiment calls it
     stage: Stage | None = None
     corpus: Stage | None = None
 
@@ -265,11 +266,18 @@ class StageBuilder:
         self.sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
         cli_stages = layers.cli.get("stages") or {}
         self.own = {
-            name: [key for key in OWN if key in stage or key in cli_stages.get(name, {})]
+            name: [key for key in FROM_PARENT if key in stage or key in cli_stages.get(name, {})]
             for name, stage in layers.experiment["stages"].items()
         }
 
-    def build(self, name: str, point: dict[str, Any], built: dict[str, BuiltStage]) -> BuiltStage:
+    def build_all(self, names: list[str], point: Point) -> tuple[Point, dict[str, BuiltStage]]:
+        """The point and its stages, parents first."""
+        built: dict[str, BuiltStage] = {}
+        for name in names:
+            built[name] = self.build(name, point, built)
+        return point, built
+
+    def build(self, name: str, point: Point, built: dict[str, BuiltStage]) -> BuiltStage:
         """Stage ``name`` at the point whose stages before it are ``built``."""
         said = self.composer.said(name, point)
         parent = self.composer.raw(name, "parent", said) if "parent" in said else self.sweep.stages[name].get("parent")
@@ -287,15 +295,18 @@ class StageBuilder:
         where, sweep, prober = f"{self.layers.file}: stages.{name}", self.sweep, self.prober
         origin = start.origin if start else ""
         config = self.composer.stage(name, point, origin)
+        named = config.parent
         given = start is not None and start.stage is None
         config = replace(config, parent=None) if given else config
         parent = start.stage if start and config.parent else None
         config = replace(config, data=resolve_data(config.data, where, self.sources, prober.probe))
         axes = [f"{key}." for key, _ in settings_of_point(point)]
-        own = [key for key in OWN if key in self.own[name] or any(axis.startswith(f"stages.{name}.{key}.") for axis in axes)]
+        own = [
+            key for key in FROM_PARENT if key in self.own[name] or any(axis.startswith(f"stages.{name}.{key}.") for axis in axes)
+        ]
         config = resolve_stage(config, start.config if start else None, own, where)
         if config.shipped and sweep.base == SHIPPED and (folder := shipped_folder(config)):
-            return BuiltStage(stand_in(config, folder, prober.probe(open_pretrained, folder).shape, where), folder)
+            return BuiltStage(stand_in(config, folder, prober.probe(open_pretrained, folder).shape, where), folder, named)
         if config.kind == "train":
             check_optimizer(config, where)
         corpus = self.corpus(config)
@@ -305,13 +316,25 @@ class StageBuilder:
                 f"same data.sources and data.corpus for both (the weights may differ), or one tokenizer in data.corpus.tokenizer."
             )
         init = prober.probe(open_pretrained, config.model.init) if config.model.init and parent is None else None
-        return BuiltStage(config, origin, place_stage(self.root, name, config, corpus, parent, init), corpus)
+        return BuiltStage(config, origin, named, place_stage(self.root, name, config, corpus, parent, init), corpus)
 
     def corpus(self, config: StageConfig) -> Stage:
         """The stage that prepares the data of another."""
         if (key := repr(config.data)) not in self.corpora:
             self.corpora[key] = place_stage(self.root, CORPUS, replace(StageConfig(kind="data"), data=config.data))
         return self.corpora[key]
+
+
+def without_unused(points: Iterable[tuple[Point, dict[str, BuiltStage]]]) -> Iterator[tuple[Point, dict[str, BuiltStage]]]:
+    """The stages of each point but those that others start from at some points, and here none does: an axis over ``stages.NAME.parent`` goes round them."""
+    points = list(points)
+    parents = {one.parent for _, built in points for one in built.values()}
+    for point, built in points:
+        used: set[str | None] = set()
+        for name in reversed(built):  # parents come first
+            if name in used or name not in parents:
+                used |= {name, built[name].parent}
+        yield point, {name: one for name, one in built.items() if name in used}
 
 
 def parents_first(stages: dict[str, Any], layers: Layers) -> list[str]:
@@ -370,10 +393,24 @@ def select_archives(archives: dict[Path, Path], stages: list[Stage]) -> tuple[di
         if stage.done or stage.folder in found:
             continue
         found.pop(stage.store, None)
-        if stage.parent in found and not has_weights(found[stage.parent]):
+        lacks = "checkpoints" if first_update(stage.config) else "weights"
+        if stage.parent in found and (lacks == "checkpoints" or not has_weights(found[stage.parent])):
             archive = found.pop(stage.parent)
-            lines.append(f"{archive} holds no weights, and stages that are to run start from them: the stage itself runs again")
+            lines.append(f"{archive} holds no {lacks}, and stages that are to run start from them: the stage itself runs again")
     return found, lines
+
+
+def check_branch(stage: Stage, stages: list[Stage]) -> None:
+    """Raise UserError for a branch of a finished stage that kept no checkpoint there."""
+    if stage.done or not (first := first_update(stage.config)):
+        return
+    parent = next(each for each in stages if each.folder == stage.parent)
+    point = parent.folder / CHECKPOINTS / STEP.format(first)
+    if parent.done and not point.exists():
+        raise UserError(
+            f"{point}: is not there, and {stage.name} goes on from it: {parent.name} was trained without it among trainer.milestones. Delete "
+            f"{parent.folder} to train it again"
+        )
 
 
 def sweep_key(sweep: SweepConfig, trials: list[Trial], root: Path) -> str:

@@ -31,7 +31,7 @@ from lit_long.config import (
     plain,
     typed,
 )
-from lit_long.config.checkpoints import check_checkpoints, number_of_updates
+from lit_long.config.checkpoints import check_checkpoints, first_update, milestone_updates, updates_of_run
 from lit_long.config.layers import merge
 from lit_long.config.mesh import check_mesh
 from lit_long.config.schema import SHORTEST_RETRIEVAL
@@ -45,8 +45,11 @@ from lit_long.data.synthetic import DOMAIN as DOCS
 from lit_long.data.tokenizer import borrowed_template
 from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
-from lit_long.positions.layers import build_layers, check_layers, check_pattern, layer_settings
+from lit_long.positions.layers import LayerPattern, build_layers, check_layers, check_pattern, layer_settings
 
+RUN = ("context", "tokens", "tokens_per_update", "data", "curriculum", "seed")  # of its parent's run, what a branch has in common
+FROM_PARENT = ("position", "layers", *RUN)
+TRAIN = "train"  # base=train
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # as people write them; made in training/optimizers.py, which needs torch
 BUILTIN = (*DOMAINS, *SYNTHETIC)
@@ -57,12 +60,14 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collecti
 
     Args:
         parent: settings of the stage that it starts from, or whose model it measures; None for a model from scratch or model.init.
-        own: which of position and layers the stage names itself; an evaluation otherwise takes its parent's.
+        own: which of `FROM_PARENT` the stage names itself; an evaluation otherwise takes its parent's position and layers.
         where: file and stage, for messages.
     """
     if config.kind not in ("train", "evaluate"):
         raise UserError(f"{where}.kind must be train or evaluate, not {config.kind!r}")
     if config.kind == "evaluate":
+        if config.branch != 1:
+            raise UserError(f"{where}.branch: only training goes on from within a run; leave it out")
         if parent is not None:
             theirs = {name: getattr(parent, name) for name in ("position", "layers") if name not in own}
             config = replace(config, model=parent.model, seed=parent.seed, **theirs)
@@ -71,6 +76,7 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collecti
         config = replace(config, evaluation=resolve_evaluation(config.evaluation, config.data))
         check_evaluation(config.evaluation, measurable_domains(config.data), where)
     else:
+        config = resolve_branch(config, parent, own, where) if config.branch < 1 else config
         check_training(config, where)
         check_adapter(config.adapter, parent is not None or bool(config.model.init), where)
         if config.adapter.rank and "gate_proj" in config.adapter.targets and config.model.activation == "relu2":
@@ -84,12 +90,41 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collecti
     position = position_settings(config.position, config.model.head_dim, where, longest)
     layers = resolve_layers(config, config.layers, position, longest, where)
     check_slopes(config, layers, position, where)
+    if config.kind == "evaluate" and evaluation.query_scales:
+        check_fitted(build_layers(layers, position, config.model.head_dim, where, longest), evaluation.query_scales, where)
     if config.kind == "train":
         config = replace(config, curriculum=resolve_curriculum(config, position, where))
         check_context_parallel(config, where)
     return replace(
         config, position=position, layers=layers, trainer=replace(config.trainer, precision=resolve_precision(config.trainer))
     )
+
+
+def resolve_branch(config: StageConfig, parent: StageConfig | None, own: Collection[str], where: str) -> StageConfig:
+    """A stage that goes on from within its parent's run: the run's data, sequences and seed are its own, too. Position and layers are the stage's
+    throughout, whatever the parent's phases have of their own.
+
+    Raises:
+        UserError: no parent that is trained here and keeps a checkpoint there, settings that are the run's, or another model than the parent's.
+    """
+    key = f"{where}.branch={config.branch:g}"
+    if parent is None or not config.parent or parent.kind != "train":
+        raise UserError(f"{key}: needs a parent, a stage that is trained here: base={TRAIN} where its weights came with lit-long")
+    if named := [name for name in RUN if name in own]:
+        raise UserError(f"{key}: {named[0]} is that of {config.parent}, whose run it goes on with; leave it out")
+    if parent.branch < 1 or parent.adapter.rank or config.adapter.rank:
+        raise UserError(f"{key}: neither it nor {config.parent} may be a branch of another stage or train an adapter")
+    phases = [replace(phase, position={}, layers={}) for phase in parent.curriculum.phases]
+    config = replace(config, **{name: getattr(parent, name) for name in RUN} | {"curriculum": CurriculumConfig(phases)})
+    if (first := first_update(config)) and first not in milestone_updates(parent):
+        raise UserError(
+            f"{key}: {config.parent} keeps no checkpoint there; stages.{config.parent}.trainer.milestones=[{config.branch:g}] keeps it"
+        )
+    theirs = replace(parent.model, qk_norm=config.model.qk_norm if parent.model.qk_norm == "none" else parent.model.qk_norm)
+    for name, value in plain(config.model).items():
+        if value != getattr(theirs, name):
+            raise UserError(f"{key}: model.{name}={value} is not that of {config.parent}, {getattr(theirs, name)}")
+    return config
 
 
 def resolve_layers(config: StageConfig, layers: LayersConfig, position: dict[str, Any], longest: int, where: str) -> LayersConfig:
@@ -143,13 +178,26 @@ def check_context_parallel(config: StageConfig, where: str) -> None:
     ranks = config.trainer.context_parallel
     if ranks == 1:
         return
-    updates = number_of_updates(config)
+    updates = updates_of_run(config)
     for phase in make_phases(config.curriculum, config.context, config.tokens_per_update, updates, where):
         if phase.context % (2 * ranks):
             raise UserError(
                 f"{where}: trainer.context_parallel={ranks} cuts every sequence into {2 * ranks} equal chunks, but from update {phase.start} on "
                 f"sequences have {phase.context} tokens; choose a context (and in a curriculum scales) that {2 * ranks} divides"
             )
+
+
+def check_fitted(pattern: LayerPattern, values: list[float], where: str) -> None:
+    """Raise UserError for query scales that none of the ``values`` could be fitted to."""
+    if not any(group.query_scale and group.query_scale.fitted for group in pattern.groups):
+        raise UserError(
+            f"{where}: evaluation.query_scales: no layers have a query scale with a constant to fit; set layers.groups.NAME.query_scale, or leave it out"
+        )
+    for value in values:
+        try:
+            pattern.with_constant(value)
+        except UserError as error:
+            raise UserError(f"{where}: evaluation.query_scales: {error}") from None
 
 
 def check_training(config: StageConfig, where: str) -> None:
@@ -253,6 +301,10 @@ def check_evaluation(evaluation: EvaluationConfig, known: list[str], where: str)
                 f"{where}: unknown domain {name!r} in evaluation.{key}{nearest(name, known)} (with held-out documents; the built-in "
                 f"corpus's are there when data.weights names them, with 0 too)"
             )
+    if evaluation.query_scales and not (evaluation.lengths and evaluation.domains):
+        raise UserError(
+            f"{where}: evaluation.query_scales are compared by perplexity; name evaluation.lengths and evaluation.domains"
+        )
     longest = max(evaluation.lengths, default=1)
     for length in evaluation.lengths:
         if longest % length:

@@ -38,6 +38,8 @@ def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path 
     if config.kind == "train":
         from lit_long.training.run import train
 
+        if config.branch == 0:  # from the beginning of its parent's run, and so from what that started from
+            parent = read_stage(parent)[2]
         return train(config, folder, store, parent, report)
     from lit_long.evaluation.run import evaluate
 

@@ -36,9 +36,9 @@ def is_curve(measurement: Measurement) -> bool:
 
 
 def metrics_of(measurements: Iterable[Measurement]) -> dict[tuple[str, int], float]:
-    """Values by (name, step). Cells of a grid (a needle's depths) are left to the table. Of a quantity measured twice the first counts."""
+    """Values by (name, step). Parts (a needle's depths) are left to the table. Of a quantity measured twice the first counts."""
     found: dict[tuple[str, int], float] = {}
     for each in measurements:
-        if "depth" not in each.settings:
+        if each.is_whole:
             found.setdefault((name_of(each), each.length if is_curve(each) else 0), each.value)
     return found

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lit_long.batch import Batch
 from lit_long.config import UserError
+from lit_long.config.checkpoints import STEP
 from lit_long.data.mixture import count_consumed
 from lit_long.files import lines_of
-from lit_long.training.resume import DELETING, STEP, WRITING, Writer, discard
+from lit_long.training.resume import DELETING, WRITING, Writer, discard
 from lit_long.training.signals import Stopped, StopRequest
 from lit_long.training.strategy import row_sharers, sum_of_rows
 from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops

@@ -42,7 +42,6 @@ from lit_long.files import is_disk_full
 from lit_long.pretrained.weights import read_entry
 
 META = "meta.pt"
-STEP = "step-{:08d}.ckpt"
 WRITING, DELETING = ".writing", ".deleting"
 
 

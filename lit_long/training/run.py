@@ -14,9 +14,17 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import Strategy
 
 from lit_long.config import LayersConfig, StageConfig, TrainerConfig, UserError, typed
-from lit_long.config.checkpoints import check_checkpoints, milestone_updates, number_of_updates, writes_in_background
+from lit_long.config.checkpoints import (
+    CHECKPOINTS,
+    STEP,
+    check_checkpoints,
+    first_update,
+    milestone_updates,
+    number_of_updates,
+    writes_in_background,
+)
 from lit_long.config.mesh import check_mesh
-from lit_long.data.curriculum import Phase, make_phases
+from lit_long.data.curriculum import Phase, make_phases, phases_from
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.mixture import describe_plan
 from lit_long.files import lines_of
@@ -41,18 +49,19 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
 
     Args:
         store: folder of the prepared token store.
-        parent: folder of the stage whose weights this one starts from.
+        parent: folder of the stage whose weights this one starts from, or of a branch, whose run it goes on with.
         report: hears of every update.
     """
     check_checkpoints(config, str(folder / "stage.yaml"))
-    updates = number_of_updates(config)
-    phases = make_phases(config.curriculum, config.context, config.tokens_per_update, updates, str(folder / "stage.yaml"))
+    first, updates = first_update(config), number_of_updates(config)
+    phases = make_phases(config.curriculum, config.context, config.tokens_per_update, first + updates, str(folder / "stage.yaml"))
     data = LongContextDataModule(
         store,
         weights={name: weight for name, weight in config.data.weights.items() if weight},
         context=config.context,
         tokens_per_update=config.tokens_per_update,
-        updates=updates,
+        updates=first + updates,
+        first=first,
         seed=config.seed,
         mask_documents=config.data.mask_documents,
         validation_sequences=config.validation.sequences,
@@ -73,7 +82,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         config.optim,
         updates=updates,
         layers=config.layers,
-        switches=[switch(config, phase) for phase in phases] if config.curriculum.phases else (),
+        switches=[switch(config, phase) for phase in phases_from(first, phases)] if config.curriculum.phases else (),
         init_from=find_starting_weights(config, parent),
         adapter=config.adapter,
         seed=config.seed,
@@ -85,7 +94,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         accumulate=config.trainer.accumulate,
         spike_guard=SpikeGuard(config.trainer.on_bad_step, config.trainer.spike),
     )
-    checkpoints, writer = folder / "checkpoints", Writer(writes_in_background(config.trainer))
+    checkpoints, writer = folder / CHECKPOINTS, Writer(writes_in_background(config.trainer))
     every = -(-updates // config.validation.times) if config.validation.times else 0
     metrics = MetricsFile(folder / "metrics.jsonl", config.trainer.precision, report)
     trainer = lightning.Trainer(
@@ -165,7 +174,9 @@ def add_consumed(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str,
 
 
 def find_starting_weights(config: StageConfig, parent: Path | None) -> Path | PretrainedWeights | None:
-    """The parent's weights, else those that ``model.init`` names; None when training starts from scratch."""
+    """The parent's weights, of a branch those in the midst of its run, else those that ``model.init`` names; None when training starts from scratch."""
+    if parent is not None and (first := first_update(config)):
+        return parent / CHECKPOINTS / STEP.format(first)
     if parent is not None:
         return parent / WEIGHTS
     return open_pretrained(config.model.init) if config.model.init else None

@@ -66,7 +66,7 @@ def test_published_columns_are_of_what_is_measured(name, scale):
     measured = {m.metric.partition(".")[0] for table in plan.sweep.report.published for m in table.measured.values()}
     if scale in ("paper", ""):
         tasks = {task for stage in plan.stages if stage.config.kind == "evaluate" for task in stage.config.evaluation.tasks}
-        assert measured - {"paper_average"} <= tasks
+        assert measured - {"paper_average", "perplexity", "retrieval_accuracy", "query_scale"} <= tasks
 
 
 def test_the_papers_sizes():
@@ -88,6 +88,23 @@ def test_models_are_trained_once_for_two_tables():
     for name in ("prompt_length", "scaling_law"):
         for trial in planned(name, "paper").trials:
             assert [s.identity for s in trial.stages.values() if s.config.kind == "train"] == trained[trial.variant]
+
+
+@pytest.mark.parametrize("scale", ["laptop", "one_gpu", "paper"])
+def test_olmpools_designs_have_as_many_parameters(scale):
+    sizes = {parameters(stage.config.model) for stage in planned("olmpool", scale).stages if stage.name == "base"}
+    assert max(sizes) < 1.01 * min(sizes)
+
+
+def test_dropes_arms_branch_from_one_run():
+    """A run for each seed, of which every arm is a part or a branch; the untrained arms train nothing more."""
+    trained = {}
+    for trial in planned("drope", "laptop").trials:
+        stages = {stage.name: stage for stage in trial.stages.values()}
+        trained.setdefault(trial.seed, set()).add(stages["base"].identity)
+        assert stages["evaluate"].parent == (stages["recalibrate"] if "recalibrate" in stages else stages["base"]).folder
+        assert ("recalibrate" in stages) == ("drope" in trial.variant or "trained" in trial.variant)
+    assert sorted(map(len, trained.values())) == [1, 1, 1]
 
 
 def test_the_names_of_our_tasks():

@@ -25,7 +25,7 @@ from lit_long.stages.identity import RELEVANT
 from lit_long.stages.run import run_stage
 from tests.evaluation.test_retrieval import POSITIONS, SHAPE, model_with
 
-OWN = ["perplexity", "sliding_perplexity", "needle", "longchat_lines"]
+OWN = ["perplexity", "sliding_perplexity", "needle", "longchat_lines", "attention"]
 EVALUATION = EvaluationConfig(
     domains=["code"],
     lengths=[64, 128],

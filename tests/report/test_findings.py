@@ -26,6 +26,7 @@ claims:
   - {finding: retrieves, paper: "Figure 5b", experiment: e, metric: retrieval_accuracy, domains: [docs], length: 2k, first: abf, second: rope,
      claim: more, at_least: 0.2}
   - {finding: better than base, paper: "–", experiment: e, domains: [code, docs], length: 2k, first: abf, second: base}
+  - {finding: the same, paper: "–", experiment: e, domains: [code, docs], length: 2k, first: abf, second: rope, claim: same, within: 0.11}
   - {finding: elsewhere, paper: "–", experiment: other, length: 2k, first: abf, second: rope}
   - {finding: level, paper: "–", experiment: e, metric: retrieval_accuracy, domains: [docs], length: 2k, first: abf, level: 0.6, claim: more}
   - {finding: never, paper: "Table 2", why_not: closed models}
@@ -75,6 +76,14 @@ def three_seeds(abf, rope, accuracy=((0.9, 0.1), (0.8, 0.2), (0.85, 0.1))):
         measured.append(run("evaluate", ["rope"], seed, rope[seed], rope[seed], accuracy[seed][1]))
         measured.append(run("evaluate_base", ["abf", "rope"], seed, 30.0 + seed, 30.0 + 2 * seed, 0.0))
     return measured
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.09, "**shown**"), (1.1165, "not shown"), (1.13, "**contradicted**")])
+def test_a_claim_that_nothing_changes(tmp_path, factor, verdict):
+    """Shown where the whole interval (± 0.0025 nats) is within 0.11 of 0, on either side; contradicted where all of it is beyond."""
+    base, other = [10.0, 20.0, 40.0], [10 * factor, 20 * factor * 1.001, 40 * factor * 0.999]
+    for one, two in ((base, other), (other, base)):
+        assert page(tmp_path, three_seeds(one, two))["the same"][4] == verdict
 
 
 def test_claims_are_judged_by_paired_runs(tmp_path):
@@ -182,7 +191,7 @@ def test_a_claim_that_makes_no_sense(tmp_path, capsys):
     assert main(words[:2]) == 2 and "out=… is missing" in capsys.readouterr().err
 
     (tmp_path / "claims.yaml").write_text("title: x\nintroduction: y\nclaims: [{finding: x, claim: lower}]")
-    assert main(words) == 2 and "claims[0].claim must be less or more, not 'lower'" in capsys.readouterr().err
+    assert main(words) == 2 and "claims[0].claim must be less, more or same, not 'lower'" in capsys.readouterr().err
     (tmp_path / "claims.yaml").write_text(CLAIMS)
     (tmp_path / "torn.json").write_text('{"experiment": ')
     assert main(words) == 2 and "torn.json: cannot be read" in capsys.readouterr().err

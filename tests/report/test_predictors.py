@@ -1,0 +1,45 @@
+"""How much of an outcome's variance over designs a predictor explains, against scipy's regression."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy.stats import linregress
+
+from lit_long.report import write_report
+from tests.report.test_page import table
+
+SHORT = {"a": [20.0, 21.0], "b": [22.0, 23.0], "c": [25.0, 24.0], "d": [30.0, 31.0]}
+FOUND = {"a": [0.9, 0.8], "b": [0.5, 0.6], "c": [0.55, 0.7], "d": [0.1, 0.2]}
+CHOICES = {"a": 0, "b": 1, "c": 2, "d": 3}
+PREDICTORS = {
+    "designs": [*SHORT, "never run"],
+    "outcome": {"row": "{} long", "metric": "retrieval_accuracy", "domain": "docs", "length": 2048},
+    "by": {"short loss": {"row": "{} short", "metric": "perplexity", "domain": "docs", "length": 256}},
+    "known": {"choices": CHOICES},
+}
+
+
+@pytest.fixture
+def rows(tmp_path, make):
+    measured = {}
+    for design in SHORT:
+        for seed in (0, 1):
+            measured[f"{design} short", seed] = [("perplexity", "docs", 256, SHORT[design][seed])]
+            measured[f"{design} long", seed] = [("retrieval_accuracy", "docs", 2048, FOUND[design][seed])]
+    report = write_report(make.sweep(tmp_path, measured, report={"predictors": PREDICTORS}))
+    header, *found = table(report.markdown, "## What predicts")
+    assert header == ["predictor", "R²", "95 % interval", "with it the outcome", "runs"] and "over 4 designs" in report.markdown
+    return {cells[0]: cells[1:] for cells in found}
+
+
+def test_a_line_through_all_runs(rows):
+    outcome = [value for design in SHORT for value in FOUND[design]]
+    losses = [math.log(value) for design in SHORT for value in SHORT[design]]
+    counts = [CHOICES[design] for design in SHORT for _ in range(2)]
+    for name, values in (("short loss", losses), ("choices", counts)):
+        value, interval, direction, runs = rows[name]
+        assert float(value) == pytest.approx(linregress(values, outcome).rvalue ** 2, abs=0.005)
+        low, high = map(float, interval.split(" … "))
+        assert 0 <= low < float(value) < high <= 1 and direction == "falls" and runs == "8"
