@@ -174,9 +174,11 @@ def phases(curriculum: CurriculumConfig) -> dict[str, Any]:
 
 def mixture(data: DataConfig) -> dict[str, Any]:
     default = DataConfig()
-    for value in (data, *data.sampling.values()):
-        refuse_later(value)
-    later = {name: plain(getattr(data, name)) for name in ("repeats", "sampling", "packing")}
+    refuse_later(data)
+    if RETRIEVAL in data.sampling:
+        raise NotIn01
+    later = {name: plain(getattr(data, name)) for name in ("repeats", "packing")}
+    later["sampling"] = {name: known(sampling) for name, sampling in data.sampling.items()}
     mixed = {name for name, weight in (data.repeats or data.weights).items() if weight}
     loss = {
         name: {key: getattr(source.instruct, key) for key in ("packing", "prompt_weight", "answer_weight")}

@@ -32,6 +32,7 @@ COMMANDS = (
     *("experiment=instruct_ablation", "experiment=together_32k", "base=train grid.seed=[0,1]"),
     "trainer.on_bad_step=skip trainer.spike=3 data.packing=best_fit",
     "evaluation.tasks=[needle] evaluation.task_samples=4",
+    "experiment=base_frequency stages.extend.data.sampling.code.min_tokens=1k",
 )
 
 
