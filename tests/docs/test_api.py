@@ -211,7 +211,7 @@ def test_every_command_and_every_group_is_there():
     }
 
 
-VERBS = re.compile(r"^ (prepare|inspect|generate)\b|\b(search=longrope)")
+VERBS = re.compile(r"^ (prepare|inspect|generate|together)\b|\b(search=longrope)")
 KEY = re.compile(r"(?<![\w.=/{,\[-])([a-z]\w*(?:\.\w+)*)=")
 QUOTED = re.compile(r"\"[^\"]*\"|'[^']*: [^']*'")  # a prompt, a group: their text is no key
 
