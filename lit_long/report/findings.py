@@ -115,7 +115,7 @@ def findings(claims_file: Path, results: Path, runs_page: str) -> str:
         raise UserError(f"{claims_file}: designs.{name}: no claim is about this experiment")
     kept = kept_results(results)
     lines = [f"# {content['title']}", "", content["introduction"].strip(), ""]
-    for experiment in dict.fromkeys(claim.experiment for claim in claims):
+    for experiment in sorted(dict.fromkeys(claim.experiment for claim in claims), key=lambda name: not name):
         design = designs.get(experiment, Design())
         lines += [f"## {experiment or 'Not testable here'}", ""]
         lines += [f"**Design.** {design.design}", ""] if design.design else []
