@@ -207,8 +207,13 @@ class Llama(nn.Module):
         return self.through_layers(batch.tokens, rotations, masks)
 
     def slopes(self, device: torch.device) -> list[Tensor | None]:
-        """`AttentionMask.slopes` of each group of layers."""
-        return [head_slopes(group.encoder, self.config.n_heads, device) for group in self.pattern.groups]
+        """`AttentionMask.slopes` of each group of layers; only encoders that define some are asked."""
+        return [
+            None
+            if type(group.encoder).score_slopes is PositionalEncoder.score_slopes
+            else head_slopes(group.encoder, self.config.n_heads, device)
+            for group in self.pattern.groups
+        ]
 
     def through_layers(
         self,

@@ -18,6 +18,7 @@ from lit_long.config import (
     TrainerConfig,
     UserError,
 )
+from lit_long.config.checkpoints import STEP
 from lit_long.config.schema import PhaseConfig, ValidationConfig
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import open_store
@@ -116,7 +117,7 @@ def test_killed_while_a_checkpoint_is_written(small_store, tmp_path, monkeypatch
     run(config, straight, small_store)
 
     def half(writing, path, whole=resume.publish):
-        if path.name == resume.STEP.format(6):
+        if path.name == STEP.format(6):
             writing.write_bytes(writing.read_bytes()[: writing.stat().st_size // 2])
             raise Interruption
         whole(writing, path)
@@ -126,7 +127,7 @@ def test_killed_while_a_checkpoint_is_written(small_store, tmp_path, monkeypatch
         patch.setattr(resume, "discard", lambda path: None)  # as a kill leaves it
         with pytest.raises(Interruption):
             run(config, killed, small_store)
-    assert resume.STEP.format(6) + resume.WRITING in {path.name for path in (killed / "checkpoints").iterdir()}
+    assert STEP.format(6) + resume.WRITING in {path.name for path in (killed / "checkpoints").iterdir()}
     run(config, killed, small_store)
     assert losses(killed) == losses(straight)
 
