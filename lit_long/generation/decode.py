@@ -19,7 +19,7 @@ from lit_long.config import UserError
 from lit_long.generation.cache import KeyValueCache
 from lit_long.generation.sampling import Sampler
 from lit_long.generation.tables import Tables
-from lit_long.model.attention import AttentionMask
+from lit_long.model.attention import AttentionMask, group_slopes
 from lit_long.model.llama import Llama
 from lit_long.planning.inference import PREFILL_CHUNK
 
@@ -60,10 +60,11 @@ class Sequences:
         self.rows = [list(row) for row in rows]
         self.longest = max(map(len, rows)) + max_new_tokens
         self.device = model.embed_tokens.weight.device
-        self.tables = [Tables(group, min(map(len, rows)), self.longest, self.device) for group in model.pattern.groups]
+        groups = model.pattern.groups
+        self.tables = [Tables(group, min(map(len, rows)), self.longest, self.device) for group in groups]
         self.masks = [
             AttentionMask(window=group.window, slopes=slopes)
-            for group, slopes in zip(model.pattern.groups, model.slopes(self.device), strict=True)
+            for group, slopes in zip(groups, group_slopes(groups, model.config.n_heads, self.device), strict=True)
         ]
         self.cache: KeyValueCache | None = None
 

@@ -34,7 +34,8 @@ from lit_long.model import flash, short
 from lit_long.model.context_parallel import PACKED, ContextShard, attend_shard, context_shard
 from lit_long.model.documents import attend_documents, hides, pieces
 from lit_long.model.local import window_mask
-from lit_long.positions import PositionalEncoder, Rotation
+from lit_long.positions import Rotation
+from lit_long.positions.layers import LayerGroup
 
 PIECE = 256  # positions that bf16 tells apart
 KERNELS = ("sdpa", "flash", "varlen")
@@ -83,9 +84,18 @@ class AttentionMask(NamedTuple):
 CAUSAL = AttentionMask()
 
 
-def attention_masks(batch: Batch, dtype: torch.dtype, head_dim: int, windows: Sequence[int | None]) -> list[AttentionMask]:
-    """What the tokens of a batch see within each of the windows, by the kernel that is best for it here."""
+def attention_masks(
+    batch: Batch, dtype: torch.dtype, head_dim: int, windows: Sequence[int | None], slopes: Sequence[Tensor | None] = ()
+) -> list[AttentionMask]:
+    """What the tokens of a batch see within each of the windows, by the kernel that is best for it here; with `group_slopes`, if there are some."""
     device = batch.tokens.device
+    if any(one is not None for one in slopes):
+        if batch.part is not None:
+            raise UserError(
+                "position: alibi and trainer.context_parallel: ranks that share sequences have no kernel for its scores"
+            )
+        masks = attention_masks(batch, dtype, head_dim, windows)
+        return [mask._replace(slopes=own, places=batch.positions) for mask, own in zip(masks, slopes, strict=True)]
     if batch.part is not None:
         kernel = choose(device, dtype, head_dim, True)
         return [context_parallel_mask(batch, kernel, window) for window in windows]
@@ -251,16 +261,14 @@ def biased(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, 
     return attention(q, k, v, mask._replace(slopes=None, places=None), padding_mask)[..., :K]
 
 
-def head_slopes(encoder: PositionalEncoder, heads: int, device: torch.device) -> Tensor | None:
-    """`AttentionMask.slopes` of an encoder. Raises UserError where they are not computed: on GPUs."""
-    found = encoder.score_slopes(heads)
-    if found is None:
-        return None
-    if device.type not in ("cpu", "meta"):
+def group_slopes(groups: Sequence[LayerGroup], heads: int, device: torch.device) -> list[Tensor | None]:
+    """`AttentionMask.slopes` of each group of layers. Raises UserError where they are not computed: on GPUs."""
+    found = [group.encoder.score_slopes(heads) for group in groups]
+    if any(found) and device.type not in ("cpu", "meta"):
         raise UserError(
             f"position: scores that fall with distance (ALiBi) are computed on CPUs only, not on {device.type}; trainer=cpu, or another position"
         )
-    return torch.tensor(found, dtype=torch.float32, device=device)
+    return [None if one is None else torch.tensor(one, dtype=torch.float32, device=device) for one in found]
 
 
 def whole_sequences(x_BHTK: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig, UserError
-from lit_long.model.attention import AttentionMask, CacheView, attention, attention_masks, head_slopes
+from lit_long.model.attention import AttentionMask, CacheView, attention, attention_masks, group_slopes
 from lit_long.model.fused_loss import CHUNKED
 from lit_long.model.loss import Vocabulary, computing, summed_nats, token_nats
 from lit_long.positions import PositionalEncoder, Rotation
@@ -196,24 +196,9 @@ class Llama(nn.Module):
         """What the head takes [B, T, D]: normalised outputs of the last layer, divided by ``logits_scaling``."""
         dtype, groups = computing(self.embed_tokens.weight), self.pattern.groups
         rotations = [group.rotation(batch.positions, batch.length).widened() for group in groups]
-        masks = attention_masks(batch, dtype, self.config.head_dim, [group.window for group in groups])
-        for place, slopes in enumerate(self.slopes(batch.tokens.device)):
-            if slopes is not None:
-                if batch.part is not None:
-                    raise UserError(
-                        "position: alibi and trainer.context_parallel: ranks that share sequences have no kernel for its scores"
-                    )
-                masks[place] = masks[place]._replace(slopes=slopes, places=batch.positions)
+        slopes = group_slopes(groups, self.config.n_heads, batch.tokens.device)
+        masks = attention_masks(batch, dtype, self.config.head_dim, [group.window for group in groups], slopes)
         return self.through_layers(batch.tokens, rotations, masks)
-
-    def slopes(self, device: torch.device) -> list[Tensor | None]:
-        """`AttentionMask.slopes` of each group of layers; only encoders that define some are asked."""
-        return [
-            None
-            if type(group.encoder).score_slopes is PositionalEncoder.score_slopes
-            else head_slopes(group.encoder, self.config.n_heads, device)
-            for group in self.pattern.groups
-        ]
 
     def through_layers(
         self,

@@ -180,15 +180,28 @@ def archive_stages(
 
 
 def small_files(folder: Path, curve: dict[str, Any] | None) -> dict[str, bytes]:
-    """What is archived of every stage, by name. Inputs are named as siblings, wherever they lie now."""
+    """What is archived of every stage, by name. Inputs are named as siblings, wherever they lie now, and shipped weights as in a checkout."""
     try:
         stage = yaml.safe_load((folder / "stage.yaml").read_text(encoding="utf-8"))
         stage["inputs"] = {key: Path(name).name if name else None for key, name in stage["inputs"].items()}
+        stage["settings"] = name_in_checkout(stage["settings"])
         result = (folder / "result.json").read_bytes()
     except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{folder}: cannot be archived: {' '.join(str(error).split())}") from None
     files = {"stage.yaml": yaml.safe_dump(stage, sort_keys=False, allow_unicode=True).encode(), "result.json": result}
     return files | ({CURVE: (json.dumps(curve) + "\n").encode()} if curve else {})
+
+
+def name_in_checkout(settings: Any) -> Any:
+    """The settings with shipped weights named as from the top of a checkout (experiments/bases/…), not by a path of the machine they ran on."""
+    if isinstance(settings, dict):
+        return {key: name_in_checkout(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [name_in_checkout(value) for value in settings]
+    for place in folders("experiments"):
+        if isinstance(settings, str) and settings.startswith(f"{place / BASES}/"):
+            return str(Path(settings).relative_to(place.parent))
+    return settings
 
 
 def ended(folder: Path) -> str:

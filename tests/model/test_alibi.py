@@ -10,14 +10,15 @@ import torch
 
 from lit_long.config import LayerGroupConfig, LayersConfig, UserError, read_layers
 from lit_long.generation.decode import generate, generate_in_turn
-from lit_long.model.attention import attention, attention_masks, head_slopes
+from lit_long.model.attention import attention, attention_masks, group_slopes
 from lit_long.positions import build
-from lit_long.positions.layers import build_layers
+from lit_long.positions.layers import as_pattern, build_layers
 from lit_long.stages.plan import make_plan
 from tests.generation.llamas import prompts, small
 from tests.model.test_llama import batch_of
 
 ALIBI = build({"scheme": "alibi"}, 16)
+GROUPS = as_pattern(ALIBI).groups
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 14, 16, 20])
@@ -38,8 +39,8 @@ def test_against_a_written_out_softmax(documents, dtype):
     batch = batch_of(ids, ids, documents)
     generator = torch.Generator().manual_seed(0)
     q, k, v, weight = (torch.randn(2, T, h, 16, generator=generator).transpose(1, 2).to(dtype) for h in (4, 2, 2, 4))
-    slopes = head_slopes(ALIBI, 4, torch.device("cpu"))
-    mask = attention_masks(batch, dtype, 16, [None])[0]._replace(slopes=slopes, places=batch.positions)
+    (slopes,) = group_slopes(GROUPS, 4, torch.device("cpu"))
+    (mask,) = attention_masks(batch, dtype, 16, [None], [slopes])
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     back = torch.arange(T)[:, None] - torch.arange(T)
     seen = (back >= 0) & (ids[:, :, None] == ids[:, None, :])
@@ -74,7 +75,7 @@ def test_positions_matter_and_distance_alone():
 
 def test_what_does_not_compute_it_says_so():
     with pytest.raises(UserError, match="on CPUs only, not on cuda"):
-        head_slopes(ALIBI, 4, torch.device("cuda"))
+        group_slopes(GROUPS, 4, torch.device("cuda"))
     with pytest.raises(UserError, match="65,536 tokens, not 131,072"):
         build({"scheme": "alibi"}, 16, length=2**17)
     with pytest.raises(UserError, match=re.escape("layers.groups.local.window: a group whose scores fall with distance (ALiBi)")):
@@ -84,7 +85,7 @@ def test_what_does_not_compute_it_says_so():
     )[0]
     q, k, v = (torch.randn(1, heads, 8, 16) for heads in (2, 1, 1))
     with pytest.raises(UserError, match="ranks cannot share them"):
-        attention(q, k, v, mask._replace(slopes=head_slopes(ALIBI, 4, torch.device("cpu"))))
+        attention(q, k, v, mask._replace(slopes=group_slopes(GROUPS, 4, torch.device("cpu"))[0]))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lit_long.config import UserError, read_layers
@@ -95,6 +96,24 @@ def test_what_is_archived_counts_as_done(planned, tmp_path):
     extend.folder.mkdir(parents=True)
     write_stage(extend.folder, extend.key, extend.settings(), extend.store, extend.parent)
     assert read_stage(extend.folder)[1:] == (found["corpus"].folder, archive / base.folder.name)
+
+
+def test_shipped_weights_are_named_as_in_a_checkout(planned, tmp_path):
+    shipped = tmp_path / "experiments" / "bases" / "small"
+    plan = planned("grid.position=[rope]")
+    write_sweep(plan)
+    for stage in plan.trials[0].stages.values():
+        ended(stage)
+    folder = plan.trials[0].stages["evaluate"].folder
+    named = yaml.safe_load((folder / "stage.yaml").read_text())
+    named["settings"]["model"]["init"] = str(shipped)
+    named["settings"]["corpus"] = {"tokenizer": str(shipped)}
+    named["settings"]["sources"] = {"mine": {"path": str(tmp_path / "experiments" / "texts")}}
+    (folder / "stage.yaml").write_text(yaml.safe_dump(named))
+    archived(plan)
+    settings = yaml.safe_load((tmp_path / "experiments" / "archive" / folder.name / "stage.yaml").read_text())["settings"]
+    assert settings["model"]["init"] == settings["corpus"]["tokenizer"] == "experiments/bases/small"
+    assert settings["sources"]["mine"]["path"] == str(tmp_path / "experiments" / "texts")  # the user's own, where they are
 
 
 def test_a_finished_folder_wins_over_the_archive_and_this_over_an_unfinished_one(planned):
