@@ -85,8 +85,8 @@ def host() -> Iterator[Line]:
     import psutil
     import torch
 
+    from lit_long.processor import describe_machine
     from lit_long.stages.resolve import resolve_precision
-    from lit_long.training.throughput import describe_machine
 
     memory = psutil.virtual_memory()
     yield (

@@ -13,7 +13,7 @@
     … qa=FOLDER              Giraffe's question answering, as published (default: built from facts of our own)
     … context=32k position=yarn                                 another encoder for a longer context
     … layers=swan layers.groups.local.window=512                layers that differ (configs/layers/)
-    … dtype=auto|float32|bfloat16  device=auto|cpu|cuda  batch_tokens=4k
+    … dtype=auto|float32|bfloat16  device=auto|cpu|cuda  batch_tokens=4k  mkl_fast_path=true|false (on AMD)
     … tracking.enabled=false tracking.uri=… root=FOLDER         where the record goes, as for a sweep
 
 Writes DIR/scores.json (task, metric, length, value, stderr, low, high, n, truncated …), DIR/samples/TASK.jsonl, DIR/scores.md and figures.

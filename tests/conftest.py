@@ -12,6 +12,9 @@ import pytest
 from lit_long.config import CorpusConfig
 from lit_long.data.prepare import prepare
 from lit_long.data.token_store import open_store
+from lit_long.processor import take_mkl_fast_path
+
+take_mkl_fast_path()  # tests compute as stages do, to the bit
 
 
 def pytest_configure(config):

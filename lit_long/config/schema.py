@@ -261,6 +261,7 @@ class TrainerConfig:
         default="none", metadata=NOT_IDENTITY
     )  # none · selective · full: activations computed again in backward
     compile: bool = field(default=False, metadata=NOT_IDENTITY)  # torch.compile, block by block
+    mkl_fast_path: bool = field(default=True, metadata=NOT_IDENTITY)  # on processors of AMD's; see processor.py
     # strategy=fsdp, several micro-batches: add up whole gradients and reduce them once, or reduce each time and add up what is kept of them
     accumulate: str = field(default="whole", metadata=NOT_IDENTITY)  # whole · sharded
     checkpoint_every: Count = field(default=100, metadata=NOT_IDENTITY)  # updates

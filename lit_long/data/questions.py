@@ -20,11 +20,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from lit_long.config import Unfit
-from lit_long.data.sampling import permutation, random_words
+from lit_long.data.sampling import Places, permutation, random_words
 from lit_long.data.synthetic import first_sentence
 from lit_long.data.token_store import Documents, ShardedDocuments, describe_longest
 
@@ -112,9 +111,8 @@ class Passages:
 
     def __init__(self, texts: Texts, domain: str, split: str, longest: int) -> None:
         self._documents, self._tokenizer = texts.documents(domain, split), texts.tokenizer
-        starts = np.maximum(np.asarray(self._documents.lengths) - longest, 0)  # so that a passage fits wherever it starts
-        self._places = np.cumsum(starts)
-        if not len(starts) or self._places[-1] == 0:
+        self._places = Places(self._documents, longest + 1)
+        if not self._places:
             raise Unfit(
                 f"No {split} document of domain '{domain}' has more than {longest} tokens, as questions about texts of that length need "
                 f"({describe_longest(self._documents)})."
@@ -123,9 +121,7 @@ class Passages:
     def draw(self, tokens: int, *key: int | str) -> str:
         """The passage that ``key`` chooses. Raises Unfit where paragraphs with sentences are too rare."""
         for attempt in range(_TRIES):
-            place = int(random_words(1, "passage", *key, attempt)[0] % np.uint64(self._places[-1]))
-            index = int(np.searchsorted(self._places, place, side="right"))
-            start = place - int(self._places[index - 1] if index else 0)
+            index, start = self._places.draw(random_words(1, "passage", *key, attempt)[0])
             text = self._tokenizer.decode(self._documents[index][start : start + _SEARCHED + tokens].tolist())
             for paragraph in _PARAGRAPH.finditer(text):
                 if first_sentence(text[paragraph.end() :]):

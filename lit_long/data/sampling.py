@@ -172,6 +172,22 @@ class Epoch:
         return numbers, lengths, kept, long
 
 
+class Places:
+    """Places in documents where a text of ``tokens`` tokens fits, each as likely. False where there is none."""
+
+    def __init__(self, documents: Documents | ShardedDocuments, tokens: int) -> None:
+        self._ends = np.cumsum(np.maximum(np.asarray(documents.lengths) - tokens + 1, 0))  # places up to each document's end
+
+    def __bool__(self) -> bool:
+        return bool(len(self._ends) and self._ends[-1])
+
+    def draw(self, word: np.uint64) -> tuple[int, int]:
+        """The document's number and the token to start at that a word of `random_words` stands for."""
+        place = int(word % np.uint64(self._ends[-1]))
+        index = int(np.searchsorted(self._ends, place, side="right"))
+        return index, place - int(self._ends[index - 1] if index else 0)
+
+
 def random_words(count: int, *key: int | str) -> np.ndarray:
     """uint64 [count], random, determined by ``key``."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()

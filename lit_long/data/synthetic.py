@@ -30,7 +30,7 @@ import numpy as np
 from lit_long.config import Unfit, UserError
 from lit_long.config.schema import SHORTEST_RETRIEVAL
 from lit_long.data.packing import ENDLESS, Sequence, join_documents
-from lit_long.data.sampling import permutation, random_words
+from lit_long.data.sampling import Places, permutation, random_words
 from lit_long.data.token_store import Store, describe_longest
 
 RETRIEVAL, COPYING = SYNTHETIC = ("retrieval", "copying")  # in a mixture's weights
@@ -182,9 +182,8 @@ class _Windows:
         self._length = length
         self.separator = store.separator
         self._question = self.encode(QUESTION)
-        starts = np.maximum(self._documents.lengths - length, 0)  # so that every window fits, wherever it starts
-        self._last_start = np.cumsum(starts)
-        if not len(starts) or self._last_start[-1] == 0:
+        self._places = Places(self._documents, length + 1)
+        if not self._places:
             raise Unfit(
                 f"No {split} document of domain '{domain}' has more than {length} tokens, as FIRST-SENTENCE-RETRIEVAL needs "
                 f"({describe_longest(self._documents)})."
@@ -193,10 +192,8 @@ class _Windows:
     def draw(self, *key: int | str) -> _Instance | None:
         """The window at the random place that ``key`` stands for, or None if no paragraph with a proper sentence
         starts near."""
-        place = int(random_words(1, "retrieval", *key)[0] % np.uint64(self._last_start[-1]))
-        index = int(np.searchsorted(self._last_start, place, side="right"))
+        index, start = self._places.draw(random_words(1, "retrieval", *key)[0])
         document = self._documents[index]
-        start = place - int(self._last_start[index - 1] if index else 0)
         # The window starts up to _SEARCHED_TOKENS further right; what the document lacks then is a reason to try
         # elsewhere.
         text = self._tokenizer.decode(document[start : start + _SEARCHED_TOKENS + self._length].tolist())
@@ -261,9 +258,8 @@ class CopyDocuments:
         self._documents = store.documents(DOMAIN, "train")
         self._separator, self._length, self._seed = store.separator, context + 1, seed
         self.first = 0  # the number of the sequence to begin with
-        # How many places there are where a span may start, up to the end of each document.
-        self._places = np.cumsum(np.maximum(self._documents.lengths - max(SPAN) + 1, 0))
-        if not len(self._places) or self._places[-1] == 0:
+        self._places = Places(self._documents, max(SPAN))
+        if not self._places:
             raise UserError(
                 f"No training document of domain '{DOMAIN}' has {max(SPAN)} tokens, as copying needs ({describe_longest(self._documents)}). "
                 f"Take 'copying' out of data.weights."
@@ -277,13 +273,8 @@ class CopyDocuments:
         half, spans, tokens = self._length // 2, [], 0
         words = iter(random_words(2 * (half // min(SPAN) + 1), *key))
         while tokens < half:
-            place, size = next(words) % np.uint64(self._places[-1]), SPAN[int(next(words) % np.uint64(len(SPAN)))]
-            spans.append(self._span(int(place), size))
+            (document, start), size = self._places.draw(next(words)), SPAN[int(next(words) % np.uint64(len(SPAN)))]
+            spans.append(np.asarray(self._documents[document][start : start + size]))
             tokens += size
         again = [spans[i] for i in permutation(len(spans), *key, "again")]
         return join_documents([np.concatenate([[self._separator], *spans, *again])[: self._length]])
-
-    def _span(self, place: int, size: int) -> np.ndarray:
-        index = int(np.searchsorted(self._places, place, side="right"))
-        start = place - int(self._places[index - 1] if index else 0)
-        return np.asarray(self._documents[index][start : start + size])

@@ -30,6 +30,7 @@ from lit_long.planning.flops import parameters
 from lit_long.positions.layers import build_layers
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
+from lit_long.processor import describe_machine
 
 SAMPLES, DEPTHS = 8, 10
 HOLD_OUT = "hold out more or longer documents (data.corpus.validation, data.sources.NAME.validation_share)"
@@ -129,6 +130,7 @@ def measure(
         "seconds": time.perf_counter() - started,
         "parameters": parameters(config.model),
         "attention": attention,
+        "machine": describe_machine(device),
         "pretrained_context": config.model.context,
     }
 

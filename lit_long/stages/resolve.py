@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from lit_long.config import (
@@ -46,6 +44,7 @@ from lit_long.data.tokenizer import borrowed_template
 from lit_long.evaluation.registry import check_task
 from lit_long.positions import settings as position_settings
 from lit_long.positions.layers import LayerPattern, build_layers, check_layers, check_pattern, layer_settings
+from lit_long.processor import has_bf16_products
 
 RUN = ("context", "tokens", "tokens_per_update", "data", "curriculum", "seed")  # of its parent's run, what a branch has in common
 FROM_PARENT = ("position", "layers", *RUN)
@@ -326,16 +325,7 @@ def resolve_precision(trainer: TrainerConfig) -> str:
         raise UserError(f"trainer.precision must be auto, {', '.join(known)}, not {trainer.precision!r}")
     if trainer.accelerator != "cpu":
         return "bf16-mixed"
-    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & processor_flags() else "32-true"
-
-
-@cache
-def processor_flags() -> set[str]:
-    """What this machine's processor can do, as Linux calls it; none elsewhere."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return set()
+    return "bf16-mixed" if has_bf16_products() else "32-true"
 
 
 def resolve_data(

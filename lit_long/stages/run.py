@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import StageConfig
+from lit_long.processor import take_mkl_fast_path
 from lit_long.stages.archive import IN_BF16, check_data
 from lit_long.stages.folder import finish, is_archived, is_done, read_stage
 from lit_long.stages.resolve import uses_builtin
@@ -35,6 +36,8 @@ def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path 
 
         own = config.data.sources
         return {"kind": "data"} | prepare(config.data.corpus, folder, report, own, uses_builtin(config.data))
+    if config.trainer.mkl_fast_path and (line := take_mkl_fast_path()):
+        print(line, flush=True)  # log.txt
     if config.kind == "train":
         from lit_long.training.run import train
 

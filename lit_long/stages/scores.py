@@ -32,10 +32,10 @@ from lit_long.generation import prepack
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.digests import file_digest
 from lit_long.pretrained.weights import WEIGHTS
+from lit_long.processor import describe_machine, take_mkl_fast_path
 from lit_long.stages.folder import read_stage
 from lit_long.stages.lineage import stage_of
 from lit_long.stages.model import load_model
-from lit_long.training.throughput import describe_machine
 
 EVALUATION, SCORES, SAMPLES = "evaluation.json", "scores.json", "samples"
 ROWS = 8  # sequences in a step of generation, where a suite does not say how many samples it has
@@ -64,6 +64,7 @@ class EvaluateConfig:
     dtype: str = "auto"
     device: str = "auto"
     batch_tokens: Count = 4096
+    mkl_fast_path: bool = True
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     root: str = ""
     model: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +94,8 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
         UserError: unknown names, no model or texts, a length beyond the model, samples of another evaluation in the folder.
     """
     size, names = names_of(config.suite, config.tasks)
+    if config.mkl_fast_path and (line := take_mkl_fast_path()):
+        say(line)
     stage = stage_folder(config.checkpoint)
     model, tokenizer, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)
     prepack(model, config.samples or size.samples or ROWS)

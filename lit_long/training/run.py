@@ -31,6 +31,7 @@ from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, save_weights
+from lit_long.processor import describe_machine
 from lit_long.training.adapter import count_trained, save_adapted
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts
 from lit_long.training.context_parallel import check_compiled
@@ -40,7 +41,6 @@ from lit_long.training.resume import OneFile, Writer, newest_checkpoint
 from lit_long.training.signals import Stopped, StopRequest
 from lit_long.training.spike_guard import SpikeGuard
 from lit_long.training.strategy import MeshStrategy
-from lit_long.training.throughput import describe_machine
 from lit_long.training.watchdog import Watchdog
 
 

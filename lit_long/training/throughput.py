@@ -5,7 +5,6 @@ The peak is the dense tensor-core figure for a GPU in the table, and a measured 
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from pathlib import Path
@@ -63,15 +62,3 @@ def peak_memory_gib(device: torch.device) -> float | None:
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
     except (OSError, TypeError):
         return None
-
-
-def describe_machine(device: torch.device) -> str:
-    """The processor that the numbers come from, in a few words."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = "CPU"
-    return f"{model}, {os.cpu_count()} cores"

@@ -31,7 +31,7 @@ from lit_long.evaluation.lm_eval import Harness
 from lit_long.evaluation.needle import NEW, needle_prompt
 from lit_long.generation import prepack
 from lit_long.pretrained import open_pretrained
-from lit_long.training.throughput import describe_machine
+from lit_long.processor import describe_machine
 from tests.benchmarks.bench_generation import SHAPE, their_tokens, theirs
 from tests.evaluation.models import bytes_tokenizer
 from tests.pretrained.llamas import read

@@ -26,8 +26,8 @@ from lit_long.config import ModelConfig, TrainerConfig
 from lit_long.generation import generate, prepack
 from lit_long.model.llama import Llama
 from lit_long.positions import build
+from lit_long.processor import describe_machine
 from lit_long.stages.resolve import resolve_precision
-from lit_long.training.throughput import describe_machine
 from tests.integration.mini import REPOSITORY
 
 SHAPE = ModelConfig(49_152, 576, 30, 9, 3, 64, 1536, 1e-5, True, 8192, 100_000.0)

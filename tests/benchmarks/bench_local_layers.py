@@ -13,7 +13,7 @@ import torch
 from lit_long.batch import Batch
 from lit_long.model import local
 from lit_long.model.attention import attention, attention_masks
-from lit_long.training.throughput import describe_machine
+from lit_long.processor import describe_machine
 from tests.benchmarks.bench_rotation import seconds
 
 TOKENS, WINDOW, ROUNDS = 8192, 512, 3

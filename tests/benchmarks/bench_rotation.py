@@ -18,7 +18,7 @@ from lit_long.model.attention import CAUSAL
 from lit_long.model.llama import Attention
 from lit_long.positions import build
 from lit_long.positions.rotary import apply_rotary
-from lit_long.training.throughput import describe_machine
+from lit_long.processor import describe_machine
 
 SHAPES = {  # heads, components, d_model, rounds: those of configs/model/
     "tiny": (3, 64, 192, 200),

@@ -2,9 +2,10 @@
 
 Forward, backward and fused AdamW, under bf16 autocast where the processor computes bf16 (else in fp32; the rows say which). Each contestant
 has a process of its own and they take turns, step by step, so that all meet the same machine. Ours runs as a stage of a sweep does, with the
-memory settings of launch/local.py and its blocks compiled; theirs as people run it, eager, and compiled. With `full` also, for the
-reading: ours eager, and theirs eager under our memory settings. Further rows: peak memory of one step at 8,192 tokens, the loss alone against
-torch's, and how our memory grows with the context.
+settings of its process (memory, launch/local.py; MKL's fast path on AMD's processors, processor.py) and its blocks compiled; theirs as people
+run it, eager, and compiled, and eager with our settings, which shows what is ours beside them. The bound is a step's matrix products and
+attention alone, by torch's own functions and with our settings: what is left of ours to gain. With `full` also, for the reading: ours eager.
+Further rows: peak memory of one step at 8,192 tokens, the loss alone against torch's, and how our memory grows with the context.
 
 make bench, or python -m tests.benchmarks.bench_train_step FILE.json [full] [until=SECONDS] to have the rows in a file; … profile SIZE ROWS LENGTH
 says where the time of our eager step goes, and how near matrix products and attention are to what the processor can do.
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_long.batch import Batch
@@ -34,9 +37,10 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.planning.flops import matmul_weights
 from lit_long.positions import build
+from lit_long.processor import describe_machine, mkl_asks, take_mkl_fast_path
 from lit_long.stages.resolve import resolve_precision
 from lit_long.training.parallel import parallelize
-from lit_long.training.throughput import describe_machine, measured_peak
+from lit_long.training.throughput import measured_peak
 from tests.integration.mini import REPOSITORY
 
 SIZES = {
@@ -55,14 +59,17 @@ SPEED = [
     ("135M", 4, 512),
     ("135M", 1, 2048),
 ]
-CONTESTANTS = ("ours compiled", "theirs eager", "theirs compiled", "ours eager", "theirs eager kept")
+CONTESTANTS = ("ours compiled", "theirs eager", "theirs eager with our settings", "bound", "theirs compiled", "ours eager")
+OURS = ("ours", "bound", "theirs eager with our settings")  # beginnings of those that have the settings of a stage's process
 EAGER_TARGET, COMPILED_TARGET, LARGE_TARGET, MEMORY_TARGET = 1.3, 1.05, 1.15, 1 / 0.6
+SETTINGS_TARGET, BOUND_TARGET = 1.0, 0.9  # against theirs with our settings; against the bound
 LOSS_MEMORY = 2**29
 # Within the half hour that all benchmarks have together; `full`: 5 and 3, the rows of 8,192 tokens, and all contestants.
 ROUNDS, SLOW_ROUNDS = 3, 1
 ROUND_SECONDS = 60  # no further round after so long, unless `full`: a slow machine gets fewer
 NATIVE = resolve_precision(TrainerConfig()) == "bf16-mixed"  # as stages choose it
 DTYPE = "bf16" if NATIVE else "fp32"
+MKL_FAST_PATH = mkl_asks() is not None  # of those with our settings
 Row = dict[str, Any]
 
 
@@ -97,6 +104,8 @@ def theirs(shape: ModelConfig, attention: str = "sdpa") -> LlamaForCausalLM:
 def stepper(who: str, shape: ModelConfig, rows: int, length: int) -> Callable[[], None]:
     """One update of a contestant, on tokens of its own."""
     torch.manual_seed(0)
+    if who == "bound":
+        return bound(shape, rows, length)
     tokens = torch.randint(shape.vocab_size, (rows, length))
     if who.startswith("ours"):
         model = ours(shape, "compiled" in who, "full" if "checkpointed" in who else "none")
@@ -120,11 +129,39 @@ def stepper(who: str, shape: ModelConfig, rows: int, length: int) -> Callable[[]
     return step
 
 
+def bound(shape: ModelConfig, rows: int, length: int) -> Callable[[], None]:
+    """Only the matrix products and the attention of an update, forward and backward, on tensors that are there already."""
+    dtype = torch.bfloat16 if NATIVE else torch.float32
+    inner, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+    sizes = [(shape.d_model, inner), *2 * [(shape.d_model, keys)], (inner, shape.d_model)]
+    sizes += [*2 * [(shape.d_model, shape.d_ffn)], (shape.d_ffn, shape.d_model)]
+
+    def matrices(wide: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(torch.randn(*size, dtype=dtype) for size in ((rows * length, wide), (out, wide), (rows * length, out)))
+
+    blocks, head = [matrices(*size) for size in sizes], matrices(shape.d_model, shape.vocab_size)
+    heads = [shape.n_heads, shape.n_kv_heads, shape.n_kv_heads]
+    q, k, v = (torch.randn(rows, n, length, shape.head_dim, dtype=dtype, requires_grad=True) for n in heads)
+
+    def products(x: Tensor, weight: Tensor, gradient: Tensor) -> None:
+        x @ weight.T, gradient @ weight, gradient.T @ x
+
+    def step() -> None:
+        for _ in range(shape.n_layers):
+            for each in blocks:
+                products(*each)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads[0] != heads[1])
+            torch.autograd.grad(out, (q, k, v), out.detach())
+        products(*head)
+
+    return step
+
+
 class Contestant:
     """A process that makes one step for every line that it is sent, and answers with its seconds and its peak memory so far in MiB."""
 
     def __init__(self, who: str, size: str, rows: int, length: int) -> None:
-        keep = KEEP_MEMORY if who.startswith("ours") or who.endswith("kept") else {}
+        keep = KEEP_MEMORY if who.startswith(OURS) else {}
         command = [sys.executable, "-m", "tests.benchmarks.bench_train_step", "step", who, size, str(rows), str(length)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))} | keep
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment)
@@ -152,6 +189,8 @@ class Contestant:
 
 
 def contestant(who: str, size: str, rows: int, length: int) -> None:
+    if who.startswith(OURS):
+        take_mkl_fast_path()
     before = peak_mebibytes()
     step = stepper(who, SIZES[size], rows, length)
     for _ in sys.stdin:
@@ -168,6 +207,7 @@ def row(name: str, peer: str, mine: float, peers: float, ratio: float, target: f
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     found = {"name": name, "peer": peer, "ours": mine, "theirs": peers, "ratio": ratio, "target": target, "unit": unit} | more
     found |= {"threads": torch.get_num_threads(), "machine": describe_machine(torch.device("cpu")), "versions": versions}
+    found |= {"mkl_fast_path": MKL_FAST_PATH}
     verdict = "" if target is None else f" (target {target:.2f})" if ratio >= target else f" (BELOW TARGET {target:.2f})"
     print(f"{name}: {mine:,.1f} {unit}, {peer} {peers:,.1f}: {ratio:.2f} ×{verdict} {more or ''}", flush=True)
     return found
@@ -177,8 +217,8 @@ def speed_rows(size: str, rows: int, length: int, full: bool = False) -> list[Ro
     """Tokens/s by the median of the rounds, after steps that compile and warm up. Ratios are medians of those within a round."""
     large, slow = size == "135M", size == "135M" or length > 2048
     rounds = (SLOW_ROUNDS if slow else ROUNDS) + (2 if full else 0)
-    quick = 2 if large else 3  # those with a target: the large compiled one has none, and compiles for minutes
-    kinds = CONTESTANTS[: quick if not full else 3 if slow else None]
+    quick = 4 if large else 5  # those with a target: the large compiled one has none, and compiles for minutes
+    kinds = CONTESTANTS[: quick if not full else 5 if slow else None]
     contestants = {who: Contestant(who, size, rows, length) for who in kinds}
     try:
         for _ in range(2 if full or not slow else 1):  # all at once: that they compile is not what is measured
@@ -194,17 +234,18 @@ def speed_rows(size: str, rows: int, length: int, full: bool = False) -> list[Ro
             one.__exit__()
     speed = {who: rows * length / statistics.median(round_[who] for round_ in times) for who in kinds}
     name = f"step, {size}, {rows} × {length:,}, {DTYPE}"
-    names = {"ours eager": "ours_eager", "theirs eager kept": "theirs_eager_with_our_memory_settings"}
-    also = {"rounds": len(times)} | {label: speed[who] for who, label in names.items() if who in kinds}
+    also = {"rounds": len(times)} | ({"ours_eager": speed["ours eager"]} if "ours eager" in kinds else {})
     found = []
     for peer, target in (
         ("theirs eager", LARGE_TARGET if large else EAGER_TARGET),
+        ("theirs eager with our settings", SETTINGS_TARGET),
+        ("bound", BOUND_TARGET),
         ("theirs compiled", None if large else COMPILED_TARGET),
     ):
         if peer not in kinds:
             continue
         ratio = statistics.median(round_[peer] / round_["ours compiled"] for round_ in times)
-        label = peer.replace("theirs", "transformers")
+        label = "products and attention alone" if peer == "bound" else peer.replace("theirs", "transformers")
         found.append(row(name, label, speed["ours compiled"], speed[peer], ratio, target, "tokens/s", **also))
     return found
 

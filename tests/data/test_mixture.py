@@ -307,3 +307,15 @@ def test_retrieval_has_no_end(store):
     planned = plan_tokens(found, [Phase(0, 4, 128)], 1024, 1e-9 + 1)
     assert planned["retrieval"] == {"tokens": 1024.0, "epochs": None, "utilisation": 1.0, "share": 0.25}
     assert describe_plan(planned).startswith("docs 75.0% (") and describe_plan(planned).endswith(" epochs), retrieval 25.0%")
+
+
+def test_a_mixture_caps_made_examples(store):
+    """data.sampling.retrieval.max_tokens reaches what the mixture draws."""
+
+    def longest(**sampling):
+        recipe = Recipe({"retrieval": 1.0}, sampling={"retrieval": SamplingConfig(**sampling)} if sampling else {})
+        (found,) = make_mixtures(store, recipe, [Phase(0, 4, 512)], 2048)
+        ids = [found.sources["retrieval"][number]["document_ids"] for number in range(20)]
+        return max(int(np.unique(row, return_counts=True)[1].max()) for row in ids)
+
+    assert longest(max_tokens=150) <= 150 < longest()

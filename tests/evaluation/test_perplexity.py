@@ -120,6 +120,20 @@ def test_a_store_of_ours_is_read_alike(store):
     assert len(pages.digest) == 64 and pages.digest != InMemoryCorpus(words_in(store), {"code": texts["docs"]}).digest
 
 
+def test_a_stage_skips_the_first_documents(store):
+    evaluated = evaluated_of(store)
+
+    def nats(**asked):
+        settings = EvaluationConfig(domains=["code"], lengths=[64, 128], batch_tokens=512, **asked)
+        with torch.no_grad():
+            rows = text_measurements(evaluated.model, store, settings, torch.device("cpu"), lambda tokens: None)
+        return {row.length: row.settings["document_nats"] for row in rows if row.metric == "perplexity"}
+
+    whole, behind = nats(sequences=4), nats(sequences=2, skip=2)
+    assert all(behind[length] == pytest.approx(whole[length][2:]) and len(behind[length]) == 2 for length in (64, 128))
+    assert whole[128][:2] != pytest.approx(whole[128][2:])
+
+
 def long_documents(store):
     documents = store.documents("docs", "validation")
     return [documents[i] for i in range(len(documents))]

@@ -79,6 +79,23 @@ def test_the_control_is_measured_at_the_shortest_length_when_asked_for(store):
     assert not any("control" in row.metric for row in without)
 
 
+@pytest.mark.parametrize("metric", ["retrieval", "passkey"])
+def test_a_stage_skips_the_first_examples(store, monkeypatch, metric):
+    from lit_long.evaluation import retrieval as module
+
+    asked, real = [], module.answer
+    monkeypatch.setattr(
+        module, "answer", lambda model, examples, *rest, **how: asked.append(examples) or real(model, examples, *rest, **how)
+    )
+    model = model_with(POSITIONS[0])
+    for skip, count in ((0, 4), (2, 2)):
+        evaluation = EvaluationConfig(**{f"{metric}_lengths": [160]}, retrieval_examples=count, skip=skip)
+        retrieval(model, store, evaluation, lambda tokens: None)
+    # by how their texts begin: a key stands deeper, by how many there are
+    whole, behind = ([example.tokens[:12].tolist() for example in examples] for examples in asked)
+    assert behind == whole[2:] and len({*map(tuple, whole)}) == 4
+
+
 def test_passkeys_are_found_only_whole(store):
     """A model cannot know the digits; one whose answers were planted does, and all but the last do not count."""
     model, examples = model_with(POSITIONS[0]), passkey_examples(store, 208, 2)

@@ -47,8 +47,9 @@ from lit_long.model import flash
 from lit_long.model.attention import KERNELS, choose, describe, use
 from lit_long.model.fused_loss import PACKAGES, fused_nats, why_not
 from lit_long.model.loss import chunk_tokens, summed_nats
+from lit_long.processor import describe_machine
 from lit_long.training.parallel import CHECKPOINTING
-from lit_long.training.throughput import describe_machine, peak_flops, peak_memory_gib, update_flops
+from lit_long.training.throughput import peak_flops, peak_memory_gib, update_flops
 from tests.benchmarks.bench_train_step import LOSS_MEMORY, SIZES, ours, theirs
 from tests.gpu import pretended
 from tests.integration.mini import MINI, REPOSITORY

@@ -19,7 +19,7 @@ from lit_long.config import (
     UserError,
 )
 from lit_long.config.schema import PhaseConfig
-from lit_long.stages.resolve import check_optimizer, resolve_stage
+from lit_long.stages.resolve import check_optimizer, resolve_data, resolve_stage
 
 WHERE = "my.yaml: stages.base"
 ROPE = {"scheme": "rope", "base": 10_000.0}
@@ -160,3 +160,17 @@ def test_an_adapter_of_a_matrix_that_is_not_there():
     assert resolved_with(model=shape, adapter=there).adapter == there
     with pytest.raises(UserError, match="my.yaml: stages.base: adapter.targets: model.activation=relu2 has no gate_proj; leave"):
         resolved_with(model=shape, adapter=gone)
+
+
+def test_sampling_of_the_builtin_corpus_goes_where_sources_take_over(tmp_path):
+    (tmp_path / "text.txt").write_text("A text.\n" * 50)
+    sampling = {
+        "docs": SamplingConfig(min_tokens=512),
+        "retrieval": SamplingConfig(max_tokens=256),
+        "mine": SamplingConfig(min_tokens=2),
+    }
+    sources = {"mine": SourceConfig(path=str(tmp_path))}
+    over = resolve_data(DataConfig(weights={"docs": 0.9, "retrieval": 0.1}, sources=sources, sampling=sampling), WHERE, {})
+    assert over.weights == {"mine": 1.0} and over.sampling == {"mine": sampling["mine"]}
+    beside = resolve_data(DataConfig(weights={"docs": 0.9, "mine": 0.1}, sources=sources, sampling=sampling), WHERE, {})
+    assert beside.weights == {"docs": 0.9, "mine": 0.1} and beside.sampling == sampling

@@ -329,6 +329,8 @@ def test_the_columns_of_a_view():
         "eval/perplexity/docs/2048",
         "eval/perplexity/docs/256",
     ]
+    both = [name.replace("accuracy", "rouge_l") for name in names if "accuracy" in name]
+    assert columns([*names, *both])[2] == "eval/retrieval_rouge_l/code/2048"  # the paper's measure, where there are both
     assert columns(["eval/perplexity/my/own/32"]) == ["eval/perplexity/my/own/32"]  # one length
     assert columns(["eval/answer_nats/docs/128", "eval/answer_nats/docs/32"]) == ["eval/answer_nats/docs/128"]
     assert columns(["eval/loss_by_position/code", "train/loss"]) == []

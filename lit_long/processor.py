@@ -1,0 +1,88 @@
+"""The processor that computes: what it is called, what it can do, and MKL's fast path on AMD's.
+
+MKL, which torch's wheels bring, asks `mkl_serv_intel_cpu_true` whether a processor is Intel's, and gives others kernels that do without their
+best instructions. On AMD's the fast kernels give matrix products and attention 1.1 to 1.9 times the speed (docs/performance.md). So a stage makes
+the function say yes, in its own process: six bytes of its code, before the first product.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+AMD = "AuthenticAMD"
+ASKED = "mkl_serv_intel_cpu_true"
+RETURN_1 = bytes.fromhex("b801000000c3")  # mov eax, 1; ret
+READ_EXECUTE, WRITE = 0x5, 0x2  # mprotect(2)
+
+
+@cache
+def processor_info() -> dict[str, str]:
+    """Of the first processor, as Linux tells it: ``vendor_id``, ``model name``, ``flags`` …; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def has_bf16_products() -> bool:
+    """Whether the processor multiplies in bf16 itself."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor_info().get("flags", "").split())
+
+
+def describe_machine(device: torch.device) -> str:
+    """The processor that the numbers come from, in a few words."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    name = f"{processor_info().get('model name', 'CPU')}, {os.cpu_count()} cores"
+    return f"{name}, MKL's fast path" if has_mkl_fast_path() else name
+
+
+def take_mkl_fast_path() -> str:
+    """Let MKL take its fast path in this process, before anything is multiplied. Results differ by rounding.
+
+    Returns:
+        A line for the log; "" where there is nothing to take: no AMD processor, no Linux, a torch without MKL.
+    """
+    asked = mkl_asks()
+    if asked is None or has_mkl_fast_path():
+        return ""
+    address = ctypes.cast(asked, ctypes.c_void_p).value
+    first = address - address % mmap.PAGESIZE
+    pages = ctypes.c_void_p(first), ctypes.c_size_t(address + len(RETURN_1) - first)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(*pages, READ_EXECUTE | WRITE):  # some systems allow no code that changes
+        return f"MKL: not its fast path, the system refuses: {os.strerror(ctypes.get_errno())}"
+    ctypes.memmove(address, RETURN_1, len(RETURN_1))
+    libc.mprotect(*pages, READ_EXECUTE)
+    return "MKL: its fast path, on a processor of AMD's (mkl_fast_path=false turns it off)"
+
+
+def has_mkl_fast_path() -> bool:
+    """Whether MKL was told so in this process, by `take_mkl_fast_path` or a preloaded library; False where it need not be told."""
+    asked = mkl_asks()
+    return asked is not None and asked() == 1
+
+
+@cache
+def mkl_asks() -> ctypes._CFuncPtr | None:
+    """The function that MKL asks, on a processor of AMD's; None where there is none."""
+    if processor_info().get("vendor_id") != AMD or platform.machine() != "x86_64":
+        return None
+    import torch
+
+    try:
+        return getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), ASKED)
+    except (OSError, AttributeError):
+        return None
