@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data-prepare]
 [full] [minutes=30]`. They are to take half an hour: on a slow machine the parts of `train`, the longest, that do not fit into it are left out,
-and named. `full`: more rounds and the grids in full, however long that takes.
+and named. `full`: more rounds and the grids in full, however long that takes. only=growth, some ten minutes, runs where it is asked for alone.
 
 Each writes its rows to tests/benchmarks/results/DATE-NAME.json, a second run of the day to DATE-NAME-2.json, and so on. (Rotation only prints:
 pytest -s tests/benchmarks/bench_rotation.py; how long a command takes to start, bench_cli.py.)
@@ -24,6 +24,7 @@ BENCHES = {
     "planning": "bench_planning",
     "train": "bench_train_step",  # last: it leaves out parts for which there is no time
 }
+ON_DEMAND = {"growth": "bench_growth"}
 FULL = ("train", "evaluation")  # those that know the word
 
 
@@ -35,8 +36,9 @@ def unused(stem: str) -> Path:
 
 def main(argv: list[str]) -> int:
     names = next((word.removeprefix("only=") for word in argv if word.startswith("only=")), ",".join(BENCHES)).split(",")
-    if unknown := [name for name in names if name not in BENCHES]:
-        print(f"only={unknown[0]}: no such benchmark; there are {', '.join(BENCHES)}", file=sys.stderr)
+    known = BENCHES | ON_DEMAND
+    if unknown := [name for name in names if name not in known]:
+        print(f"only={unknown[0]}: no such benchmark; there are {', '.join(known)}", file=sys.stderr)
         return 2
     minutes = next((word.removeprefix("minutes=") for word in argv if word.startswith("minutes=")), "30")
     if not minutes.isdecimal():
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
         file = unused(f"{datetime.date.today()}-{name}")
         print(f"── {name}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{BENCHES[name]}", str(file), *more]).returncode
+        code = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{known[name]}", str(file), *more]).returncode
         print(
             f"   {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}, {time.perf_counter() - start:.0f} s",
             flush=True,
