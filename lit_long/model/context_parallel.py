@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from lit_long.model import flash, local, short
 from lit_long.model.documents import backward_kernel, empty, forward_kernel, gathered, hides, keep, shared
@@ -116,6 +115,10 @@ def attend_shard(
 
 def segment_by_segment(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard, window: int | None = None) -> Tensor:
     """Where no kernel knows segments (fp32 on a GPU): one after the other, by SDPA with a diagonal that ends in the lower right corner."""
+    from torch.nn.attention.bias import (
+        causal_lower_right,
+    )  # imports torch._dynamo: a second, which stages on one device need not wait for
+
     outputs = []
     for row, query, key, earlier, tokens in shard.table.tolist():
         q = q_BHTK[row : row + 1, :, query : query + tokens]
