@@ -115,9 +115,8 @@ def attend_shard(
 
 def segment_by_segment(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, shard: ContextShard, window: int | None = None) -> Tensor:
     """Where no kernel knows segments (fp32 on a GPU): one after the other, by SDPA with a diagonal that ends in the lower right corner."""
-    from torch.nn.attention.bias import (
-        causal_lower_right,
-    )  # imports torch._dynamo: a second, which stages on one device need not wait for
+    # It imports torch._dynamo: a second, which stages on one device need not wait for.
+    from torch.nn.attention.bias import causal_lower_right
 
     outputs = []
     for row, query, key, earlier, tokens in shard.table.tolist():
