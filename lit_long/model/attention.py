@@ -34,7 +34,7 @@ from lit_long.model import flash, short
 from lit_long.model.context_parallel import PACKED, ContextShard, attend_shard, context_shard
 from lit_long.model.documents import attend_documents, hides, pieces
 from lit_long.model.local import window_mask
-from lit_long.positions import Rotation
+from lit_long.positions import PositionalEncoder, Rotation
 from lit_long.positions.layers import LayerGroup
 
 PIECE = 256  # positions that bf16 tells apart
@@ -262,8 +262,9 @@ def biased(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, 
 
 
 def group_slopes(groups: Sequence[LayerGroup], heads: int, device: torch.device) -> list[Tensor | None]:
-    """`AttentionMask.slopes` of each group of layers. Raises UserError where they are not computed: on GPUs."""
-    found = [group.encoder.score_slopes(heads) for group in groups]
+    """`AttentionMask.slopes` of each group of layers; only encoders that define some are asked. Raises UserError where they are not computed: on GPUs."""
+    none = PositionalEncoder.score_slopes
+    found = [None if type(each.encoder).score_slopes is none else each.encoder.score_slopes(heads) for each in groups]
     if any(found) and device.type not in ("cpu", "meta"):
         raise UserError(
             f"position: scores that fall with distance (ALiBi) are computed on CPUs only, not on {device.type}; trainer=cpu, or another position"
