@@ -1,8 +1,8 @@
 """The processor that computes: what it is called, what it can do, and MKL's fast path on AMD's.
 
-MKL, which torch's wheels bring, asks `mkl_serv_intel_cpu_true` whether a processor is Intel's, and gives others kernels that do without their
-best instructions. On AMD's the fast kernels give matrix products and attention 1.1 to 1.9 times the speed (docs/performance.md). So a stage makes
-the function say yes, in its own process: six bytes of its code, before the first product.
+MKL, which torch's wheels bring, takes slower kernels where its function `mkl_serv_intel_cpu_true` says that a processor is not Intel's. On AMD's the
+fast ones give matrix products and attention 1.1 to 1.9 times the speed (docs/performance.md). So a stage on a CPU makes the function say yes, in its
+own process: six bytes of its code, before the first product.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 AMD = "AuthenticAMD"
-ASKED = "mkl_serv_intel_cpu_true"
+INTEL_CHECK = "mkl_serv_intel_cpu_true"
 RETURN_1 = bytes.fromhex("b801000000c3")  # mov eax, 1; ret
 READ_EXECUTE, WRITE = 0x5, 0x2  # mprotect(2)
 
@@ -55,10 +55,10 @@ def take_mkl_fast_path() -> str:
     Returns:
         A line for the log; "" where there is nothing to take: no AMD processor, no Linux, a torch without MKL.
     """
-    asked = mkl_asks()
-    if asked is None or has_mkl_fast_path():
+    check = intel_check()
+    if check is None or has_mkl_fast_path():
         return ""
-    address = ctypes.cast(asked, ctypes.c_void_p).value
+    address = ctypes.cast(check, ctypes.c_void_p).value
     first = address - address % mmap.PAGESIZE
     pages = ctypes.c_void_p(first), ctypes.c_size_t(address + len(RETURN_1) - first)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -71,18 +71,18 @@ def take_mkl_fast_path() -> str:
 
 def has_mkl_fast_path() -> bool:
     """Whether MKL was told so in this process, by `take_mkl_fast_path` or a preloaded library; False where it need not be told."""
-    asked = mkl_asks()
-    return asked is not None and asked() == 1
+    check = intel_check()
+    return check is not None and check() == 1
 
 
 @cache
-def mkl_asks() -> ctypes._CFuncPtr | None:
-    """The function that MKL asks, on a processor of AMD's; None where there is none."""
+def intel_check() -> ctypes._CFuncPtr | None:
+    """The function by which MKL checks for a processor of Intel's, where this is one of AMD's; None elsewhere, and in a torch without MKL."""
     if processor_info().get("vendor_id") != AMD or platform.machine() != "x86_64":
         return None
     import torch
 
     try:
-        return getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), ASKED)
+        return getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), INTEL_CHECK)
     except (OSError, AttributeError):
         return None

@@ -13,7 +13,7 @@ import torch
 from lit_long import processor
 from tests.integration.mini import REPOSITORY
 
-ON_AMD = processor.mkl_asks() is not None
+ON_AMD = processor.intel_check() is not None
 COMPUTE = """
 import json, sys, torch
 import torch.nn.functional as F
@@ -50,16 +50,22 @@ def test_the_fast_path_differs_by_rounding(tmp_path):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * two.abs().max().item())
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_a_stage_takes_it_unless_told_not_to(wanted, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(("wanted", "accelerator"), [(True, "cpu"), (False, "cpu"), (True, "gpu")])
+def test_a_stage_on_a_cpu_takes_it_unless_told_not_to(wanted, accelerator, monkeypatch, capsys, tmp_path):
     from lit_long.config import StageConfig, TrainerConfig
     from lit_long.evaluation import run
     from lit_long.stages.run import compute
 
     monkeypatch.setattr("lit_long.stages.run.take_mkl_fast_path", lambda: "MKL: fast")
     monkeypatch.setattr(run, "evaluate", lambda *_: {"kind": "evaluate"})
-    compute(StageConfig(kind="evaluate", trainer=TrainerConfig(mkl_fast_path=wanted)), tmp_path, tmp_path, None, print)
-    assert capsys.readouterr().out == ("MKL: fast\n" if wanted else "")
+    compute(
+        StageConfig(kind="evaluate", trainer=TrainerConfig(accelerator=accelerator, mkl_fast_path=wanted)),
+        tmp_path,
+        tmp_path,
+        None,
+        print,
+    )
+    assert capsys.readouterr().out == ("MKL: fast\n" if wanted and accelerator == "cpu" else "")
 
 
 @pytest.fixture
@@ -68,22 +74,22 @@ def another(monkeypatch):
 
     def change(vendor):
         monkeypatch.setattr(processor, "processor_info", lambda: {"vendor_id": vendor})
-        processor.mkl_asks.cache_clear()
+        processor.intel_check.cache_clear()
 
     yield change
     monkeypatch.undo()
-    processor.mkl_asks.cache_clear()
+    processor.intel_check.cache_clear()
 
 
 @pytest.mark.parametrize("vendor", ["GenuineIntel", None])
 def test_nothing_on_other_processors(another, vendor):
     another(vendor)
-    assert processor.mkl_asks() is None and processor.take_mkl_fast_path() == "" and not processor.has_mkl_fast_path()
+    assert processor.intel_check() is None and processor.take_mkl_fast_path() == "" and not processor.has_mkl_fast_path()
 
 
 def test_a_torch_without_mkl_has_nothing_to_take(another, monkeypatch):
     another(processor.AMD)
-    monkeypatch.setattr(processor, "ASKED", "no_such_function")
+    monkeypatch.setattr(processor, "INTEL_CHECK", "no_such_function")
     assert processor.take_mkl_fast_path() == ""
 
 

@@ -36,7 +36,7 @@ def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path 
 
         own = config.data.sources
         return {"kind": "data"} | prepare(config.data.corpus, folder, report, own, uses_builtin(config.data))
-    if config.trainer.mkl_fast_path and (line := take_mkl_fast_path()):
+    if config.trainer.mkl_fast_path and config.trainer.accelerator == "cpu" and (line := take_mkl_fast_path()):
         print(line, flush=True)  # log.txt
     if config.kind == "train":
         from lit_long.training.run import train

@@ -35,7 +35,7 @@ from lit_long.pretrained.weights import WEIGHTS
 from lit_long.processor import describe_machine, take_mkl_fast_path
 from lit_long.stages.folder import read_stage
 from lit_long.stages.lineage import stage_of
-from lit_long.stages.model import load_model
+from lit_long.stages.model import choose, load_model
 
 EVALUATION, SCORES, SAMPLES = "evaluation.json", "scores.json", "samples"
 ROWS = 8  # sequences in a step of generation, where a suite does not say how many samples it has
@@ -94,7 +94,8 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
         UserError: unknown names, no model or texts, a length beyond the model, samples of another evaluation in the folder.
     """
     size, names = names_of(config.suite, config.tasks)
-    if config.mkl_fast_path and (line := take_mkl_fast_path()):
+    on_cpu = choose(config.device, config.dtype)[0].type == "cpu"
+    if config.mkl_fast_path and on_cpu and (line := take_mkl_fast_path()):
         say(line)
     stage = stage_folder(config.checkpoint)
     model, tokenizer, settings = load_model(words, str(stage or ""), config.device, config.dtype, say)

@@ -37,7 +37,7 @@ from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens, summed_nats
 from lit_long.planning.flops import matmul_weights
 from lit_long.positions import build
-from lit_long.processor import describe_machine, mkl_asks, take_mkl_fast_path
+from lit_long.processor import describe_machine, intel_check, take_mkl_fast_path
 from lit_long.stages.resolve import resolve_precision
 from lit_long.training.parallel import parallelize
 from lit_long.training.throughput import measured_peak
@@ -69,7 +69,7 @@ ROUNDS, SLOW_ROUNDS = 3, 1
 ROUND_SECONDS = 60  # no further round after so long, unless `full`: a slow machine gets fewer
 NATIVE = resolve_precision(TrainerConfig()) == "bf16-mixed"  # as stages choose it
 DTYPE = "bf16" if NATIVE else "fp32"
-MKL_FAST_PATH = mkl_asks() is not None  # of those with our settings
+MKL_FAST_PATH = intel_check() is not None  # of those with our settings
 Row = dict[str, Any]
 
 

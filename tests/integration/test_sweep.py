@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import open_store
 from lit_long.export import main as export
-from lit_long.processor import mkl_asks
+from lit_long.processor import intel_check
 from lit_long.stages.folder import read_result
 from lit_long.surroundings import NOT_NEEDED
 from tests.integration.mini import MINI, TASKS, losses, reference, run, runs, stages, table
@@ -182,7 +182,7 @@ def test_mlflow_has_the_tree(client, root):
     ):  # what ran, to be read afterwards
         assert child.data.tags["lit_long.attention"] == "torch's SDPA" == read_result(stages(root)[stage])["attention"]
         log = (stages(root)[stage] / "log.txt").read_text()
-        assert "attention: torch's SDPA\n" in log and ("MKL: its fast path" in log) == (mkl_asks() is not None)
+        assert "attention: torch's SDPA\n" in log and ("MKL: its fast path" in log) == (intel_check() is not None)
     for name in ("perf/tokens_per_second_per_device", "perf/mfu", "perf/mfu_causal", "val/code/loss", "train/grad_norm"):
         assert name in base.data.metrics
     assert "eval/perplexity/code/256" in children["abf | evaluate 256 | seed 0"].data.metrics
