@@ -1,6 +1,7 @@
 """All benchmarks, one after the other, on a machine that does nothing else: `make bench`, or `python -m tests.benchmarks [only=train,data-prepare]
 [full] [minutes=30]`. They are to take half an hour: on a slow machine the parts of `train`, the longest, that do not fit into it are left out,
-and named. `full`: more rounds and the grids in full, however long that takes. only=growth, some ten minutes, runs where it is asked for alone.
+and named. `full`: more rounds and the grids in full, however long that takes. only=growth and only=recording, some ten minutes each, run where they are
+asked for alone.
 
 Each writes its rows to tests/benchmarks/results/DATE-NAME.json, a second run of the day to DATE-NAME-2.json, and so on. (Rotation only prints:
 pytest -s tests/benchmarks/bench_rotation.py; how long a command takes to start, bench_cli.py.)
@@ -24,7 +25,7 @@ BENCHES = {
     "planning": "bench_planning",
     "train": "bench_train_step",  # last: it leaves out parts for which there is no time
 }
-ON_DEMAND = {"growth": "bench_growth"}
+ON_DEMAND = {"growth": "bench_growth", "recording": "bench_recording"}
 FULL = ("train", "evaluation")  # those that know the word
 
 

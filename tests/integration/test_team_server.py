@@ -6,14 +6,11 @@ import csv
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import psutil
 import pytest
@@ -22,73 +19,25 @@ import yaml
 from lit_long.config import TrackingConfig
 from lit_long.tracking import Mirror
 from lit_long.tracking.mlflow import MlflowTracker
-from tests.integration.mini import MINI, REPOSITORY, answering, command, losses
+from tests.integration.mini import MINI, REPOSITORY, command, losses
+from tests.integration.team import LOGIN, PASSWORD, is_installed, postgres, team_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"), key=lambda path: int(path.parent.name))
-PASSWORD = "correct horse battery"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def as_postgres(*words):
-    """PostgreSQL refuses to run as root."""
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    return subprocess.run([*user, *map(str, words)], check=True, capture_output=True, text=True, cwd="/", timeout=120)
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """URI of an empty database on 127.0.0.1."""
-    if not (PROGRAMS / "initdb").exists():
+def database():
+    if not is_installed():
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     pytest.importorskip("psycopg")
     pytest.importorskip("flask_wtf")
-    folder, port = Path("/tmp") / f"lit-long-postgres-{os.getpid()}", free_port()
-    folder.mkdir()
-    if os.getuid() == 0:
-        shutil.chown(folder, "postgres")
-    try:
-        as_postgres(PROGRAMS / "initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres")
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-        as_postgres(PROGRAMS / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w", "-o", options, "start")
-        as_postgres(PROGRAMS / "createdb", "-h", "127.0.0.1", "-p", port, "-U", "postgres", "mlflow")
-        yield f"postgresql://postgres@127.0.0.1:{port}/mlflow"
-    finally:
-        subprocess.run(
-            [
-                *(["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []),
-                str(PROGRAMS / "pg_ctl"),
-                "-D",
-                f"{folder}/data",
-                "-m",
-                "fast",
-                "stop",
-            ],
-            capture_output=True,
-            cwd="/",
-        )
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres() as uri:
+        yield uri
 
 
 @pytest.fixture(scope="module")
 def server(database, tmp_path_factory):
-    """Address of the team's server."""
-    folder = tmp_path_factory.mktemp("team")
-    shutil.copy(REPOSITORY / "mlflow" / "serve.sh", folder / "serve.sh")
-    (folder / "password").write_text(PASSWORD + "\n")
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "BACKEND": database,
-        "ADMIN_PASSWORD_FILE": str(folder / "password"),
-        "WORKERS": "1",
-    }
-    with answering(folder / "serve.sh", environment, folder / "log") as address:
+    with team_server(database, tmp_path_factory.mktemp("team")) as address:
         yield address
 
 
@@ -109,8 +58,7 @@ def swept(server, tmp_path_factory):
     """A sweep whose record is on the server, and its root."""
     root = tmp_path_factory.mktemp("swept")
     words = [*MINI, "grid.position=[rope,abf]", "launcher.parallel=2", f"root={root}", f"tracking.uri={server}"]
-    login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
-    return run("lit_long.sweep", *words, **login), root, login
+    return run("lit_long.sweep", *words, **LOGIN), root, LOGIN
 
 
 def test_strangers_are_refused(server):
@@ -152,8 +100,8 @@ UPDATES, PER_UPDATE = 20_000, 5
 
 
 def test_a_long_stage_is_recorded_in_large_requests(server, tmp_path, monkeypatch, requests_sent):
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
     tracker = MlflowTracker.open(TrackingConfig(uri=server), "long", tmp_path)
     sweep = tracker.begin("1", "sweep", params={}, tags={})
     stage = tracker.begin("c0ffee", "train", params={}, tags={}, parent=sweep)
