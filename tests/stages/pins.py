@@ -28,11 +28,12 @@ COMMANDS = (
         "experiment=curriculum",
         "experiment=data_mix",
     ),
-    *("experiment=scaling_law", "experiment=giraffe", "experiment=base_frequency", "experiment=document_masking"),
+    *("experiment=scaling_law", "experiment=document_masking"),
+    *(f"experiment={name} scale={scale}" for name in ("giraffe", "base_frequency") for scale in ("laptop", "laptop_plain")),
     *("experiment=instruct_ablation", "experiment=together_32k", "base=train grid.seed=[0,1]"),
     "trainer.on_bad_step=skip trainer.spike=3 data.packing=best_fit",
     "evaluation.tasks=[needle] evaluation.task_samples=4",
-    "experiment=base_frequency stages.extend.data.sampling.code.min_tokens=1k",
+    "experiment=base_frequency scale=laptop_plain stages.extend.data.sampling.code.min_tokens=1k",
 )
 
 
