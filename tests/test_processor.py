@@ -68,6 +68,21 @@ def test_a_stage_on_a_cpu_takes_it_unless_told_not_to(wanted, accelerator, monke
     assert capsys.readouterr().out == ("MKL: fast\n" if wanted and accelerator == "cpu" else "")
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_so_does_the_command_that_evaluates(wanted, monkeypatch):
+    from lit_long.stages import scores
+
+    def no_model(*_):
+        raise LookupError
+
+    said = []
+    monkeypatch.setattr(scores, "take_mkl_fast_path", lambda: "MKL: fast")
+    monkeypatch.setattr(scores, "load_model", no_model)  # what comes next
+    with pytest.raises(LookupError):
+        scores.evaluate_model(scores.EvaluateConfig(device="cpu", mkl_fast_path=wanted), {}, said.append, print)
+    assert said == ["MKL: fast"] * wanted
+
+
 @pytest.fixture
 def another(monkeypatch):
     """Gives processor_info another vendor."""
