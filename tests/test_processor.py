@@ -79,7 +79,7 @@ def test_so_does_the_command_that_evaluates(wanted, monkeypatch):
     monkeypatch.setattr(scores, "take_mkl_fast_path", lambda: "MKL: fast")
     monkeypatch.setattr(scores, "load_model", no_model)  # what comes next
     with pytest.raises(LookupError):
-        scores.evaluate_model(scores.EvaluateConfig(device="cpu", mkl_fast_path=wanted), {}, said.append, print)
+        scores.evaluate_model(scores.EvaluateConfig(out="scores", device="cpu", mkl_fast_path=wanted), {}, said.append, print)
     assert said == ["MKL: fast"] * wanted
 
 
