@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig
@@ -43,15 +44,26 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return measured_peak(torch.bfloat16 if precision.startswith("bf16") else torch.float32)
 
 
-def measured_peak(dtype: torch.dtype, size: int = 1024, rounds: int = 5) -> float:
-    """FLOP/s of the best of a few size³ matrix products on the CPU threads of this process."""
-    a = torch.randn(size, size).to(dtype)
+def measured_peak(dtype: torch.dtype, size: int = 1024, rounds: int = 5, patience: float = 0.1) -> float:
+    """FLOP/s of the best of a few size³ matrix products on the CPU threads of this process; of smaller ones where one would take longer than
+    ``patience`` seconds (bf16 on a processor without bf16 products: 1,024³ would take seven).
+    """
+    edge = min(size, 128)
+    while True:
+        seconds = product_seconds(torch.randn(edge, edge).to(dtype), rounds)
+        if edge == size or 8 * seconds > patience:
+            return 2 * edge**3 / seconds
+        edge = min(size, 2 * edge)
+
+
+def product_seconds(a: Tensor, rounds: int) -> float:
+    """The best time of ``a @ a``."""
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best
 
 
 def peak_memory_gib(device: torch.device) -> float | None:

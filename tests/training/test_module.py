@@ -16,6 +16,7 @@ from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
 from lit_long.positions import build
 from lit_long.pretrained.weights import save_weights
+from lit_long.training import throughput
 from lit_long.training.module import LongContextModule
 from lit_long.training.precision import TrueHalf
 from lit_long.training.run import summarize
@@ -178,6 +179,20 @@ def test_masked_documents_cost_what_they_are_long():
 
 def test_peak_is_measured():
     assert 1e8 < measured_peak(torch.float32, size=256, rounds=2) < 1e15
+
+
+@pytest.mark.parametrize(("flops", "largest"), [(3e8, 128), (4e11, 1024)])
+def test_a_slow_processor_does_not_measure_its_peak_for_long(flops, largest, monkeypatch):
+    """3e8 in bf16 were measured on one without bf16 products: five products of 1,024³ took 35 seconds at the start of each stage."""
+    sizes = []
+
+    def seconds(a, rounds):
+        sizes.append(len(a))
+        return 2 * len(a) ** 3 / flops
+
+    monkeypatch.setattr(throughput, "product_seconds", seconds)
+    assert measured_peak(torch.bfloat16) == pytest.approx(flops) and max(sizes) == largest
+    assert sum(5 * 2 * size**3 for size in sizes) / flops < 0.2
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [64, 10_000])
