@@ -8,8 +8,9 @@ BIN := .venv/bin
 
 install: .venv/installed
 
+# Two trials side by side, with half of the cores each: small models gain more from that than from threads (docs/performance.md).
 sweep: .venv/installed
-	$(BIN)/python -m lit_long.sweep $(ARGS)
+	$(BIN)/python -m lit_long.sweep launcher.parallel=2 $(ARGS)
 
 test: .venv/smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(ARGS)
