@@ -7,12 +7,10 @@ input closes, that is, when the sweep that started it is gone.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
 import traceback
-import warnings
 from pathlib import Path
 
 from lit_long.config import UserError
@@ -34,7 +32,6 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return DONE if "--help" in words else BAD_INPUT
     folder, started_by_sweep = Path(words[0]).resolve(), len(words) < len(argv)
-    quieten()
     if is_archived(folder):
         print(f"{folder}: archived, so it is done")
         return DONE
@@ -96,13 +93,6 @@ def end_with_parent() -> None:
     while os.read(0, 1):
         pass
     os._exit(FAILED)
-
-
-def quieten() -> None:
-    """Keep Lightning's banners and known harmless warnings out of the log."""
-    for name in ("lightning.pytorch", "lightning.fabric", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
 
 
 if __name__ == "__main__":

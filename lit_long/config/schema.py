@@ -362,6 +362,7 @@ class LauncherConfig:
 
     name: str = "local"  # local · torchrun · slurm · ray
     parallel: Count = 1  # stages side by side, as far as the machine or cluster allows
+    fork: bool = True  # local: on a CPU, stages are forks of a process that has imported what they need (launch/fork_server.py)
     # torchrun: stages of several nodes
     hosts: list[str] = field(default_factory=list)  # the nodes, reached by ssh; none: the other nodes' command lines are printed
     rdzv_endpoint: str = ""  # HOST[:PORT] at which the first node is reached by the others

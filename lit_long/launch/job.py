@@ -71,7 +71,7 @@ class StageNode:
         self.several = count_processes(config) > 1
         log = NODE_LOG.format(node.rank) if node.rank else "log.txt"
         words = [*deaf, *make_command(folder, config, node)]
-        self.process = LocalProcess(words, folder, make_environment(config, threads), self.lock and self.lock.fileno(), log)
+        self.process = LocalProcess.run(words, folder, make_environment(config, threads), self.lock and self.lock.fileno(), log)
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""

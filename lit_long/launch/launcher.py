@@ -19,8 +19,8 @@ from lit_long.config import LauncherConfig, StageConfig, UserError, nearest, ref
 JOB_KEYS = ("cpus", "cancel_on_exit")
 SBATCH_KEYS = ("hours", "grace_seconds", "requeues", "partition", "account", "qos", "memory", "extra", "setup")
 LAUNCHERS = {
-    "local": ("lit_long.launch.local", "LocalLauncher", ()),
-    "torchrun": ("lit_long.launch.torchrun", "TorchrunLauncher", ("hosts", "rdzv_endpoint", "ssh", "setup")),
+    "local": ("lit_long.launch.local", "LocalLauncher", ("fork",)),
+    "torchrun": ("lit_long.launch.torchrun", "TorchrunLauncher", ("fork", "hosts", "rdzv_endpoint", "ssh", "setup")),
     "slurm": ("lit_long.launch.slurm", "SlurmLauncher", (*JOB_KEYS, *SBATCH_KEYS, "cluster", "poll_seconds")),
     "ray": ("lit_long.launch.ray", "RayLauncher", (*JOB_KEYS, "address")),
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
 from lit_long.config.mesh import evaluation_ranks
+from lit_long.evaluation.registry import is_custom, is_task_file
+from lit_long.launch.fork_server import MODULES, ForkedStage, ForkServer
 from lit_long.launch.launcher import ReadyStage, Running, refuse_nodes
 
 STOP_SECONDS = 45  # an update and a checkpoint are ended in good order; torchrun itself kills its ranks after 30
@@ -39,19 +41,23 @@ class Node:
 
 
 class LocalProcess:
-    """A stage's processes on one machine. Their standard input is a pipe that we hold: when we die, even by kill -9, they end, too.
+    """A stage's processes on one machine. Their standard input is a pipe that we hold: when we die, even by kill -9, they end, too."""
 
-    Args:
-        words: the command.
-        lock: kept open by the processes, so that the stage stays locked until the last one is gone.
-        log: where they print to.
-    """
+    def __init__(self, process: subprocess.Popen | ForkedStage) -> None:
+        self.process = process
 
-    def __init__(
-        self, words: list[str], folder: Path, environment: dict[str, str], lock: int | None, log: str = "log.txt"
-    ) -> None:
+    @classmethod
+    def run(
+        cls, words: list[str], folder: Path, environment: dict[str, str], lock: int | None, log: str = "log.txt"
+    ) -> LocalProcess:
+        """Run a command.
+
+        Args:
+            lock: kept open by the processes, so that the stage stays locked until the last one is gone.
+            log: where they print to.
+        """
         with (folder / log).open("ab") as file:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 words,
                 stdin=subprocess.PIPE,
                 stdout=file,
@@ -60,6 +66,13 @@ class LocalProcess:
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops the stage in good order
                 pass_fds=[] if lock is None else [lock],
             )
+        return cls(process)
+
+    @classmethod
+    def fork(cls, server: ForkServer, stage: ReadyStage) -> LocalProcess:
+        """Run a stage of one process as a fork of a process that has imported what it needs."""
+        with (stage.folder / "log.txt").open("ab") as file:
+            return cls(server.start(stage.folder, stage.config.kind, stage.lock, file.fileno()))
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""
@@ -115,6 +128,8 @@ class LocalLauncher:
         self.parallel = config.parallel
         self.gpus = visible_gpus() if self.parallel > 1 else None
         self.taken: list[tuple[LocalProcess, list[str]]] = []
+        self.fork = config.fork
+        self.server: ForkServer | None = None
 
     def check(self, configs: Sequence[StageConfig]) -> None:
         refuse_nodes(configs, self.name)
@@ -142,10 +157,12 @@ class LocalLauncher:
             taken = {gpu for _, theirs in self.taken for gpu in theirs}
             own = [gpu for gpu in self.gpus if gpu not in taken][: count_gpus(config)]
             extra = {GPUS: ",".join(own)} if own else {}
-        each = count_threads(config, self.parallel)
-        process = LocalProcess(
-            make_command(stage.folder, config), stage.folder, make_environment(config, each) | extra, stage.lock
-        )
+        environment = make_environment(config, count_threads(config, self.parallel)) | extra
+        if self.fork and can_fork(config):
+            self.server = self.server or ForkServer(environment)
+            if self.server.usable(environment):
+                return LocalProcess.fork(self.server, stage)
+        process = LocalProcess.run(make_command(stage.folder, config), stage.folder, environment, stage.lock)
         self.taken.append((process, own))
         return process
 
@@ -153,7 +170,19 @@ class LocalLauncher:
         return None  # they ended with the sweep that had started them
 
     def close(self) -> None:
-        pass
+        if self.server is not None:
+            self.server.close()
+
+
+def can_fork(config: StageConfig) -> bool:
+    """Whether the stage can be a fork of the server: one process without a GPU, none of whose own tasks may want the packages that are hidden there."""
+    return (
+        sys.platform == "linux"
+        and config.kind in MODULES
+        and count_processes(config) == 1
+        and not count_gpus(config)
+        and not any(is_custom(task) or is_task_file(task) for task in config.evaluation.tasks)
+    )
 
 
 def count_processes(config: StageConfig) -> int:

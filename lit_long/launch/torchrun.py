@@ -73,7 +73,7 @@ class TorchrunLauncher(LocalLauncher):
             own = make_environment(stage.config, count_threads(stage.config))
             words = words if is_here(host) else [*shlex.split(self.config.ssh), host, self.remote(words, own)]
             log = NODE_LOG.format(rank) if rank else "log.txt"
-            processes.append((host, LocalProcess(words, stage.folder, own, stage.lock, log)))
+            processes.append((host, LocalProcess.run(words, stage.folder, own, stage.lock, log)))
         for rank in range(len(hosts), count):
             words = make_command(stage.folder, stage.config, Node(rank, count, address), watched=False)
             say(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,13 @@ from lit_long.training.strategy import MeshStrategy
 from lit_long.training.watchdog import Watchdog
 
 
+def quieten() -> None:
+    """Keep Lightning's banners and known harmless warnings out of the log. (When it is imported it sets its loggers' levels itself.)"""
+    for name in ("lightning.pytorch", "lightning.fabric", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
 def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, report: Report) -> dict[str, Any]:
     """Run, or resume, the training stage in ``folder`` and return its result.
 
@@ -52,6 +61,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         parent: folder of the stage whose weights this one starts from, or of a branch, whose run it goes on with.
         report: hears of every update.
     """
+    quieten()
     check_checkpoints(config, str(folder / "stage.yaml"))
     first, updates = first_update(config), number_of_updates(config)
     phases = make_phases(config.curriculum, config.context, config.tokens_per_update, first + updates, str(folder / "stage.yaml"))

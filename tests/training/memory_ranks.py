@@ -16,9 +16,9 @@ import torch
 from lit_long.config import ModelConfig, OptimConfig
 from lit_long.config.mesh import Mesh
 from lit_long.pretrained import open_pretrained
-from lit_long.stage import quieten
 from lit_long.training.module import LongContextModule
 from lit_long.training.resume import Writer
+from lit_long.training.run import quieten
 from lit_long.training.strategy import MeshStrategy
 
 MODEL = ModelConfig(vocab_size=1024, d_model=512, n_layers=12, n_heads=8, n_kv_heads=8, head_dim=64, d_ffn=1536, context=64)

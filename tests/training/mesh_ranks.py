@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lit_long.stage import quieten
 from lit_long.stages.run import run_stage
 from lit_long.training import run
 from lit_long.training.module import LongContextModule
 from lit_long.training.precision import ShardedMixed
+from lit_long.training.run import quieten
 
 
 @contextmanager
