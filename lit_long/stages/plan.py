@@ -9,6 +9,7 @@ A stage is read from its archive (archive.py) where its own folder is not done.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -148,18 +149,60 @@ class Plan:
         return found
 
     @cached_property
+    def variants(self) -> int:
+        """How many there are."""
+        return len({trial.variant for trial in self.trials})
+
+    @cached_property
     def several(self) -> tuple[bool, bool]:
         """Whether there are several variants, and several seeds."""
-        return len({trial.variant for trial in self.trials}) > 1, len({trial.seed for trial in self.trials}) > 1
+        return self.variants > 1, len({trial.seed for trial in self.trials}) > 1
+
+    @cached_property
+    def alike_in_all(self) -> dict[str, str]:
+        return self.alike(self.trials)
 
     def label(self, stage: Stage) -> str:
-        """The stage's name with what sets it apart: ``extend abf``, ``extend abf s1``, ``base``."""
-        users = self.users(stage)
-        words = [stage.name]
-        for several, mine in zip(self.several, ({t.variant for t in users}, {t.seed for t in users}), strict=True):
-            if several and len(mine) == 1:
-                words.append(f"s{min(mine)}" if isinstance(min(mine), int) else min(mine))
-        return " ".join(words)
+        """The stage's name with what sets it apart: ``extend abf``, ``extend abf s1``, ``base``; of one that some variants share what these have in
+        common, ``base nope``, or else their names. No two stages have the same."""
+        return self.labels[stage.name, stage.identity]
+
+    @cached_property
+    def labels(self) -> dict[tuple[str, str], str]:
+        """Labels by a stage's name in the trial and its identity."""
+        found: dict[tuple[str, str], str] = {}
+        for way in (self.what_they_share, self.their_names):
+            times = Counter(found.values())
+            for (name, identity), users in self.trials_by_stage.items():
+                if times[found.get((name, identity))] != 1:
+                    seeds = {trial.seed for trial in users}
+                    seed = f"s{min(seeds)}" if len(seeds) == 1 and self.several[1] else ""
+                    found[name, identity] = " ".join(filter(None, (name, way(users), seed)))
+        times = Counter(found.values())
+        return {key: label if times[label] == 1 else f"{label} {key[1]}" for key, label in found.items()}
+
+    def what_they_share(self, users: list[Trial]) -> str:
+        """What tells the variants of these trials from others: the values of axes that they have in common."""
+        mine = {trial.variant for trial in users}
+        if len(mine) == 1:
+            return users[0].variant if self.several[0] else ""
+        axes = self.alike(users).keys() - self.alike_in_all.keys()
+        shared = {axis: users[0].point[axis] for axis in self.sweep.grid if axis in axes and axis in users[0].point}
+        return variant_name(shared, self.sweep.grid) if shared else self.their_names(users)
+
+    def their_names(self, users: list[Trial]) -> str:
+        """The first two variants of these trials, unless they are all."""
+        mine = list(dict.fromkeys(trial.variant for trial in users))
+        if len(mine) == self.variants:
+            return ""
+        return ", ".join(mine[:2]) + (f" +{len(mine) - 2}" if len(mine) > 2 else "")
+
+    @staticmethod
+    def alike(trials: list[Trial]) -> dict[str, str]:
+        """The axes, but for the seed, at which all the trials have one value, and it."""
+        points = [trial.point for trial in trials]
+        values = {axis: {repr(point.get(axis)) for point in points} for axis in points[0] if axis != "seed"}
+        return {axis: min(several) for axis, several in values.items() if len(several) == 1}
 
 
 class Prober:

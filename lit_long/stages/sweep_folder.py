@@ -32,13 +32,14 @@ def sweep_settings(plan: Plan) -> dict[str, Any]:
 def outline(plan: Plan) -> str:
     """The stages in running order, whether each is done and what it costs, for people."""
     lines = [f"{plan.title} {plan.key}: {len(plan.trials)} trials, {len(plan.stages)} distinct stages"]
+    width = min(60, max(28, *map(len, plan.labels.values())))
     lines += [f"  {note}" for note in plan.notes]
-    lines += [f"  {'shipped':<10} {name:<28} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
+    lines += [f"  {'shipped':<10} {name:<{width}} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
     untouched = {stage.identity for stage in plan.left}
     for stage in plan.stages:
         flops = stage_flops(stage.config)
         cost = f"{flops:.1e} FLOPs" if flops else ""
-        lines.append(f"  {state(stage, untouched):<10} {plan.label(stage):<28} {cost:<14}  {stage.folder}")
+        lines.append(f"  {state(stage, untouched):<10} {plan.label(stage):<{width}} {cost:<14}  {stage.folder}")
         if stage.failed:
             reason, _, _ = why_failed(stage.folder).partition("\n")
             lines.append(f"             failed: {reason}")

@@ -76,3 +76,19 @@ def test_a_stage_finds_its_trials_without_a_search():
     Counted.passes = 0
     assert len(plan.stages) > 90 and outline(plan) and sweep_settings(plan)
     assert Counted.passes <= 4
+
+
+@pytest.mark.parametrize("experiment", ["layer_patterns", "olmpool", "drope", "position_tiny"])
+def test_no_two_stages_have_one_label(experiment):
+    """sweep.yaml has their settings by label."""
+    plan = make_plan(read_layers([f"experiment={experiment}"]))
+    labels = [plan.label(stage) for stage in plan.stages]
+    assert len(set(labels)) == len(labels) == len(sweep_settings(plan)["stages"])
+
+
+def test_labels_say_what_the_trials_of_a_stage_share():
+    said = {plan.label(stage) for plan in [make_plan(read_layers(["experiment=layer_patterns"]))] for stage in plan.stages}
+    assert {"corpus", "base rope s0", "extend rope long abf s1", "base nope short, nope long +2 s2"} <= said
+    assert "base half context s0" in {
+        plan.label(stage) for plan in [make_plan(read_layers(["experiment=olmpool"]))] for stage in plan.stages
+    }
