@@ -10,9 +10,9 @@ import hypothesis
 import pytest
 
 from lit_long.config import CorpusConfig
-from lit_long.data.prepare import prepare
 from lit_long.data.token_store import open_store
 from lit_long.processor import take_mkl_fast_path
+from tests.integration.mini import SMALL, prepared_corpus
 
 take_mkl_fast_path()  # tests compute as stages do, to the bit
 
@@ -28,28 +28,45 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
-LONG = ("integration", "training", "planning", "generation", "instruct")  # rooms with files that take longest, the longest first
+# Files that take longest, the longest first.
+LONG = [
+    "test_archived_sweep",
+    "test_sweep",
+    "test_launchers",
+    "test_sweep_from_weights",
+    "test_mesh",
+    "test_gpu_script",
+    "test_stage_processes",
+    "test_resume",
+    "test_interruptions",
+    "test_faults",
+    "test_failed_stage",
+    "test_readme",
+    "test_gguf",
+    "test_sharded",
+    "test_fork_server",
+    "test_prepare",
+    "test_mlflow",
+    "test_tracker",
+    "test_generate",
+    "test_parallel",
+    "test_killed_across_a_switch",
+    "test_csv_tracker",
+]
 
 
 def pytest_collection_modifyitems(items):
     """Long files come first: `make test` gives whole files to two processes (in this order: --no-loadscope-reorder), and a long last one would leave
     the other waiting."""
-    items.sort(key=lambda item: next((place for place, room in enumerate(LONG) if room in item.path.parts), len(LONG)))
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
 def corpus():
-    return CorpusConfig(packages=["omegaconf"], validation=["argparse", "asyncio", "email", "json", "typing"], vocab_size=1024)
+    return CorpusConfig(**SMALL)
 
 
 @pytest.fixture(scope="session")
-def reports():
-    """What `prepare` reported for the session's store."""
-    return []
-
-
-@pytest.fixture(scope="session")
-def store(corpus, reports, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    prepare(corpus, folder, lambda message, done: reports.append((message, done)))
-    return open_store(folder)
+def store():
+    """That corpus, prepared once for all processes of a run."""
+    return open_store(prepared_corpus())

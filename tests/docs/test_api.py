@@ -34,7 +34,7 @@ TEXT = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", TEXT, re.M | re.S)
 DECLARED = [block for _, block in BLOCKS if re.match(r"# lit_long[\w.]*\n", block)]
 EXAMPLES = [(language, block) for language, block in BLOCKS if block not in DECLARED]
-RUNS_OF_0_1 = REPOSITORY / "tests" / "integration" / "fixtures" / "runs_of_0_1.tar.xz"
+RUNS_OF_0_1 = REPOSITORY / "tests" / "config" / "fixtures" / "runs_of_0_1.tar.xz"
 
 
 def declarations() -> Iterator[tuple[str, ast.stmt]]:

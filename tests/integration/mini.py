@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_long.stages.data import data_stage, prepare_stage
 from lit_long.stages.folder import locked
 
 if TYPE_CHECKING:
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-CORPUS = [
-    "data.corpus.packages=[omegaconf]",
-    "data.corpus.validation=[argparse,asyncio,email,json,typing]",
-    "data.corpus.vocab_size=1024",
-]
+SMALL = {"packages": ["omegaconf"], "validation": ["argparse", "asyncio", "email", "json", "typing"], "vocab_size": 1024}
+CORPUS = [f"data.corpus.{key}={str(value).replace(chr(39), '')}" for key, value in SMALL.items()]
 MINI = [
     *CORPUS,
     *("model.d_model=48", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=24", "model.d_ffn=96"),
@@ -44,6 +42,15 @@ MINI = [
 TASKS = ("evaluation.tasks=[passkey]", "evaluation.task_lengths=[256]", "evaluation.task_samples=2")
 
 
+MAKE_DATABASE = """
+import sys
+from pathlib import Path
+from lit_long.config import TrackingConfig
+from lit_long.tracking.mlflow import MlflowTracker
+MlflowTracker.open(TrackingConfig(), "unused", Path(sys.argv[1]))
+"""
+
+
 def command(module: str, *words: str) -> list[str]:
     return [sys.executable, "-m", module, *words]
 
@@ -54,6 +61,26 @@ def run(module: str, *words: str, cwd: Path = REPOSITORY, timeout: float = 840, 
     return subprocess.run(command(module, *words), capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
 
 
+def prepared_corpus() -> Path:
+    """The folder of the data stage of `CORPUS`, and beside it what was reported. It is prepared once for all tests of a run, by the process that
+    asks first, and not to be changed."""
+    root = Path(os.environ["LIT_LONG_CACHE"]) / "corpus"
+    root.mkdir(exist_ok=True)
+    stage, reports = data_stage({"data": {"corpus": SMALL}}, str(root)), []
+    with locked(root, lambda: None):
+        if not stage.done:
+            prepare_stage(stage, 0, False, lambda message, done: reports.append((message, done)))
+            (root / "reports.json").write_text(json.dumps(reports))
+    return stage.folder
+
+
+def with_corpus(root: Path) -> Path:
+    """``root`` with a copy of the prepared data of `CORPUS`."""
+    corpus = prepared_corpus()
+    shutil.copytree(corpus, root / "runs" / "stages" / corpus.name)
+    return root
+
+
 def reference() -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Root of a sweep of rope and abf, which also asks its models for passkeys, and how it ended. It is run once for all tests of a run, by the
     process that asks first; its stages are not to be changed."""
@@ -62,6 +89,7 @@ def reference() -> tuple[Path, subprocess.CompletedProcess[str]]:
     with locked(root, lambda: None):
         if not (file := root / "ended.json").exists():
             # Logs tell what processes import.
+            with_corpus(root)
             ended = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}", PYTHONPROFILEIMPORTTIME="1")
             found = {name: str(folder) for name, folder in stages(root).items()} if ended.returncode == 0 else {}
             file.write_text(json.dumps([found, ended.returncode, ended.stdout, ended.stderr]))
@@ -81,6 +109,19 @@ def with_stages(root: Path, *names: str) -> Path:
     found = reference_stages()
     for name in names:
         shutil.copytree(found[name], root / "runs" / "stages" / found[name].name)
+    return root
+
+
+def with_database(root: Path) -> Path:
+    """``root`` with an empty record of MLflow's: making its tables takes seconds, copying the file does not."""
+    template = Path(os.environ["LIT_LONG_CACHE"]) / "empty"
+    template.mkdir(exist_ok=True)
+    with locked(template, lambda: None):
+        if not (file := template / "mlflow" / "mlflow.db").exists():
+            made = [sys.executable, "-c", MAKE_DATABASE, str(template)]
+            subprocess.run(made, check=True, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    (root / "mlflow").mkdir(parents=True)
+    shutil.copy(file, root / "mlflow" / "mlflow.db")
     return root
 
 

@@ -20,8 +20,10 @@ from lit_long.data.held_out import held_out_sequences
 from lit_long.data.token_store import open_store
 from lit_long.export import main as export
 from lit_long.processor import intel_check
+from lit_long.report.__main__ import main as report
 from lit_long.stages.folder import read_result
 from lit_long.surroundings import NOT_NEEDED
+from tests.data.own import write_text
 from tests.integration.mini import MINI, TASKS, losses, reference, run, runs, stages, table, with_stages
 
 VARIANTS = ["rope", "abf"]
@@ -52,7 +54,9 @@ def test_it_ends_well_and_says_where_to_look(finished, root):
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "Validation perplexity" in finished.stdout
     assert "report.md" in finished.stdout and f"make ui ROOT={root}" in finished.stdout
-    assert "[7/7]" in finished.stdout  # corpus, base, 2 × extend, base's evaluation, 2 × evaluation
+    assert (
+        "[7/7]" in finished.stdout and "corpus: done before" in finished.stdout
+    )  # corpus, base, 2 × extend, base's evaluation, 2 × evaluation
     latest = root / "runs" / "position_tiny" / "latest"
     for name in (
         "report.md",
@@ -74,9 +78,23 @@ def test_no_stage_starts_with_what_it_does_not_need(finished, root, tmp_path):
     (folder / "DONE").unlink()
     alone = run("lit_long.stage", str(folder), PYTHONPROFILEIMPORTTIME="1")
     assert alone.returncode == 0, alone.stderr
-    said = {name: (stages(root)[name] / "log.txt").read_text() for name in ("corpus rope", "base rope")}
+    write_text(tmp_path / "texts")
+    prepared = run(
+        "lit_long.data",
+        "prepare",
+        f"data.sources.mine.path={tmp_path}/texts",
+        "data.corpus.vocab_size=300",
+        f"root={tmp_path}/own",
+    )
+    (data,) = (tmp_path / "own" / "runs" / "stages").iterdir()
+    (data / "DONE").unlink()
+    said = {
+        "data": run("lit_long.stage", str(data), PYTHONPROFILEIMPORTTIME="1").stderr,
+        "base rope": (stages(root)["base rope"] / "log.txt").read_text(),
+    }
+    assert prepared.returncode == 0 and (data / "DONE").is_file()
     unwanted = {
-        "corpus rope": {"torch", "mlflow"},
+        "data": {"torch", "mlflow"},
         "base rope": {*NOT_NEEDED, "mlflow"},
         "evaluate rope": {*NOT_NEEDED, "lightning", "mlflow"},
     }
@@ -96,8 +114,8 @@ def test_tasks_are_measured_and_their_outputs_kept(finished, root):
 
 def test_what_was_measured_can_be_kept(finished, root, tmp_path):
     kept = tmp_path / "kept" / "tiny.json"
-    report = run("lit_long.report", "experiment=position_tiny", f"root={root}", f"keep={kept}", f"archive={tmp_path}/archive")
-    assert report.returncode == 0, report.stderr
+    words = ["experiment=position_tiny", f"root={root}", f"keep={kept}", f"archive={tmp_path}/archive"]
+    assert report(words) == 0
     found = json.loads(kept.read_text())
     values = {(row, *m[:3]): m[3] for one in found["runs"] for row in one["rows"] for m in one["measurements"]}
     for row in filter(lambda row: row["mean"], table(root)):  # others hold the paper's numbers
@@ -194,10 +212,10 @@ def test_mlflow_has_the_tree(client, root):
     assert "eval/perplexity/code/256" in children["abf | evaluate 256 | seed 0"].data.metrics
 
 
-def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_path):
+def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_path, capsys):
     written = (root / "runs" / "position_tiny" / "latest").resolve()
     uri = f"sqlite:///{root}/mlflow/mlflow.db"
-    again = run("lit_long.report", "experiment=position_tiny", f"uri={uri}", f"out={tmp_path}")
+    again = run("lit_long.report", "experiment=position_tiny", f"key={written.name}", f"uri={uri}", f"out={tmp_path}")
     assert again.returncode == 0, again.stderr
     folder = tmp_path / "runs" / "position_tiny" / written.name
     for name in ("report.md", "report.html", "table.csv", "tables.tex", "figures/loss_by_position.svg"):
@@ -206,8 +224,7 @@ def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_pa
         ([], "out=FOLDER is missing"),
         ([f"out={tmp_path}", "experiment=nothing"], "has no experiment 'nothing'"),
     ):
-        refused = run("lit_long.report", f"uri={uri}", *words)
-        assert refused.returncode == 2 and message in refused.stderr
+        assert report([f"uri={uri}", *words]) == 2 and message in capsys.readouterr().err
 
 
 def test_again_nothing_is_computed(finished, client, root):

@@ -20,9 +20,9 @@ from lit_long.config import EvaluationConfig, LauncherConfig, plain
 from lit_long.launch.launcher import ReadyStage
 from lit_long.launch.local import LocalLauncher, can_fork
 from lit_long.stages.folder import is_done, take_lock, write_stage
-from tests.integration import test_stage_processes as processes
 from tests.integration.mini import REPOSITORY
-from tests.integration.test_stage_processes import counts, rows, start
+from tests.parallel import test_stage_processes as processes
+from tests.parallel.test_stage_processes import counts, rows, start
 
 stages = processes.stages
 EVALUATION = EvaluationConfig(domains=["long"], lengths=[64], sequences=1, retrieval_lengths=[], retrieval_examples=2)
@@ -34,21 +34,38 @@ def stage(kind="train", **more):
     return replace(config, kind=kind, evaluation=EVALUATION, **more)
 
 
-@pytest.fixture
-def launcher(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.chdir(REPOSITORY)
-    launcher = LocalLauncher(LauncherConfig(parallel=2), tmp_path)
-    yield launcher
-    launcher.close()
+@contextmanager
+def made(folder):
+    """A launcher, which is closed in the end, and its server with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        patch.chdir(REPOSITORY)
+        launcher = LocalLauncher(LauncherConfig(parallel=2), folder)
+        yield launcher
+        launcher.close()
     assert launcher.server is None or launcher.server.process.returncode is not None
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    """Of tests that leave its server alive."""
+    with made(tmp_path_factory.mktemp("launcher")) as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def own_launcher(tmp_path):
+    """Of a test that does something to its server."""
+    with made(tmp_path) as launcher:
+        yield launcher
 
 
 @contextmanager
 def started(launcher, folder, config, parent=None):
     folder.mkdir(exist_ok=True)
     write_stage(folder, folder.name, plain(config), folder.parent / "store", parent)
-    with take_lock(folder) as lock:
+    with take_lock(folder) as lock, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_CURRENT_TEST")  # a sweep's environment does not change
         (running,) = launcher.start([ReadyStage(folder, folder.name, config, lock.fileno())], print)
     # Now the stage alone holds the lock.
     try:
@@ -74,17 +91,15 @@ def wait_for_updates(running, folder, updates) -> None:
 
 
 def test_it_is_the_stage_that_was_started_alone(stages, launcher):
-    """Losses, weights, log and measurements, of two side by side; and the server imported once for both."""
+    """Losses, weights, log and measurements."""
     alone = start(stages / "alone", stage())
-    with started(launcher, stages / "one", stage()) as one, started(launcher, stages / "two", stage()) as two:
-        assert wait(one, stages / "one") == wait(two, stages / "two") == alone.wait(600) == 0
+    with started(launcher, stages / "one", stage()) as one:
+        assert wait(one, stages / "one") == alone.wait(600) == 0
     alone.stdin.close()
-    theirs = load_file(stages / "alone" / "weights.safetensors")
-    for name in ("one", "two"):
-        assert is_done(stages / name) and counts(stages / name) == counts(stages / "alone")
-        ours = load_file(stages / name / "weights.safetensors")
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        assert (stages / name / "log.txt").read_text() == (stages / "alone" / "log.txt").read_text()
+    ours, theirs = (load_file(stages / name / "weights.safetensors") for name in ("one", "alone"))
+    assert is_done(stages / "one") and counts(stages / "one") == counts(stages / "alone")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (stages / "one" / "log.txt").read_text() == (stages / "alone" / "log.txt").read_text()
 
     found = []
     with started(launcher, stages / "measured", stage("evaluate"), stages / "one") as running:
@@ -120,15 +135,15 @@ def test_what_a_fork_holds_and_how_it_ends(stages, launcher):
         assert wait(orphan, stages / "orphan") == 1
 
 
-def test_a_killed_server(stages, launcher):
+def test_a_killed_server(stages, own_launcher):
     """Its stage goes on and counts as done; one that it had not forked yet has failed; the next is started by itself."""
-    with started(launcher, stages / "goes-on", stage()) as running:
+    with started(own_launcher, stages / "goes-on", stage()) as running:
         wait_for_updates(running, stages / "goes-on", 1)
-        launcher.server.process.kill()
-        launcher.server.process.wait()
+        own_launcher.server.process.kill()
+        own_launcher.server.process.wait()
         assert running.exit_code() is None
         assert wait(running, stages / "goes-on") == 0 and is_done(stages / "goes-on")
-    with started(launcher, stages / "by-itself", stage()) as running:
+    with started(own_launcher, stages / "by-itself", stage()) as running:
         assert isinstance(running.process, subprocess.Popen)
         running.stop()
 
@@ -153,11 +168,11 @@ def test_a_server_ends_with_the_sweep(stages, tmp_path):
     server.wait(60)
 
 
-def test_what_cannot_be_imported_is_told_by_the_stage(stages, launcher, tmp_path, monkeypatch):
+def test_what_cannot_be_imported_is_told_by_the_stage(stages, own_launcher, tmp_path, monkeypatch):
     (tmp_path / "lightning").mkdir()
     (tmp_path / "lightning" / "__init__.py").write_text("raise ImportError('a broken installation')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
-    with started(launcher, stages / "broken", stage()) as running:
+    with started(own_launcher, stages / "broken", stage()) as running:
         assert wait(running, stages / "broken") == 1
     assert "a broken installation" in (stages / "broken" / "error.txt").read_text()
 

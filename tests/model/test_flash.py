@@ -85,7 +85,7 @@ def cases():
     for case in itertools.product(CAPABILITY, (False, True), (False, True), CHECKPOINTING):
         kernel, documents, compiled, checkpointing = case
         if documents or kernel != "varlen_attn":  # without documents that is SDPA
-            slow = compiled  # three of them are in the rehearsal (tests/test_gpu_script.py)
+            slow = compiled  # one of them, varlen_attn's, is in the rehearsal (tests/test_gpu_script.py)
             names = f"{kernel}-{'documents' if documents else 'whole'}-{'compiled' if compiled else 'eager'}-{checkpointing}"
             yield pytest.param(*case, id=names, marks=[pytest.mark.slow] if slow else [])
 

@@ -15,7 +15,7 @@ LLAMA_70B = ModelConfig(32_000, 8192, 80, 64, 8, 128, 28_672, 1e-5, False, 4096,
 SMALL = ModelConfig(1024, 128, 4, 4, 2, 32, 344, 1e-5, True, 256, 10_000.0)
 FIFTEEN = ModelConfig(8192, 384, 8, 6, 3, 64, 1024, 1e-5, True, 512, 10_000.0)  # 16,128,384 parameters
 
-# What a block of another family has besides, in two: for planning, and for ranks that share matrices (tests/training/test_mesh.py)
+# What a block of another family has besides, in two: for planning, and for ranks that share matrices (tests/parallel/test_mesh.py)
 HEADS = {"qk_norm": "head", "qkv_bias": True}
 LAYER = {"qk_norm": "layer", "norm": "post", "activation": "relu2", "qkv_bias": True, "o_bias": True, "mlp_bias": True}
 LAYER |= {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0}

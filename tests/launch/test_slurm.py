@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from tests.integration import slurm_cluster
-from tests.integration.side import facts, finished, folders, rows, sweep, wait_for, with_corpus, workplace
+from tests.launch import slurm_cluster
+from tests.launch.side import facts, finished, folders, rows, sweep, wait_for, workplace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SLURM = ["launcher=slurm", "launcher.cpus=1", "launcher.poll_seconds=1", "launcher.grace_seconds=60", "launcher.hours=0.5"]
@@ -69,9 +69,9 @@ def say(environment, *words: str) -> str:
     return done.stdout
 
 
-def test_one_array_and_a_requeue_in_mid_training(slurm, reference, expected, tmp_path):
+def test_one_array_and_a_requeue_in_mid_training(slurm, expected, tmp_path):
     """scontrol requeue: the stage ends, the job queues again and resumes; nothing in the results tells of it."""
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     process = sweep(work, *SLURM, LONG, environment=slurm)
     wait_for(lambda: len(jobs_of(work)) == 2)
     assert {job.partition("_")[2] for job in jobs_of(work).values()} == {"0", "1"}, "the two trials are one array"
@@ -84,9 +84,9 @@ def test_one_array_and_a_requeue_in_mid_training(slurm, reference, expected, tmp
     assert jobs_of(work) == {}
 
 
-def test_time_up_is_a_checkpoint_and_a_place_in_the_queue(slurm, reference, expected, tmp_path):
+def test_time_up_is_a_checkpoint_and_a_place_in_the_queue(slurm, expected, tmp_path):
     """The signal that sbatch --signal sends before the end: submitit asks the stage to end at its update, then requeues the job."""
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     process = sweep(work, *SLURM, LONG, environment=slurm)
     job = met(work)
     say(slurm, "scancel", "--signal=USR2", job)
@@ -96,8 +96,8 @@ def test_time_up_is_a_checkpoint_and_a_place_in_the_queue(slurm, reference, expe
     assert "Restarts=1" in say(slurm, "scontrol", "show", "job", job)
 
 
-def test_jobs_outlive_the_sweep_and_are_joined(slurm, reference, expected, tmp_path):
-    work = with_corpus(reference, tmp_path)
+def test_jobs_outlive_the_sweep_and_are_joined(slurm, expected, tmp_path):
+    work = workplace(tmp_path)
     process = sweep(work, *SLURM, LONG, environment=slurm)
     wait_for(lambda: len(jobs_of(work)) == 2)
     before = jobs_of(work)
@@ -110,8 +110,8 @@ def test_jobs_outlive_the_sweep_and_are_joined(slurm, reference, expected, tmp_p
     assert set(before.values()) < submitted and len(submitted) == 4, "each stage was submitted once"
 
 
-def test_ctrl_c_cancels_and_scancel_is_told(slurm, reference, tmp_path):
-    work = with_corpus(reference, tmp_path)
+def test_ctrl_c_cancels_and_scancel_is_told(slurm, tmp_path):
+    work = workplace(tmp_path)
     process = sweep(work, *SLURM, "stages.train.tokens=4M", environment=slurm)
     wait_for(lambda: training(work, 1))
     jobs = list(jobs_of(work).values())
@@ -129,17 +129,17 @@ def test_ctrl_c_cancels_and_scancel_is_told(slurm, reference, tmp_path):
     assert process.returncode == 1 and output.count("FAILED: job") == 2, output
 
 
-def test_what_sbatch_refuses_is_told(slurm, reference, tmp_path):
-    work = with_corpus(reference, tmp_path)
+def test_what_sbatch_refuses_is_told(slurm, tmp_path):
+    work = workplace(tmp_path)
     output = finished(work, *SLURM, "launcher.partition=nowhere", environment=slurm, code=2)
     assert "launcher=slurm: the job was not taken" in output and "nvalid partition" in output and "Traceback" not in output
 
 
-def test_two_nodes_are_one_process(reference, expected, tmp_path_factory):
+def test_two_nodes_are_one_process(expected, tmp_path_factory):
     """A job of two nodes, one torchrun on each: the same losses as one process."""
     if problem := slurm_cluster.install():
         pytest.skip(f"no SLURM here: {problem}")
-    work = with_corpus(reference, tmp_path_factory.mktemp("two"))
+    work = workplace(tmp_path_factory.mktemp("two"))
     with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm2"), nodes=2) as environment:
         words = [*SLURM, LONG, "position=rope", "trainer.strategy=fsdp", "trainer.nodes=2", "trainer.devices=1"]
         finished(work, *words, environment=environment)

@@ -48,9 +48,9 @@ from lit_long.training.resume import Writer
 from lit_long.training.run import make_strategy
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
+from tests.parallel import memory_ranks
 from tests.planning.jobs import HEADS, LAYER
 from tests.pretrained.llamas import random_llama, save
-from tests.training import memory_ranks
 
 UPDATES, PER_UPDATE, CONTEXT = 8, 1024, 64
 DOMAINS = ("long", "short")

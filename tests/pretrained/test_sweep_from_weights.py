@@ -25,29 +25,33 @@ from lit_long.positions import build
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import load_weights
 from lit_long.stages.folder import read_stage
+from tests.data.own import write_text
 from tests.integration.mini import MINI, REPOSITORY, run
 from tests.pretrained.llamas import random_llama, save
 from tests.pretrained.test_families import CASES, random_model
 
 EXPERIMENT = """
-data: builtin
+data:
+  sources: {program: {path: program, validation_share: 0.3}, pages: {path: pages, validation_share: 0.3}}
 grid: {position: [pretrained, yarn]}
 stages:
   before: {kind: evaluate}
-  extend: {context: 256, tokens: 2k, tokens_per_update: 512, optim: {lr: 1e-3}, data: {weights: {code: 0.5, docs: 0.5, retrieval: 0}}}
+  extend: {context: 256, tokens: 2k, tokens_per_update: 512, optim: {lr: 1e-3}}
   after: {kind: evaluate, parent: extend}
-evaluation: {domains: [code, docs], lengths: [128, 256], sequences: 4, passkey_lengths: [256], retrieval_examples: 2}
+evaluation: {domains: [program, pages], lengths: [128, 256], sequences: 4, passkey_lengths: [256], retrieval_domain: pages, retrieval_examples: 2}
 report: {rows: after}
 """
-OWN = [word for word in MINI if word.startswith(("data.", "trainer.", "validation."))]
+OWN = [word for word in MINI if word.startswith(("trainer.", "validation."))]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An experiment of the user's own, and a Hugging Face folder: a random Llama 3.1 with a small tokenizer and a chat template."""
+    """An experiment of the user's own on texts of one's own, and a Hugging Face folder: a random Llama 3.1 with a small tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("external")
     (folder / "experiments").mkdir()
     (folder / "experiments" / "mine.yaml").write_text(EXPERIMENT)
+    for name, files in (("program", (REPOSITORY / "lit_long").glob("*/*.py")), ("pages", (REPOSITORY / "docs").glob("*.md"))):
+        write_text(folder / name, [file.read_text(encoding="utf-8") for file in sorted(files)[:40]])
     scaling = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope = {"rope_theta": 10_000.0, "original_max_position_embeddings": 64} | scaling
     save(random_llama(vocab=600, rope=rope, context=256), folder / "llama")
@@ -92,9 +96,9 @@ def losses(model, store, domain):
 def test_measured_as_it_is(folder, trial):
     theirs = AutoModelForCausalLM.from_pretrained(folder / "llama")
     found = measurements(trial["before"])
-    for domain in ("code", "docs"):
+    for domain in ("program", "pages"):
         assert math.log(found["perplexity", domain, 256]) == pytest.approx(losses(theirs, trial["corpus"], domain), abs=1e-5)
-    assert 0 <= found["passkey_accuracy", "docs", 256] <= 1
+    assert 0 <= found["passkey_accuracy", "pages", 256] <= 1
     store = open_store(trial["corpus"])
     assert store.manifest["vocab_size"] == open_pretrained(str(folder / "llama")).shape.vocab_size == 600
 
@@ -103,7 +107,7 @@ def test_training_starts_from_its_weights_and_its_encoder(folder, trial):
     settings = json.loads(json.dumps((trial["extend"] / "stage.yaml").read_text()))
     assert "scheme: llama3" in settings and "low_freq_factor: 1.0" in settings
     first = json.loads((trial["extend"] / "metrics.jsonl").read_text().splitlines()[0])["train/loss"]
-    before, after = (math.log(measurements(trial[name])["perplexity", "code", 256]) for name in ("before", "after"))
+    before, after = (math.log(measurements(trial[name])["perplexity", "program", 256]) for name in ("before", "after"))
     assert abs(first - before) < 0.5 and after < before - 0.1
 
 
@@ -113,7 +117,7 @@ def test_exported_it_is_the_same_model_to_transformers(folder, trial):
     assert done.returncode == 0, done.stderr
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     after = measurements(trial["after"])
-    for domain in ("code", "docs"):
+    for domain in ("program", "pages"):
         assert losses(theirs, trial["corpus"], domain) == pytest.approx(math.log(after["perplexity", domain, 256]), abs=1e-5)
     assert tokenizer("def main():").input_ids == open_pretrained(str(folder / "llama")).tokenizer().encode("def main():")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "user: hi\n"
@@ -144,8 +148,8 @@ def test_another_family_is_measured_trained_and_exported(folder, case):
     for name, place in (("before", folder / case), ("after", root / "out")):
         theirs = AutoModelForCausalLM.from_pretrained(place)
         assert theirs.config.model_type == family
-        measured = math.log(measurements(stages[name])["perplexity", "code", 256])
-        assert measured == pytest.approx(losses(theirs, stages["corpus"], "code"), abs=1e-5)
+        measured = math.log(measurements(stages[name])["perplexity", "program", 256])
+        assert measured == pytest.approx(losses(theirs, stages["corpus"], "program"), abs=1e-5)
     answer = run("lit_long.generate", f"model.init={root}/out", "prompt=def main", "max_new_tokens=4")
     assert answer.returncode == 0, answer.stderr
 
@@ -168,7 +172,7 @@ def test_resume_points_are_exported(folder, trial):
 def test_sharded_checkpoints_are_exported(folder, trial):
     """Written by Lightning on two ranks, which had streamed the weights into their shards; exported on one process."""
     point = trial["extend"] / "checkpoints" / "step-00000099.ckpt"
-    words = ("-m", "tests.as_stage", REPOSITORY / "tests/integration/sharded.py", trial["corpus"], folder / "llama", point)
+    words = ("-m", "tests.as_stage", REPOSITORY / "tests/pretrained/sharded.py", trial["corpus"], folder / "llama", point)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     trained = subprocess.run(torchrun, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=200)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import ssh_server
 from tests.integration.mini import REPOSITORY
-from tests.integration.side import CHILDREN, UPDATES, facts, finished, folders, rows, sweep, wait_for, with_corpus, workplace
+from tests.launch import ssh_server
+from tests.launch.side import CHILDREN, UPDATES, facts, finished, folders, rows, sweep, wait_for, workplace
 
 RAY = ["launcher=ray", "launcher.cpus=1"]
 SUBMITIT = ["launcher=slurm", "launcher.cluster=local", "launcher.cpus=1"]
@@ -82,14 +82,14 @@ def test_side_by_side(side_by_side, expected):
 
 
 @pytest.mark.slow
-def test_one_after_the_other(reference, expected, tmp_path):
-    work = with_corpus(reference, tmp_path)
+def test_one_after_the_other(expected, tmp_path):
+    work = workplace(tmp_path)
     finished(work)
     assert facts(work) == expected
 
 
-def test_ctrl_c_ends_both(reference, tmp_path):
-    work = with_corpus(reference, tmp_path)
+def test_ctrl_c_ends_both(tmp_path):
+    work = workplace(tmp_path)
     process = sweep(work, "launcher.parallel=2", "stages.train.tokens=4M")
     wait_for(lambda: training(work))
     stages, children = stages_of(process.pid), children_of(process.pid)
@@ -99,6 +99,7 @@ def test_ctrl_c_ends_both(reference, tmp_path):
     assert len(stages) == 2 and len(children) == 3 and not alive(children)  # the third one is the server
     status = facts_of_runs(work)
     assert [status[name] for name in ("train rope", "train abf")] == ["KILLED"] * 2
+    assert finished(work, "launcher.parallel=2", "stages.train.tokens=4M", "dry_run=true").count("to resume ") == 2
 
 
 def facts_of_runs(work: Path) -> dict[str, str]:
@@ -111,9 +112,9 @@ def facts_of_runs(work: Path) -> dict[str, str]:
     return {name: run.info.status for name, run in zip(names, runs, strict=True)}
 
 
-def test_jobs_outlive_the_sweep_and_are_joined(reference, expected, tmp_path):
+def test_jobs_outlive_the_sweep_and_are_joined(expected, tmp_path):
     """submitit's processes: kill -9 of the sweep, and the next command watches the very jobs that the first one submitted."""
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     process = sweep(work, *SUBMITIT)
     wait_for(lambda: len(list((work / "runs" / "stages").glob("train-*/job.json"))) == 2)
     jobs = {folder.name: json.loads((folder / "job.json").read_text())["id"] for folder in folders(work, "train")}
@@ -129,9 +130,9 @@ def test_jobs_outlive_the_sweep_and_are_joined(reference, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_jobs_or_cancels_them(reference, tmp_path):
+def test_ctrl_c_leaves_jobs_or_cancels_them(tmp_path):
     """launcher.cancel_on_exit=false: they go on. A sweep with another launcher joins them; with its Ctrl-C they end."""
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     for launcher, left in (([*SUBMITIT, "launcher.cancel_on_exit=false"], 2), (["launcher.parallel=2"], 0)):
         before = time.time()
         process = sweep(work, *launcher, "stages.train.tokens=4M")
@@ -152,9 +153,9 @@ def recorded(folder: Path) -> float:
 
 
 @pytest.mark.slow
-def test_a_job_that_breaks_is_told(reference, tmp_path):
+def test_a_job_that_breaks_is_told(tmp_path):
     """What a stage says of its failure comes through the job; the other trial goes on."""
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     (work / "configs" / "position").mkdir(parents=True)
     (work / "broken.py").write_text(
         "from dataclasses import dataclass\n"
@@ -172,18 +173,18 @@ def test_a_job_that_breaks_is_told(reference, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray(reference, expected, tmp_path):
+def test_ray(expected, tmp_path):
     """A cluster on this machine, for this sweep."""
     pytest.importorskip("ray")
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     finished(work, *RAY, "launcher.address=local")
     assert facts(work) == expected
 
 
 @pytest.mark.slow
-def test_two_nodes_are_one_process(reference, expected, tmp_path):
+def test_two_nodes_are_one_process(expected, tmp_path):
     """launcher=torchrun: one torchrun on each of two nodes, which are this machine by two of its names; gloo."""
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     words = ["launcher=torchrun", "launcher.hosts=[localhost,127.0.0.1]", "position=rope"]
     finished(work, *words, "trainer.strategy=fsdp", "trainer.nodes=2", "trainer.devices=1")
     (train,) = folders(work, "train")
@@ -195,9 +196,9 @@ def test_two_nodes_are_one_process(reference, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_other_node_by_hand(reference, expected, tmp_path):
+def test_the_other_node_by_hand(expected, tmp_path):
     """Without hosts the sweep says what to type on the second node; typed, it takes part."""
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     words = ["launcher=torchrun", "launcher.rdzv_endpoint=127.0.0.1", "position=rope"]
     process = sweep(work, *words, "trainer.strategy=fsdp", "trainer.nodes=2", "trainer.devices=1")
     lines = []
@@ -219,11 +220,11 @@ def test_the_other_node_by_hand(reference, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_other_node_through_ssh(reference, expected, tmp_path):
+def test_the_other_node_through_ssh(expected, tmp_path):
     """A real sshd: the second node is another session, with an environment of its own; it ends with the sweep."""
     if problem := ssh_server.install():
         pytest.skip(problem)
-    work = with_corpus(reference, tmp_path)
+    work = workplace(tmp_path)
     with ssh_server.server(tmp_path / "ssh") as reach:
         hosts = ["launcher=torchrun", f"launcher.hosts=[localhost,{ssh_server.HOST}]", f"launcher.ssh={reach}"]
         words = [*hosts, "launcher.rdzv_endpoint=127.0.0.1", "launcher.setup=['export ASKED=by-the-sweep']", "position=rope"]
@@ -269,8 +270,8 @@ def ray_cluster(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_actors_outlive_the_sweep_and_are_joined(ray_cluster, reference, expected, tmp_path):
-    work = with_corpus(reference, tmp_path)
+def test_actors_outlive_the_sweep_and_are_joined(ray_cluster, expected, tmp_path):
+    work = workplace(tmp_path)
     words = [*RAY, f"launcher.address={ray_cluster}"]
     process = sweep(work, *words)
     wait_for(lambda: training(work))
@@ -285,8 +286,8 @@ def test_actors_outlive_the_sweep_and_are_joined(ray_cluster, reference, expecte
 
 
 @pytest.mark.slow
-def test_two_ray_nodes_are_one_process(ray_cluster, reference, expected, tmp_path):
-    work = with_corpus(reference, tmp_path)
+def test_two_ray_nodes_are_one_process(ray_cluster, expected, tmp_path):
+    work = workplace(tmp_path)
     words = [*RAY, f"launcher.address={ray_cluster}", "position=rope"]
     finished(work, *words, "trainer.strategy=fsdp", "trainer.nodes=2", "trainer.devices=1")
     (train,) = folders(work, "train")

@@ -20,7 +20,7 @@ from lit_long.positions import build
 from lit_long.training.context_parallel import check_compiled, check_divisible
 from lit_long.training.parallel import parallelize
 from tests.integration.mini import REPOSITORY
-from tests.training.context_cases import CASES, CLIP, ROPE, UPDATES, batch_of, fit
+from tests.parallel.context_cases import CASES, CLIP, ROPE, UPDATES, batch_of, fit
 
 FAST = ("documents", "whole", "weights", "pose", "randomised", "layers")
 
@@ -28,7 +28,7 @@ FAST = ("documents", "whole", "weights", "pose", "randomised", "layers")
 def on_ranks(out: Path, sizes: Mesh, *names: str) -> subprocess.Popen:
     """torchrun with the trainings ``names``."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sizes.ranks}"]
-    words = ["-m", "tests.as_stage", "tests.training.context_cases", str(out), *map(str, sizes), *names]
+    words = ["-m", "tests.as_stage", "tests.parallel.context_cases", str(out), *map(str, sizes), *names]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with out.with_suffix(".log").open("w") as log:
         return subprocess.Popen([sys.executable, *torchrun, *words], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)

@@ -22,7 +22,7 @@ from lit_long.training.strategy import MeshStrategy
 if __name__ == "__main__":
     store, llama, out = sys.argv[1:]
     pretrained = open_pretrained(llama)
-    data = LongContextDataModule(Path(store), weights={"code": 1.0}, context=64, tokens_per_update=128, updates=1)
+    data = LongContextDataModule(Path(store), weights={"program": 1.0}, context=64, tokens_per_update=128, updates=1)
     module = LongContextModule(pretrained.shape, pretrained.position, OptimConfig(), updates=1, init_from=pretrained)
     trainer = lightning.Trainer(
         accelerator="cpu",

@@ -10,10 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.integration.mini import CORPUS, REPOSITORY, command
+from lit_long.stages.data import data_stage, prepare_stage
+from lit_long.stages.folder import locked
+from tests.data.own import TEXTS, write_text
+from tests.integration.mini import REPOSITORY, command, with_database
 
 EXPERIMENT = """
 model: tiny
+data:
+  corpus: {vocab_size: 300}
+  sources: {one: {path: TEXTS/one, validation_share: 0.3}, two: {path: TEXTS/two, validation_share: 0.3}}
 seed: 0
 grid: {position: [rope, abf]}
 trainer: {option: cpu, precision: 32-true, threads: 1, micro_batch_tokens: 512, checkpoint_every: 2}
@@ -21,20 +27,37 @@ validation: {times: 1, sequences: 2}
 stages:
   train: {context: 128, tokens: 4k, tokens_per_update: 512, optim: {lr: 2e-3}}
   evaluate: {kind: evaluate, parent: train}
-evaluation: {domains: [code, docs], lengths: [128], sequences: 4}
+evaluation: {domains: [one, two], lengths: [128], sequences: 4}
 report: {title: Side by side, rows: evaluate}
 """
 SHAPE = ["model.d_model=48", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=24", "model.d_ffn=96"]
-SIDE = ["experiment=side", *CORPUS, *SHAPE]
+SIDE = ["experiment=side", *SHAPE]
 UPDATES = 8
 CHILDREN = {"corpus", *(f"{variant} | {stage} 128 | seed 0" for variant in ("rope", "abf") for stage in ("train", "evaluate"))}
 
 
+def prepared() -> tuple[Path, Path]:
+    """Folders of the texts of all workplaces, whose paths are among the settings that runs record, and of their data stage, which is run once."""
+    folder = Path(os.environ["LIT_LONG_CACHE"]) / "side"
+    folder.mkdir(exist_ok=True)
+    sources = {name: {"path": str(folder / name), "validation_share": 0.3} for name in ("one", "two")}
+    with locked(folder, lambda: None):
+        if not (folder / "two").exists():
+            long = [text for text in TEXTS if len(text) > 500]
+            for i, name in enumerate(sources):
+                write_text(folder / name, long[i::2])
+        stage = data_stage({"data": {"corpus": {"vocab_size": 300}, "sources": sources}}, str(folder))
+        prepare_stage(stage, 1, False, lambda message, done: None)
+    return folder, stage.folder
+
+
 def workplace(folder: Path) -> Path:
-    """A folder to run the sweep from, with its experiment."""
+    """A folder to run the sweep from: its experiment, its prepared data, and an empty record."""
     (folder / "experiments").mkdir(parents=True, exist_ok=True)
-    (folder / "experiments" / "side.yaml").write_text(EXPERIMENT)
-    return folder
+    texts, data = prepared()
+    (folder / "experiments" / "side.yaml").write_text(EXPERIMENT.replace("TEXTS", str(texts)))
+    shutil.copytree(data, folder / "runs" / "stages" / data.name)
+    return with_database(folder)
 
 
 def sweep(work: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -53,14 +76,6 @@ def finished(work: Path, *words: str, code: int = 0, environment: dict[str, str]
         process.kill()
     assert process.returncode == code, output
     return output
-
-
-def with_corpus(source: Path, folder: Path) -> Path:
-    """A new workplace that has the prepared corpus of another one."""
-    work = workplace(folder)
-    (corpus,) = (source / "runs" / "stages").glob("data-*")
-    shutil.copytree(corpus, work / "runs" / "stages" / corpus.name)
-    return work
 
 
 def folders(work: Path, kind: str) -> list[Path]:

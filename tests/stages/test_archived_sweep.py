@@ -15,7 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_long.stages.folder import take_lock
-from tests.integration.mini import MINI, REPOSITORY, TASKS, command, losses, record, run, runs, stages, table, with_stages
+from tests.integration.mini import (
+    MINI,
+    REPOSITORY,
+    TASKS,
+    command,
+    losses,
+    record,
+    run,
+    runs,
+    stages,
+    table,
+    with_corpus,
+    with_database,
+)
 
 WORDS = [*MINI, *TASKS, "grid.position=[rope,abf]", "stages.extend.tokens=8k"]
 
@@ -23,7 +36,7 @@ WORDS = [*MINI, *TASKS, "grid.position=[rope,abf]", "stages.extend.tokens=8k"]
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> Path:
     """Where the sweep was killed when one variant was measured, and kept."""
-    root = with_stages(tmp_path_factory.mktemp("first"), "corpus rope", "base rope", "evaluate_base rope")
+    root = with_corpus(tmp_path_factory.mktemp("first"))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     words = command("lit_long.sweep", *WORDS, "tracking.enabled=false", f"root={root}")
     sweep = subprocess.Popen(words, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -50,7 +63,7 @@ def first(tmp_path_factory) -> Path:
 def moved(first: Path, root: Path) -> Path:
     """Another machine's folder, with the archive alone."""
     shutil.copytree(first / "experiments" / "archive", root / "experiments" / "archive")
-    return root
+    return with_database(root)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
     with cluster(folder) as environment: subprocess.run(["sinfo"], env=environment)
 
-As a script it starts one and waits: python -m tests.integration.slurm_cluster FOLDER. Needs root and Debian's packages slurmctld, slurmd,
+As a script it starts one and waits: python -m tests.launch.slurm_cluster FOLDER. Needs root and Debian's packages slurmctld, slurmd,
 slurm-client and munge, which ``install`` fetches.
 """
 
