@@ -1,8 +1,8 @@
 """Make the report of an experiment again, from the results on disk.
 
     python -m lit_long.report experiment=position_tiny            its latest sweep
-    python -m lit_long.report experiment=position_tiny root=DIR   below another root
-    python -m lit_long.report experiment=position_tiny uri=http://HOST:PORT out=DIR   from MLflow alone, into DIR; key=… for an older sweep
+    python -m lit_long.report experiment=position_tiny root=DIR   below another root; key=… for an older sweep
+    python -m lit_long.report experiment=position_tiny uri=http://HOST:PORT out=DIR   from MLflow alone, into DIR
     … keep=FILE.json        also writes what was measured to one small file, for findings, and archives every finished stage, of an unfinished
                             sweep too: sweeps that find the archive count it as done. archive=FOLDER (default: experiments/archive) also
                             without keep; weights that other stages start from up to weights_mb=3 each, archive_mb=60 in all
@@ -30,21 +30,14 @@ from lit_long.report.results import read_sweep
 from lit_long.stages.archive import MB, PLACE, Limits, archive_stages
 from lit_long.terminal import answer, run_command
 
-KEYS = (
-    "experiment",
-    "root",
-    "uri",
-    "out",
-    "key",
-    "keep",
-    "archive",
-    "weights_mb",
-    "archive_mb",
-    "findings",
-    "results",
-    "scores",
-    "published",
-)
+LIMITS = ("weights_mb", "archive_mb")
+KEYS = {  # by the key that says what is made; without any, the report of a sweep on disk
+    "findings": ("results", "out"),
+    "published": ("results", "out"),
+    "scores": ("keep",),
+    "uri": ("experiment", "out", "key", "keep", "archive", *LIMITS),
+    "": ("experiment", "root", "key", "keep", "archive", *LIMITS),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -53,8 +46,13 @@ def main(argv: list[str]) -> int:
 
 def run(argv: list[str]) -> None:
     options = dict(word.partition("=")[::2] for word in argv)
-    if unknown := set(options) - set(KEYS):
-        raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), KEYS)}")
+    known = {key for kind, keys in KEYS.items() for key in (kind, *keys) if key}
+    if unknown := set(options) - known:
+        raise UserError(f"command line: unknown key {min(unknown)!r}{nearest(min(unknown), sorted(known))}")
+    kind = next((kind for kind in KEYS if kind in options), "")
+    if idle := options.keys() - {kind, *KEYS[kind]}:
+        what = f"with {kind}=" if kind else "without uri=, findings=, published= or scores="
+        raise UserError(f"command line: {min(idle)}= says nothing {what}; leave it out (see --help)")
     limits = Limits(megabytes(options, "weights_mb", Limits.weights), megabytes(options, "archive_mb", Limits.archive))
     for key in ("out", "keep", "archive"):
         if options.get(key):
@@ -123,7 +121,7 @@ def folder_of(options: dict[str, str]) -> Path:
     experiment = options.get("experiment", "position_tiny")
     if "uri" not in options:
         root = Path(options["root"]).expanduser().resolve() if "root" in options else project_root()
-        return find_sweep(root, experiment)
+        return find_sweep(root, experiment, options.get("key", ""))
     if not options.get("out"):
         raise UserError("command line: out=FOLDER is missing: where the report goes that is made from uri=…")
     from lit_long.tracking.mlflow import fetch_sweep

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from lit_long.config import ReportConfig, UserError, typed
+from lit_long.config import ReportConfig, UserError, nearest, typed
 from lit_long.evaluation.measurement import REQUIRED, Measurement
 
 DONE, ERROR = "DONE", "error.txt"
@@ -102,17 +102,22 @@ class SweepResult:
         return " ".join([*words, *(f"s{seed}" for seed in seeds if len(seeds) == 1 < len(self.seeds))])
 
 
-def find_sweep(root: Path, experiment: str) -> Path:
-    """The folder of an experiment's latest sweep: what ``root/runs/<experiment>/latest`` points to.
+def find_sweep(root: Path, experiment: str, key: str = "") -> Path:
+    """The folder of an experiment's sweep with that key, such as 41ace964; else of its latest one, what ``root/runs/<experiment>/latest`` points to.
 
     Raises:
-        UserError: the experiment has never been swept below ``root``; the message lists those that have.
+        UserError: the experiment has never been swept below ``root``, or not that sweep; the message lists those that have.
     """
     runs = root / "runs"
     latest = runs / experiment / "latest"
     # An empty name would make "runs/latest" of it, and a name with ".." would leave runs/.
     if experiment and Path(experiment).name == experiment and latest.is_dir():
-        return latest.resolve()
+        if not key:
+            return latest.resolve()
+        keys = sorted(file.parent.name for file in (runs / experiment).glob("*/sweep.json") if file.parent != latest)
+        if key in keys:
+            return (runs / experiment / key).resolve()
+        raise UserError(f"key={key}: {runs / experiment} has no such sweep{nearest(key, keys)}; it has {', '.join(keys)}")
     known = sorted(path.parent.name for path in runs.glob("*/latest") if path.is_dir())
     listing = f"Experiments with results in {runs}: {', '.join(known)}." if known else f"There are no results in {runs} yet."
     near = difflib.get_close_matches(experiment, known, n=1)

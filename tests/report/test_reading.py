@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -10,11 +11,37 @@ import yaml
 
 from lit_long.config import UserError
 from lit_long.report import find_sweep, write_report
+from lit_long.report.__main__ import main
 
 
 def test_find_sweep_follows_latest(tmp_path, make):
     folder = make.sweep(tmp_path, {("abf", 0): None})
     assert find_sweep(tmp_path, "position_tiny") == folder.resolve()
+
+
+def test_an_older_sweep_by_its_key(tmp_path, make):
+    older = make.sweep(tmp_path, {("abf", 0): None})
+    newer = older.with_name("41ace964")
+    shutil.copytree(older, newer)
+    (newer.parent / "latest").unlink()
+    (newer.parent / "latest").symlink_to(newer.name)
+    assert find_sweep(tmp_path, "position_tiny") == find_sweep(tmp_path, "position_tiny", newer.name) == newer.resolve()
+    assert find_sweep(tmp_path, "position_tiny", older.name) == older.resolve()
+    with pytest.raises(UserError, match=f"key=41ace965: .* has no such sweep; did you mean '41ace964'.* it has .*{older.name}"):
+        find_sweep(tmp_path, "position_tiny", "41ace965")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["out=DIR"], "out= says nothing without uri=, findings=, published= or scores="),
+        (["findings=a", "results=b", "out=c", "key=1"], "key= says nothing with findings="),
+        (["scores=a", "keep=b", "root=c"], "root= says nothing with scores="),
+        (["kye=1"], "unknown key 'kye'; did you mean 'key'"),
+    ],
+)
+def test_words_that_say_nothing_are_refused(words, message, capsys):
+    assert main(words) == 2 and message in capsys.readouterr().err
 
 
 def test_find_sweep_lists_experiments_and_guesses(tmp_path, make):
