@@ -46,6 +46,8 @@ LONG = [
     "test_sharded",
     "test_fork_server",
     "test_prepare",
+    "test_own_data",
+    "test_shards",
     "test_mlflow",
     "test_tracker",
     "test_generate",
