@@ -1,7 +1,7 @@
 """Stages as forks of one process that has imported what they need.
 
 Most of a short stage's time is its imports: torch, and Lightning for training. `ForkServer` starts one process that imports them once, when the first
-stage of a kind asks for it, and then forks: each later stage starts in a tenth of a second. A forked stage is what `python -m lit_long.stage FOLDER`
+stage of a kind asks for it, and then forks: each later stage is spared these two seconds. A forked stage is what `python -m lit_long.stage FOLDER`
 is, with a session, a log, a lock and a standard input of its own. For stages of one process on the CPU, on Linux; GPUs' drivers cannot be forked.
 """
 
@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import runpy
+import selectors
 import signal
 import socket
 import subprocess
@@ -141,8 +142,6 @@ class ForkedStage:
 
 def serve(connection: socket.socket) -> None:
     """The server: forks what it is asked for and tells exit codes, until the other side is closed. Returns in the server alone."""
-    import selectors
-
     signal.signal(signal.SIGCHLD, lambda *_: None)  # only so that the pipe below wakes us
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -176,12 +175,14 @@ def serve(connection: socket.socket) -> None:
 
 
 def report_ended(connection: socket.socket, numbers: dict[int, int]) -> None:
+    """Tell the exit codes of the stages that have ended."""
     while numbers:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        code = os.waitstatus_to_exitcode(status)
-        connection.send(json.dumps({"number": numbers.pop(pid), "code": code}).encode())
+        if pid in numbers:  # and no process that an import left behind
+            code = os.waitstatus_to_exitcode(status)
+            connection.send(json.dumps({"number": numbers.pop(pid), "code": code}).encode())
 
 
 def load(kind: str, log: int) -> None:

@@ -1,4 +1,4 @@
-"""Interruptions and failures: kill -9, Ctrl-C, a stage that breaks; one rank and two."""
+"""kill -9 of a sweep in mid-training, with stages of one rank and of two."""
 
 from __future__ import annotations
 
