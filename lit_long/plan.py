@@ -20,7 +20,7 @@ from dataclasses import fields
 
 from rich.console import Console
 
-from lit_long.config import parse_words, read_layers, typed
+from lit_long.config import parse_words, read_command, typed
 from lit_long.config.compose import parse_model_words
 from lit_long.planning import rows
 from lit_long.planning.hardware import usable
@@ -69,7 +69,7 @@ def plan_experiment(argv: list[str]) -> int:
     machines = machines_of(typed(MachinesConfig, parse_words(mine, MachinesConfig), COMMAND_LINE))
     as_configured = not any(word.startswith("gpus=") for word in mine)
     plan = make_plan(
-        read_layers([*(word for word in argv if word not in mine), "dry_run=true"])
+        read_command([*(word for word in argv if word not in mine), "dry_run=true"])
     )  # weights and data may lie elsewhere
     stages, fit = stage_rows(plan, machines, as_configured)
     say(*plan.notes)

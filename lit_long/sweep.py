@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.files import is_disk_full
 from lit_long.stages.costs import find_misfits
 from lit_long.stages.plan import Plan, make_plan, nothing_failed, only_failed
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         return ALL_DONE
     console = Console()
     try:
-        plan = only_failed(make_plan(read_layers(argv)))
+        plan = only_failed(make_plan(read_command(argv)))
         if plan.sweep.show not in ("", "config"):
             raise UserError(f"command line: show={plan.sweep.show}: only show=config is known")
         if plan.sweep.show:

@@ -1,9 +1,10 @@
-"""Settings: their typed schema (schema.py), what a command says (layers.py), its composition to complete settings (compose.py) and the check of
+"""Settings: their typed schema (schema.py), what a command says (command.py), its composition to complete settings (compose.py) and the check of
 values against the schema (typed.py).
 
 Nothing here imports torch or lightning.
 """
 
+from lit_long.config.command import Command, option_names, parse_words, project_root, read_command
 from lit_long.config.compose import (
     Composer,
     compose_data,
@@ -13,7 +14,6 @@ from lit_long.config.compose import (
     compose_sweep,
     parse_model_words,
 )
-from lit_long.config.layers import Layers, option_names, parse_words, project_root, read_layers
 from lit_long.config.schema import (
     AdapterConfig,
     CorpusConfig,
@@ -53,6 +53,7 @@ from lit_long.config.typed import (
 __all__ = [
     "NOT_A_SETTING",
     "AdapterConfig",
+    "Command",
     "Composer",
     "CorpusConfig",
     "CurriculumConfig",
@@ -61,7 +62,6 @@ __all__ = [
     "InstructConfig",
     "LauncherConfig",
     "LayerGroupConfig",
-    "Layers",
     "LayersConfig",
     "MeasuredConfig",
     "ModelConfig",
@@ -91,7 +91,7 @@ __all__ = [
     "parse_words",
     "plain",
     "project_root",
-    "read_layers",
+    "read_command",
     "refuse_idle_keys",
     "typed",
 ]

@@ -1,6 +1,6 @@
-"""From layers (layers.py) to complete settings: of a sweep and each of its stages, and of commands that run no experiment.
+"""From what a command says (command.py) to complete settings: of a sweep and each of its stages, and of commands that run no experiment.
 
-Later layers win:
+What comes later wins:
 
     defaults < option files (configs/GROUP/NAME.yaml) < the experiment's YAML < key=value
 
@@ -29,12 +29,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_long.config.grid import Point, grid_axes, settings_of_point
-from lit_long.config.layers import (
+from lit_long.config.command import (
     COMMAND_LINE,
     DEFAULT_OPTIONS,
     SHARED,
-    Layers,
+    Command,
     merge,
     normalize,
     option_names,
@@ -42,6 +41,7 @@ from lit_long.config.layers import (
     parse_words,
     read_option,
 )
+from lit_long.config.grid import Point, grid_axes, settings_of_point
 from lit_long.config.pretrained import Pretrained, inherit, settings_of
 from lit_long.config.schema import DataConfig, LayersConfig, ModelConfig, StageConfig, SweepConfig
 from lit_long.config.typed import UserError, check, nearest, plain, typed
@@ -58,9 +58,9 @@ def leaf_names(cls: type = SweepConfig, prefix: str = "") -> Iterator[str]:
         yield from (leaf_names(type(value), f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name])
 
 
-def merge_layer(into: dict[str, Any], layer: dict[str, Any], where: str) -> None:
-    """Put one checked layer on top; a group that names an option starts again from that option's file."""
-    for key, value in layer.items():
+def merge_settings(into: dict[str, Any], settings: dict[str, Any], where: str) -> None:
+    """Put settings, which are checked, on top; a group that names an option starts again from that option's file."""
+    for key, value in settings.items():
         if key in DEFAULT_OPTIONS:
             if (name := option_pick(value)) is not None:
                 into[key] = read_option(key, name)
@@ -79,28 +79,28 @@ STAGE = [f.name for f in dataclasses.fields(StageConfig)]
 STAGE_KEYS = [name for name in STAGE if name not in SHARED]
 
 
-def compose_sweep(layers: Layers) -> tuple[SweepConfig, dict[str, Any]]:
+def compose_sweep(command: Command) -> tuple[SweepConfig, dict[str, Any]]:
     """The sweep's own settings, and the raw shared settings (interpolations unresolved) that stages start from."""
     raw: dict[str, Any] = {}
-    merge_layer(raw, DEFAULT_OPTIONS, "defaults")
-    for layer, where in ((layers.experiment, str(layers.file)), (layers.cli, COMMAND_LINE)):
-        stages = layer.get("stages") or {}
+    merge_settings(raw, DEFAULT_OPTIONS, "defaults")
+    for settings, where in ((command.experiment, str(command.file)), (command.cli, COMMAND_LINE)):
+        stages = settings.get("stages") or {}
         if not isinstance(stages, dict):
             raise UserError(f"{where}: stages must be a group of settings (key: value), not {stages!r}")
         for name, stage in stages.items():
-            check_stage(name, stage, where, layers)
-        merge_layer(raw, layer, where)
-    own = {key: value for key, value in (raw | {"experiment": layers.name}).items() if key not in SHARED or key == "seed"}
+            check_stage(name, stage, where, command)
+        merge_settings(raw, settings, where)
+    own = {key: value for key, value in (raw | {"experiment": command.name}).items() if key not in SHARED or key == "seed"}
     shared = {key: plain(getattr(SweepConfig(), key)) for key in SHARED}
     merge(shared, {key: value for key, value in raw.items() if key in SHARED})
-    sweep = typed(SweepConfig, own, str(layers.file))
-    own = layers.experiment.get("grid") or {}
-    sweep.grid = grid_axes(layers.file, own, layers.cli, sweep.grid, option_names, DEFAULT_OPTIONS)
+    sweep = typed(SweepConfig, own, str(command.file))
+    own = command.experiment.get("grid") or {}
+    sweep.grid = grid_axes(command.file, own, command.cli, sweep.grid, option_names, DEFAULT_OPTIONS)
     return sweep, shared
 
 
-def check_stage(name: str, stage: Any, where: str, layers: Layers) -> None:
-    if name not in (known := list(layers.experiment.get("stages") or {})):
+def check_stage(name: str, stage: Any, where: str, command: Command) -> None:
+    if name not in (known := list(command.experiment.get("stages") or {})):
         raise UserError(f"{where}: unknown stage {name!r} in 'stages'{nearest(name, known)}")
     if not isinstance(stage, dict):
         raise UserError(f"{where}: stages.{name} must be a group of settings (key: value), not {stage!r}")
@@ -124,8 +124,8 @@ class Composer:
         pretrained: reads what ``model.init`` names.
     """
 
-    def __init__(self, layers: Layers, grid: Iterable[str], shared: dict[str, Any], pretrained: Pretrained) -> None:
-        self.layers, self.grid, self.shared, self.pretrained = layers, set(grid), shared, pretrained
+    def __init__(self, command: Command, grid: Iterable[str], shared: dict[str, Any], pretrained: Pretrained) -> None:
+        self.command, self.grid, self.shared, self.pretrained = command, set(grid), shared, pretrained
         self.merged: dict[tuple[str, str, str], Any] = {}  # stage, key, what the point says of it → its raw value
         self.own: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]] = {}
         self.resolved: Resolved = {}
@@ -138,17 +138,17 @@ class Composer:
             init: the shipped weights that it descends from, if any.
         """
         said = self.said(name, point)
-        own, _, own_cli, _ = self.layers_of(name)
+        own, _, own_cli, _ = self.parts_of(name)
         raw = {key: self.raw(name, key, said) for key in dict.fromkeys([*self.shared, *own, *said, *self.general(), *own_cli])}
         if init:
             raw["model"] = raw["model"] | {"init": init}
-        where = f"{self.layers.file}: stages.{name}"
-        inherit(raw, [self.layers.experiment, own, said, self.layers.cli, own_cli], self.pretrained, where)
+        where = f"{self.command.file}: stages.{name}"
+        inherit(raw, [self.command.experiment, own, said, self.command.cli, own_cli], self.pretrained, where)
         return resolve_interpolations(raw, where, self.resolved)
 
     def said(self, name: str, point: Point) -> dict[str, Any]:
         """What a point says to stage ``name``, by the stage's own keys."""
-        pinned, said = self.layers_of(name)[3], {}
+        pinned, said = self.parts_of(name)[3], {}
         for key, value in settings_of_point(point):
             if key.partition(".")[0] not in pinned:
                 own = key.removeprefix(f"stages.{name}.")
@@ -157,27 +157,27 @@ class Composer:
         return said
 
     def raw(self, name: str, key: str, said: dict[str, Any]) -> Any:
-        """One key of the stage from all layers, interpolations unresolved; not to be changed."""
+        """One key of the stage from all of them, interpolations unresolved; not to be changed."""
         memo = (name, key, repr(said[key]) if key in said else "")
         if memo not in self.merged:
-            own, dotted, own_cli, _ = self.layers_of(name)
+            own, dotted, own_cli, _ = self.parts_of(name)
             into = {key: copy.deepcopy(self.shared[key])} if key in self.shared else {}
-            where = f"{self.layers.file}: stages.{name}"
-            for layer, source in ((own, where), (said, "grid"), (dotted, COMMAND_LINE), (own_cli, COMMAND_LINE)):
-                if key in layer:
-                    (merge if key in STAGE_KEYS else partial(merge_layer, where=source))(into, {key: layer[key]})
+            where = f"{self.command.file}: stages.{name}"
+            for settings, source in ((own, where), (said, "grid"), (dotted, COMMAND_LINE), (own_cli, COMMAND_LINE)):
+                if key in settings:
+                    (merge if key in STAGE_KEYS else partial(merge_settings, where=source))(into, {key: settings[key]})
             self.merged[memo] = into[key]
         return self.merged[memo]
 
     def general(self) -> dict[str, Any]:
-        return {key: value for key, value in self.layers.cli.items() if key in SHARED}
+        return {key: value for key, value in self.command.cli.items() if key in SHARED}
 
-    def layers_of(self, name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]:
+    def parts_of(self, name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]:
         """What the experiment says of the stage, what the command line says of all and of this one, and the groups whose option the stage names."""
         if name not in self.own:
-            own = self.layers.experiment["stages"][name]
-            own_cli = (self.layers.cli.get("stages") or {}).get(name, {})
-            if option_pick(self.layers.cli.get("data")) and not option_pick(own.get("data")):
+            own = self.command.experiment["stages"][name]
+            own_cli = (self.command.cli.get("stages") or {}).get(name, {})
+            if option_pick(self.command.cli.get("data")) and not option_pick(own.get("data")):
                 own = {k: v for k, v in own.items() if k != "data"}  # weights of domains that the other data do not have
             pinned = {group for group in DEFAULT_OPTIONS if option_pick(own.get(group)) or option_pick(own_cli.get(group))}
             general = self.without_axes({k: v for k, v in self.general().items() if k not in pinned})
@@ -197,7 +197,7 @@ class Composer:
 def compose_position(name: str, model: ModelConfig, context: int) -> dict[str, Any]:
     """Settings of configs/position/``name``.yaml, resolved for ``model`` in a context of ``context`` tokens."""
     raw: dict[str, Any] = {"model": plain(model), "context": context}
-    merge_layer(raw, {"position": name}, COMMAND_LINE)
+    merge_settings(raw, {"position": name}, COMMAND_LINE)
     return resolve_interpolations(raw, f"configs/position/{name}.yaml").position
 
 
@@ -205,7 +205,7 @@ def compose_layers(name: str, model: ModelConfig, context: int) -> LayersConfig:
     """The pattern of configs/layers/``name``.yaml, resolved for ``model`` with RoPE in a context of ``context`` tokens."""
     raw: dict[str, Any] = {"model": plain(model), "context": context}
     for group, option in (("position", "rope"), ("layers", name)):
-        merge_layer(raw, {group: option}, COMMAND_LINE)
+        merge_settings(raw, {group: option}, COMMAND_LINE)
     return resolve_interpolations(raw, f"configs/layers/{name}.yaml").layers
 
 
@@ -232,15 +232,15 @@ def compose_model(words: dict[str, Any], pretrained: Pretrained, base: StageConf
     picks = {"position": option_pick(position)} if option_pick(position) else {}
     said = picks | ({"model": words["model"]} if "model" in words else {})
     if base is None:
-        merge_layer(raw, {"position": DEFAULT_OPTIONS["position"]}, "defaults")
-    merge_layer(raw, said, COMMAND_LINE)
+        merge_settings(raw, {"position": DEFAULT_OPTIONS["position"]}, "defaults")
+    merge_settings(raw, said, COMMAND_LINE)
     raw["context"] = words.get("context", raw["context"])
     if base is None:
         inherit(raw, [said], pretrained, COMMAND_LINE)
-    merge_layer(raw, {"position": settings_of(position)}, COMMAND_LINE)
+    merge_settings(raw, {"position": settings_of(position)}, COMMAND_LINE)
     if not raw["layers"]["pattern"]:
-        merge_layer(raw, {"layers": DEFAULT_OPTIONS["layers"]}, "defaults")
-    merge_layer(raw, {"layers": words["layers"]} if "layers" in words else {}, COMMAND_LINE)
+        merge_settings(raw, {"layers": DEFAULT_OPTIONS["layers"]}, "defaults")
+    merge_settings(raw, {"layers": words["layers"]} if "layers" in words else {}, COMMAND_LINE)
     return resolve_interpolations(raw, COMMAND_LINE)
 
 
@@ -260,9 +260,9 @@ def compose_data(words: dict[str, Any], pretrained: Pretrained) -> StageConfig:
         UserError: unknown options, keys or values.
     """
     raw = plain(StageConfig(kind="data"))
-    merge_layer(raw, {"data": DEFAULT_OPTIONS["data"]}, "defaults")
+    merge_settings(raw, {"data": DEFAULT_OPTIONS["data"]}, "defaults")
     said = {group: words[group] for group in DATA_GROUPS if group in words}
-    merge_layer(raw, said, COMMAND_LINE)
+    merge_settings(raw, said, COMMAND_LINE)
     inherit(raw, [said], pretrained, COMMAND_LINE)
     return resolve_interpolations(raw, COMMAND_LINE)
 

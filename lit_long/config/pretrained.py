@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from lit_long.config.layers import PRETRAINED, merge
+from lit_long.config.command import PRETRAINED, merge
 from lit_long.config.schema import LayersConfig, ModelConfig
 from lit_long.config.typed import UserError, check, plain
 
@@ -29,7 +29,7 @@ def inherit(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrai
     """Let the weights that ``model.init`` names, if any, bring their shape, tokenizer, positional encoder and layers.
 
     Args:
-        said: what people wrote, layer by layer, to tell a contradiction from a default.
+        said: what people wrote, one after the other, to tell a contradiction from a default.
     """
     init = raw["model"].get("init")
     wants_own = raw["position"].get("scheme") == PRETRAINED
@@ -43,8 +43,8 @@ def inherit(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrai
         return
     shape, position = found.shape, found.position
     context = shape.context
-    for layer in said:
-        wanted = layer.get("model")
+    for settings in said:
+        wanted = settings.get("model")
         for key, value in check(ModelConfig, settings_of(wanted), where, "model.").items():
             if key == "context":  # no tensor shows what it was trained with, and files are not always right
                 context = value
@@ -57,15 +57,15 @@ def inherit(raw: dict[str, Any], said: list[dict[str, Any]], pretrained: Pretrai
     corpus = raw["data"]["corpus"]
     own = {"tokenizer": corpus.get("tokenizer") or init, "vocab_size": shape.vocab_size}
     raw["data"] = raw["data"] | {"corpus": corpus | own}  # other stages hold the same corpus
-    if wants_own or not any("position" in layer for layer in said):
+    if wants_own or not any("position" in settings for settings in said):
         own = {key: value for key, value in raw["position"].items() if key == "training"}
         raw["position"] = position | own
-    if found.layers.pattern and not any({"option", "pattern"} & (layer.get("layers") or {}).keys() for layer in said):
+    if found.layers.pattern and not any({"option", "pattern"} & (settings.get("layers") or {}).keys() for settings in said):
         raw["layers"] = plain(found.layers)
-        for layer in said:  # one of its settings alone
-            merge(raw["layers"], layer.get("layers") or {})
+        for settings in said:  # one of its settings alone
+            merge(raw["layers"], settings.get("layers") or {})
 
 
 def settings_of(group: Any) -> dict[str, Any]:
-    """What a layer says of a group besides naming an option."""
+    """What is said of a group besides naming an option."""
     return {key: value for key, value in group.items() if key != "option"} if isinstance(group, dict) else {}

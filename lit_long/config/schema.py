@@ -505,7 +505,7 @@ class SweepConfig(SharedConfig):
 
     experiment: str = "position_tiny"
     description: str = ""
-    scale: str = ""  # the one of the experiment's scales that this is (layers.py)
+    scale: str = ""  # the one of the experiment's scales that this is (command.py)
     base: str = (
         "shipped"  # shipped: stages whose weights came with lit-long are not trained · train: they are (stages/archive.py)
     )

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from lit_long.config import ModelConfig, TrackingConfig, UserError, compose_layers, compose_position, option_names
-from lit_long.config.layers import find_file
+from lit_long.config.command import find_file
 from lit_long.config.ranges import Base, Count, CountOrNone, Range
 from lit_long.positions import SCHEMES, PositionalEncoder, build
 from lit_long.positions.bounds import context_bound

@@ -38,7 +38,7 @@ import yaml
 
 from lit_long import __version__
 from lit_long.config import ModelConfig, StageConfig, UserError
-from lit_long.config.layers import folders
+from lit_long.config.command import folders
 from lit_long.files import write_atomically
 from lit_long.stages.folder import ARCHIVE, DONE, is_archived, read_result
 from lit_long.stages.identity import recipe

@@ -25,9 +25,9 @@ from lit_long.config import (
     check,
     nearest,
 )
+from lit_long.config.command import DEFAULT_OPTIONS, PRETRAINED
 from lit_long.config.compose import leaf_names
 from lit_long.config.grid import NAME, Point, dotted, label
-from lit_long.config.layers import DEFAULT_OPTIONS, PRETRAINED
 from lit_long.positions import SCHEMES, TRANSFORMS, PositionalEncoder, PositionTransform, find
 from lit_long.stages.resolve import mixable_domains, resolve_weights
 
@@ -52,7 +52,7 @@ class Axes:
             stage, own = split(key)
             group, _, setting = own.partition(".")
             if group in DEFAULT_OPTIONS and setting and (group == "position" or self.options(group)):
-                reached = [name for name in stages if name == stage or (not stage and group not in composer.layers_of(name)[3])]
+                reached = [name for name in stages if name == stage or (not stage and group not in composer.parts_of(name)[3])]
                 self.settings[key] = reached, group, setting
         self.settings = dict(sorted(self.settings.items(), key=lambda item: item[1][2] not in SWITCHES))
 

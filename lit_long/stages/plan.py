@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import (
+    Command,
     Composer,
-    Layers,
     SourceConfig,
     StageConfig,
     SweepConfig,
@@ -225,33 +225,33 @@ class Prober:
         return self.seen[key]
 
 
-def make_plan(layers: Layers) -> Plan:
+def make_plan(command: Command) -> Plan:
     """Expand an experiment. What is only shown (``dry_run``, ``show``) may name weights and data that are not here.
 
     Raises:
         UserError: anything in the settings that makes no sense; nothing has been written yet.
     """
-    sweep, shared = compose_sweep(layers)
+    sweep, shared = compose_sweep(command)
     if not sweep.stages:
-        raise UserError(f"{layers.file}: the experiment has no 'stages'")
+        raise UserError(f"{command.file}: the experiment has no 'stages'")
     root = Path(sweep.root).expanduser().resolve() if sweep.root else project_root()
-    names = parents_first(sweep.stages, layers)
-    check_base(sweep.base, sweep.stages, layers.file)
+    names = parents_first(sweep.stages, command)
+    check_base(sweep.base, sweep.stages, command.file)
     prober = Prober(only_shown=sweep.dry_run or bool(sweep.show))
 
     def pretrained(init: str) -> PretrainedWeights | None:
         return prober.probe(open_pretrained, init)
 
-    composer = Composer(layers, sweep.grid, shared, pretrained)
-    builder = StageBuilder(layers, sweep, root, prober, composer)
+    composer = Composer(command, sweep.grid, shared, pretrained)
+    builder = StageBuilder(command, sweep, root, prober, composer)
     trials: list[Trial] = []
     stages: dict[str, Stage] = {}
     shipped: dict[str, str] = {}  # weights that came with lit-long, by the stages that they stand for
     axes = Axes(composer, names, sweep.grid)
-    chosen = list(points(sweep.grid, sweep.exclude, str(layers.file), axes.keep, layers.experiment.get("grid")))
+    chosen = list(points(sweep.grid, sweep.exclude, str(command.file), axes.keep, command.experiment.get("grid")))
     notes = axes.notes()  # refuses an axis that applies nowhere, before variants are named by it
     if not chosen:
-        raise UserError(f"{layers.file}: exclude leaves no point of the grid")
+        raise UserError(f"{command.file}: exclude leaves no point of the grid")
     for point, built in without_unused(builder.build_all(names, point) for point in chosen):
         trial = Trial(variant_name(point, sweep.grid), 0, point)
         for name, one in built.items():
@@ -269,7 +269,7 @@ def make_plan(layers: Layers) -> Plan:
     for key in ("rows", "reference"):
         wanted = getattr(sweep.report, key)
         if wanted is not None and wanted not in names:
-            raise UserError(f"{layers.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
+            raise UserError(f"{command.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
     # Data first: what cannot be read is found before a model is trained that would then wait for it.
     order = sorted(stages.values(), key=lambda stage: stage.config.kind != "data")
     found = {stage.folder: archive for stage in order if not stage.done and (archive := find_archive(stage.names))}
@@ -302,15 +302,15 @@ class BuiltStage:
 class StageBuilder:
     """Builds the stages of all points: each once for all points that say the same to it and to those before it."""
 
-    def __init__(self, layers: Layers, sweep: SweepConfig, root: Path, prober: Prober, composer: Composer) -> None:
-        self.layers, self.sweep, self.root, self.prober, self.composer = layers, sweep, root, prober, composer
+    def __init__(self, command: Command, sweep: SweepConfig, root: Path, prober: Prober, composer: Composer) -> None:
+        self.command, self.sweep, self.root, self.prober, self.composer = command, sweep, root, prober, composer
         self.built: dict[tuple[str, str, BuiltStage | None], BuiltStage] = {}
         self.corpora: dict[str, Stage] = {}
         self.sources: dict[str, SourceConfig] = {}  # one look at the files for all stages
-        cli_stages = layers.cli.get("stages") or {}
+        cli_stages = command.cli.get("stages") or {}
         self.own = {
             name: [key for key in FROM_PARENT if key in stage or key in cli_stages.get(name, {})]
-            for name, stage in layers.experiment["stages"].items()
+            for name, stage in command.experiment["stages"].items()
         }
 
     def build_all(self, names: list[str], point: Point) -> tuple[Point, dict[str, BuiltStage]]:
@@ -326,7 +326,7 @@ class StageBuilder:
         parent = self.composer.raw(name, "parent", said) if "parent" in said else self.sweep.stages[name].get("parent")
         if parent is not None and parent not in built:
             raise UserError(
-                f"{self.layers.file}: stages.{name}.parent={parent}: no stage that comes before it{nearest(str(parent), built)}"
+                f"{self.command.file}: stages.{name}.parent={parent}: no stage that comes before it{nearest(str(parent), built)}"
             )
         start = built.get(parent)
         key = (name, repr(said), start)
@@ -335,7 +335,7 @@ class StageBuilder:
         return self.built[key]
 
     def build_anew(self, name: str, point: dict[str, Any], start: BuiltStage | None) -> BuiltStage:
-        where, sweep, prober = f"{self.layers.file}: stages.{name}", self.sweep, self.prober
+        where, sweep, prober = f"{self.command.file}: stages.{name}", self.sweep, self.prober
         origin = start.origin if start else ""
         config = self.composer.stage(name, point, origin)
         named = config.parent
@@ -380,19 +380,19 @@ def without_unused(points: Iterable[tuple[Point, dict[str, BuiltStage]]]) -> Ite
         yield point, {name: one for name, one in built.items() if name in used}
 
 
-def parents_first(stages: dict[str, Any], layers: Layers) -> list[str]:
+def parents_first(stages: dict[str, Any], command: Command) -> list[str]:
     """Stage names in the order they can run in."""
     order: list[str] = []
     chain: list[str] = []
 
     def visit(name: str) -> None:
         if name in chain:
-            raise UserError(f"{layers.file}: stages {' → '.join([*chain, name])} are each other's parents")
+            raise UserError(f"{command.file}: stages {' → '.join([*chain, name])} are each other's parents")
         if name in order:
             return
         parent = stages[name].get("parent")
         if parent is not None and parent not in stages:
-            raise UserError(f"{layers.file}: stages.{name}.parent: no stage {parent!r}{nearest(str(parent), stages)}")
+            raise UserError(f"{command.file}: stages.{name}.parent: no stage {parent!r}{nearest(str(parent), stages)}")
         chain.append(name)
         if parent is not None:
             visit(parent)

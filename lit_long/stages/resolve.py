@@ -30,7 +30,7 @@ from lit_long.config import (
     typed,
 )
 from lit_long.config.checkpoints import check_checkpoints, first_update, milestone_updates, updates_of_run
-from lit_long.config.layers import merge
+from lit_long.config.command import merge
 from lit_long.config.mesh import check_mesh
 from lit_long.config.schema import SHORTEST_RETRIEVAL
 from lit_long.data.builtin_corpus import DOMAINS

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from lit_long.config import TrackingConfig, read_layers
+from lit_long.config import TrackingConfig, read_command
 from lit_long.processor import describe_machine
 from lit_long.stages.folder import finish, read_result, write_stage
 from lit_long.stages.plan import Stage, make_plan
@@ -59,7 +59,7 @@ def words(seeds: int) -> list[str]:
 
 def copy_stages(root: Path, seeds: int) -> int:
     """Finished folders for all seeds from those of seed 0; returns how many stages there are."""
-    plan = make_plan(read_layers([*words(seeds), f"root={root}"]))
+    plan = make_plan(read_command([*words(seeds), f"root={root}"]))
     first = {key(stage): stage for stage in plan.stages if stage.config.seed == 0}
     rng = random.Random(0)
     for stage in plan.stages:

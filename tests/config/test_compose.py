@@ -7,7 +7,7 @@ import time
 import pytest
 import yaml
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.stages.plan import make_plan
 from tests.data.public import stand_ins
 from tests.integration.mini import REPOSITORY, run
@@ -16,7 +16,7 @@ from tests.integration.mini import REPOSITORY, run
 def plan(*words):
     """The default experiment trains its base, instead of taking the one that came with lit-long; others run as they are."""
     base = [] if any(word.startswith("experiment=") for word in words) else ["base=train"]
-    return make_plan(read_layers([*base, *words]))
+    return make_plan(read_command([*base, *words]))
 
 
 def stage(plan_, label):
@@ -224,7 +224,7 @@ def test_experiment_without_stages_is_refused(tmp_path):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "empty.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError, match="has no 'stages'"):
-        make_plan(read_layers([f"experiment={tmp_path}/experiments/empty.yaml"]))
+        make_plan(read_command([f"experiment={tmp_path}/experiments/empty.yaml"]))
 
 
 @pytest.mark.parametrize(

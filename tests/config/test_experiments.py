@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from lit_long.config import read_layers
+from lit_long.config import read_command
 from lit_long.evaluation.registry import BUILT_IN
 from lit_long.evaluation.suites import TASK_REGISTRY
 from lit_long.model.llama import Llama
@@ -31,7 +31,7 @@ def offline(monkeypatch):
 
 @functools.cache
 def planned(name, scale):
-    return make_plan(read_layers([f"experiment={name}", *([f"scale={scale}"] if scale else []), "dry_run=true"]))
+    return make_plan(read_command([f"experiment={name}", *([f"scale={scale}"] if scale else []), "dry_run=true"]))
 
 
 @pytest.mark.parametrize(("name", "scale"), CASES, ids=lambda value: value or "-")

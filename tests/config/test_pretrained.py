@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.stages.plan import make_plan
 from tests.pretrained.gguf_files import tokens_of, write
@@ -32,7 +32,7 @@ def stage(llama, tmp_path):
         file.write_text(
             f"stages: {{extend: {{context: 256, tokens: 1k, tokens_per_update: 256}}}}\nreport: {{rows: extend}}\n{layers.get('yaml', '')}"
         )
-        (trial,) = make_plan(read_layers([f"experiment={file}", f"model.init={llama}", *words])).trials
+        (trial,) = make_plan(read_command([f"experiment={file}", f"model.init={llama}", *words])).trials
         return trial.stages["extend"].config
 
     return settings
@@ -107,13 +107,13 @@ def test_contradictions_are_named(stage, words, yaml, message):
 
 def test_pretrained_needs_weights():
     with pytest.raises(UserError, match="position=pretrained is the encoder of the weights in model.init, which is not set"):
-        make_plan(read_layers(["position=pretrained", "base=train"]))
+        make_plan(read_command(["position=pretrained", "base=train"]))
 
 
 def test_their_content_is_their_identity(stage, llama, tmp_path):
     def identity(*words):
         file = tmp_path / "mine.yaml"
-        return make_plan(read_layers([f"experiment={file}", *words])).trials[0].stages["extend"].identity
+        return make_plan(read_command([f"experiment={file}", *words])).trials[0].stages["extend"].identity
 
     stage()
     moved = save(random_llama(vocab=300, rope={"rope_type": "linear", "rope_theta": 7000.0, "factor": 2.0}), tmp_path / "moved")
@@ -133,7 +133,7 @@ def test_a_base_that_a_file_leaves_unsaid(tmp_path):
     experiment = tmp_path / "mine.yaml"
     experiment.write_text("stages: {extend: {context: 256, tokens: 1k, tokens_per_update: 256}}\nreport: {rows: extend}\n")
     for words, base in ((), 1e4), (["position.base=5e5"], 5e5):
-        plan = make_plan(read_layers([f"experiment={experiment}", f"model.init={file}", *words]))
+        plan = make_plan(read_command([f"experiment={experiment}", f"model.init={file}", *words]))
         assert plan.trials[0].stages["extend"].config.position == {"scheme": "rope", "base": base}
         notes = [note for note in plan.notes if "is converted once, into" not in note]  # true until a test has it read
         assert len(notes) == 1 and "names no llama.rope.freq_base" in notes[0]

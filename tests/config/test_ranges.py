@@ -12,7 +12,7 @@ from typing import get_args, get_origin
 
 import pytest
 
-from lit_long.config import StageConfig, SweepConfig, UserError, read_layers, typed
+from lit_long.config import StageConfig, SweepConfig, UserError, read_command, typed
 from lit_long.config.ranges import Count, Range
 from lit_long.config.text import bare, field_types
 from lit_long.positions import SCHEMES, TRANSFORMS, build
@@ -130,7 +130,7 @@ def test_what_borders_on_a_range_is_taken():
 @pytest.mark.parametrize("word", ["position.base=inf", "position.base=nan", "position.base=1", "grid.position.base=[1e4,-5]"])
 def test_encoders_numbers_are_checked_at_planning(word):
     with pytest.raises(UserError, match=r"position_tiny\.yaml: stages\.\w+: position\.base must be above 1"):
-        make_plan(read_layers(["position=rope", word]))
+        make_plan(read_command(["position=rope", word]))
 
 
 def test_numbers_of_encoders_made_in_python_are_checked_too():

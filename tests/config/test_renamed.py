@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_long.config import UserError, plain, read_layers
+from lit_long.config import UserError, plain, read_command
 from lit_long.config.renamed import RENAMED, UNTIL, say_once
 from lit_long.config.schema import StageConfig
 from lit_long.stages.folder import read_stage, write_stage
@@ -33,7 +33,7 @@ def place(tmp_path, monkeypatch):
 def plans(experiment: str, *words):
     with open_new("experiments/mine.yaml") as file:
         file.write(experiment)
-    return make_plan(read_layers(["experiment=mine", "dry_run=true", *words]))
+    return make_plan(read_command(["experiment=mine", "dry_run=true", *words]))
 
 
 def open_new(name):

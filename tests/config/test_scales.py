@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.stages.plan import make_plan
 
 EXPERIMENT = {
@@ -42,7 +42,7 @@ def plan(tmp_path):
     def make(*words, **changes):
         file = tmp_path / "mine.yaml"
         file.write_text(yaml.safe_dump(EXPERIMENT | changes, sort_keys=False))
-        return make_plan(read_layers([f"experiment={file}", *words]))
+        return make_plan(read_command([f"experiment={file}", *words]))
 
     return make
 
@@ -106,7 +106,7 @@ def test_what_makes_no_sense_is_named(plan, words, changes, message):
 
 def test_an_experiment_without_scales():
     with pytest.raises(UserError, match="scale=large: .*position_tiny.yaml has no scales; leave the word out"):
-        make_plan(read_layers(["scale=large"]))
+        make_plan(read_command(["scale=large"]))
 
 
 def test_a_recipe_lies_under_what_the_stage_says(tmp_path, monkeypatch):
@@ -117,10 +117,10 @@ def test_a_recipe_lies_under_what_the_stage_says(tmp_path, monkeypatch):
     experiment = "stages: {base: {recipe: short, tokens: 2k}}\nreport: {rows: base}"
     (tmp_path / "experiments" / "mine.yaml").write_text(experiment)
     monkeypatch.chdir(tmp_path)
-    config = make_plan(read_layers(["experiment=mine", "optim.lr=1e-3"])).trials[0].stages["base"].config
+    config = make_plan(read_command(["experiment=mine", "optim.lr=1e-3"])).trials[0].stages["base"].config
     assert (config.context, config.tokens, config.tokens_per_update, config.optim.lr) == (128, 2048, 256, 1e-3)
     (tmp_path / "experiments" / "mine.yaml").write_text(experiment.replace("short", "shot"))
     with pytest.raises(
         UserError, match=r"stages.base.recipe=shot: there is no experiments/bases/shot.yaml; did you mean 'short'"
     ):
-        read_layers(["experiment=mine"])
+        read_command(["experiment=mine"])

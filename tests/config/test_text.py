@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from lit_long.config import SourceConfig, StageConfig, SweepConfig, UserError, parse_words, read_layers, typed
+from lit_long.config import SourceConfig, StageConfig, SweepConfig, UserError, parse_words, read_command, typed
 from lit_long.config.compose import compose_data, compose_sweep, parse_data_words
 from lit_long.generate import GenerateConfig
 from lit_long.stages.plan import make_plan
@@ -127,8 +127,8 @@ exclude: [{evaluation.precision: no, seed: 0}]
 
 def test_files(tmp_path):
     (tmp_path / "mine.yaml").write_text(FILE.replace("text: Q {q}", "text: 'Q {q}\\n'"))
-    layers = read_layers([f"experiment={tmp_path / 'mine.yaml'}"])
-    sweep, shared = compose_sweep(layers)
+    command = read_command([f"experiment={tmp_path / 'mine.yaml'}"])
+    sweep, shared = compose_sweep(command)
     assert (sweep.description, sweep.root, sweep.report.title, sweep.report.reference) == ("no", "010", "12:30", None)
     assert (
         sweep.report.rows == "on"
@@ -149,7 +149,7 @@ def test_a_null_where_text_is_wanted_is_told_how_to_write(tmp_path):
     with pytest.raises(
         UserError, match=r"mine.yaml: description must be a word or a text; in a file put quotes around .*, not None"
     ):
-        compose_sweep(read_layers([f"experiment={tmp_path / 'mine.yaml'}"]))
+        compose_sweep(read_command([f"experiment={tmp_path / 'mine.yaml'}"]))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_null_where_text_is_wanted_is_told_how_to_write(tmp_path):
 def test_files_of_another_shape_are_refused(content, tmp_path):
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(UserError):
-        make_plan(read_layers([f"experiment={tmp_path / 'mine.yaml'}", "dry_run=true"]))
+        make_plan(read_command([f"experiment={tmp_path / 'mine.yaml'}", "dry_run=true"]))
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_files_of_another_shape_are_refused(content, tmp_path):
 )  # fmt: skip
 def test_words_of_another_shape_are_refused(word):
     with pytest.raises(UserError):
-        make_plan(read_layers([word, "dry_run=true"]))
+        make_plan(read_command([word, "dry_run=true"]))
 
 
 def test_shipped_files_are_read_as_yaml_reads_them():
     """In what comes along no text looks like something else, so nothing changed when text became what is written."""
-    from lit_long.config.layers import group_type, read_yaml
+    from lit_long.config.command import group_type, read_yaml
 
     for file in (REPOSITORY / "configs").glob("*/*.yaml"):
         assert read_yaml(file, group_type(file.parent.name)) == (yaml.safe_load(file.read_text()) or {}), file

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lit_long.config.command import find_file
 from lit_long.config.compose import read_option
-from lit_long.config.layers import find_file
 
 SETS = ("CommonCrawl", "C4", "Github", "Wikipedia", "Book", "ArXiv", "StackExchange")
 PUBLIC = ("base_mix", "long_mix", "no_long", "upsample_long", "fu_upsample", "together_32k", "prolong")

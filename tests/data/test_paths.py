@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow
 import pytest
 
-from lit_long.config import InstructConfig, SourceConfig, UserError, read_layers
+from lit_long.config import InstructConfig, SourceConfig, UserError, read_command
 from lit_long.data.paths import Listing, describe_left_out, files_below, list_files
 from lit_long.data.readers import json_values
 from lit_long.data.sources import find_files, resolve_source
@@ -286,13 +286,13 @@ evaluation: {{lengths: [64], domains: [a]}}
 report: {{rows: evaluate, reference: evaluate}}
 """
     )
-    plan = make_plan(read_layers([f"experiment={tmp_path}/two.yaml", f"root={tmp_path}"]))
+    plan = make_plan(read_command([f"experiment={tmp_path}/two.yaml", f"root={tmp_path}"]))
     assert [plan.label(stage) for stage in plan.stages] == ["corpus", "corpus_extend", "base", "extend", "evaluate"]
     folders = {stage.folder for stage in plan.stages}
     assert all(folder in folders for stage in plan.stages for folder in stage.inputs)
     write_jsonl(tmp_path / "b.jsonl", field="body")
     with pytest.raises(UserError, match=r"b\.jsonl, line 1 .*has no field 'text'"):
-        make_plan(read_layers([f"experiment={tmp_path}/two.yaml", f"root={tmp_path}"]))
+        make_plan(read_command([f"experiment={tmp_path}/two.yaml", f"root={tmp_path}"]))
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 2**20])

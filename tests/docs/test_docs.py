@@ -13,7 +13,7 @@ from string import Template
 
 import pytest
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.stages.plan import make_plan
 from lit_long.stages.sweep_folder import outline
 from tests.docs import families
@@ -100,12 +100,12 @@ def test_sweeps_are_accepted(page, tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf-8")
     for words in TOLD[page]:
-        layers = read_layers([*words, "dry_run=true", f"root={tmp_path}"])
-        grid = layers.experiment.get("grid", {})
-        layers.experiment["grid"] = {axis: values[:1] for axis, values in grid.items()}  # one trial says as much, sooner
-        layers.experiment.pop("exclude", None)  # which may be of the others
+        command = read_command([*words, "dry_run=true", f"root={tmp_path}"])
+        grid = command.experiment.get("grid", {})
+        command.experiment["grid"] = {axis: values[:1] for axis, values in grid.items()}  # one trial says as much, sooner
+        command.experiment.pop("exclude", None)  # which may be of the others
         try:
-            assert outline(make_plan(layers))
+            assert outline(make_plan(command))
         except UserError as error:
             pytest.fail(f"{page.relative_to(REPOSITORY)}: {shlex.join(words)}: {error}", pytrace=False)
 

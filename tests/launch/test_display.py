@@ -9,7 +9,7 @@ import shutil
 import pytest
 from rich.console import Console
 
-from lit_long.config import read_layers
+from lit_long.config import read_command
 from lit_long.launch.display import Curve, Dashboard, Display, SweepEta
 from lit_long.stages.plan import make_plan
 
@@ -17,7 +17,7 @@ from lit_long.stages.plan import make_plan
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """Four encoders under two seeds."""
-    return make_plan(read_layers(["base=train", "grid.seed=[0,1]", f"root={tmp_path_factory.mktemp('root')}"]))
+    return make_plan(read_command(["base=train", "grid.seed=[0,1]", f"root={tmp_path_factory.mktemp('root')}"]))
 
 
 @pytest.fixture

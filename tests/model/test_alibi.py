@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from lit_long.config import LayerGroupConfig, LayersConfig, UserError, read_layers
+from lit_long.config import LayerGroupConfig, LayersConfig, UserError, read_command
 from lit_long.generation.decode import generate, generate_in_turn
 from lit_long.model.attention import attention, attention_masks, group_slopes
 from lit_long.positions import build
@@ -99,6 +99,6 @@ def test_what_does_not_compute_it_says_so():
 )
 def test_a_plan_refuses_it(words):
     plan = ["base=train", "dry_run=true", "grid.position=[rope,nope,alibi]", "seed=0"]
-    assert [trial.variant for trial in make_plan(read_layers(plan)).trials] == ["rope", "nope", "alibi"]
+    assert [trial.variant for trial in make_plan(read_command(plan)).trials] == ["rope", "nope", "alibi"]
     with pytest.raises(UserError, match="alibi: its scores are computed on CPUs only"):
-        make_plan(read_layers([*plan, *words]))
+        make_plan(read_command([*plan, *words]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lit_long.config import CorpusConfig, StageConfig, plain, read_layers
+from lit_long.config import CorpusConfig, StageConfig, plain, read_command
 from lit_long.positions import SCHEMES, TRANSFORMS, class_defaults
 from lit_long.positions.query_scale import FORMS
 from lit_long.stages import identity, identity_0_1
@@ -40,7 +40,7 @@ COMMANDS = (
 def planned(command: str) -> dict[str, list[str]]:
     """{stage: [identity in 0.1, identity]} of a sweep, as on a machine that computes in fp32 unless the command says otherwise."""
     words = command.split() + ([] if "precision" in command else ["trainer.precision=32-true"])
-    plan = make_plan(read_layers([*words, "dry_run=true", "root=nowhere"]))
+    plan = make_plan(read_command([*words, "dry_run=true", "root=nowhere"]))
     return {plan.label(stage): [stage.identity_0_1, stage.identity] for stage in plan.stages}
 
 

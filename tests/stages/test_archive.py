@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.report.archive import curves, starting_points
 from lit_long.report.results import read_sweep
 from lit_long.stages.archive import Limits, archive_stages
@@ -40,7 +40,7 @@ def planned(tmp_path, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "mine.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
-    return lambda *words: make_plan(read_layers(["experiment=mine", f"root={tmp_path}", *words]))
+    return lambda *words: make_plan(read_command(["experiment=mine", f"root={tmp_path}", *words]))
 
 
 def ended(stage):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.stages.plan import make_plan
 from lit_long.stages.sweep_folder import outline
 from tests.integration.mini import REPOSITORY
@@ -14,7 +14,7 @@ DEFAULT = yaml.safe_load((REPOSITORY / "experiments" / "position_tiny.yaml").rea
 
 
 def plan(*words):
-    return make_plan(read_layers([*words, "dry_run=true"]))
+    return make_plan(read_command([*words, "dry_run=true"]))
 
 
 def plan_of(tmp_path, *words, **changes):

@@ -21,7 +21,7 @@ from lit_long.config import (
     TrainerConfig,
     UserError,
     plain,
-    read_layers,
+    read_command,
 )
 from lit_long.config.checkpoints import first_update, number_of_updates
 from lit_long.config.schema import PhaseConfig, ValidationConfig
@@ -135,7 +135,7 @@ def test_what_it_has_of_its_parent():
 def test_what_is_refused(tmp_path, words, message):
     (tmp_path / "x.yaml").write_text(EXPERIMENT)
     with pytest.raises(UserError, match=message):
-        make_plan(read_layers([f"experiment={tmp_path / 'x.yaml'}", f"root={tmp_path}", "dry_run=true", *words]))
+        make_plan(read_command([f"experiment={tmp_path / 'x.yaml'}", f"root={tmp_path}", "dry_run=true", *words]))
 
 
 EXPERIMENT = """
@@ -154,13 +154,13 @@ def test_a_parent_that_ended_without_that_checkpoint(tmp_path):
     """Found before anything runs; one that has it, and one that is still to be trained, are planned."""
     (tmp_path / "x.yaml").write_text(EXPERIMENT)
     words = [f"experiment={tmp_path / 'x.yaml'}", f"root={tmp_path}", "dry_run=true", "base=train"]
-    base = make_plan(read_layers(words)).trials[0].stages["base"]
+    base = make_plan(read_command(words)).trials[0].stages["base"]
     base.folder.mkdir(parents=True)
     (base.folder / "DONE").touch()
     with pytest.raises(
         UserError, match=r"step-00002048.ckpt: is not there, and extend goes on from it.*Delete .* to train it again"
     ):
-        make_plan(read_layers(words))
+        make_plan(read_command(words))
     (base.folder / "checkpoints").mkdir()
     (base.folder / "checkpoints" / "step-00002048.ckpt").touch()
-    assert make_plan(read_layers(words)).trials[0].stages["extend"].config.position == {"scheme": "nope"}
+    assert make_plan(read_command(words)).trials[0].stages["extend"].config.position == {"scheme": "nope"}

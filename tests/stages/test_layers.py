@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lit_long.config import LayerGroupConfig, LayersConfig, UserError, read_layers
+from lit_long.config import LayerGroupConfig, LayersConfig, UserError, read_command
 from lit_long.stages.plan import make_plan
 
 NOPE = {"scheme": "nope"}
@@ -14,7 +14,7 @@ CURRICULUM = "stages.base.curriculum.phases"
 
 
 def plan(*words):
-    return make_plan(read_layers(["base=train", "dry_run=true", *words]))
+    return make_plan(read_command(["base=train", "dry_run=true", *words]))
 
 
 def identities(found, point=0):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lit_long.config import read_layers
+from lit_long.config import read_command
 from lit_long.stages.plan import make_plan, nothing_failed, only_failed
 from lit_long.stages.sweep_folder import outline
 
@@ -21,7 +21,7 @@ def planned(tmp_path_factory):
         "only_failed=true",
         f"root={tmp_path_factory.mktemp('root')}",
     ]
-    return make_plan(read_layers(words))
+    return make_plan(read_command(words))
 
 
 @pytest.fixture

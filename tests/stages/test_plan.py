@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
-from lit_long.config import compose, layers, read_layers
+from lit_long.config import command, compose, read_command
 from lit_long.stages import plan as planning
 from lit_long.stages.plan import make_plan
 from lit_long.stages.sweep_folder import outline, sweep_settings
@@ -30,7 +30,7 @@ def work(monkeypatch):
     done = Counter()
     parts = [
         (OmegaConf, "create"),
-        (layers, "read_yaml"),
+        (command, "read_yaml"),
         (compose, "check"),
         (planning, "resolve_stage"),
         (planning, "stage_identity"),
@@ -54,7 +54,7 @@ def test_what_trials_share_is_done_once(work):
             f"grid.seed={list(range(10, 10 + seeds))}",
             "grid.optim.weight_decay=[0.1,0.2]",
         ]
-        plan = make_plan(read_layers(["base=train", "dry_run=true", *words]))
+        plan = make_plan(read_command(["base=train", "dry_run=true", *words]))
         assert len(plan.trials) == 8 * seeds
         return Counter(work), plan
 
@@ -71,7 +71,7 @@ def test_what_trials_share_is_done_once(work):
 
 
 def test_a_stage_finds_its_trials_without_a_search():
-    plan = make_plan(read_layers(["dry_run=true", f"grid.seed={list(range(10, 40))}", "position=rope"]))
+    plan = make_plan(read_command(["dry_run=true", f"grid.seed={list(range(10, 40))}", "position=rope"]))
     plan = replace(plan, trials=Counted(plan.trials))
     Counted.passes = 0
     assert len(plan.stages) > 90 and outline(plan) and sweep_settings(plan)
@@ -81,14 +81,14 @@ def test_a_stage_finds_its_trials_without_a_search():
 @pytest.mark.parametrize("experiment", ["layer_patterns", "olmpool", "drope", "position_tiny"])
 def test_no_two_stages_have_one_label(experiment):
     """sweep.yaml has their settings by label."""
-    plan = make_plan(read_layers([f"experiment={experiment}"]))
+    plan = make_plan(read_command([f"experiment={experiment}"]))
     labels = [plan.label(stage) for stage in plan.stages]
     assert len(set(labels)) == len(labels) == len(sweep_settings(plan)["stages"])
 
 
 def test_labels_say_what_the_trials_of_a_stage_share():
-    said = {plan.label(stage) for plan in [make_plan(read_layers(["experiment=layer_patterns"]))] for stage in plan.stages}
+    said = {plan.label(stage) for plan in [make_plan(read_command(["experiment=layer_patterns"]))] for stage in plan.stages}
     assert {"corpus", "base rope s0", "extend rope long abf s1", "base nope short, nope long +2 s2"} <= said
     assert "base half context s0" in {
-        plan.label(stage) for plan in [make_plan(read_layers(["experiment=olmpool"]))] for stage in plan.stages
+        plan.label(stage) for plan in [make_plan(read_command(["experiment=olmpool"]))] for stage in plan.stages
     }

@@ -7,7 +7,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lit_long.config import UserError, read_layers
+from lit_long.config import UserError, read_command
 from lit_long.data.tokenizer import train_tokenizer
 from lit_long.stages.archive import RECIPE
 from lit_long.stages.identity import recipe
@@ -41,7 +41,7 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def planned(*words):
-        return make_plan(read_layers(["experiment=mine", *words]))
+        return make_plan(read_command(["experiment=mine", *words]))
 
     for trial in planned("base=train").trials:
         (bases / f"mine-s{trial.seed}" / RECIPE).write_text(json.dumps(recipe(trial.stages["base"].config)))
@@ -134,7 +134,7 @@ def test_what_makes_no_sense_is_refused(plan, tmp_path):
     bare = EXPERIMENT.replace('shipped: "mine-s${seed}", ', "")
     (tmp_path / "bare.yaml").write_text(bare)
     with pytest.raises(UserError, match="base=train: no stage of .*bare.yaml has shipped weights"):
-        make_plan(read_layers(["experiment=bare.yaml", "base=train"]))
+        make_plan(read_command(["experiment=bare.yaml", "base=train"]))
 
 
 def test_a_grid_may_hold_models_with_and_without_shipped_weights(plan):

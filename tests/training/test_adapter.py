@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 from lit_long.batch import Batch
-from lit_long.config import AdapterConfig, ModelConfig, UserError, read_layers
+from lit_long.config import AdapterConfig, ModelConfig, UserError, read_command
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained.export import copy_adapter
@@ -208,7 +208,7 @@ def test_merging_by_hand():
 
 def planned(*words):
     """Stages by name of the default experiment's only variant, rope."""
-    return make_plan(read_layers(["base=train", "position=rope", *words])).trials[0].stages
+    return make_plan(read_command(["base=train", "position=rope", *words])).trials[0].stages
 
 
 def test_an_adapter_is_a_part_of_a_stages_identity_and_none_is_not():

@@ -1,4 +1,4 @@
-"""What a command says, layer by layer and before it is put together (compose.py): option files, the experiment, ``key=value`` words.
+"""What a command says, piece by piece and before it is put together (compose.py): option files, the experiment, ``key=value`` words.
 
 An experiment may say how it differs at each of its scales: the same table on a laptop, on one GPU, and as the paper ran it.
 
@@ -50,7 +50,7 @@ SHARED = [f.name for f in dataclasses.fields(SharedConfig)]
 
 
 @dataclass
-class Layers:
+class Command:
     """What one command says, before it is put together."""
 
     name: str
@@ -133,23 +133,23 @@ def parse_words(argv: list[str], settings: type, **groups: Any) -> dict[str, Any
     return OmegaConf.to_container(said, resolve=False)
 
 
-def read_layers(argv: list[str]) -> Layers:
+def read_command(argv: list[str]) -> Command:
     """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
     cli = with_flat_grid(parse_words([normalize(word) for word in argv], SweepConfig), COMMAND_LINE)
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
     types = read_types(SweepConfig) | {SCALES: dict[str, SweepConfig]}
     experiment = with_flat_grid(read_yaml(file, types), str(file))
-    return Layers(file.stem, file, with_recipes(at_scale(experiment, cli.pop(SCALE, None), file), file), cli)
+    return Command(file.stem, file, with_recipes(at_scale(experiment, cli.pop(SCALE, None), file), file), cli)
 
 
-def with_flat_grid(layer: dict[str, Any], where: str) -> dict[str, Any]:
-    """The layer with the axes of its grid, and those of its scales, by their dotted keys."""
-    scales = layer.get(SCALES)
-    for one in (layer, *(scales.values() if isinstance(scales, dict) else ())):
+def with_flat_grid(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """The settings, with the axes of their grid and of their scales by their dotted keys."""
+    scales = settings.get(SCALES)
+    for one in (settings, *(scales.values() if isinstance(scales, dict) else ())):
         if isinstance(one, dict) and "grid" in one:
             one["grid"] = flat_axes(one["grid"], where)
-    return layer
+    return settings
 
 
 def with_recipes(experiment: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str,
 
 
 def option_pick(value: Any) -> str | None:
-    """The option file that a layer names for a group, if it does."""
+    """The option file that settings name for a group, if they do."""
     if isinstance(value, dict):
         value = value.get("option")
     return None if value is None else str(value)
@@ -218,9 +218,9 @@ def at_scale(experiment: dict[str, Any], wanted: str | None, file: Path) -> dict
     return scaled
 
 
-def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
-    """Put ``layer`` on top, group by group."""
-    for key, value in layer.items():
+def merge(into: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Put ``settings`` on top, group by group."""
+    for key, value in settings.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
