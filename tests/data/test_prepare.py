@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from lit_long.config import UserError
+from lit_long.data.__main__ import main
 from lit_long.stages.folder import locked
 from tests.data.own import write_jsonl
 from tests.data.test_shards import files_of
@@ -162,14 +163,15 @@ def test_shares_that_start_together_train_one_tokenizer(real, start, tmp_path):
         (["share=1/2", "verify=true"], "share=I/N only prepares"),
     ],
 )
-def test_shares_that_make_no_sense(more, message, tmp_path):
-    finished = prepare(write_jsonl(tmp_path / "in.jsonl"), tmp_path / "root", *more)
-    assert finished.returncode == 2 and message in finished.stderr and "Traceback" not in finished.stderr
+def test_shares_that_make_no_sense(more, message, tmp_path, capsys):
+    assert main([*words(write_jsonl(tmp_path / "in.jsonl"), tmp_path / "root"), *more]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
 
 
-def test_shares_of_the_builtin_corpus(tmp_path):
-    finished = run("lit_long.data", "prepare", "data=builtin", "share=1/2", f"root={tmp_path}")
-    assert finished.returncode == 2 and "divides the shards of data.sources, and there are none" in finished.stderr
+def test_shares_of_the_builtin_corpus(tmp_path, capsys):
+    assert main(["prepare", "data=builtin", "share=1/2", f"root={tmp_path}"]) == 2
+    assert "divides the shards of data.sources, and there are none" in capsys.readouterr().err
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
