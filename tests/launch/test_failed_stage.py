@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.integration.mini import MINI, TASKS, record, run, runs, table, with_database, with_stages
+from tests.integration.mini import MINI, TASKS, record, run, runs, table, with_corpus, with_database
 
 
 def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path):
     """One variant's encoder breaks while training: exit code 1, its reason shown, the other variant in the table."""
-    with_stages(with_database(tmp_path), "corpus rope", "base rope", "evaluate_base rope")
+    with_corpus(with_database(tmp_path))
     work = tmp_path / "work"
     (work / "configs" / "position").mkdir(parents=True)
     (work / "broken.py").write_text(
