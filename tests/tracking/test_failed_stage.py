@@ -1,4 +1,4 @@
-"""A stage that breaks: it is told, the others go on, and only_failed=true runs it again."""
+"""What a sweep and its record say of a stage that breaks: the others go on, and only_failed=true runs it again."""
 
 from __future__ import annotations
 
