@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -38,9 +40,11 @@ COMMANDS = (
 
 
 def planned(command: str) -> dict[str, list[str]]:
-    """{stage: [identity in 0.1, identity]} of a sweep, as on a machine that computes in fp32 unless the command says otherwise."""
+    """{stage: [identity in 0.1, identity]} of a sweep, as on a machine that computes in fp32 unless the command says otherwise, and where
+    nobody has made data yet."""
     words = command.split() + ([] if "precision" in command else ["trainer.precision=32-true"])
-    plan = make_plan(read_command([*words, "dry_run=true", "root=nowhere"]))
+    with TemporaryDirectory() as folder, chdir(folder):
+        plan = make_plan(read_command([*words, "dry_run=true", "root=nowhere"]))
     return {plan.label(stage): [stage.identity_0_1, stage.identity] for stage in plan.stages}
 
 
