@@ -38,7 +38,7 @@ import yaml
 
 from lit_long import __version__
 from lit_long.config import ModelConfig, StageConfig, UserError
-from lit_long.config.command import folders
+from lit_long.config.command import folders, project_root
 from lit_long.files import write_atomically
 from lit_long.stages.folder import ARCHIVE, DONE, is_archived, read_result
 from lit_long.stages.identity import recipe
@@ -193,7 +193,8 @@ def small_files(folder: Path, curve: dict[str, Any] | None) -> dict[str, bytes]:
 
 
 def name_in_checkout(settings: Any) -> Any:
-    """The settings with shipped weights named as from the top of a checkout (experiments/bases/…), not by a path of the machine they ran on."""
+    """The settings with shipped weights (experiments/bases/…), and whatever else lies in this checkout (data/…), named as from its top, not by a
+    path of the machine they ran on."""
     if isinstance(settings, dict):
         return {key: name_in_checkout(value) for key, value in settings.items()}
     if isinstance(settings, list):
@@ -201,6 +202,8 @@ def name_in_checkout(settings: Any) -> Any:
     for place in folders("experiments"):
         if isinstance(settings, str) and settings.startswith(f"{place / BASES}/"):
             return str(Path(settings).relative_to(place.parent))
+    if isinstance(settings, str) and settings.startswith(f"{project_root()}/"):
+        return str(Path(settings).relative_to(project_root()))
     return settings
 
 

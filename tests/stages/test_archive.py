@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from lit_long.config import UserError, read_command
+from lit_long.config import UserError, project_root, read_command
 from lit_long.report.archive import curves, starting_points
 from lit_long.report.results import read_sweep
 from lit_long.stages.archive import Limits, archive_stages
@@ -98,7 +98,7 @@ def test_what_is_archived_counts_as_done(planned, tmp_path):
     assert read_stage(extend.folder)[1:] == (found["corpus"].folder, archive / base.folder.name)
 
 
-def test_shipped_weights_are_named_as_in_a_checkout(planned, tmp_path):
+def test_what_lies_in_the_checkout_is_named_as_from_its_top(planned, tmp_path):
     shipped = tmp_path / "experiments" / "bases" / "small"
     plan = planned("grid.position=[rope]")
     write_sweep(plan)
@@ -108,12 +108,16 @@ def test_shipped_weights_are_named_as_in_a_checkout(planned, tmp_path):
     named = yaml.safe_load((folder / "stage.yaml").read_text())
     named["settings"]["model"]["init"] = str(shipped)
     named["settings"]["corpus"] = {"tokenizer": str(shipped)}
-    named["settings"]["sources"] = {"mine": {"path": str(tmp_path / "experiments" / "texts")}}
+    named["settings"]["sources"] = {
+        "mine": {"path": str(tmp_path / "experiments" / "texts")},
+        "made": {"path": f"{project_root()}/data/made"},
+    }
     (folder / "stage.yaml").write_text(yaml.safe_dump(named))
     archived(plan)
     settings = yaml.safe_load((tmp_path / "experiments" / "archive" / folder.name / "stage.yaml").read_text())["settings"]
     assert settings["model"]["init"] == settings["corpus"]["tokenizer"] == "experiments/bases/small"
     assert settings["sources"]["mine"]["path"] == str(tmp_path / "experiments" / "texts")  # the user's own, where they are
+    assert settings["sources"]["made"]["path"] == "data/made"
 
 
 def test_a_finished_folder_wins_over_the_archive_and_this_over_an_unfinished_one(planned):
