@@ -10,12 +10,12 @@ import sqlite3
 import pytest
 
 from lit_long.sweep import main as sweep
-from tests.integration.mini import MINI, REPOSITORY, run
+from tests.integration.mini import MINI, REPOSITORY, run_here
 
 
 def refused(*words: str, root) -> str:
     """The message of a sweep that must not start."""
-    finished = run("lit_long.sweep", *MINI, *words, f"root={root}")
+    finished = run_here("lit_long.sweep", *MINI, *words, f"root={root}")
     assert finished.returncode == 2, finished.stdout + finished.stderr
     assert finished.stderr.startswith("error: ") and "Traceback" not in finished.stdout + finished.stderr
     assert not list(root.glob("runs/stages/*")) and not list(root.glob("runs/position_tiny/*"))
@@ -32,7 +32,7 @@ def test_a_disk_that_is_too_small(tmp_path):
 
 def test_a_root_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    finished = run("lit_long.sweep", *MINI, f"root={tmp_path}/file/below")
+    finished = run_here("lit_long.sweep", *MINI, f"root={tmp_path}/file/below")
     assert finished.returncode == 2 and "cannot be written" in finished.stderr and "Traceback" not in finished.stderr
 
 
@@ -90,7 +90,7 @@ def test_a_record_that_cannot_be(tmp_path):
 
 def test_an_empty_validation_split_fails_in_its_stage(tmp_path):
     """What only building the corpus can tell: the stage fails, its message is shown, what needs it is skipped."""
-    finished = run("lit_long.sweep", *MINI, "data.corpus.validation=[this]", "position=rope", f"root={tmp_path}")
+    finished = run_here("lit_long.sweep", *MINI, "data.corpus.validation=[this]", "position=rope", f"root={tmp_path}")
     assert finished.returncode == 1
     assert "corpus: FAILED: The validation split" in finished.stdout and "data.corpus.validation" in finished.stdout
     assert "base: skipped" in finished.stdout and "Traceback" not in finished.stdout + finished.stderr
@@ -103,10 +103,10 @@ def test_report_without_results(tmp_path):
         (["experiment=position_tiny"], "No results for experiment"),
         (["experimnt=x"], "did you mean 'experiment'"),
     ):
-        finished = run("lit_long.report", *words, f"root={tmp_path}")
+        finished = run_here("lit_long.report", *words, f"root={tmp_path}")
         assert finished.returncode == 2 and message in finished.stderr and "Traceback" not in finished.stderr
 
 
 def test_a_folder_that_is_no_stage(tmp_path):
-    finished = run("lit_long.stage", str(tmp_path))
+    finished = run_here("lit_long.stage", str(tmp_path))
     assert finished.returncode == 2 and "not a stage" in finished.stderr and "Traceback" not in finished.stderr

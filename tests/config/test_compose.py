@@ -10,7 +10,7 @@ import yaml
 from lit_long.config import UserError, read_command
 from lit_long.stages.plan import make_plan
 from tests.data.public import stand_ins
-from tests.integration.mini import REPOSITORY, run
+from tests.integration.mini import REPOSITORY, run_here
 
 
 def plan(*words):
@@ -165,7 +165,7 @@ def test_identity_is_what_a_stage_is_made_of(word, changed):
     ],
 )
 def test_bad_words(word, message, tmp_path):
-    finished = run("lit_long.sweep", word, f"root={tmp_path}")
+    finished = run_here("lit_long.sweep", word, f"root={tmp_path}")
     assert finished.returncode == 2
     assert message in finished.stderr and finished.stderr.startswith("error: ") and "Traceback" not in finished.stderr
     assert "hunter2" not in finished.stderr + finished.stdout
@@ -181,7 +181,7 @@ def test_bad_files_are_named(tmp_path):
         ("seed: 1\nsed: 2\n", "unknown key 'sed'"),
     ):
         file.write_text(content)
-        finished = run("lit_long.sweep", "experiment=mine", "dry_run=true", cwd=tmp_path)
+        finished = run_here("lit_long.sweep", "experiment=mine", "dry_run=true", cwd=tmp_path)
         assert finished.returncode == 2 and "mine.yaml" in finished.stderr and message in finished.stderr
 
 
@@ -189,16 +189,16 @@ def test_users_own_folders_come_first(tmp_path):
     (tmp_path / "configs" / "model").mkdir(parents=True)
     text = (REPOSITORY / "configs" / "model" / "mini.yaml").read_text().replace("n_layers: 4", "n_layers: 2")
     (tmp_path / "configs" / "model" / "mini.yaml").write_text(text)
-    shown = run("lit_long.sweep", "show=config", f"root={tmp_path}", cwd=tmp_path)
+    shown = run_here("lit_long.sweep", "show=config", f"root={tmp_path}", cwd=tmp_path)
     assert yaml.safe_load(shown.stdout)["stages"]["base"]["model"]["n_layers"] == 2
 
 
 def test_show_config_is_complete_and_dry_run_writes_nothing(tmp_path):
-    shown = yaml.safe_load(run("lit_long.sweep", "model.n_layers=6", "show=config", f"root={tmp_path}").stdout)
+    shown = yaml.safe_load(run_here("lit_long.sweep", "model.n_layers=6", "show=config", f"root={tmp_path}").stdout)
     assert shown["stages"]["extend abf"]["model"]["n_layers"] == 6
     assert shown["stages"]["extend abf"]["position"] == {"scheme": "abf", "base": 31_250.0}
     assert "${" not in yaml.safe_dump(shown)
-    assert "to run" in run("lit_long.sweep", "dry_run=true", f"root={tmp_path}").stdout
+    assert "to run" in run_here("lit_long.sweep", "dry_run=true", f"root={tmp_path}").stdout
     assert not list(tmp_path.iterdir())
 
 

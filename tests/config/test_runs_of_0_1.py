@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.mini import record, run
+from tests.integration.mini import record, run_here
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "runs_of_0_1.tar.xz"
 MADE_IN = "/tmp/fix/cut"
@@ -52,9 +52,9 @@ def test_a_sweep_that_0_1_began_goes_on(folder):
     runs = {run.info.run_id for run in record_runs(folder)}
 
     words = ("experiment=experiment.yaml", "root=cut")
-    planned = run("lit_long.sweep", *words, "dry_run=true", cwd=folder)
+    planned = run_here("lit_long.sweep", *words, "dry_run=true", cwd=folder)
     assert planned.stdout.count("cached ") == 4 and planned.stdout.count("to resume ") == 1, planned.stdout + planned.stderr
-    finished = run("lit_long.sweep", *words, cwd=folder)
+    finished = run_here("lit_long.sweep", *words, cwd=folder)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing ran again

@@ -11,7 +11,7 @@ import pytest
 from lit_long.data.__main__ import main as data_command
 from lit_long.sweep import main as sweep_command
 from tests.data.own import TEXTS, write_jsonl, write_text
-from tests.integration.mini import MINI, run, stages, table
+from tests.integration.mini import MINI, run_here, stages, table
 
 WORDS = [word for word in MINI if not word.startswith(("data.corpus.packages", "data.corpus.validation"))]
 LONG = ["\n\n".join(f"Chapter {j} of story {i} has its own sentence. {TEXTS[i + j]}" for j in range(12)) for i in range(24)]
@@ -31,13 +31,15 @@ def source(place):
 
 @pytest.fixture(scope="module")
 def prepared(place, source):
-    return run("lit_long.data", "prepare", *source, f"root={place}/root", "processes=2")
+    return run_here("lit_long.data", "prepare", *source, f"root={place}/root", "processes=2")
 
 
 def test_prepare_then_inspect(place, source, prepared):
     assert prepared.returncode == 0, prepared.stderr
     assert "24 documents" in prepared.stdout
-    finished = run("lit_long.data", "inspect", *source, f"root={place}/root", "format=json", f"out={place}/pictures", "long=1k")
+    finished = run_here(
+        "lit_long.data", "inspect", *source, f"root={place}/root", "format=json", f"out={place}/pictures", "long=1k"
+    )
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     mine = found["sources"]["mine"]
@@ -46,7 +48,7 @@ def test_prepare_then_inspect(place, source, prepared):
     assert sum(documents for _, documents, _ in mine["histogram"]) == 24
     assert 0 < found["long_share"] <= 1 and len(found["digest"]) == 64
     assert (place / "pictures" / "lengths.png").stat().st_size > 5000
-    shown = run("lit_long.data", "inspect", *source, f"root={place}/root", "verify=true").stdout
+    shown = run_here("lit_long.data", "inspect", *source, f"root={place}/root", "verify=true").stdout
     assert found["digest"] in shown and "█" in shown and "a sample:" in shown
 
 
@@ -54,15 +56,15 @@ def test_damage_is_found_and_repaired(place, source, prepared):
     (file,) = (place / "root").rglob("000000.tokens")
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    finished = run("lit_long.data", "inspect", *source, f"root={place}/root", "verify=true")
+    finished = run_here("lit_long.data", "inspect", *source, f"root={place}/root", "verify=true")
     assert finished.returncode == 1 and "000000.tokens" in finished.stderr
-    again = run("lit_long.data", "prepare", *source, f"root={place}/root", "verify=true")
+    again = run_here("lit_long.data", "prepare", *source, f"root={place}/root", "verify=true")
     assert again.returncode == 0 and "is damaged" in again.stderr and file.read_bytes() == content
 
 
 def test_a_sweep_on_it(place, source, prepared):
     before = {folder.name for folder in (place / "root" / "runs" / "stages").iterdir()}
-    finished = run("lit_long.sweep", *WORDS, *source, "grid.position=[rope]", "tracking.enabled=false", f"root={place}/root")
+    finished = run_here("lit_long.sweep", *WORDS, *source, "grid.position=[rope]", "tracking.enabled=false", f"root={place}/root")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     found = stages(place / "root")
     assert found["corpus rope"].name in before, "the sweep did not use what was prepared"

@@ -20,6 +20,7 @@ from tests.integration.mini import (
     losses,
     record,
     run,
+    run_here,
     runs,
     stages,
     with_corpus,
@@ -33,7 +34,7 @@ ROPE = [*MINI, *TASKS, "position=rope"]
 def straight(tmp_path_factory):
     """Stages of an uninterrupted sweep on one rank."""
     root = with_corpus(tmp_path_factory.mktemp("straight"))
-    ended = run("lit_long.sweep", *ROPE, "tracking.enabled=false", f"root={root}")
+    ended = run_here("lit_long.sweep", *ROPE, "tracking.enabled=false", f"root={root}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return stages(root)
 
@@ -70,7 +71,7 @@ def test_killed_is_uninterrupted(straight, tmp_path, trainer):
     store = record(killed)
     assert "RUNNING" in {r.info.status for r in runs(store)}  # nobody could say otherwise
 
-    resumed = run("lit_long.sweep", *words, f"root={killed}")
+    resumed = run_here("lit_long.sweep", *words, f"root={killed}")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     for stage in ("base rope", "extend rope"):
         assert losses(stages(killed)[stage]) == losses(expected[stage])

@@ -13,10 +13,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+from unittest.mock import patch
 
+from lit_long.launch import local
+from lit_long.launch.fork_server import ForkServer
 from lit_long.stages.data import data_stage, prepare_stage
 from lit_long.stages.folder import locked
 
@@ -59,6 +64,47 @@ def run(module: str, *words: str, cwd: Path = REPOSITORY, timeout: float = 840, 
     """Run a command of the suite to its end. ``more``: variables of its environment."""
     environment = os.environ | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)} | more
     return subprocess.run(command(module, *words), capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+
+
+class SharedServer(ForkServer):
+    """Forks the stages of all sweeps that `run_here` runs with the same variables: its imports are half of what a small sweep takes. It ends with this
+    process."""
+
+    running: ClassVar[dict[str, SharedServer]] = {}
+
+    @classmethod
+    def of(cls, environment: dict[str, str]) -> SharedServer:
+        key = json.dumps(sorted(environment.items()))
+        if key not in cls.running or not cls.running[key].usable(environment):
+            with chdir(REPOSITORY):
+                cls.running[key] = cls(environment)
+        return cls.running[key]
+
+    def close(self) -> None:
+        pass
+
+
+def run_here(module: str, *words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """As `run`, within this process, which has imported already what a command needs. For commands of which a test asks what they do, not how they start;
+    not for modules of the user's own in ``cwd``, which stages would not find."""
+    found = import_module(module)
+    main = found.main if hasattr(found, "main") else import_module(f"{module}.__main__").main
+    out, errors = StringIO(), StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}  # of each test another
+    with (
+        patch.dict(os.environ, variables | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}, clear=True),
+        patch.object(local, "ForkServer", SharedServer.of),
+        chdir(cwd),
+        redirect_stdout(out),
+        redirect_stderr(errors),
+    ):
+        try:
+            code = main(list(words))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess([module, *words], code, out.getvalue(), errors.getvalue())
 
 
 def prepared_corpus() -> Path:

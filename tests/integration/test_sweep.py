@@ -24,7 +24,7 @@ from lit_long.report.__main__ import main as report
 from lit_long.stages.folder import read_result
 from lit_long.surroundings import NOT_NEEDED
 from tests.data.own import write_text
-from tests.integration.mini import MINI, TASKS, losses, reference, run, runs, stages, table, with_stages
+from tests.integration.mini import MINI, TASKS, losses, reference, run, run_here, runs, stages, table, with_stages
 
 VARIANTS = ["rope", "abf"]
 
@@ -215,7 +215,7 @@ def test_mlflow_has_the_tree(client, root):
 def test_the_report_from_mlflow_alone_is_the_same(client, finished, root, tmp_path, capsys):
     written = (root / "runs" / "position_tiny" / "latest").resolve()
     uri = f"sqlite:///{root}/mlflow/mlflow.db"
-    again = run("lit_long.report", "experiment=position_tiny", f"key={written.name}", f"uri={uri}", f"out={tmp_path}")
+    again = run_here("lit_long.report", "experiment=position_tiny", f"key={written.name}", f"uri={uri}", f"out={tmp_path}")
     assert again.returncode == 0, again.stderr
     folder = tmp_path / "runs" / "position_tiny" / written.name
     for name in ("report.md", "report.html", "table.csv", "tables.tex", "figures/loss_by_position.svg"):
@@ -234,7 +234,7 @@ def test_again_nothing_is_computed(finished, client, root):
     )
     before_it = len(runs(client))
     ends = {each.info.run_id: each.info.end_time for each in runs(client) if "mlflow.parentRunId" in each.data.tags}
-    again = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
+    again = run_here("lit_long.sweep", *MINI, *TASKS, "grid.position=[rope,abf]", f"root={root}")
     assert ends == {run_id: client.get_run(run_id).info.end_time for run_id in ends}  # nor is it recorded again
     assert again.returncode == 0 and again.stdout.count("done before") == 7 and "Validation perplexity" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (root / "runs" / "stages").rglob("weights.safetensors")}
@@ -248,7 +248,7 @@ def test_again_nothing_is_computed(finished, client, root):
 def test_another_sweep_shares_stages_as_light_children(finished, client, root):
     latest = root / "runs" / "position_tiny" / "latest"
     first = os.readlink(latest)
-    other = run("lit_long.sweep", *MINI, *TASKS, "position=rope", f"root={root}")
+    other = run_here("lit_long.sweep", *MINI, *TASKS, "position=rope", f"root={root}")
     key = os.readlink(latest)
     latest.unlink()
     latest.symlink_to(first)  # for other tests
@@ -263,7 +263,7 @@ def test_the_report_is_made_again_without_torch(finished, root):
     folder = (root / "runs" / "position_tiny" / "latest").resolve()
     before = (folder / "table.csv").read_bytes()
     (folder / "report.md").unlink()
-    again = run("lit_long.report", "experiment=position_tiny", f"root={root}")
+    again = run_here("lit_long.report", "experiment=position_tiny", f"root={root}")
     assert again.returncode == 0 and "Validation perplexity" in again.stdout
     assert (folder / "report.md").exists() and (folder / "table.csv").read_bytes() == before
 

@@ -19,7 +19,7 @@ from lit_long.config import UserError
 from lit_long.export import main as export_command
 from lit_long.pretrained import convert, export, open_pretrained
 from lit_long.pretrained.convert import Converted
-from tests.integration.mini import REPOSITORY, run
+from tests.integration.mini import REPOSITORY, run, run_here
 from tests.pretrained import gguf_files, test_huggingface, test_meta
 from tests.pretrained.llamas import assert_same, edit_config, random_llama, read, save
 from tests.tokenizers.texts import trained
@@ -316,8 +316,8 @@ def test_a_sweep_says_it_beforehand(tmp_path, cache):
         f"root={tmp_path}",
         "grid.position=[pretrained]",
     )
-    done = run("lit_long.sweep", *plan)
+    done = run_here("lit_long.sweep", *plan)
     assert done.returncode == 0 and done.stdout.count("is converted once, into") == 1, done.stdout + done.stderr
     assert not cache.exists()
     read(file)
-    assert "is converted once" not in run("lit_long.sweep", *plan).stdout
+    assert "is converted once" not in run_here("lit_long.sweep", *plan).stdout

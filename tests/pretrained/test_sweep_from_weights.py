@@ -26,7 +26,7 @@ from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import load_weights
 from lit_long.stages.folder import read_stage
 from tests.data.own import write_text
-from tests.integration.mini import MINI, REPOSITORY, run
+from tests.integration.mini import MINI, REPOSITORY, run, run_here
 from tests.pretrained.llamas import random_llama, save
 from tests.pretrained.test_families import CASES, random_model
 
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(folder):
-    return run("lit_long.sweep", "experiment=mine", f"model.init={folder}/llama", *OWN, f"root={folder}", cwd=folder)
+    return run_here("lit_long.sweep", "experiment=mine", f"model.init={folder}/llama", *OWN, f"root={folder}", cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_training_starts_from_its_weights_and_its_encoder(folder, trial):
 
 def test_exported_it_is_the_same_model_to_transformers(folder, trial):
     out = folder / "exported"
-    done = run("lit_long.export", f"checkpoint={trial['extend']}", f"out={out}")
+    done = run_here("lit_long.export", f"checkpoint={trial['extend']}", f"out={out}")
     assert done.returncode == 0, done.stderr
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     after = measurements(trial["after"])
@@ -143,7 +143,7 @@ def test_another_family_is_measured_trained_and_exported(folder, case):
     latest = (root / "runs" / "mine" / "latest").resolve()
     (found,) = json.loads((latest / "sweep.json").read_text())["trials"]
     stages = {name: (latest / path).resolve() for name, path in found["stages"].items()}
-    done = run("lit_long.export", f"checkpoint={stages['extend']}", f"out={root}/out")
+    done = run_here("lit_long.export", f"checkpoint={stages['extend']}", f"out={root}/out")
     assert done.returncode == 0, done.stderr
     for name, place in (("before", folder / case), ("after", root / "out")):
         theirs = AutoModelForCausalLM.from_pretrained(place)
@@ -187,17 +187,17 @@ def test_sharded_checkpoints_are_exported(folder, trial):
 
 
 def test_weights_that_changed_are_another_stage(folder, finished):
-    same = run(
+    same = run_here(
         "lit_long.sweep", "experiment=mine", f"model.init={folder}/llama", *OWN, "dry_run=true", f"root={folder}", cwd=folder
     )
     assert "to run" not in same.stdout and same.stdout.count("cached") == 7
     shutil.copytree(folder / "llama", folder / "moved")
-    moved = run(
+    moved = run_here(
         "lit_long.sweep", "experiment=mine", f"model.init={folder}/moved", *OWN, "dry_run=true", f"root={folder}", cwd=folder
     )
     assert "to run" not in moved.stdout  # known by their content, not by their place
     save(random_llama(seed=1, vocab=600, context=256), folder / "moved")
-    other = run(
+    other = run_here(
         "lit_long.sweep", "experiment=mine", f"model.init={folder}/moved", *OWN, "dry_run=true", f"root={folder}", cwd=folder
     )
     assert other.stdout.count("to run") == 6 and other.stdout.count("cached") == 1  # the corpus alone is the same

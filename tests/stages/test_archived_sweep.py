@@ -22,7 +22,7 @@ from tests.integration.mini import (
     command,
     losses,
     record,
-    run,
+    run_here,
     runs,
     stages,
     table,
@@ -54,7 +54,7 @@ def first(tmp_path_factory) -> Path:
     if extend.is_dir():
         lock.close()
         shutil.rmtree(extend)  # it began with weights that were not archived
-    kept = run("lit_long.report", "experiment=position_tiny", f"root={root}", "keep=kept.json", cwd=root)
+    kept = run_here("lit_long.report", "experiment=position_tiny", f"root={root}", "keep=kept.json", cwd=root)
     assert kept.returncode == 0, kept.stdout + kept.stderr
     assert "archive  experiments/archive: 5 stages added" in kept.stdout, kept.stdout
     return root
@@ -84,9 +84,9 @@ def ran(root: Path) -> set[str]:
 def second(first, tmp_path_factory) -> Path:
     root = moved(first, tmp_path_factory.mktemp("second"))
     before = contents(root / "experiments")
-    planned = run("lit_long.sweep", *WORDS, f"root={root}", "dry_run=true", cwd=root)
+    planned = run_here("lit_long.sweep", *WORDS, f"root={root}", "dry_run=true", cwd=root)
     assert planned.stdout.count("archived ") == 4 and planned.stdout.count("to run ") == 3, planned.stdout + planned.stderr
-    finished = run("lit_long.sweep", *WORDS, f"root={root}", cwd=root)
+    finished = run_here("lit_long.sweep", *WORDS, f"root={root}", cwd=root)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "evaluate rope: archived" in finished.stdout
     assert contents(root / "experiments") == before
@@ -124,24 +124,24 @@ def test_what_starts_from_archived_weights_is_trained_from_just_these(first, sec
     shutil.copytree(first / "runs", tmp_path / "runs", symlinks=True)
     weights = stages(tmp_path)["base rope"] / "weights.safetensors"
     save_file({name: tensor.to(torch.bfloat16).float() for name, tensor in load_file(weights).items()}, weights)
-    finished = run("lit_long.sweep", *WORDS, "tracking.enabled=false", f"root={tmp_path}", cwd=tmp_path)
+    finished = run_here("lit_long.sweep", *WORDS, "tracking.enabled=false", f"root={tmp_path}", cwd=tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert losses(stages(tmp_path)["extend abf"]) == losses(stages(second)["extend abf"])
     assert rows(tmp_path, "abf") == rows(second, "abf")
 
 
 def test_where_all_is_archived_nothing_runs(second, tmp_path):
-    kept = run("lit_long.report", "experiment=position_tiny", f"root={second}", "keep=kept.json", cwd=second)
+    kept = run_here("lit_long.report", "experiment=position_tiny", f"root={second}", "keep=kept.json", cwd=second)
     assert kept.returncode == 0 and "2 stages added" in kept.stdout, kept.stdout + kept.stderr
     root = moved(second, tmp_path)
-    finished = run("lit_long.sweep", *WORDS, f"root={root}", cwd=root)
+    finished = run_here("lit_long.sweep", *WORDS, f"root={root}", cwd=root)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert not (root / "runs" / "stages").exists()
     assert table(root) == table(second)
-    again = run("lit_long.report", "experiment=position_tiny", f"root={root}", "keep=kept.json", cwd=root)
+    again = run_here("lit_long.report", "experiment=position_tiny", f"root={root}", "keep=kept.json", cwd=root)
     assert again.returncode == 0 and "0 stages added" in again.stdout, again.stdout + again.stderr
     assert json.loads((root / "kept.json").read_text()) == json.loads((second / "kept.json").read_text())
-    elsewhere = run(
+    elsewhere = run_here(
         "lit_long.report", "experiment=position_tiny", f"uri=sqlite:///{root}/mlflow/mlflow.db", "out=from-mlflow", cwd=root
     )
     assert elsewhere.returncode == 0, elsewhere.stdout + elsewhere.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.mini import MINI, TASKS, record, run, runs, table, with_corpus, with_database
+from tests.integration.mini import MINI, TASKS, record, run, run_here, runs, table, with_corpus, with_database
 
 
 def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path):
@@ -37,5 +37,5 @@ def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path):
     again = run("lit_long.sweep", *words, cwd=work)
     assert again.returncode == 0 and again.stdout.count("done in") == 2, again.stdout + again.stderr
     assert {r.info.status for r in runs(store)} == {"FINISHED"}
-    nothing = run("lit_long.sweep", *words, cwd=work)
+    nothing = run_here("lit_long.sweep", *words, cwd=work)
     assert nothing.returncode == 0 and "has failed. 7 of 7 are done" in nothing.stdout and len(nothing.stdout.splitlines()) == 1
