@@ -12,9 +12,12 @@ import pytest
 from lit_long.config import CorpusConfig
 from lit_long.data.token_store import open_store
 from lit_long.processor import take_mkl_fast_path
+from lit_long.surroundings import hide_from_torchmetrics
 from tests.integration.mini import SMALL, prepared_corpus
 
-take_mkl_fast_path()  # tests compute as stages do, to the bit
+# Tests start, and compute to the bit, as stages do.
+hide_from_torchmetrics()
+take_mkl_fast_path()
 
 
 def pytest_configure(config):

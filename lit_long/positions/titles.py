@@ -1,4 +1,4 @@
-"""The schemes' names in tables and figures: a line for each that `SCHEMES` has."""
+"""Names in tables and figures: a line for each of `SCHEMES` and of `TRANSFORMS`."""
 
 TITLES = {
     "rope": "RoPE",
@@ -17,4 +17,6 @@ TITLES = {
     "truncated": "Truncated basis",
     "nope": "NoPE",
     "alibi": "ALiBi",
+    "randomised": "Randomised positions",
+    "pose": "PoSE",
 }

@@ -11,7 +11,7 @@ from lit_long.config import EvaluationConfig, StageConfig, UserError
 from lit_long.evaluation.registry import BUILT_IN, check_task, task_code
 from lit_long.evaluation.suites import TASK_REGISTRY, Asked, Size, make_task
 from lit_long.evaluation.task import run_tasks
-from lit_long.positions import SCHEMES
+from lit_long.positions import SCHEMES, TRANSFORMS
 from lit_long.positions.titles import TITLES
 from lit_long.stages.identity import identity_settings, stage_identity
 from tests.evaluation.models import evaluated_of
@@ -21,7 +21,7 @@ OWN = "tests.evaluation.own_task:Likeliest"
 
 
 def test_every_name_has_a_maker_and_a_metric_that_it_measures(store):
-    assert set(BUILT_IN) == set(TASK_REGISTRY) and set(TITLES) == set(SCHEMES)
+    assert set(BUILT_IN) == set(TASK_REGISTRY) and set(TITLES) == {*SCHEMES, *TRANSFORMS}
     evaluated = evaluated_of(store)
     asked = Asked(evaluated, store, "d", ["docs"], Size((256,), 2, 2, 2, 64))
     for name in BUILT_IN:

@@ -27,7 +27,7 @@ from lit_long.instruct.journal import FILE
 from lit_long.instruct.pipeline import PipelineConfig, Run
 from lit_long.instruct.rules import Rules, judge, question_about
 from tests.instruct.server import ChatServer, write_about
-from tests.integration.mini import REPOSITORY, command
+from tests.integration.mini import REPOSITORY, command, run_here
 
 
 @pytest.fixture
@@ -253,9 +253,7 @@ def test_killed_it_goes_on(texts: Path, tmp_path: Path, serve) -> None:
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["counts"]["generated"] == manifest["counts"]["critiqued"] == 24
     assert len(server.seen) - before == 48 + manifest["critique"]["planted"] - len(there)
-    other = subprocess.run(
-        command("lit_long.instruct", *words, "seed=1"), env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    other = run_here("lit_long.instruct", *words, "seed=1", cwd=tmp_path)
     assert other.returncode == 2 and "other settings (seed)" in other.stderr
     from mlflow import MlflowClient
 

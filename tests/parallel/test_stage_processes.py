@@ -27,6 +27,7 @@ from lit_long.config.schema import PhaseConfig, ValidationConfig
 from lit_long.data.prepare import prepare
 from lit_long.launch.local import make_command
 from lit_long.stages.folder import is_done, write_stage
+from lit_long.stages.run import run_stage
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
 from tests.test_surroundings import OF_OTHERS
@@ -89,9 +90,12 @@ def counts(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def straight(stages):
-    """The folder of an uninterrupted run."""
-    end(start(stages / "straight", stage()), stages / "straight")
-    return stages / "straight"
+    """The folder of an uninterrupted run, in this process."""
+    folder = stages / "straight"
+    folder.mkdir()
+    write_stage(folder, folder.name, plain(stage()), stages / "store", None)
+    run_stage(folder, lambda message, share: None)
+    return folder
 
 
 @pytest.mark.parametrize("context_parallel", [1, 2])
