@@ -29,6 +29,7 @@ import yaml
 
 from lit_long.config.renamed import RENAMED
 from tests.docs.blocks import REPOSITORY, pages
+from tests.integration.mini import run_here
 
 TEXT = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", TEXT, re.M | re.S)
@@ -272,10 +273,7 @@ def runs(tmp_path_factory) -> Path:
     with tarfile.open(RUNS_OF_0_1) as archive:
         archive.extractall(folder, filter="data")
     words = ["experiment=experiment", f"root={folder / 'cut'}", f"archive={folder / 'archive'}"]
-    command = [sys.executable, "-m", "lit_long.report", *words]
-    finished = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
-    )
+    finished = run_here("lit_long.report", *words, cwd=folder)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return folder
 

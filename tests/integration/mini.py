@@ -84,16 +84,16 @@ class SharedServer(ForkServer):
         pass
 
 
-def run_here(module: str, *words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    """As `run`, within this process, which has imported already what a command needs. For commands of which a test asks what they do, not how they start;
-    not for modules of the user's own in ``cwd``, which stages would not find."""
+def run_here(module: str, *words: str, cwd: Path = REPOSITORY, **more: str) -> subprocess.CompletedProcess[str]:
+    """As `run`, within this process, which has imported already what a command needs. For commands of which a test asks what they do, not how they start.
+    Modules of the user's own are found where ``PYTHONPATH`` says, not in ``cwd``."""
     found = import_module(module)
     main = found.main if hasattr(found, "main") else import_module(f"{module}.__main__").main
     out, errors = StringIO(), StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}  # of each test another
     with (
-        patch.dict(os.environ, variables | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}, clear=True),
+        patch.dict(os.environ, variables | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)} | more, clear=True),
         patch.object(local, "ForkServer", SharedServer.of),
         chdir(cwd),
         redirect_stdout(out),

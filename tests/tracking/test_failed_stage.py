@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.integration.mini import MINI, TASKS, record, run, run_here, runs, table, with_corpus, with_database
+import os
+
+from tests.integration.mini import MINI, REPOSITORY, TASKS, record, run_here, runs, table, with_corpus, with_database
 
 
-def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path):
+def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path, monkeypatch):
     """One variant's encoder breaks while training: exit code 1, its reason shown, the other variant in the table."""
     with_corpus(with_database(tmp_path))
     work = tmp_path / "work"
@@ -22,7 +24,9 @@ def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path):
         "        return super().rotation(positions, length)\n"
     )
     (work / "configs" / "position" / "broken.yaml").write_text("scheme: broken:Broken\nbase: 625\n")
-    sweep = run("lit_long.sweep", *MINI, *TASKS, "grid.position=[broken,rope]", f"root={tmp_path}", cwd=work)
+    monkeypatch.syspath_prepend(work)
+    found = {"cwd": work, "PYTHONPATH": f"{work}{os.pathsep}{REPOSITORY}"}
+    sweep = run_here("lit_long.sweep", *MINI, *TASKS, "grid.position=[broken,rope]", f"root={tmp_path}", **found)
     assert sweep.returncode == 1, sweep.stdout + sweep.stderr
     assert "extend broken: FAILED: RuntimeError: the encoder broke at length 256" in sweep.stdout
     assert "evaluate broken: skipped" in sweep.stdout and "evaluate rope: done" in sweep.stdout
@@ -34,8 +38,8 @@ def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path):
 
     (work / "repaired").touch()  # the machine, not the code: other code would be another stage
     words = [*MINI, *TASKS, "grid.position=[broken,rope]", f"root={tmp_path}", "only_failed=true"]
-    again = run("lit_long.sweep", *words, cwd=work)
+    again = run_here("lit_long.sweep", *words, **found)
     assert again.returncode == 0 and again.stdout.count("done in") == 2, again.stdout + again.stderr
     assert {r.info.status for r in runs(store)} == {"FINISHED"}
-    nothing = run_here("lit_long.sweep", *words, cwd=work)
+    nothing = run_here("lit_long.sweep", *words, **found)
     assert nothing.returncode == 0 and "has failed. 7 of 7 are done" in nothing.stdout and len(nothing.stdout.splitlines()) == 1
