@@ -1,4 +1,4 @@
-"""Short trainings whose sequences ranks share, and the same on one process. Run under torchrun by test_context_parallel.py as:
+"""Short trainings whose sequences ranks share, and the same on one process. Run by test_context_parallel.py as:
 context_cases.py OUT REPLICATE SHARD CONTEXT TENSOR CASE …; rank 0 writes what it found to OUT."""
 
 from __future__ import annotations

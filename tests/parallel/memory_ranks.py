@@ -1,6 +1,6 @@
 """One of two ranks that take a model to be trained: prints the peak of resident memory while it is built, as a multiple of the whole model.
 
-Run under torchrun by test_mesh.py as: memory_ranks.py SCRATCH|FILE|FOLDER, with nothing, a stage's weights or a model as the hub has it.
+Run by test_mesh.py as: memory_ranks.py SCRATCH|FILE|FOLDER, with nothing, a stage's weights or a model as the hub has it.
 """
 
 from __future__ import annotations

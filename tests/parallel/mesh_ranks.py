@@ -1,4 +1,4 @@
-"""One of the ranks that run training stages, one after the other, in one process group. Run under torchrun by test_mesh.py as:
+"""One of the ranks that run training stages, one after the other, in one process group. Run by test_mesh.py as:
 mesh_ranks.py FOLDER …
 
 A folder's name with "rounded" in it asks for what GPUs do with precision=bf16-mixed; which precisions were met is then written to its precisions.json.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,28 +16,15 @@ from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.training.context_parallel import check_compiled, check_divisible
 from lit_long.training.parallel import parallelize
-from tests.integration.mini import REPOSITORY
 from tests.parallel.context_cases import CASES, CLIP, ROPE, UPDATES, batch_of, fit
+from tests.ranks import run_ranks
 
 FAST = ("documents", "whole", "weights", "pose", "randomised", "layers")
 
 
-def on_ranks(out: Path, sizes: Mesh, *names: str) -> subprocess.Popen:
-    """torchrun with the trainings ``names``."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sizes.ranks}"]
-    words = ["-m", "tests.as_stage", "tests.parallel.context_cases", str(out), *map(str, sizes), *names]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    with out.with_suffix(".log").open("w") as log:
-        return subprocess.Popen([sys.executable, *torchrun, *words], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
-
-
-def found_by(process: subprocess.Popen, out: Path) -> dict[str, dict]:
-    try:
-        code = process.wait(600)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its ranks, which a kill would leave behind
-        code = process.wait(600)
-    assert code == 0, out.with_suffix(".log").read_text()[-6000:]
+def on_ranks(out: Path, sizes: Mesh, *names: str) -> dict[str, dict]:
+    """What so many ranks find in the trainings ``names``."""
+    run_ranks(sizes.ranks, "tests.parallel.context_cases", out, *sizes, *names)
     return torch.load(out)
 
 
@@ -63,7 +47,7 @@ def alone():
 def two(tmp_path_factory, alone):
     """What two ranks find that share every sequence: one start for all cases."""
     out = tmp_path_factory.mktemp("two") / "found.pt"
-    return found_by(on_ranks(out, Mesh(context=2), *FAST), out)
+    return on_ranks(out, Mesh(context=2), *FAST)
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -81,14 +65,14 @@ def test_the_cases_differ(alone):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [Mesh(context=4), Mesh(shard=2, context=2), Mesh(replicate=2, context=2)], ids=str)
 def test_four_ranks_train_as_one_process(sizes, alone, tmp_path):
-    found = found_by(on_ranks(tmp_path / "found.pt", sizes, *FAST), tmp_path / "found.pt")
+    found = on_ranks(tmp_path / "found.pt", sizes, *FAST)
     for name in FAST:
         same(found[name], alone[name])
 
 
 @pytest.mark.slow
 def test_context_and_tensor_ranks_together(alone, tmp_path):
-    found = found_by(on_ranks(tmp_path / "found.pt", Mesh(context=2, tensor=2), *FAST), tmp_path / "found.pt")
+    found = on_ranks(tmp_path / "found.pt", Mesh(context=2, tensor=2), *FAST)
     for name in FAST:
         same(found[name], alone[name])
 
@@ -97,7 +81,7 @@ def test_context_and_tensor_ranks_together(alone, tmp_path):
 def test_compiled_blocks_share_sequences_too(tmp_path):
     """Compiled once for each group of layers, whatever the documents are."""
     names = ("compiled", "compiled selective", "compiled layers")
-    found = found_by(on_ranks(tmp_path / "found.pt", Mesh(context=2), *names), tmp_path / "found.pt")
+    found = on_ranks(tmp_path / "found.pt", Mesh(context=2), *names)
     for name in names:
         assert found[name]["compilations"] == (2 if "layers" in name else 1)
         same(found[name], fit(**CASES[name] | {"compiled": False, "checkpointing": "none"}), 2e-5)
@@ -107,7 +91,7 @@ def test_compiled_blocks_share_sequences_too(tmp_path):
 def test_half_precision_is_as_exact_as_on_one_process(tmp_path):
     """Two ranks differ from fp32 by no more than twice what one process in bf16 does at most."""
     names, exact = ("bf16-mixed", "bf16-true"), fit()["losses"]
-    found = found_by(on_ranks(tmp_path / "found.pt", Mesh(context=2), *names), tmp_path / "found.pt")
+    found = on_ranks(tmp_path / "found.pt", Mesh(context=2), *names)
     for name in names:
         two, one = (max(abs(a - b) for a, b in zip(x["losses"], exact, strict=True)) for x in (found[name], fit(**CASES[name])))
         assert 0 < two <= 2 * one < 0.02

@@ -8,10 +8,6 @@ with tied embeddings draw random positions.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,10 +43,10 @@ from lit_long.training.precision import make_precision
 from lit_long.training.resume import Writer
 from lit_long.training.run import make_strategy
 from tests.data.own import TEXTS, write_text
-from tests.integration.mini import REPOSITORY
 from tests.parallel import memory_ranks
 from tests.planning.jobs import HEADS, LAYER
 from tests.pretrained.llamas import random_llama, save
+from tests.ranks import run_ranks
 
 UPDATES, PER_UPDATE, CONTEXT = 8, 1024, 64
 DOMAINS = ("long", "short")
@@ -132,49 +128,26 @@ def from_elsewhere(config: StageConfig, folder: Path) -> StageConfig:
     return replace(config, model=replace(found.shape, init=str(folder)), position=found.position)
 
 
-def run_ranks(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, tuple[Path, StageConfig]]:
+def run_cases(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, tuple[Path, StageConfig]]:
     """The cases' stages on so many ranks, one after the other: folder and settings of each."""
     configs = {name: stage(**keys, strategy="fsdp", devices=ranks) for name, keys in cases.items()}
     configs = {
         name: from_elsewhere(config, folder / "llama") if "external" in name else config for name, config in configs.items()
     }
     stages = {name: (write(folder, f"{ranks}-{name}", config), config) for name, config in configs.items()}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    words = [
-        sys.executable,
-        *torchrun,
-        *("-m", "tests.as_stage"),
-        str(Path(__file__).with_name("mesh_ranks.py")),
-        *(str(place) for place, _ in stages.values()),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        words,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=600)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0 and all(is_done(place) for place, _ in stages.values()), output
+    said = run_ranks(ranks, Path(__file__).with_name("mesh_ranks.py"), *(place for place, _ in stages.values()))
+    assert all(is_done(place) for place, _ in stages.values()), said
     return stages
 
 
 @pytest.fixture(scope="module")
 def two(folder):
-    return run_ranks(folder, 2, TWO)
+    return run_cases(folder, 2, TWO)
 
 
 @pytest.fixture(scope="module")
 def four(folder):
-    return run_ranks(folder, 4, FOUR)
+    return run_cases(folder, 4, FOUR)
 
 
 @pytest.fixture(scope="module")
@@ -319,9 +292,6 @@ def test_no_rank_holds_a_whole_model(source, tmp_path):
             Llama(memory_ranks.MODEL, build({"scheme": "rope"}, memory_ranks.MODEL.head_dim)), tmp_path / "weights.safetensors"
         )
         source = str(tmp_path / "weights.safetensors")
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words += ["-m", "tests.as_stage", memory_ranks.__file__, source]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    said = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=800).stdout
+    said = run_ranks(2, memory_ranks.__file__, source)
     found = [float(line) for line in said.splitlines()]
     assert len(found) == 2 and all(0.3 < share < 0.8 for share in found), said

@@ -1,6 +1,6 @@
 """Two ranks (FSDP2, gloo) that train pretrained weights for one update and let Lightning save a sharded checkpoint.
 
-Run under torchrun by test_external.py as: sharded.py STORE LLAMA OUT; OUT.safetensors gets the whole weights, as an oracle.
+Run by test_sweep_from_weights.py as: sharded.py STORE LLAMA OUT; OUT.safetensors gets the whole weights, as an oracle.
 """
 
 from __future__ import annotations

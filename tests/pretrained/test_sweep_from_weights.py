@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,6 +26,7 @@ from tests.data.own import write_text
 from tests.integration.mini import MINI, REPOSITORY, run, run_here
 from tests.pretrained.llamas import random_llama, save
 from tests.pretrained.test_families import CASES, random_model
+from tests.ranks import run_ranks
 
 EXPERIMENT = """
 data:
@@ -172,11 +170,7 @@ def test_resume_points_are_exported(folder, trial):
 def test_sharded_checkpoints_are_exported(folder, trial):
     """Written by Lightning on two ranks, which had streamed the weights into their shards; exported on one process."""
     point = trial["extend"] / "checkpoints" / "step-00000099.ckpt"
-    words = ("-m", "tests.as_stage", REPOSITORY / "tests/pretrained/sharded.py", trial["corpus"], folder / "llama", point)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    trained = subprocess.run(torchrun, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=200)
-    assert trained.returncode == 0, trained.stderr
+    run_ranks(2, REPOSITORY / "tests/pretrained/sharded.py", trial["corpus"], folder / "llama", point)
     assert {file.suffix for file in point.iterdir()} >= {".distcp"}
     assert export([f"checkpoint={point}", f"out={folder}/from_shards"]) == 0
     theirs = AutoModelForCausalLM.from_pretrained(folder / "from_shards").state_dict()

@@ -1,4 +1,4 @@
-"""Ranks that train, stop, save and go on, again and again in one process group. Run under torchrun by test_resume.py as:
+"""Ranks that train, stop, save and go on, again and again in one process group. Run by test_resume.py as:
 resume_ranks.py STORE OUT NAME …; the stages' folders are OUT/NAME, and what each of them is for stands in `PARTS`.
 """
 

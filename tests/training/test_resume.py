@@ -24,19 +24,11 @@ from lit_long.training.run import train
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
 from tests.planning.test_inference import Peak
+from tests.ranks import run_ranks
 from tests.training import killed
 from tests.training.resume_ranks import STOP, UPDATES, run, stop
 
 HERE = Path(__file__).parent
-
-
-def torchrun(ranks: int, store: Path, out: Path, *names: str) -> None:
-    """The parts of resume_ranks.py, on so many ranks."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    words = [*torchrun, "-m", "tests.as_stage", HERE / "resume_ranks.py", store, out, *names]
-    finished = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, timeout=800)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
 
 
 def losses(folder: Path) -> list[float]:
@@ -84,7 +76,19 @@ def place(tmp_path_factory):
     assert "after update 5 of 8" in run(folder / "from one", folder / "store", 1, stop, checkpoint_async="always")[0]
     assert newest_checkpoint(folder / "from one" / "checkpoints").is_file()
     shutil.copytree(folder / "from one", folder / "from one to four")
-    torchrun(2, folder / "store", folder, "straight", "sync", "background", "full", "validation", "nan", "from one")
+    run_ranks(
+        2,
+        HERE / "resume_ranks.py",
+        folder / "store",
+        folder,
+        "straight",
+        "sync",
+        "background",
+        "full",
+        "validation",
+        "nan",
+        "from one",
+    )
     return folder
 
 
@@ -168,7 +172,7 @@ def test_four_ranks_go_on_where_one_and_where_two_left(place):
     shutil.copytree(place / "sync copy", place / "from two to four")
     for old in ("step-00000002.ckpt", "step-00000004.ckpt"):
         shutil.rmtree(place / "from two to four" / "checkpoints" / old)
-    torchrun(4, place / "store", place, "from one to four", "from two to four")
+    run_ranks(4, HERE / "resume_ranks.py", place / "store", place, "from one to four", "from two to four")
     for name in ("from one to four", "from two to four"):
         assert_close(place / name, place / "straight")
 
