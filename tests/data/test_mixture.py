@@ -106,6 +106,7 @@ def test_ranks_that_cannot_share_equally(store):
 def test_nothing_is_said_about_jax(store):
     script = (
         "import sys; from pathlib import Path; from lit_long.data.token_store import open_store\n"
+        "from lit_long.surroundings import hide_from_torchmetrics; hide_from_torchmetrics()\n"
         "from lit_long.data.datamodule import LongContextDataModule\n"
         f"store = open_store(Path({str(store.folder)!r}))\n"
         "data = LongContextDataModule(store, weights={'code': 1.0}, context=128, tokens_per_update=1024, updates=2)\n"
