@@ -386,6 +386,7 @@ def rows_for(
 
     data = asked.data
     if spec.made and length is not None:
+        evaluated.require(length, name)  # before documents are made in vain
         count, folder = asked.count or GENERATED, data.removeprefix(HUB)
         if asked.texts:
             rows = babilong.documents(name, evaluated, *asked.texts, length, count, asked.seed, folder)

@@ -105,11 +105,12 @@ def traced(make: Callable[..., list[dict[str, Any]]], tokens: Tokens, length: in
 
 
 def niah(task: str, tokens: Tokens, length: int, data: str) -> Callable[[int], list[dict[str, Any]]]:
+    hay, key, value, keys, values, queries = NIAH[task]
+    words = essays(data, task) if hay == "essay" else None  # asked for first: lm-eval's module takes seconds to import
     from lm_eval.tasks.ruler.niah_utils import TEMPLATE
     from lm_eval.tasks.ruler.prepare_niah import generate_samples, get_haystack
 
-    hay, key, value, keys, values, queries = NIAH[task]
-    haystack = essays(data, task) if hay == "essay" else get_haystack(hay)
+    haystack = words or get_haystack(hay)
     return lambda count: generate_samples(
         haystack,
         tokens,

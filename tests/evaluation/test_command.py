@@ -142,7 +142,6 @@ def test_a_stage_reads_its_own_held_out_documents(store, tmp_path, capsys):
     ("more", "message"),
     [
         (["suite=quik"], "suite=quik: there is no such suite; did you mean 'quick'?"),
-        (["tasks=[perplexiti]"], "there is no task 'perplexiti'; did you mean 'perplexity'?"),
         (["lengths=[4k]"], "perplexity: 4,096 tokens are beyond context=2,048"),
         (
             ["lengths=[300,512]"],

@@ -288,6 +288,7 @@ def labels(root: Path, label: str) -> None:
         (["tasks=[piqa]"], "piqa: needs the data set baber/piqa: data=FOLDER that holds it"),
         (["tasks=[piqa]", "data=/nowhere"], "data=/nowhere: there is no such folder"),
         (["tasks=[piqqa]"], "there is no task 'piqqa'; did you mean 'piqa'?"),
+        (["tasks=[perplexiti]"], "there is no task 'perplexiti'; did you mean 'perplexity'?"),
         (["tasks=[humaneval]"], "run_code=true allows it"),
         (["suite=paper", "lengths=[1k]"], "nothing of the suite can be measured"),
         (["tasks=[niah_single_1]", "lengths=[4k]"], "niah_single_1: 4,096 tokens are beyond context=2,048"),
