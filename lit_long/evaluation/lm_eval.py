@@ -548,7 +548,7 @@ def answer(harness: Harness, requests: list[Any]) -> dict[int, bool]:
     for kind in dict.fromkeys(request.request_type for request in requests):
         own = [request for request in requests if request.request_type == kind]
         before = len(harness.cuts)
-        answers = getattr(harness, kind)(own)
+        answers = getattr(harness, kind)(own, disable_tqdm=True)  # the evaluation tells its progress itself
         for request, found in zip(own, answers, strict=True):
             request.resps, request.filtered_resps = [found], {}
         # A rolling likelihood has several windows, none of which is cut.
