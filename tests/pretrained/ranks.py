@@ -1,5 +1,5 @@
-"""One of two ranks that read a folder into a sharded model. Run by test_weights.py as: ranks.py RANK FOLDER SOURCE DIMENSION; they meet in
-FOLDER, and DIMENSION of the mesh is theirs.
+"""One of two ranks that read a folder into a sharded model. Run by test_weights.py as: ranks.py FOLDER SOURCE DIMENSION. They write into FOLDER, and
+DIMENSION of the mesh is theirs.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def check_saving(model: Llama, rank: int, file: Path, expected: dict[str, torch.
 
 
 if __name__ == "__main__":
-    own_rank, place = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{place / 'store'}", rank=own_rank, world_size=2)
+    place, own_source, dimension = sys.argv[1:]
+    dist.init_process_group("gloo")
     for kind in ("meta", "cpu"):
-        check(own_rank, place, sys.argv[3], kind, Mesh(**{sys.argv[4]: 2}))
+        check(dist.get_rank(), Path(place), own_source, kind, Mesh(**{dimension: 2}))
     dist.destroy_process_group()

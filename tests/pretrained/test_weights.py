@@ -18,23 +18,9 @@ from lit_long.pretrained.weights import load_pretrained
 from tests.integration.mini import REPOSITORY
 from tests.pretrained import gguf_files, test_huggingface, test_meta
 from tests.pretrained.llamas import random_llama, save
+from tests.ranks import run_ranks
 
 HERE = Path(__file__).parent
-
-
-def python(file: str, *words: object, **environment: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, HERE / file, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finished(process: subprocess.Popen[str]) -> str:
-    try:
-        out, errors = process.communicate(timeout=600)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    return out
 
 
 def test_peak_memory(tmp_path):
@@ -50,8 +36,11 @@ def test_peak_memory(tmp_path):
     del theirs
     sources = [save(random_llama(), tmp_path / "small"), *(tmp_path / name for name in ("safetensors", "bin", "meta", "x.gguf"))]
     # glibc keeps freed memory in pieces below 32 MB for itself; a real Llama's tensors are larger, these are not
-    own = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "LIT_LONG_CACHE": str(tmp_path / "cache")}
-    found = json.loads(finished(python("memory.py", *sources, **own)))
+    own = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "LIT_LONG_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, HERE / "memory.py", *map(str, sources)]
+    done = subprocess.run(words, env=os.environ | own, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     converting = {name: found.pop(name) for name in list(found) if name.endswith("converting")}
     assert len(converting) == 3 and all(multiple <= 0.2 for multiple in converting.values()), converting
     assert len(found) == 8
@@ -62,13 +51,7 @@ def test_peak_memory(tmp_path):
 def test_sharded_model(tmp_path, dimension, shape):
     """Two ranks (FSDP2, or tensor parallelism, gloo), one after the other: each fills its slices alone. 161 rows do not divide by two."""
     folder = save(random_llama(**shape).bfloat16(), tmp_path / "llama")
-    ranks = [python("ranks.py", rank, tmp_path, folder, dimension) for rank in range(2)]
-    try:
-        for rank in ranks:
-            finished(rank)
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run_ranks(2, HERE / "ranks.py", tmp_path, folder, dimension)
 
 
 @pytest.fixture
