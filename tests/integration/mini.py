@@ -197,6 +197,28 @@ def answering(program: Path, environment: dict[str, str], log: Path) -> Iterator
             process.wait(600)
 
 
+BROKEN = """
+from dataclasses import dataclass
+from pathlib import Path
+from lit_long.positions.schemes import RoPE
+
+@dataclass(frozen=True)
+class Broken(RoPE):
+    def rotation(self, positions, length):
+        if not Path(__file__).with_name("repaired").exists():
+            raise RuntimeError(f"the encoder broke at length {length}")
+        return super().rotation(positions, length)
+"""
+
+
+def with_broken_encoder(work: Path) -> Path:
+    """``work``, from which sweeps find position=broken: a user's own encoder, which breaks until there is a file ``repaired`` beside it."""
+    (work / "configs" / "position").mkdir(parents=True)
+    (work / "broken.py").write_text(BROKEN)
+    (work / "configs" / "position" / "broken.yaml").write_text("scheme: broken:Broken\nbase: 625\n")
+    return work
+
+
 def stages(root: Path) -> dict[str, Path]:
     """Folders of the latest sweep's stages by ``name variant``."""
     folder = (root / "runs" / "position_tiny" / "latest").resolve()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.mini import REPOSITORY
+from tests.integration.mini import REPOSITORY, with_broken_encoder
 from tests.launch import ssh_server
 from tests.launch.side import CHILDREN, UPDATES, facts, finished, folders, rows, sweep, wait_for, workplace
 
@@ -141,17 +141,7 @@ def recorded(folder: Path) -> float:
 @pytest.mark.slow
 def test_a_job_that_breaks_is_told(tmp_path):
     """What a stage says of its failure comes through the job; the other trial goes on."""
-    work = workplace(tmp_path)
-    (work / "configs" / "position").mkdir(parents=True)
-    (work / "broken.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from lit_long.positions.schemes import RoPE\n\n"
-        "@dataclass(frozen=True)\n"
-        "class Broken(RoPE):\n"
-        "    def rotation(self, positions, length):\n"
-        "        raise RuntimeError('the encoder broke')\n"
-    )
-    (work / "configs" / "position" / "broken.yaml").write_text("scheme: broken:Broken\nbase: 625\n")
+    work = with_broken_encoder(workplace(tmp_path))
     output = finished(work, *SUBMITIT, "grid.position=[broken,rope]", "stages.train.tokens=512", code=1)
     assert "train broken: FAILED: RuntimeError: the encoder broke" in output
     assert "evaluate broken: skipped" in output and "evaluate rope: done" in output

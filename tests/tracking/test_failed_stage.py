@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 
-from tests.integration.mini import MINI, REPOSITORY, TASKS, record, run_here, runs, table, with_corpus, with_database
+from tests.integration.mini import (
+    MINI,
+    REPOSITORY,
+    TASKS,
+    record,
+    run_here,
+    runs,
+    table,
+    with_broken_encoder,
+    with_corpus,
+    with_database,
+)
 
 
 def test_a_failed_stage_is_told_and_the_others_go_on(tmp_path, monkeypatch):
     """One variant's encoder breaks while training: exit code 1, its reason shown, the other variant in the table."""
     with_corpus(with_database(tmp_path))
-    work = tmp_path / "work"
-    (work / "configs" / "position").mkdir(parents=True)
-    (work / "broken.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from pathlib import Path\n"
-        "from lit_long.positions.schemes import RoPE\n\n"
-        "@dataclass(frozen=True)\n"
-        "class Broken(RoPE):\n"
-        "    def rotation(self, positions, length):\n"
-        "        if not Path(__file__).with_name('repaired').exists():\n"
-        "            raise RuntimeError('the encoder broke at length ' + str(length))\n"
-        "        return super().rotation(positions, length)\n"
-    )
-    (work / "configs" / "position" / "broken.yaml").write_text("scheme: broken:Broken\nbase: 625\n")
+    work = with_broken_encoder(tmp_path / "work")
     monkeypatch.syspath_prepend(work)
     found = {"cwd": work, "PYTHONPATH": f"{work}{os.pathsep}{REPOSITORY}"}
     sweep = run_here("lit_long.sweep", *MINI, *TASKS, "grid.position=[broken,rope]", f"root={tmp_path}", **found)
