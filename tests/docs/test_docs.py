@@ -149,7 +149,7 @@ ELSEWHERE = {"code_eval", "tmux", "MixedPrecisionPolicy", "tracking/wandb.py", "
 
 
 def test_what_the_pages_name_is_there():
-    """Files, functions, classes and keys in backticks. The lab book and the findings speak of the past, compare.md of other projects."""
+    """Files, functions, classes and keys in backticks. The lab book, the findings and the scores speak of what was run, compare.md of other projects."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True)
     files = listed.stdout.split() or [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.rglob("*.py")]
     code = [name for name in files if name.endswith((".py", ".yaml", ".toml", "Makefile")) and not name.startswith("docs/")]
@@ -158,7 +158,7 @@ def test_what_the_pages_name_is_there():
     )
     missing = []
     for page in pages():
-        if page.name.startswith(("lab-book", "findings", "compare")):
+        if page.name.startswith(("lab-book", "findings", "scores", "compare")):
             continue
         for name in set(re.findall(r"`([\w./]+(?:\(\))?)`", page.read_text(encoding="utf-8"))) - ELSEWHERE:
             is_file = re.fullmatch(r"[\w/.]+\.py", name)
