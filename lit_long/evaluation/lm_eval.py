@@ -6,8 +6,8 @@
     from lit_long.evaluation.lm_eval import Harness
     lm_eval.simple_evaluate(Harness(evaluated), tasks=["hellaswag"], num_fewshot=0)
 
-What it does otherwise than lm-eval's HFLM: logits are computed where something is scored and nowhere else, and requests that differ in their
-last token only (the options of multiple choice) read their context once. What it does alike: a context beyond the model's range loses
+What it does otherwise than lm-eval's HFLM: logits are computed where something is scored and nowhere else, and what requests share (shots, the
+question before its options) is read once, where that pays. What it does alike: a context beyond the model's range loses
 its beginning. lm-eval does not tell; here `truncated` counts the requests, for the score's sake.
 
 **From a name to documents and requests**, `load_parts`: task files, local data in place of downloads, shots, and the checks. Task files are
@@ -53,8 +53,9 @@ from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import geometric, mean, share
 from lit_long.evaluation.task import Sample, Task, by
 from lit_long.generation import Sampler, continue_tokens
-from lit_long.generation.decode import without_cudnn
+from lit_long.generation.prefix import empty_prefix, pass_tokens, shared_beginnings
 from lit_long.generation.tables import same_tables
+from lit_long.model.attention import without_cudnn
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -63,6 +64,7 @@ except ImportError:
     raise UserError("lm-eval is not installed, which this needs: pip install 'lit-long[eval]'") from None
 
 NEW_TOKENS = 256  # HFLM's, where a task does not say
+Row = tuple[int, ...]
 Scored = tuple[float, bool]
 
 
@@ -121,7 +123,7 @@ class Harness(TemplateLM):
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any) -> list[Scored]:
         """(sum of log-probabilities, whether all are the likeliest) of each continuation after its context, both in tokens."""
-        rows: dict[tuple[int, ...], list[int]] = {}  # what is read, and the requests that it serves
+        rows: dict[Row, list[int]] = {}  # what is read, and the requests that it serves
         for number, (_, context, continuation) in enumerate(requests):
             if not continuation:
                 raise UserError(
@@ -135,17 +137,37 @@ class Harness(TemplateLM):
             self.cuts.append(len(whole) < len(context + continuation))
             rows.setdefault(tuple(whole[:-1]), []).append(number)
         found: list[Scored] = [(0.0, False)] * len(requests)
-        for group in self.batches(list(rows)):
-            for row, hidden_TD in zip(group, self.hidden(group), strict=True):
-                longest = max(len(requests[number][2]) for number in rows[row])
-                targets_RT = torch.full((len(rows[row]), longest), -1)  # of each request, at the end of the row
-                for place, number in enumerate(rows[row]):
-                    targets_RT[place, longest - len(requests[number][2]) :] = torch.tensor(requests[number][2])
-                logs_RT, hits_RT = self.scored(hidden_TD[len(row) - longest : len(row)], targets_RT)
-                for place, number in enumerate(rows[row]):
-                    own = slice(longest - len(requests[number][2]), None)
-                    found[number] = (float(logs_RT[place, own].double().sum()), bool(hits_RT[place, own].all()))
+        wanted = {row: max(len(requests[number][2]) for number in numbers) for row, numbers in rows.items()}
+        for row, hidden_TD in self.hidden_states(wanted):
+            longest = wanted[row]
+            targets_RT = torch.full((len(rows[row]), longest), -1)  # of each request, at the end of the row
+            for place, number in enumerate(rows[row]):
+                targets_RT[place, longest - len(requests[number][2]) :] = torch.tensor(requests[number][2])
+            logs_RT, hits_RT = self.scored(hidden_TD, targets_RT)
+            for place, number in enumerate(rows[row]):
+                own = slice(longest - len(requests[number][2]), None)
+                found[number] = (float(logs_RT[place, own].double().sum()), bool(hits_RT[place, own].all()))
         return found
+
+    def hidden_states(self, wanted: dict[Row, int]) -> Iterator[tuple[Row, torch.Tensor]]:
+        """Each row with the hidden states [T, D] of its last tokens, as many as are wanted. What rows share before these is read once, where that pays."""
+        if not wanted:
+            return
+        rows, model = list(wanted), self.evaluated.model
+        empty = empty_prefix(model, min(map(len, rows)), max(map(len, rows)))
+        beginnings = [row[: len(row) - wanted[row]] if empty else () for row in rows]
+        root = shared_beginnings(beginnings, pass_tokens(model.embed_tokens.weight.device))
+        waiting = [(root, empty)]
+        while waiting:
+            shared, prefix = waiting.pop()
+            if shared.length:
+                prefix = prefix.extended(shared.new)
+            for group in self.batches([rows[number] for number in shared.texts]):
+                rests = [row[shared.length :] for row in group]
+                hidden_BTD = prefix.hidden_states(rests) if shared.length else self.hidden(rests)
+                for row, rest, hidden_TD in zip(group, rests, hidden_BTD, strict=True):
+                    yield row, hidden_TD[len(rest) - wanted[row] : len(rest)]
+            waiting += [(inner, prefix) for inner in shared.inner]
 
     def scored(self, hidden_TD: torch.Tensor, targets_RT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each request R the log-probability of its targets, and whether they are the likeliest, [R, T] on the CPU; anything where the target is -1.
@@ -167,7 +189,7 @@ class Harness(TemplateLM):
         bos = tokens[:1] if room > 1 and tokens[0] == self.evaluated.tokenizer.bos else []
         return [*bos, *tokens[len(tokens) - room + len(bos) :]]
 
-    def batches(self, rows: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    def batches(self, rows: list[Row]) -> list[list[Row]]:
         """Rows to be read together, up to the evaluated's ``batch_tokens`` with padding. An encoder that looks at the length of the context
         gets rows of one length only."""
         pattern, groups = self.evaluated.model.pattern, []
@@ -182,7 +204,7 @@ class Harness(TemplateLM):
                 groups.append([row])
         return groups
 
-    def hidden(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
+    def hidden(self, rows: list[Row]) -> torch.Tensor:
         """Hidden states [B, T, D] of rows padded on their right, which causality hides."""
         tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for place, row in enumerate(rows):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_long.generation.prefix import Prefix, after
 from lit_long.model.llama import Llama
 from lit_long.model.loss import computing
 from lit_long.positions import Rotation
@@ -59,16 +60,17 @@ class KeyValueCache:
                 for kept in self.keys_and_values:
                     kept[:, row, :, :pad] = 0  # hidden, but even so it must be a number
 
-    def prefill(self, rows: list[int]) -> list[Prefill]:
-        """For every layer: fills ``rows`` with their first tokens."""
+    def prefill(self, rows: list[int], prefix: Prefix | None = None) -> list[Prefill]:
+        """For every layer: fills ``rows`` with their first tokens: with those of ``prefix``, and what follows it. Keys are rotated then."""
         pads = [self.pads[row] for row in rows]
-        tokens = self.stop - min(pads)
+        tokens = self.stop - min(pads) - (prefix.length if prefix else 0)
+        before = prefix.layers if prefix else [None] * len(self.keys_and_values)
         wanted = [tokens] * len(self.keys_and_values)
         if len(set(pads)) == 1:
             wanted[-1] = 1
         return [
-            Prefill(keys, values, rows, pads, self.stop, self.rotated[group], self.chunk, last)
-            for (keys, values), group, last in zip(self.keys_and_values, self.groups, wanted, strict=True)
+            Prefill(keys, values, rows, pads, self.stop, self.rotated[group], self.chunk, last, own)
+            for (keys, values), group, last, own in zip(self.keys_and_values, self.groups, wanted, before, strict=True)
         ]
 
     def decode_step(self) -> list[DecodeStep]:
@@ -95,6 +97,14 @@ class KeyValueCache:
             for layer, ((keys, values), group) in enumerate(zip(self.keys_and_values, self.groups, strict=True))
         ]
 
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self.pads = [self.pads[row] for row in rows]
+        for layer, kept in enumerate(self.keys_and_values):  # one after the other: there is never a second cache
+            self.keys_and_values[layer] = kept[:, rows]
+        if self.padding_mask is not None:
+            self.padding_mask = self.padding_mask[rows]
+
     def go_back(self, stop: int) -> bool:
         """Forget the columns from ``stop`` on; False, and nothing is done, where what comes before is forgotten already."""
         if any(kept.shape[3] < self.stop for kept in self.keys_and_values):
@@ -115,7 +125,10 @@ def columns(seen: slice, stop: int, room: int, device: torch.device) -> slice | 
 
 @dataclass
 class Prefill:
-    """One layer's first tokens of some rows, padded on the right: causality hides the padding from what comes before."""
+    """One layer's first tokens of some rows, padded on the right: causality hides the padding from what comes before.
+
+    before: rotated keys and values [2, 1, G, P, K] of tokens that precede them in every row
+    """
 
     keys_BGSK: Tensor
     values_BGSK: Tensor
@@ -125,10 +138,13 @@ class Prefill:
     rotated: bool
     chunk: int
     wanted: int
+    before: Tensor | None = None
     padding_mask: Tensor | None = None
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         rotated_BGTK = apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k)
+        if self.before is not None:
+            rotated_BGTK, v_BGTK = after(self.before, torch.stack((rotated_BGTK, v_BGTK))).unbind(0)
         kept_BGTK = rotated_BGTK if self.rotated else k_BGTK
         first, last, pad, room = self.rows[0], self.rows[-1], self.pads[0], self.keys_BGSK.shape[2]
         if self.rows == list(range(first, last + 1)) and set(self.pads) == {pad} and self.stop <= room:

@@ -1,7 +1,8 @@
 """From prompts to more tokens: prompts are read at once, then every step adds one token to each row.
 
 A long prompt goes through the layers alone and whole, so that attention is one causal kernel; what is widest, the feed-forward's
-activations, exists for ``chunk`` tokens at a time. Short prompts are read together, up to ``chunk`` tokens with padding.
+activations, exists for ``chunk`` tokens at a time. Short prompts are read together, up to ``chunk`` tokens with padding. A beginning that all
+prompts share is read once, where that pays.
 
 Shapes: B sequences, T tokens, D model width, V vocabulary.
 """
@@ -9,31 +10,22 @@ Shapes: B sequences, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_long.config import UserError
 from lit_long.generation.cache import KeyValueCache
+from lit_long.generation.prefix import Prefix, common_length, layer_masks, pass_tokens
 from lit_long.generation.sampling import Sampler
 from lit_long.generation.tables import Tables
-from lit_long.model.attention import AttentionMask, group_slopes
+from lit_long.model.attention import without_cudnn
 from lit_long.model.llama import Llama
 from lit_long.planning.inference import PREFILL_CHUNK
 
 SHARED_CHUNK = 512  # tokens that are read at once after a shared beginning: what they cannot see is computed too, and thrown away
 
 Heard = Callable[[int, int], bool]  # from row and new token to whether the row has ended
-
-
-def without_cudnn(device: torch.device) -> AbstractContextManager[None]:
-    """On a GPU, SDPA by other kernels than cuDNN's, which plans anew for every number of keys: each prompt, and each token that is generated, has
-    another."""
-    if device.type != "cuda":
-        return nullcontext()
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 class Sequences:
@@ -60,12 +52,8 @@ class Sequences:
         self.rows = [list(row) for row in rows]
         self.longest = max(map(len, rows)) + max_new_tokens
         self.device = model.embed_tokens.weight.device
-        groups = model.pattern.groups
-        self.tables = [Tables(group, min(map(len, rows)), self.longest, self.device) for group in groups]
-        self.masks = [
-            AttentionMask(window=group.window, slopes=slopes)
-            for group, slopes in zip(groups, group_slopes(groups, model.config.n_heads, self.device), strict=True)
-        ]
+        self.tables = [Tables(group, min(map(len, rows)), self.longest, self.device) for group in model.pattern.groups]
+        self.masks = layer_masks(model)
         self.cache: KeyValueCache | None = None
 
     @torch.inference_mode()
@@ -77,18 +65,29 @@ class Sequences:
         self.cache = None  # before there is another
         self.cache = KeyValueCache(self.model, lengths, self.longest - max(lengths), rotated, self.chunk, self.forgets)
         hidden_BD = self.model.norm.weight.new_empty(len(self.rows), self.model.config.d_model)
-        for group in groups(lengths, self.chunk):
-            own = [lengths[row] for row in group]
-            tokens_BT = torch.zeros(len(group), max(own), dtype=torch.int64)
-            for i, row in enumerate(group):
-                tokens_BT[i, : own[i]] = torch.tensor(self.rows[row])
-            rotations = [tables.first(own).widened() for tables in self.tables]
-            with without_cudnn(self.device):
-                caches = self.cache.prefill(group)
+        with without_cudnn(self.device):
+            prefix = self.shared_prefix()
+            start = prefix.length if prefix else 0
+            for group in groups([length - start for length in lengths], self.chunk):
+                own = [lengths[row] for row in group]
+                tokens_BT = torch.zeros(len(group), max(own) - start, dtype=torch.int64)
+                for i, row in enumerate(group):
+                    tokens_BT[i, : own[i] - start] = torch.tensor(self.rows[row][start:])
+                rotations = [
+                    (tables.between(start, max(own)) if prefix else tables.first(own)).widened() for tables in self.tables
+                ]
+                caches = self.cache.prefill(group, prefix)
                 hidden_BTD = self.model.through_layers(tokens_BT.to(self.device), rotations, self.masks, caches)
-            for i, row in enumerate(group):
-                hidden_BD[row] = hidden_BTD[i, min(own[i], hidden_BTD.shape[1]) - 1]
+                for i, row in enumerate(group):
+                    hidden_BD[row] = hidden_BTD[i, min(own[i] - start, hidden_BTD.shape[1]) - 1]
         return self.model.head(hidden_BD)
+
+    def shared_prefix(self) -> Prefix | None:
+        """The beginning of all rows, if reading it once pays."""
+        length = min(common_length(min(self.rows), max(self.rows)), min(map(len, self.rows)) - 1)
+        if (len(self.rows) - 1) * length < pass_tokens(self.device) or not all(tables.steady for tables in self.tables):
+            return None
+        return Prefix(self.model, self.tables, self.masks, self.chunk).extended(self.rows[0][:length])
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> Tensor:
@@ -111,6 +110,12 @@ class Sequences:
         """Of each group of layers, whether keys are to be cached rotated."""
         return [not tables.follow(lengths) for tables in self.tables]
 
+    def keep(self, places: list[int]) -> None:
+        """Forget all rows but these."""
+        self.rows, self.lengths_read = ([each[place] for place in places] for each in (self.rows, self.lengths_read))
+        if self.cache is not None:
+            self.cache.keep(places)
+
     def rewind(self, count: int) -> None:
         """Forget the newest ``count`` tokens of every row, to go on from there in another way."""
         for row in self.rows:
@@ -126,7 +131,7 @@ class Sequences:
 
         Logits [1, V] of what comes next. It must have no more tokens than the longest so far could have become.
         """
-        common = min(shared(self.rows[0], row), len(row) - 1)
+        common = min(common_length(self.rows[0], row), len(row) - 1)
         self.rows = [list(row)]
         if self.cache is None or not all(tables.steady for tables in self.tables) or not common or not self.cache.go_back(common):
             return self.read()
@@ -138,11 +143,6 @@ class Sequences:
             with without_cudnn(self.device):
                 hidden_1TD = self.model.through_layers(tokens_1T, rotations, self.masks, self.cache.prefill_chunk(stop - start))
         return self.model.head(hidden_1TD[:, -1])
-
-
-def shared(first: list[int], second: list[int]) -> int:
-    """Tokens with which both begin."""
-    return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
 
 
 def groups(lengths: list[int], chunk: int) -> list[list[int]]:
@@ -211,17 +211,22 @@ def generate_in_turn(
 def go_on(
     sequences: Sequences, logits_BV: Tensor, max_new_tokens: int, sampler: Sampler, eos: Collection[int], heard: Heard | None
 ) -> list[list[int]]:
-    """New tokens of each row after the one that ``logits_BV`` predict, until all have ended."""
+    """New tokens of each row after the one that ``logits_BV`` predict, until all have ended. Steps leave ended rows out, once they are half of all."""
     new: list[list[int]] = [[] for _ in sequences.rows]
-    going = set(range(len(new)))
+    rows = list(range(len(new)))  # that are still computed
+    going = set(rows)
     while True:
         tokens_B = sampler.choose(logits_BV)
-        chosen = tokens_B.tolist()
-        for row in sorted(going):
-            new[row].append(chosen[row])
-            ended = (heard is not None and heard(row, chosen[row])) or chosen[row] in eos or len(new[row]) == max_new_tokens
-            if ended:
-                going.remove(row)
+        for row, token in zip(rows, tokens_B.tolist(), strict=True):
+            if row in going:
+                new[row].append(token)
+                if (heard is not None and heard(row, token)) or token in eos or len(new[row]) == max_new_tokens:
+                    going.remove(row)
         if not going:
             return new
+        if 2 * len(going) <= len(rows):
+            places = [place for place, row in enumerate(rows) if row in going]
+            rows, tokens_B = [rows[place] for place in places], tokens_B[places]
+            sequences.keep(places)
+            sampler.keep(places)
         logits_BV = sequences.step(tokens_B)

@@ -31,6 +31,10 @@ class Sampler:
         self.temperature, self.top_p, self.seed = temperature, top_p, seed
         self.streams: list[torch.Generator] = []
 
+    def keep(self, places: list[int]) -> None:
+        """Go on with these rows alone, each with its own stream."""
+        self.streams = [self.streams[place] for place in places] if self.streams else []
+
     def choose(self, logits_BV: Tensor) -> Tensor:
         """Tokens int64 [B]. A sampler is for one batch: its streams go on from call to call."""
         if self.temperature == 0:

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_long.batch import Batch, to_device
 from lit_long.config import UserError, nearest
@@ -194,6 +195,14 @@ def observe(observer: Callable[[Tensor, Tensor, AttentionMask], None]) -> Iterat
         yield
     finally:
         _observer = before
+
+
+def without_cudnn(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU, SDPA by other kernels than cuDNN's, which plans anew for every number of keys: each prompt, and each token that is generated, has
+    another."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def describe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:

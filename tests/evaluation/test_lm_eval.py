@@ -13,7 +13,7 @@ from lit_long.positions import build
 from lit_long.positions.layers import as_pattern
 from lit_long.pretrained import open_pretrained
 from tests.evaluation.models import bytes_folder
-from tests.generation.llamas import count_plans
+from tests.generation.llamas import count_plans, count_tokens
 from tests.pretrained.llamas import read
 
 PAIRS = [
@@ -27,6 +27,12 @@ PAIRS = [
     ("x" * 500, "y" * 20),
 ]
 CONTEXT = 128
+SHOTS = "Q: Is it one? A: one\nQ: Is it two? A: two\n"
+QUESTIONS = {
+    "Q: What do the hens of the old farm lay? A:": (" brown eggs", " white stones", " nothing at all", " bricks"),
+    "Q: Which of the letters is the first? A:": (" A", " B", " C", " D"),
+}
+OPTIONS = [(SHOTS + question, option) for question, options in QUESTIONS.items() for option in options]
 
 
 def instances(kind, arguments):
@@ -91,24 +97,37 @@ def test_greedy_is_what_would_be_written(pair):
 
 def test_a_gpu_plans_no_kernel_for_every_length_of_a_text(pair, monkeypatch):
     from lit_long.evaluation import lm_eval
-    from lit_long.generation import decode
+    from lit_long.generation import decode, prefix
 
-    plans = count_plans(monkeypatch, lm_eval, decode)
+    plans = count_plans(monkeypatch, lm_eval, decode, prefix)
     model = pair[1].evaluated.model
+    pair[1].loglikelihood(instances("loglikelihood", OPTIONS))
+    shared = len(plans[False])
+    assert shared >= 4
     encoder = build({"scheme": "dynamic_ntk", "original": 16}, model.config.head_dim)  # for which lengths are read apart
     monkeypatch.setattr(model, "pattern", as_pattern(encoder))
     pair[1].loglikelihood(instances("loglikelihood", PAIRS))
     pair[1].generate_until(instances("generate_until", [("a", {"max_gen_toks": 3})]))
-    assert len(plans[False]) >= 8 and not plans[True]
+    assert len(plans[False]) >= shared + 8 and not plans[True]
 
 
-def test_contexts_of_options_are_read_once(pair, monkeypatch):
-    ours, reads = pair[1], []
-    read_rows = ours.hidden
-    monkeypatch.setattr(ours, "hidden", lambda rows: (reads.extend(rows), read_rows(rows))[1])
-    options = [("Which letter? Answer:", letter) for letter in "ABCD"]
-    ours.loglikelihood(instances("loglikelihood", [*options, ("Something else:", "E")]))
-    assert len(reads) == 2
+def test_what_requests_share_is_read_once(pair, monkeypatch):
+    """Two questions after the same shots, each with options of several tokens and of one: as HFLM's, from fewer tokens."""
+    theirs, ours = pair
+    expected = theirs.loglikelihood(instances("loglikelihood", [*OPTIONS, *PAIRS]))
+    alone = [ours.loglikelihood(instances("loglikelihood", [each]))[0] for each in OPTIONS]
+    read = count_tokens(monkeypatch)
+    found = ours.loglikelihood(instances("loglikelihood", [*OPTIONS, *PAIRS]))
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [score for score, _ in found[: len(OPTIONS)]] == pytest.approx([score for score, _ in alone], abs=1e-4)
+    together = sum(read)
+    read.clear()
+    ours.loglikelihood(instances("loglikelihood", PAIRS))
+    options = [answers for answers in QUESTIONS.values() if len(answers[0]) > 1]
+    apart = sum(len(question) - 1 for question in QUESTIONS) + sum(len(answer) for answers in options for answer in answers)
+    assert together - sum(read) <= len(SHOTS) + apart + 40  # padding, and the letters' question
+    assert sum(len(context + option) for context, option in OPTIONS) > 3 * (together - sum(read))
 
 
 def test_rolling(pair):

@@ -10,7 +10,7 @@ import torch
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig
 from lit_long.generation import Sequences, generate
-from lit_long.generation.decode import without_cudnn
+from lit_long.model.attention import without_cudnn
 from lit_long.model.llama import Llama
 from lit_long.positions import PositionalEncoder, build
 
@@ -36,9 +36,28 @@ def prompts(*lengths: int, vocabulary: int = 97) -> list[list[int]]:
 @torch.no_grad()
 def full_logits(model: Llama, row: list[int]) -> torch.Tensor:
     """Logits [V] after ``row``, from one forward of it all."""
+    return model.head(full_hidden(model, row))[-1]
+
+
+@torch.no_grad()
+def full_hidden(model: Llama, row: list[int]) -> torch.Tensor:
+    """Hidden states [T, D] from one forward of the row."""
     tokens = torch.tensor([row])
     positions = torch.arange(len(row))[None]
-    return model.logits(Batch(tokens, tokens, torch.zeros_like(tokens), positions, mask_documents=False))[0, -1]
+    return model.hidden_states(Batch(tokens, tokens, torch.zeros_like(tokens), positions, mask_documents=False))[0]
+
+
+def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each pass through a model's layers from now on the tokens, padding included."""
+    read: list[int] = []
+    through = Llama.through_layers
+
+    def counted(self, tokens_BT, *others, **options):
+        read.append(tokens_BT.numel())
+        return through(self, tokens_BT, *others, **options)
+
+    monkeypatch.setattr(Llama, "through_layers", counted)
+    return read
 
 
 def full_greedy(model: Llama, row: list[int], steps: int) -> list[int]:
@@ -75,4 +94,15 @@ def count_plans(monkeypatch: pytest.MonkeyPatch, *users: ModuleType) -> dict[boo
     return found
 
 
-__all__ = ["SMALL", "count_plans", "full_greedy", "full_logits", "gaps", "generate", "prompts", "small"]
+__all__ = [
+    "SMALL",
+    "count_plans",
+    "count_tokens",
+    "full_greedy",
+    "full_hidden",
+    "full_logits",
+    "gaps",
+    "generate",
+    "prompts",
+    "small",
+]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lit_long.config import ModelConfig, UserError
-from lit_long.generation import Sequences, decode, generate, prepack
-from lit_long.generation.decode import generate_in_turn, without_cudnn
+from lit_long.generation import Sequences, decode, generate, prefix, prepack
+from lit_long.generation.decode import generate_in_turn
 from lit_long.generation.prepacking import can_prepack
+from lit_long.model.attention import without_cudnn
 from tests.generation.llamas import count_plans, full_greedy, full_logits, gaps, prompts, small
 from tests.pretrained.llamas import random_llama, read, save
 
@@ -172,7 +173,8 @@ def test_an_encoder_that_cannot_hold_the_length_says_so():
 
 def test_a_gpu_plans_no_kernel_for_every_length(monkeypatch):
     """Neither for prompts nor for steps, together, in turn or after a shared beginning; a whole forward pass may be cuDNN's."""
-    plans = count_plans(monkeypatch, decode)
+    plans = count_plans(monkeypatch, decode, prefix)
+    monkeypatch.setattr(prefix, "PASS_TOKENS", 8)
     model, rows = small(), prompts(3, 9, 14)
     generate(model, rows, 6, chunk=8)
     assert len(plans[False]) == 3 + 3 + 5  # prompts, their last tokens in the last layer, steps

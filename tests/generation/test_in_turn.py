@@ -8,7 +8,7 @@ import torch
 from lit_long.generation import Sequences, generate
 from lit_long.generation.decode import SHARED_CHUNK, generate_in_turn
 from tests.evaluation.models import SHAPE
-from tests.generation.llamas import small
+from tests.generation.llamas import count_tokens, small
 
 ENCODERS = [{"scheme": "rope", "base": 10_000.0}, {"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 1.0, "original": 64}]
 
@@ -30,16 +30,9 @@ def test_same_tokens_as_alone(position):
 
 def test_same_logits_and_fewer_tokens(monkeypatch):
     model = small(SHAPE, **ENCODERS[0])
-    read: list[int] = []
-    through = type(model).through_layers
-
-    def counted(self, tokens_BT, *others, **options):
-        read.append(tokens_BT.numel())
-        return through(self, tokens_BT, *others, **options)
-
     first, *_, third, _, _, _ = prompts()
     alone = Sequences(model, [third], 4).read()
-    monkeypatch.setattr(type(model), "through_layers", counted)
+    read = count_tokens(monkeypatch)
     sequences = Sequences(model, [first], 4)
     sequences.read()
     torch.testing.assert_close(sequences.change(third), alone, atol=1e-5, rtol=1e-5)

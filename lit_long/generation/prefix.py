@@ -1,0 +1,160 @@
+"""Prefix caching: tokens with which several texts begin (few-shot examples, a question before its options) go through the model once.
+
+The texts make a tree (`shared_beginnings`) with a branch where they part; a beginning is read by itself where that saves more tokens than
+another pass through the model costs. `Prefix` is what the model remembers of it. Encoders that look at the length of the context share
+nothing: each length rotates the beginning otherwise (`empty_prefix`).
+
+Shapes: B sequences, G key-value heads, T tokens, P tokens of the prefix, K components a head, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from lit_long.generation.tables import Tables
+from lit_long.model.attention import AttentionMask, group_slopes, without_cudnn
+from lit_long.model.llama import Llama
+from lit_long.planning.inference import PREFILL_CHUNK
+from lit_long.positions import Rotation
+from lit_long.positions.rotary import apply_rotary
+
+PASS_TOKENS = 64  # tokens that take a CPU as long as reading all weights once, which each pass must
+PASS_TOKENS_GPU = 2048  # the same of a GPU, with the starts of a small model's kernels: an estimate, not measured
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Tokens that must be saved for a pass of its own to be worth it."""
+    return PASS_TOKENS if device.type == "cpu" else PASS_TOKENS_GPU
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens with which both begin."""
+    return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+
+
+@dataclass
+class SharedBeginning:
+    """``length`` tokens with which texts begin; ``new`` are the last of them, after those of the one around it.
+
+    texts: numbers of those that begin with it, and with no longer one that is read by itself
+    inner: longer ones
+    """
+
+    length: int = 0
+    new: Sequence[int] = ()
+    texts: list[int] = field(default_factory=list)
+    inner: list[SharedBeginning] = field(default_factory=list)
+
+
+def shared_beginnings(beginnings: Sequence[Sequence[int]], worth: int) -> SharedBeginning:
+    """The tree of what to read once; its root is no token.
+
+    Args:
+        beginnings: of each text the tokens that may be read apart from the rest.
+        worth: tokens that reading a beginning once must save.
+    """
+    root = SharedBeginning()
+    order = sorted(range(len(beginnings)), key=lambda number: beginnings[number])
+    waiting = [(root, order)] if order else []
+    while waiting:
+        around, numbers = waiting.pop()
+        first, last = beginnings[numbers[0]], beginnings[numbers[-1]]
+        length = common_length(first, last)  # of all: they are in order
+        if (len(numbers) - 1) * (length - around.length) >= worth:
+            around.inner.append(SharedBeginning(length, first[around.length : length]))
+            around = around.inner[-1]
+        for token, branch in groupby(numbers, lambda number, length=length: tuple(beginnings[number][length : length + 1])):
+            branch = list(branch)
+            if token and len(branch) > 1:
+                waiting.append((around, branch))
+            else:
+                around.texts += branch
+    return root
+
+
+@dataclass
+class AfterPrefix:
+    """One layer's view (`CacheView`) of tokens after a prefix, whose rotated keys and values are ``before`` [2, 1, G, P, K]."""
+
+    before: Tensor | None
+    chunk: int
+    wanted: int
+    padding_mask: Tensor | None = None
+    keys_and_values: Tensor | None = None  # of the prefix and the tokens, once they are computed
+
+    def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        new = torch.stack((apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK))
+        self.keys_and_values = after(self.before, new)
+        return self.keys_and_values.unbind(0)
+
+
+def after(before: Tensor | None, new: Tensor) -> Tensor:
+    """Keys and values [2, B, G, P + T, K] of each row: those of the prefix [2, 1, G, P, K], and its own [2, B, G, T, K]."""
+    return new if before is None else torch.cat((before.expand(-1, new.shape[1], -1, -1, -1), new), dim=3)
+
+
+class Prefix:
+    """Keys and values of tokens with which texts begin.
+
+    Args:
+        tables: of each group of layers, for as many tokens as the longest text has; all steady.
+        chunk: tokens whose widest activations may exist at once.
+        length: tokens of the prefix.
+        layers: keys and values of each layer, [2, 1, G, P, K]; None where there are no tokens.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        tables: Sequence[Tables],
+        masks: Sequence[AttentionMask],
+        chunk: int = PREFILL_CHUNK,
+        length: int = 0,
+        layers: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.model, self.tables, self.masks, self.chunk, self.length = model, tables, masks, chunk, length
+        self.layers = layers or [None] * len(model.layers)
+
+    def extended(self, tokens: Sequence[int]) -> Prefix:
+        """The prefix with ``tokens`` after it."""
+        _, views = self.through_layers(torch.tensor([list(tokens)]), wanted=1)
+        layers = [view.keys_and_values for view in views]
+        return Prefix(self.model, self.tables, self.masks, self.chunk, self.length + len(tokens), layers)
+
+    def hidden_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """What the head takes [B, T, D], of rows of tokens after the prefix. They are padded on their right, which causality hides."""
+        tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        for place, row in enumerate(rows):
+            tokens_BT[place, : len(row)] = torch.tensor(row)
+        return self.through_layers(tokens_BT, wanted=tokens_BT.shape[1])[0]
+
+    @torch.inference_mode()
+    def through_layers(self, tokens_BT: Tensor, wanted: int) -> tuple[Tensor, list[AfterPrefix]]:
+        """What the head takes of the last ``wanted`` tokens, and the layers' views."""
+        tokens, last = tokens_BT.shape[1], len(self.layers) - 1
+        views = [AfterPrefix(before, self.chunk, wanted if layer == last else tokens) for layer, before in enumerate(self.layers)]
+        rotations = [tables.between(self.length, self.length + tokens).widened() for tables in self.tables]
+        device = self.model.embed_tokens.weight.device
+        with without_cudnn(device):
+            return self.model.through_layers(tokens_BT.to(device), rotations, self.masks, views), views
+
+
+def empty_prefix(model: Llama, shortest: int, longest: int) -> Prefix | None:
+    """Where texts of ``shortest`` to ``longest`` tokens begin. None if an encoder rotates them otherwise at other lengths."""
+    device, groups = model.embed_tokens.weight.device, model.pattern.groups
+    tables = [Tables(group, shortest, longest, device) for group in groups]
+    if not all(each.steady for each in tables):
+        return None
+    return Prefix(model, tables, layer_masks(model))
+
+
+def layer_masks(model: Llama) -> list[AttentionMask]:
+    """Of each group of layers, for tokens that go through them with a cache."""
+    device, groups = model.embed_tokens.weight.device, model.pattern.groups
+    slopes = group_slopes(groups, model.config.n_heads, device)
+    return [AttentionMask(window=group.window, slopes=own) for group, own in zip(groups, slopes, strict=True)]

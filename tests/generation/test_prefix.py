@@ -1,0 +1,140 @@
+"""Beginnings that texts share are read once, where that pays, and nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_long.config import LayerGroupConfig
+from lit_long.generation import Sampler, Sequences, generate, prefix
+from lit_long.generation.prefix import SharedBeginning, empty_prefix, pass_tokens, shared_beginnings
+from tests.generation.llamas import count_tokens, full_greedy, full_hidden, gaps, prompts, small
+from tests.generation.test_layers import LOCAL, NOPE, SCALED, llama
+from tests.generation.test_length import LogLength
+
+EXACT = 1e-4
+SHARED, *RESTS = prompts(30, 5, 1, 12, 9)
+ROWS = [SHARED + rest for rest in RESTS]
+MODELS = {
+    **{scheme: lambda scheme=scheme: small(scheme=scheme) for scheme in ("rope", "xpos", "yarn", "nope", "alibi")},
+    "windows": lambda: llama(NOPE, LOCAL),
+    "query scale": lambda: llama(SCALED, LOCAL, LayerGroupConfig(window=1)),
+}
+
+
+@pytest.fixture
+def any_pays(monkeypatch):
+    monkeypatch.setattr(prefix, "PASS_TOKENS", 1)
+
+
+def all_of(tree: SharedBeginning, before: tuple[int, ...] = ()) -> dict[int, tuple[int, ...]]:
+    """Of each text the beginning that is read for others, too."""
+    whole = (*before, *tree.new)
+    assert len(whole) == tree.length
+    found = dict.fromkeys(tree.texts, whole)
+    for inner in tree.inner:
+        found |= all_of(inner, whole)
+    return found
+
+
+def count(tree: SharedBeginning) -> int:
+    return len(tree.new) + sum(map(count, tree.inner))
+
+
+@settings(max_examples=300)
+@given(st.lists(st.lists(st.integers(0, 1), max_size=8).map(tuple), max_size=12), st.integers(1, 20))
+def test_the_tree_of_beginnings(texts, worth):
+    tree = shared_beginnings(texts, worth)
+    found = all_of(tree)
+    assert sorted(found) == list(range(len(texts)))
+    assert all(texts[number][: len(beginning)] == beginning for number, beginning in found.items())
+    saved = sum(map(len, found.values())) - count(tree)
+    reads = sum(1 for _ in walk(tree)) - 1
+    assert saved >= worth * reads
+
+
+def walk(tree: SharedBeginning):
+    yield tree
+    for inner in tree.inner:
+        yield from walk(inner)
+
+
+def test_shots_then_questions():
+    """All begin with the shots; each question's options with the question."""
+    shots, first, second = (1,) * 50, (2,) * 20, (3,) * 30
+    texts = [shots + first, shots + second, shots + first, shots + second, (*shots, 4)]
+    tree = shared_beginnings(texts, 20)
+    (outer,) = tree.inner
+    assert not tree.texts and outer.length == 50 and outer.texts == [4]
+    assert sorted((each.length, each.texts) for each in outer.inner) == [(70, [0, 2]), (80, [1, 3])]
+    assert [each.length for each in shared_beginnings(texts, 25).inner[0].inner] == [80]
+    assert sorted(shared_beginnings(texts, 201).texts) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden_states_after_a_prefix(name):
+    model = MODELS[name]()
+    start = empty_prefix(model, 1, 60).extended(SHARED[:13]).extended(SHARED[13:])
+    found = start.hidden_states(RESTS)
+    assert start.length == len(SHARED)
+    for row, rest, hidden in zip(ROWS, RESTS, found, strict=True):
+        torch.testing.assert_close(hidden[: len(rest)], full_hidden(model, row)[-len(rest) :], atol=EXACT, rtol=EXACT)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("forgets", [True, False])
+def test_prompts_that_share_a_beginning(name, forgets, any_pays, monkeypatch):
+    model = MODELS[name]()
+    read = count_tokens(monkeypatch)
+    logits = Sequences(model, ROWS, 20, forgets=forgets).read()
+    assert len(read) == 2 and read[0] == len(SHARED) and read[1] == len(RESTS) * max(map(len, RESTS))
+    assert logits.shape == (4, 97)
+    assert max(gaps(model, ROWS, 20, forgets=forgets)) < 2 * EXACT
+
+
+def test_prompts_of_equal_length_and_the_same_prompt(any_pays):
+    model = small()
+    for rows in ([[*SHARED, 1, 2], [*SHARED, 3, 4]], [SHARED, SHARED], [SHARED, SHARED[:20]]):
+        assert max(gaps(model, rows, 12)) < EXACT
+        assert generate(model, rows, 12, chunk=7) == [full_greedy(model, row, 12) for row in rows]
+
+
+def test_encoders_that_look_at_the_length_share_nothing(any_pays, monkeypatch):
+    dynamic = small(scheme="dynamic_ntk", original=16)
+    assert empty_prefix(dynamic, 10, 40) is None and empty_prefix(dynamic, 2, 16) is not None
+    assert empty_prefix(small(encoder=LogLength(16)), 10, 11) is None
+    expected = [generate(dynamic, [row], 6)[0] for row in ROWS]
+    read = count_tokens(monkeypatch)
+    assert generate(dynamic, ROWS, 6) == expected
+    assert read[0] == len(ROWS) * max(map(len, ROWS))
+
+
+def test_what_does_not_pay_is_not_shared(monkeypatch):
+    read = count_tokens(monkeypatch)
+    monkeypatch.setattr(prefix, "PASS_TOKENS", 3 * len(SHARED) + 1)
+    Sequences(small(), ROWS, 1).read()
+    assert len(read) == 1
+    assert pass_tokens(torch.device("cuda")) > pass_tokens(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("name", ["rope", "windows"])
+def test_ended_rows_cost_nothing(name, temperature, monkeypatch):
+    """Steps leave them out; the others get the tokens that they get alone."""
+    model, lasting = MODELS[name](), {0: 3, 1: 20, 2: 9, 3: 5, 4: 1}
+    rows = prompts(21, 30, 21, 4, 17)
+    every = generate(model, rows, 20, sampler=Sampler(temperature))
+    read = count_tokens(monkeypatch)
+    heard: dict[int, list[int]] = {row: [] for row in lasting}
+    found = generate(
+        model,
+        rows,
+        20,
+        Sampler(temperature),
+        heard=lambda row, token: len((heard[row].append(token), heard[row])[1]) == lasting[row],
+    )
+    assert found == [tokens[: lasting[row]] for row, tokens in enumerate(every)] == list(heard.values())
+    steps = [tokens for tokens in read if tokens <= len(rows)]
+    assert steps == [5, 5, 5, 5, 2, 2, 2, 2] + [1] * 11
