@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_long.config import UserError
 from lit_long.generation.cache import KeyValueCache
-from lit_long.generation.prefix import Prefix, common_length, layer_masks, pass_tokens
+from lit_long.generation.prefix import Prefix, common_length, layer_masks, pass_tokens, pays
 from lit_long.generation.sampling import Sampler
 from lit_long.generation.tables import Tables
 from lit_long.model.attention import without_cudnn
@@ -85,7 +85,8 @@ class Sequences:
     def shared_prefix(self) -> Prefix | None:
         """The beginning of all rows, if reading it once pays."""
         length = min(common_length(min(self.rows), max(self.rows)), min(map(len, self.rows)) - 1)
-        if (len(self.rows) - 1) * length < pass_tokens(self.device) or not all(tables.steady for tables in self.tables):
+        saved, tokens = (len(self.rows) - 1) * length, sum(map(len, self.rows))
+        if not pays(saved, tokens, pass_tokens(self.device)) or not all(tables.steady for tables in self.tables):
             return None
         return Prefix(self.model, self.tables, self.masks, self.chunk).extended(self.rows[0][:length])
 

@@ -32,6 +32,11 @@ def pass_tokens(device: torch.device) -> int:
     return PASS_TOKENS if device.type == "cpu" else PASS_TOKENS_GPU
 
 
+def pays(saved: int, tokens: int, least: int) -> bool:
+    """Whether reading a beginning once saves ``least`` tokens and a tenth of the texts': after it, attention has not its fastest kernel."""
+    return saved >= max(least, tokens / 10)
+
+
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Tokens with which both begin."""
     return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
@@ -51,12 +56,12 @@ class SharedBeginning:
     inner: list[SharedBeginning] = field(default_factory=list)
 
 
-def shared_beginnings(beginnings: Sequence[Sequence[int]], worth: int) -> SharedBeginning:
+def shared_beginnings(beginnings: Sequence[Sequence[int]], least: int) -> SharedBeginning:
     """The tree of what to read once; its root is no token.
 
     Args:
         beginnings: of each text the tokens that may be read apart from the rest.
-        worth: tokens that reading a beginning once must save.
+        least: tokens that reading a beginning once must save, if these are a tenth of the texts'.
     """
     root = SharedBeginning()
     order = sorted(range(len(beginnings)), key=lambda number: beginnings[number])
@@ -65,7 +70,8 @@ def shared_beginnings(beginnings: Sequence[Sequence[int]], worth: int) -> Shared
         around, numbers = waiting.pop()
         first, last = beginnings[numbers[0]], beginnings[numbers[-1]]
         length = common_length(first, last)  # of all: they are in order
-        if (len(numbers) - 1) * (length - around.length) >= worth:
+        rest = sum(len(beginnings[number]) - around.length for number in numbers)
+        if pays((len(numbers) - 1) * (length - around.length), rest, least):
             around.inner.append(SharedBeginning(length, first[around.length : length]))
             around = around.inner[-1]
         for token, branch in groupby(numbers, lambda number, length=length: tuple(beginnings[number][length : length + 1])):

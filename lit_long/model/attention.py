@@ -39,6 +39,7 @@ from lit_long.positions import PositionalEncoder, Rotation
 from lit_long.positions.layers import LayerGroup
 
 PIECE = 256  # positions that bf16 tells apart
+QUERY_BLOCK = 512  # queries that attend at once where their keys begin before them
 KERNELS = ("sdpa", "flash", "varlen")
 AUTO = "auto"
 _wanted = AUTO
@@ -310,11 +311,11 @@ def document_by_document(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, cu_seql
 
 
 def latest(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, window: int | None = None) -> Tensor:
-    """Causal attention of the last T of S tokens, within a window a block of ``window`` queries after the other."""
+    """Causal attention of the last T of S tokens, a block of queries after the other, of ``window`` at most: a mask is never of all T × S."""
     tokens, seen = q_BHTK.shape[2], k_BGSK.shape[2]
-    outputs = []
-    for start in range(0, tokens, window or tokens):
-        stop = min(tokens, start + (window or tokens))
+    block, outputs = min(window or QUERY_BLOCK, QUERY_BLOCK), []
+    for start in range(0, tokens, block):
+        stop = min(tokens, start + block)
         last = seen - tokens + stop
         first = max(0, last - (stop - start) - window + 1) if window else 0
         mask_TS = window_mask(stop - start, last - first, window or seen, q_BHTK.device)

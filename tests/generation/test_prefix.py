@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lit_long.config import LayerGroupConfig
 from lit_long.generation import Sampler, Sequences, generate, prefix
 from lit_long.generation.prefix import SharedBeginning, empty_prefix, pass_tokens, shared_beginnings
-from tests.generation.llamas import count_tokens, full_greedy, full_hidden, gaps, prompts, small
+from lit_long.model import attention
+from tests.generation.llamas import count_tokens, full_greedy, full_hidden, full_logits, gaps, prompts, small
 from tests.generation.test_layers import LOCAL, NOPE, SCALED, llama
 from tests.generation.test_length import LogLength
 
@@ -39,8 +40,8 @@ def all_of(tree: SharedBeginning, before: tuple[int, ...] = ()) -> dict[int, tup
     return found
 
 
-def count(tree: SharedBeginning) -> int:
-    return len(tree.new) + sum(map(count, tree.inner))
+def tokens_read(tree: SharedBeginning) -> int:
+    return len(tree.new) + sum(map(tokens_read, tree.inner))
 
 
 @settings(max_examples=300)
@@ -50,7 +51,7 @@ def test_the_tree_of_beginnings(texts, worth):
     found = all_of(tree)
     assert sorted(found) == list(range(len(texts)))
     assert all(texts[number][: len(beginning)] == beginning for number, beginning in found.items())
-    saved = sum(map(len, found.values())) - count(tree)
+    saved = sum(map(len, found.values())) - tokens_read(tree)
     reads = sum(1 for _ in walk(tree)) - 1
     assert saved >= worth * reads
 
@@ -70,6 +71,8 @@ def test_shots_then_questions():
     assert not tree.texts and outer.length == 50 and outer.texts == [4]
     assert sorted((each.length, each.texts) for each in outer.inner) == [(70, [0, 2]), (80, [1, 3])]
     assert [each.length for each in shared_beginnings(texts, 25).inner[0].inner] == [80]
+    long = [(*shots, number, *[8] * 470) for number in range(2)]  # of which the shots are little
+    assert not shared_beginnings(long, 1).inner and shared_beginnings([each[:200] for each in long], 1).inner
     assert sorted(shared_beginnings(texts, 201).texts) == [0, 1, 2, 3, 4]
 
 
@@ -92,6 +95,23 @@ def test_prompts_that_share_a_beginning(name, forgets, any_pays, monkeypatch):
     assert len(read) == 2 and read[0] == len(SHARED) and read[1] == len(RESTS) * max(map(len, RESTS))
     assert logits.shape == (4, 97)
     assert max(gaps(model, ROWS, 20, forgets=forgets)) < 2 * EXACT
+
+
+@pytest.mark.parametrize("name", ["rope", "windows"])
+def test_no_mask_is_of_all_tokens(name, any_pays, monkeypatch):
+    """A long rest goes through attention block by block."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
+    masks, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def seen(*inputs, attn_mask=None, **how):
+        masks.append(0 if attn_mask is None else attn_mask.shape[-2])
+        return real(*inputs, attn_mask=attn_mask, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    model = MODELS[name]()
+    logits = Sequences(model, ROWS, 1).read()
+    assert max(masks) == 5
+    torch.testing.assert_close(logits, torch.stack([full_logits(model, row) for row in ROWS]), atol=EXACT, rtol=EXACT)
 
 
 def test_prompts_of_equal_length_and_the_same_prompt(any_pays):
