@@ -293,10 +293,10 @@ def causal(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
 
 
 def grouped_sdpa(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, **how: Any) -> Tensor:
-    """SDPA of heads that may share keys. In fp32 a GPU's memory-efficient kernel wants a head of keys for each of queries; what is left, the math
-    kernel, would make T × S scores."""
+    """SDPA of heads that may share keys. In fp32, and with a mask, a GPU has its memory-efficient kernel only, which wants a head of keys for each of
+    queries; what is left, the math kernel, would make T × S scores."""
     H, G = q_BHTK.shape[1], k_BGSK.shape[1]
-    if H != G and q_BHTK.dtype == torch.float32 and not q_BHTK.is_cpu:
+    if H != G and (q_BHTK.dtype == torch.float32 or "attn_mask" in how) and not q_BHTK.is_cpu:
         k_BGSK, v_BGSK = (x.repeat_interleave(H // G, dim=1) for x in (k_BGSK, v_BGSK))
     return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, enable_gqa=k_BGSK.shape[1] != H, **how)
 

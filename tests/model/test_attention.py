@@ -169,10 +169,13 @@ def test_a_cpu_uses_sdpa_and_says_what_it_cannot():
         pass
 
 
-@pytest.mark.parametrize("queries", [37, 5], ids=["whole", "the last of them"])
-@pytest.mark.parametrize(("dtype", "shared"), [(torch.float32, 4), (torch.bfloat16, 2)], ids=str)
-def test_no_gpu_computes_all_scores_of_fp32(queries, dtype, shared, monkeypatch):
-    """Where heads share keys, SDPA has nothing for fp32 on a GPU but its math kernel, of T × T scores: every head gets keys of its own."""
+@pytest.mark.parametrize(
+    ("queries", "dtype", "shared"),
+    [(37, torch.float32, 4), (37, torch.bfloat16, 2), (5, torch.float32, 4), (5, torch.bfloat16, 4)],  # the last 5 need a mask
+    ids=str,
+)
+def test_no_gpu_computes_all_scores(queries, dtype, shared, monkeypatch):
+    """Where heads share keys, SDPA has nothing for fp32, nor for a mask, on a GPU but its math kernel, of T × T scores: every head gets keys of its own."""
     seen = []
     real = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
