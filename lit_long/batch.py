@@ -108,6 +108,14 @@ def places(tensors: Sequence[Tensor]) -> list[int]:
     return [0, *accumulate(-(-x.nbytes // ALIGNED) * ALIGNED for x in tensors)]
 
 
+def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Tokens of rows of unequal length, int64 [B, T], with zeros on their right, which causality hides."""
+    tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for place, row in enumerate(rows):
+        tokens_BT[place, : len(row)] = torch.tensor(row)
+    return tokens_BT
+
+
 def counted(targets_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:
     """What a sum of nats is divided by: the number of targets, or the sum of their weights, so that a loss is a mean either way."""
     with_loss_BT = targets_BT != NO_LOSS

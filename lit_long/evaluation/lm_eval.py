@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 
-from lit_long.batch import Batch
+from lit_long.batch import Batch, right_padded
 from lit_long.config import UserError
 from lit_long.data.token_store import Store
 from lit_long.evaluation import babilong, ruler
@@ -206,10 +206,7 @@ class Harness(TemplateLM):
 
     def hidden(self, rows: list[Row]) -> torch.Tensor:
         """Hidden states [B, T, D] of rows padded on their right, which causality hides."""
-        tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for place, row in enumerate(rows):
-            tokens_BT[place, : len(row)] = torch.tensor(row)
-        tokens_BT = tokens_BT.to(self.evaluated.model.embed_tokens.weight.device)
+        tokens_BT = right_padded(rows).to(self.evaluated.model.embed_tokens.weight.device)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
         batch = Batch(tokens_BT, tokens_BT, torch.zeros_like(tokens_BT), positions, False)
         with without_cudnn(tokens_BT.device):  # texts are of any length

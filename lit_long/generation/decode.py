@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
+from lit_long.batch import right_padded
 from lit_long.config import UserError
 from lit_long.generation.cache import KeyValueCache
 from lit_long.generation.prefix import Prefix, common_length, layer_masks, pass_tokens, pays
@@ -70,9 +71,7 @@ class Sequences:
             start = prefix.length if prefix else 0
             for group in groups([length - start for length in lengths], self.chunk):
                 own = [lengths[row] for row in group]
-                tokens_BT = torch.zeros(len(group), max(own) - start, dtype=torch.int64)
-                for i, row in enumerate(group):
-                    tokens_BT[i, : own[i] - start] = torch.tensor(self.rows[row][start:])
+                tokens_BT = right_padded([self.rows[row][start:] for row in group])
                 rotations = [
                     (tables.between(start, max(own)) if prefix else tables.first(own)).widened() for tables in self.tables
                 ]

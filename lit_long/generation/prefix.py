@@ -16,6 +16,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from lit_long.batch import right_padded
 from lit_long.generation.tables import Tables
 from lit_long.model.attention import AttentionMask, group_slopes, without_cudnn
 from lit_long.model.llama import Llama
@@ -91,12 +92,14 @@ class AfterPrefix:
     chunk: int
     wanted: int
     padding_mask: Tensor | None = None
-    keys_and_values: Tensor | None = None  # of the prefix and the tokens, once they are computed
+    keeps: bool = False
+    kept: Tensor | None = None  # keys and values of the prefix and the tokens, where they are to be a longer prefix
 
     def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        new = torch.stack((apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK))
-        self.keys_and_values = after(self.before, new)
-        return self.keys_and_values.unbind(0)
+        whole = after(self.before, torch.stack((apply_rotary(k_BGTK, rotation.cos_k, rotation.sin_k), v_BGTK)))
+        if self.keeps:
+            self.kept = whole
+        return whole.unbind(0)
 
 
 def after(before: Tensor | None, new: Tensor) -> Tensor:
@@ -128,26 +131,24 @@ class Prefix:
 
     def extended(self, tokens: Sequence[int]) -> Prefix:
         """The prefix with ``tokens`` after it."""
-        _, views = self.through_layers(torch.tensor([list(tokens)]), wanted=1)
-        layers = [view.keys_and_values for view in views]
+        views = [AfterPrefix(before, self.chunk, len(tokens), keeps=True) for before in self.layers]
+        views[-1].wanted = 1  # the head takes nothing
+        self.through_layers(right_padded([tokens]), views)
+        layers = [view.kept for view in views]
         return Prefix(self.model, self.tables, self.masks, self.chunk, self.length + len(tokens), layers)
 
     def hidden_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """What the head takes [B, T, D], of rows of tokens after the prefix. They are padded on their right, which causality hides."""
-        tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for place, row in enumerate(rows):
-            tokens_BT[place, : len(row)] = torch.tensor(row)
-        return self.through_layers(tokens_BT, wanted=tokens_BT.shape[1])[0]
+        tokens_BT = right_padded(rows)
+        return self.through_layers(tokens_BT, [AfterPrefix(before, self.chunk, tokens_BT.shape[1]) for before in self.layers])
 
     @torch.inference_mode()
-    def through_layers(self, tokens_BT: Tensor, wanted: int) -> tuple[Tensor, list[AfterPrefix]]:
-        """What the head takes of the last ``wanted`` tokens, and the layers' views."""
-        tokens, last = tokens_BT.shape[1], len(self.layers) - 1
-        views = [AfterPrefix(before, self.chunk, wanted if layer == last else tokens) for layer, before in enumerate(self.layers)]
-        rotations = [tables.between(self.length, self.length + tokens).widened() for tables in self.tables]
+    def through_layers(self, tokens_BT: Tensor, views: Sequence[AfterPrefix]) -> Tensor:
+        """What the head takes, of as many of the last tokens as the last view wants."""
+        rotations = [tables.between(self.length, self.length + tokens_BT.shape[1]).widened() for tables in self.tables]
         device = self.model.embed_tokens.weight.device
         with without_cudnn(device):
-            return self.model.through_layers(tokens_BT.to(device), rotations, self.masks, views), views
+            return self.model.through_layers(tokens_BT.to(device), rotations, self.masks, views)
 
 
 def empty_prefix(model: Llama, shortest: int, longest: int) -> Prefix | None:

@@ -86,6 +86,16 @@ def test_hidden_states_after_a_prefix(name):
         torch.testing.assert_close(hidden[: len(rest)], full_hidden(model, row)[-len(rest) :], atol=EXACT, rtol=EXACT)
 
 
+def test_texts_after_a_prefix_leave_nothing(monkeypatch):
+    """Keys and values of all layers would be a cache that nobody asked for: they are kept of a prefix only."""
+    views, made = [], prefix.AfterPrefix
+    monkeypatch.setattr(prefix, "AfterPrefix", lambda *values, **more: views.append(made(*values, **more)) or views[-1])
+    start = empty_prefix(small(), 1, 60).extended(SHARED)
+    start.hidden_states(RESTS)
+    assert [view.kept.shape[3] for view in views[:2]] == [len(SHARED)] * 2
+    assert [view.kept for view in views[2:]] == [None, None]
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("forgets", [True, False])
 def test_prompts_that_share_a_beginning(name, forgets, any_pays, monkeypatch):
