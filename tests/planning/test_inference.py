@@ -80,7 +80,8 @@ def traced(shape: ModelConfig, reading: Reading, width: int, mesh: DeviceMesh | 
         positions = torch.arange(reading.length).repeat(reading.rows, 1)
         batch = Batch(tokens, tokens.clone(), torch.zeros_like(tokens), positions, mask_documents=False)
         if reading.cached:
-            sequences = Sequences(model, [[0] * (reading.length - 8)] * reading.rows, 8)
+            prompts = [[row] + [0] * (reading.length - 9) for row in range(reading.rows)]  # a shared beginning would take less
+            sequences = Sequences(model, prompts, 8)
             sequences.read()
             reading_most, peak.most = peak.most, peak.now
             with patch.object(FakeTensor, "tolist", lambda tokens: [0] * len(tokens)):  # there are no values
