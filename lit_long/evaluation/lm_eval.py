@@ -138,7 +138,7 @@ class Harness(TemplateLM):
             rows.setdefault(tuple(whole[:-1]), []).append(number)
         found: list[Scored] = [(0.0, False)] * len(requests)
         wanted = {row: max(len(requests[number][2]) for number in numbers) for row, numbers in rows.items()}
-        for row, hidden_TD in self.hidden_states(wanted):
+        for row, hidden_TD in self.last_hidden_states(wanted):
             longest = wanted[row]
             targets_RT = torch.full((len(rows[row]), longest), -1)  # of each request, at the end of the row
             for place, number in enumerate(rows[row]):
@@ -149,7 +149,7 @@ class Harness(TemplateLM):
                 found[number] = (float(logs_RT[place, own].double().sum()), bool(hits_RT[place, own].all()))
         return found
 
-    def hidden_states(self, wanted: dict[Row, int]) -> Iterator[tuple[Row, torch.Tensor]]:
+    def last_hidden_states(self, wanted: dict[Row, int]) -> Iterator[tuple[Row, torch.Tensor]]:
         """Each row with the hidden states [T, D] of its last tokens, as many as are wanted. What rows share before these is read once, where that pays."""
         if not wanted:
             return
@@ -164,7 +164,7 @@ class Harness(TemplateLM):
                 prefix = prefix.extended(shared.new)
             for group in self.batches([rows[number] for number in shared.texts]):
                 rests = [row[shared.length :] for row in group]
-                hidden_BTD = prefix.hidden_states(rests) if shared.length else self.hidden(rests)
+                hidden_BTD = prefix.hidden_states(rests) if shared.length else self.hidden_states(rests)
                 for row, rest, hidden_TD in zip(group, rests, hidden_BTD, strict=True):
                     yield row, hidden_TD[len(rest) - wanted[row] : len(rest)]
             waiting += [(inner, prefix) for inner in shared.inner]
@@ -204,7 +204,7 @@ class Harness(TemplateLM):
                 groups.append([row])
         return groups
 
-    def hidden(self, rows: list[Row]) -> torch.Tensor:
+    def hidden_states(self, rows: list[Row]) -> torch.Tensor:
         """Hidden states [B, T, D] of rows padded on their right, which causality hides."""
         tokens_BT = right_padded(rows).to(self.evaluated.model.embed_tokens.weight.device)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)

@@ -25,6 +25,9 @@ from lit_long.model.llama import Llama
 from lit_long.planning.inference import PREFILL_CHUNK
 
 SHARED_CHUNK = 512  # tokens that are read at once after a shared beginning: what they cannot see is computed too, and thrown away
+KEY_CHUNKS = (
+    4  # where a shared beginning is read once, so many chunks of keys and values take no more room than a chunk's hidden units
+)
 
 Heard = Callable[[int, int], bool]  # from row and new token to whether the row has ended
 
@@ -69,7 +72,7 @@ class Sequences:
         with without_cudnn(self.device):
             prefix = self.shared_prefix()
             start = prefix.length if prefix else 0
-            for group in groups([length - start for length in lengths], self.chunk):
+            for group in groups(lengths, self.chunk, start):
                 own = [lengths[row] for row in group]
                 tokens_BT = right_padded([self.rows[row][start:] for row in group])
                 rotations = [
@@ -145,11 +148,15 @@ class Sequences:
         return self.model.head(hidden_1TD[:, -1])
 
 
-def groups(lengths: list[int], chunk: int) -> list[list[int]]:
-    """Rows to be read together: neighbours in length, at most ``chunk`` tokens with padding, or one row."""
+def groups(lengths: list[int], chunk: int, start: int = 0) -> list[list[int]]:
+    """Rows to be read together from token ``start`` on: neighbours in length, at most ``chunk`` tokens with padding, or one row.
+
+    Beside these tokens each layer then has the keys and values of whole rows: of ``KEY_CHUNKS`` chunks at most.
+    """
     found: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if found and (len(found[-1]) + 1) * lengths[row] <= chunk:
+        count = len(found[-1]) + 1 if found else 0
+        if count and count * (lengths[row] - start) <= chunk and count * lengths[row] <= KEY_CHUNKS * chunk:
             found[-1].append(row)
         else:
             found.append([row])

@@ -1,8 +1,8 @@
 """Prefix caching: tokens with which several texts begin (few-shot examples, a question before its options) go through the model once.
 
 The texts make a tree (`shared_beginnings`) with a branch where they part; a beginning is read by itself where that saves more tokens than
-another pass through the model costs. `Prefix` is what the model remembers of it. Encoders that look at the length of the context share
-nothing: each length rotates the beginning otherwise (`empty_prefix`).
+another pass through the model costs. `Prefix` is what the model remembers of it. Where an encoder looks at the length of the context nothing is
+shared: texts of other lengths rotate the beginning otherwise (`empty_prefix`).
 
 Shapes: B sequences, G key-value heads, T tokens, P tokens of the prefix, K components a head, D model width.
 """

@@ -6,6 +6,7 @@ A CPU's norm in bf16 is made of simple operations in fp32, which the formula, a 
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig, UserError
-from lit_long.generation import Sequences, tables
+from lit_long.generation import Sequences, decode, tables
 from lit_long.generation.sharded import shard_weights, share_products
 from lit_long.model.llama import Llama
 from lit_long.model.loss import chunk_tokens
@@ -62,8 +63,9 @@ class Peak(TorchDispatchMode):
         return found
 
 
-def traced(shape: ModelConfig, reading: Reading, width: int, mesh: DeviceMesh | None) -> tuple[int, int]:
-    """The most bytes while a model reads, and while it then adds tokens, if it does; ``mesh``: that shares it."""
+def traced(shape: ModelConfig, reading: Reading, width: int, mesh: DeviceMesh | None, same: bool = False) -> tuple[int, int]:
+    """The most bytes while a model reads, and while it then adds tokens, if it does; ``mesh``: that shares it. ``same``: whether prompts share
+    all tokens but the last."""
     peak = Peak()
     encoder, chunk = build({"scheme": "rope"}, shape.head_dim), chunk_tokens(shape.vocab_size, LOSS_MEMORY)
     with torch.device("meta"):
@@ -80,7 +82,8 @@ def traced(shape: ModelConfig, reading: Reading, width: int, mesh: DeviceMesh | 
         positions = torch.arange(reading.length).repeat(reading.rows, 1)
         batch = Batch(tokens, tokens.clone(), torch.zeros_like(tokens), positions, mask_documents=False)
         if reading.cached:
-            prompts = [[row] + [0] * (reading.length - 9) for row in range(reading.rows)]  # a shared beginning would take less
+            rest = [0] * (reading.length - 9)
+            prompts = [[*rest, row] if same else [row, *rest] for row in range(reading.rows)]
             sequences = Sequences(model, prompts, 8)
             sequences.read()
             reading_most, peak.most = peak.most, peak.now
@@ -131,6 +134,18 @@ def test_the_formula_is_what_the_model_takes(shape, reading, width, mesh, monkey
     print(f"{(found - held) / 2**20:.1f} MiB beside the weights, {beside / 2**20:.1f} by formula")
     assert held + beside == pytest.approx(found, rel=0.02)
     assert beside == pytest.approx(found - held, rel=0.1)
+
+
+@pytest.mark.parametrize("shape", [GROUPED, replace(GROUPED, n_kv_heads=16)], ids=["heads share keys", "each has its own"])
+def test_a_shared_beginning_takes_no_more(shape, monkeypatch):
+    """Than the formula counts, which knows nothing of it: a layer's keys and values of many rows are less than a chunk's hidden units."""
+    monkeypatch.setattr(tables, "same_tables", lambda *_: True)
+    reading = Reading(128, 512, True)
+    found, _ = traced(shape, reading, 2, None, same=True)
+    beside = cache_size(shape, reading, 1, 2) + activations(shape, reading, 1, 2, LOSS_MEMORY)
+    assert found <= weights(shape, 1, 2) + beside
+    monkeypatch.setattr(decode, "KEY_CHUNKS", 1000)
+    assert traced(shape, reading, 2, None, same=True)[0] > weights(shape, 1, 2) + beside
 
 
 def test_a_command_refuses_weights_that_a_gpu_cannot_hold():
