@@ -24,8 +24,10 @@ from lit_long.planning.inference import PREFILL_CHUNK
 from lit_long.positions import Rotation
 from lit_long.positions.rotary import apply_rotary
 
-PASS_TOKENS = 64  # tokens that take a CPU as long as reading all weights once, which each pass must
-PASS_TOKENS_GPU = 2048  # the same of a GPU, with the starts of a small model's kernels: an estimate, not measured
+# A pass reads all weights, for however few tokens: on two cores that takes as long as some 25 tokens more (SmolLM2-135M in fp32), and small passes
+# use a core less well.
+PASS_TOKENS = 64
+PASS_TOKENS_GPU = 2048  # an estimate, not measured: a GPU also waits for the starts of a small model's kernels
 
 
 def pass_tokens(device: torch.device) -> int:
