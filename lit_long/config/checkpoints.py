@@ -22,7 +22,7 @@ def updates_of_run(config: StageConfig) -> int:
 
 
 def first_update(config: StageConfig) -> int:
-    """The update of that run with which the stage begins; above 0 of branches only."""
+    """The update of that run with which the stage begins, or whose model it measures; above 0 of branches only."""
     return 0 if config.branch == 1 else min(round(config.branch * updates_of_run(config)), updates_of_run(config) - 1)
 
 

@@ -348,8 +348,8 @@ class StageConfig(SharedConfig):
     kind: str = "train"  # data · train · evaluate
     parent: str | None = None
     shipped: str = ""  # training: weights in experiments/bases/ that stand for the stage if its settings made them
-    # Training: the share of its parent's run after which the stage goes on from it, with what is left of the parent's data, in their order; 1: it
-    # begins where the parent ended, with data of its own
+    # The share of its parent's run after which training goes on from it, with what is left of the parent's data, in their order, or an evaluation
+    # measures it; 1: where the parent ended, and training has data of its own
     branch: Share = 1.0
     context: Count = 4096
     tokens: CountOrNone = 0

@@ -29,7 +29,7 @@ from lit_long.model.loss import chunk_tokens
 from lit_long.planning.flops import parameters
 from lit_long.positions.layers import build_layers
 from lit_long.pretrained import open_pretrained
-from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
+from lit_long.pretrained.weights import load_pretrained, load_weights, trained_weights
 from lit_long.processor import describe_machine
 
 SAMPLES, DEPTHS = 8, 10
@@ -89,7 +89,7 @@ def load_model(config: StageConfig, parent: Path | None, device: torch.device, m
         shard_weights(model, mesh)
     model.to_empty(device=device)
     if parent is not None:
-        load_weights(model, parent / WEIGHTS)
+        load_weights(model, trained_weights(config, parent))
     else:
         load_pretrained(model, open_pretrained(config.model.init))
     if mesh is not None:

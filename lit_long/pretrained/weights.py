@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lit_long.config import UserError
+from lit_long.config import StageConfig, UserError
+from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
 from lit_long.files import replacing
 from lit_long.pretrained.base import PretrainedWeights
 
@@ -107,6 +108,12 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 def write_state(state: dict[str, Tensor], file: Path) -> None:
     with replacing(file) as writing:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, writing)
+
+
+def trained_weights(config: StageConfig, parent: Path) -> Path:
+    """What the training stage in ``parent`` left: its weights, or for a stage with ``branch`` a checkpoint in the midst of its run."""
+    first = first_update(config)
+    return parent / CHECKPOINTS / STEP.format(first) if first else parent / WEIGHTS
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

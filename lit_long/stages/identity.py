@@ -56,9 +56,9 @@ TRAIN = (
 RELEVANT = {
     "data": ("data",),
     "train": (*TRAIN, "validation", "trainer"),
-    "evaluate": ("model", "position", "layers", "evaluation", "trainer"),
+    "evaluate": ("model", "position", "layers", "evaluation", "trainer", "branch", "tokens", "tokens_per_update"),
 }
-COUNTED = {"data": ("data",), "train": (*TRAIN, "trainer"), "evaluate": ("model", "position", "layers", "evaluation")}
+COUNTED = {"data": ("data",), "train": (*TRAIN, "trainer"), "evaluate": ("model", "position", "layers", "evaluation", "branch")}
 DEFAULT = StageConfig()
 
 

@@ -444,14 +444,14 @@ def select_archives(archives: dict[Path, Path], stages: list[Stage]) -> tuple[di
 
 
 def check_branch(stage: Stage, stages: list[Stage]) -> None:
-    """Raise UserError for a branch of a finished stage that kept no checkpoint there."""
+    """Raise UserError for a stage that starts from within the run of a finished one that kept no checkpoint there."""
     if stage.done or not (first := first_update(stage.config)):
         return
     parent = next(each for each in stages if each.folder == stage.parent)
     point = parent.folder / CHECKPOINTS / STEP.format(first)
     if parent.done and not point.exists():
         raise UserError(
-            f"{point}: is not there, and {stage.name} goes on from it: {parent.name} was trained without it among trainer.milestones. Delete "
+            f"{point}: is not there, and {stage.name} starts from it: {parent.name} was trained without it among trainer.milestones. Delete "
             f"{parent.folder} to train it again"
         )
 

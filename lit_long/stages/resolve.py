@@ -65,8 +65,7 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collecti
     if config.kind not in ("train", "evaluate"):
         raise UserError(f"{where}.kind must be train or evaluate, not {config.kind!r}")
     if config.kind == "evaluate":
-        if config.branch != 1:
-            raise UserError(f"{where}.branch: only training goes on from within a run; leave it out")
+        config = resolve_checkpoint(config, parent, where) if config.branch < 1 else config
         if parent is not None:
             theirs = {name: getattr(parent, name) for name in ("position", "layers") if name not in own}
             config = replace(config, model=parent.model, seed=parent.seed, **theirs)
@@ -107,23 +106,51 @@ def resolve_branch(config: StageConfig, parent: StageConfig | None, own: Collect
         UserError: no parent that is trained here and keeps a checkpoint there, settings that are the run's, or another model than the parent's.
     """
     key = f"{where}.branch={config.branch:g}"
-    if parent is None or not config.parent or parent.kind != "train":
-        raise UserError(f"{key}: needs a parent, a stage that is trained here: base={TRAIN} where its weights came with lit-long")
+    parent = check_run(config, parent, key)
     if named := [name for name in RUN if name in own]:
         raise UserError(f"{key}: {named[0]} is that of {config.parent}, whose run it goes on with; leave it out")
-    if parent.branch < 1 or parent.adapter.rank or config.adapter.rank:
+    if config.adapter.rank:
         raise UserError(f"{key}: neither it nor {config.parent} may be a branch of another stage or train an adapter")
     phases = [replace(phase, position={}, layers={}) for phase in parent.curriculum.phases]
     config = replace(config, **{name: getattr(parent, name) for name in RUN} | {"curriculum": CurriculumConfig(phases)})
-    if (first := first_update(config)) and first not in milestone_updates(parent):
-        raise UserError(
-            f"{key}: {config.parent} keeps no checkpoint there; stages.{config.parent}.trainer.milestones=[{config.branch:g}] keeps it"
-        )
+    check_milestone(config, parent, key)
     theirs = replace(parent.model, qk_norm=config.model.qk_norm if parent.model.qk_norm == "none" else parent.model.qk_norm)
     for name, value in plain(config.model).items():
         if value != getattr(theirs, name):
             raise UserError(f"{key}: model.{name}={value} is not that of {config.parent}, {getattr(theirs, name)}")
     return config
+
+
+def resolve_checkpoint(config: StageConfig, parent: StageConfig | None, where: str) -> StageConfig:
+    """An evaluation of its parent as it was within its run. Position and layers are those that the parent ends with, unless the stage names its own.
+
+    Raises:
+        UserError: no parent that is trained here and keeps a checkpoint there.
+    """
+    key = f"{where}.branch={config.branch:g}"
+    parent = check_run(config, parent, key)
+    config = replace(config, tokens=parent.tokens, tokens_per_update=parent.tokens_per_update)
+    if not first_update(config):
+        raise UserError(f"{key}: nothing is trained there yet; measure what {config.parent} starts from")
+    check_milestone(config, parent, key)
+    return config
+
+
+def check_run(config: StageConfig, parent: StageConfig | None, key: str) -> StageConfig:
+    """The parent, where a stage can start from within its run; otherwise UserError."""
+    if parent is None or not config.parent or parent.kind != "train":
+        raise UserError(f"{key}: needs a parent, a stage that is trained here: base={TRAIN} where its weights came with lit-long")
+    if parent.branch < 1 or parent.adapter.rank:
+        raise UserError(f"{key}: neither it nor {config.parent} may be a branch of another stage or train an adapter")
+    return parent
+
+
+def check_milestone(config: StageConfig, parent: StageConfig, key: str) -> None:
+    """Raise UserError for a parent that keeps no checkpoint where ``config.branch`` says."""
+    if (first := first_update(config)) and first not in milestone_updates(parent):
+        raise UserError(
+            f"{key}: {config.parent} keeps no checkpoint there; stages.{config.parent}.trainer.milestones=[{config.branch:g}] keeps it"
+        )
 
 
 def resolve_layers(config: StageConfig, layers: LayersConfig, position: dict[str, Any], longest: int, where: str) -> LayersConfig:

@@ -18,7 +18,6 @@ from lightning.pytorch.strategies import Strategy
 from lit_long.config import LayersConfig, StageConfig, TrainerConfig, UserError, typed
 from lit_long.config.checkpoints import (
     CHECKPOINTS,
-    STEP,
     check_checkpoints,
     first_update,
     milestone_updates,
@@ -32,7 +31,7 @@ from lit_long.data.mixture import describe_plan
 from lit_long.files import lines_of
 from lit_long.model.attention import describe, use
 from lit_long.pretrained import PretrainedWeights, open_pretrained
-from lit_long.pretrained.weights import WEIGHTS, save_weights
+from lit_long.pretrained.weights import WEIGHTS, save_weights, trained_weights
 from lit_long.processor import describe_machine
 from lit_long.training.adapter import count_trained, save_adapted
 from lit_long.training.callbacks import LateValidation, MetricsFile, Report, ResumePoint, domain_counts
@@ -184,11 +183,9 @@ def add_consumed(planned: dict[str, dict[str, Any]], metrics: Path) -> dict[str,
 
 
 def find_starting_weights(config: StageConfig, parent: Path | None) -> Path | PretrainedWeights | None:
-    """The parent's weights, of a branch those in the midst of its run, else those that ``model.init`` names; None when training starts from scratch."""
-    if parent is not None and (first := first_update(config)):
-        return parent / CHECKPOINTS / STEP.format(first)
+    """The parent's weights, else those that ``model.init`` names; None when training starts from scratch."""
     if parent is not None:
-        return parent / WEIGHTS
+        return trained_weights(config, parent)
     return open_pretrained(config.model.init) if config.model.init else None
 
 

@@ -1,4 +1,4 @@
-"""Stages that go on from within their parent's run: its data from there on, its weights there, and what is refused before anything runs."""
+"""Stages that go on from within their parent's run, or measure it there: its data from there on, its weights, and what is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from lit_long.config import (
     CorpusConfig,
     CurriculumConfig,
     DataConfig,
+    EvaluationConfig,
+    LayersConfig,
     ModelConfig,
     OptimConfig,
     StageConfig,
@@ -25,7 +27,11 @@ from lit_long.config import (
 )
 from lit_long.config.checkpoints import first_update, number_of_updates
 from lit_long.config.schema import PhaseConfig, ValidationConfig
+from lit_long.data.token_store import open_store
+from lit_long.evaluation.perplexity import text_measurements
+from lit_long.model.llama import Llama
 from lit_long.planning.flops import stage_flops
+from lit_long.positions.layers import build_layers
 from lit_long.pretrained.weights import WEIGHTS, read_checkpoint
 from lit_long.stages.costs import job_of
 from lit_long.stages.folder import write_stage
@@ -60,7 +66,7 @@ def branch(share: float, **changes: object) -> StageConfig:
 
 def run(config: StageConfig, folder: Path, store: Path, parent: Path | None = None) -> Path:
     folder.mkdir()
-    settings = {name: plain(getattr(config, name)) for name in ("kind", "parent", *RELEVANT["train"])}
+    settings = {name: plain(getattr(config, name)) for name in ("kind", "parent", *RELEVANT[config.kind])}
     write_stage(folder, folder.name, settings, store, parent)
     run_stage(folder, lambda message, done: None)
     return folder
@@ -108,12 +114,30 @@ def test_positions_dropped_and_norms_switched_on(stages):
     assert len({losses(stages / "base")[4], losses(folder)[0], losses(unnormed)[0]}) == 3
 
 
+def test_an_evaluation_of_a_checkpoint(stages):
+    """What is measured is what the run had learned by then, under the parent's positions, and has an identity of its own."""
+    asked = EvaluationConfig(domains=["code"], lengths=[128], sequences=2)
+
+    def measure(share: float, name: str) -> dict:
+        own = StageConfig(kind="evaluate", parent="base", branch=share, evaluation=asked)
+        run(resolve_stage(own, BASE, [], "x.yaml: evaluate"), stages / name, stages / "store", stages / "base")
+        return json.loads((stages / name / "result.json").read_text())["measurements"]
+
+    midst, end = measure(0.5, "midst"), measure(1.0, "end")
+    model = Llama(BASE.model, build_layers(LayersConfig(), BASE.position, 16))
+    model.load_state_dict(dict(read_checkpoint(stages / "base" / "checkpoints" / "step-00000004.ckpt")))
+    then = text_measurements(model.eval(), open_store(stages / "store"), asked, torch.device("cpu"), lambda tokens: None)
+    assert midst == [row.to_row() for row in then] and midst != end
+
+
 def test_what_it_has_of_its_parent():
     config = branch(0.5)
     assert (config.context, config.seed, config.data, config.curriculum) == (128, 3, BASE.data, BASE.curriculum)
     assert (first_update(config), number_of_updates(config)) == (4, 4)
     assert first_update(branch(0)) == 0 and first_update(BASE) == 0 and number_of_updates(BASE) == UPDATES
     assert "branch" not in identity_settings(BASE) and identity_settings(config)["branch"] == 0.5
+    measured = replace(StageConfig(kind="evaluate"), branch=0.5)
+    assert "branch" not in identity_settings(replace(measured, branch=1.0)) and identity_settings(measured)["branch"] == 0.5
     assert stage_flops(branch(0)) == stage_flops(BASE)
     longer = replace(BASE, curriculum=CurriculumConfig(), tokens=BASE.tokens // 4)  # two updates of 128 tokens, and two of 64
     shorter = replace(longer, context=64)
@@ -129,7 +153,10 @@ def test_what_it_has_of_its_parent():
         (["base=shipped"], "needs a parent, a stage that is trained here: base=train"),
         (["stages.extend.model.d_ffn=64"], "branch=0.5: model.d_ffn=64 is not that of base, 352"),
         (["stages.extend.adapter=lora"], "may be a branch of another stage or train an adapter"),
-        (["stages.evaluate.branch=0.5"], "stages.evaluate.branch: only training goes on from within a run"),
+        (["stages.evaluate.branch=0.5"], "stages.evaluate.branch=0.5: neither it nor extend may be a branch of another stage"),
+        (["stages.evaluate.parent=base", "stages.evaluate.branch=0.25"], r"base keeps no checkpoint there; .*milestones=\[0.25\]"),
+        (["stages.evaluate.parent=base", "stages.evaluate.branch=0"], "nothing is trained there yet; measure what base starts from"),
+        (["stages.evaluate.parent=base", "stages.evaluate.branch=0.5", "base=shipped"], "needs a parent, a stage that is trained here"),
     ],
 )  # fmt: skip
 def test_what_is_refused(tmp_path, words, message):
@@ -158,7 +185,7 @@ def test_a_parent_that_ended_without_that_checkpoint(tmp_path):
     base.folder.mkdir(parents=True)
     (base.folder / "DONE").touch()
     with pytest.raises(
-        UserError, match=r"step-00002048.ckpt: is not there, and extend goes on from it.*Delete .* to train it again"
+        UserError, match=r"step-00002048.ckpt: is not there, and extend starts from it.*Delete .* to train it again"
     ):
         make_plan(read_command(words))
     (base.folder / "checkpoints").mkdir()
