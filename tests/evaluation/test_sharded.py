@@ -159,8 +159,10 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 @pytest.mark.slow
 def test_tasks_of_lm_evals_and_an_evaluation_that_goes_on(place):
-    """Likelihoods and texts through lm-eval, of a model with local layers; the sharded stage is interrupted, and goes on with the samples that are missing."""
-    rows = [{"text": f"Item {n} is", "options": ["red", "blue as the sky"], "answer": n % 2} for n in range(6)]
+    """Likelihoods and texts through lm-eval, of a model with local layers, whose prompts share a beginning that is read once; the sharded stage is
+    interrupted, and goes on with the samples that are missing."""
+    text = "Of all these items, which are many, and each has a colour, item {} is"
+    rows = [{"text": text.format(n), "options": ["red", "blue as the sky"], "answer": n % 2} for n in range(6)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = []
     for name, kind, rest in (("chosen", "multiple_choice", CHOICE), ("written", "generate_until", WRITTEN)):
