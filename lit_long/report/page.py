@@ -53,7 +53,7 @@ PREDICTORS = (
 )
 PUBLISHED = "Published numbers ({source}), and ours where we measure the same: other text, other models. Compare the order of the rows, not the levels."
 
-LAW = "Least squares on the losses, mean over seeds, c in tokens and L in nats; in brackets 95 % intervals of the fit. The paper's constants: {source}."
+LAW = "Least squares on the losses, mean over seeds, c in tokens and L in nats; in brackets 95 % intervals of the fit, which say nothing of seeds. The paper's constants: {source}."
 
 
 def papers_curves(results: Results) -> dict[str, list[tuple[float, float]]]:

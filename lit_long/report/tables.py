@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_long.config import MeasuredConfig, PublishedConfig
 from lit_long.evaluation.measurement import PERPLEXITY
-from lit_long.report.results import ACCURACY, NATS, TASKS, Cell, Results, display
+from lit_long.report.results import ACCURACY, NATS, TASKS, Cell, Results, StageResult, display
 
 if TYPE_CHECKING:
     from lit_long.evaluation.scaling_law import Law
@@ -316,13 +316,14 @@ SIGNS = {"alpha": "α", "beta": "β", "gamma": "γ"}
 
 @dataclass(frozen=True)
 class Fitted:
-    """Of one variant on one domain: the lengths in tokens and losses in nats that the law goes through, and the law."""
+    """Of one variant on one domain: the lengths in tokens and losses in nats, means over its runs, that the law goes through; and the law of each run."""
 
     row: str
     domain: str
     lengths: list[int]
     losses: list[float]
     law: Law
+    of_runs: list[Law]
 
 
 def fitted_laws(results: Results) -> list[Fitted]:
@@ -334,12 +335,20 @@ def fitted_laws(results: Results) -> list[Fitted]:
     found = []
     for row in results.rows:
         for domain in results.domains(PERPLEXITY):
-            cells = [(length, results.get(row, PERPLEXITY, domain, length)) for length in results.lengths(PERPLEXITY, domain)]
-            points = [(length, math.log(cell.mean)) for length, cell in cells if cell and math.isfinite(cell.mean)]
-            if len(points) >= LEAST_POINTS:
-                lengths, losses = map(list, zip(*points, strict=True))
-                found.append(Fitted(row, domain, lengths, losses, fit(lengths, losses)))
+            runs = [losses_by_length(stage, domain) for stage in results.folders[row]]
+            runs = [losses for losses in runs if losses]
+            lengths = sorted(set.intersection(*map(set, runs))) if runs else []
+            if len(lengths) >= LEAST_POINTS:
+                means = [sum(losses[length] for losses in runs) / len(runs) for length in lengths]
+                each = [fit(lengths, [losses[length] for length in lengths]) for losses in runs]
+                found.append(Fitted(row, domain, lengths, means, fit(lengths, means), each))
     return found
+
+
+def losses_by_length(stage: StageResult, domain: str) -> dict[int, float]:
+    """Nats a token, by length in tokens; those that are finite."""
+    found = [each for each in stage.measurements or [] if (each.metric, each.domain) == (PERPLEXITY, domain)]
+    return {each.length: math.log(each.value) for each in found if math.isfinite(each.value)}
 
 
 def law_table(results: Results) -> Table | None:
@@ -354,6 +363,9 @@ def law_table(results: Results) -> Table | None:
         cells = [with_interval(getattr(one.law, name), one.law.intervals[name]) for one in ours]
         cells += [f"{row[name]:g}" if name in row else MISSING for row in published]
         _text_column(table, sign, cells)
+    if any(len(one.of_runs) > 1 for one in ours):
+        cells = [" · ".join(f"{law.beta:.3g}" for law in one.of_runs) for one in ours] + [MISSING] * len(published)
+        _text_column(table, "β of each seed", cells)
     _text_column(table, "R²", [f"{one.law.r2:.4f}" for one in ours] + [MISSING] * len(published))
     _text_column(
         table,

@@ -38,7 +38,18 @@ def test_the_papers_curves_give_the_papers_constants(tmp_path):
     assert {path.name for path in report.figures if path.is_file()} >= {"context_law.png", "context_law.svg"}
 
 
-def test_seeds_are_averaged_and_intervals_hold_the_truth(tmp_path):
+def test_what_is_averaged_over_seeds_is_the_loss(tmp_path):
+    """Not the perplexity, whose logarithm is larger: two curves that differ in γ alone have the mean γ, and α and β of both."""
+    alpha, beta, _ = CONSTANTS["7b"]
+    curves = {gamma: [("perplexity", "books", c, math.exp((alpha / c) ** beta + gamma)) for c in LENGTHS] for gamma in (1.0, 3.0)}
+    folder = sweep(tmp_path, {("7b", int(gamma)): curve for gamma, curve in curves.items()}, report={"law": {"rows": PAPER}})
+    (one,) = fitted_laws(aggregate(read_sweep(folder)))
+    assert (one.law.alpha, one.law.beta, one.law.gamma) == pytest.approx((alpha, beta, 2.0), rel=1e-4)
+    assert sorted(law.gamma for law in one.of_runs) == pytest.approx([1.0, 3.0], rel=1e-4)
+    assert "| 0.45 · 0.45 |" in write_report(folder).markdown
+
+
+def test_intervals_hold_the_truth(tmp_path):
     measured = {("7b", seed): on_the_curve("7b", noise) for seed, noise in ((0, 0.004), (1, 0.002))}
     folder = sweep(tmp_path, measured, report={"law": {"rows": PAPER}})
     (one,) = fitted_laws(aggregate(read_sweep(folder)))
