@@ -78,7 +78,14 @@ def panels_of(results: Results, title: str, domains: list[str], height: float, f
             title += f" ({domains[0]})"
         left = LEFT / WIDTH
         figure.text(left, 1 - 0.2 / total, title, fontsize=10.5, fontweight="bold", va="center")
-        figure.text(left, 1 - 0.4 / total, subtitle(results), fontsize=8.5, color="#444444", va="center")
+        figure.text(
+            left,
+            1 - 0.4 / total,
+            subtitle(results, any(axes.collections for axes in panels)),
+            fontsize=8.5,
+            color="#444444",
+            va="center",
+        )
         handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - 0.56 / total), "borderaxespad": 0, "borderpad": 0}
         figure.legend(handles.values(), handles.keys(), ncols=per_row, frameon=False, columnspacing=1.6, **place)
@@ -98,12 +105,12 @@ def legend_shape(results: Results) -> tuple[int, int]:
     return per_row, math.ceil(len(results.rows) / per_row)
 
 
-def subtitle(results: Results) -> str:
+def subtitle(results: Results, bands: bool) -> str:
     words = [model_size(results), seed_words(results)]
     contexts = list(dict.fromkeys(r["context"] for runs in results.train().values() for r in runs if r.get("context")))
     if contexts:
         words.append("trained in contexts of " + ", then ".join(f"{context:,}" for context in contexts))
-    if len(results.sweep.seeds) > 1:
+    if bands:
         words.append("band: lowest to highest")
     return " · ".join(words)
 
@@ -112,23 +119,29 @@ def colour_of(results: Results, row: str) -> str:
     return GREY if row in results.references else COLOURS[results.variants.index(row) % len(COLOURS)]
 
 
+def style_of(results: Results, row: str) -> dict[str, Any]:
+    """Colour, dashes and markers of a row, the same in every figure; no two of 77 variants have all in common."""
+    if row in results.references:
+        return {"color": GREY, "linestyle": "--", "linewidth": 1.4}
+    index, colour = results.variants.index(row), colour_of(results, row)
+    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
+    # White-faced markers: where two lines coincide, the lower one still shows through.
+    face = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.3}
+    return {"color": colour, "linestyle": dashes, "marker": MARKERS[index % len(MARKERS)], **face}
+
+
 def draw_line(axes: Any, results: Results, row: str, points: list[Point]) -> None:
     points = [point for point in points if math.isfinite(point.mean)]
     if not points:
         return
     x, y = [point.x for point in points], [point.mean for point in points]
     if row in results.references:
-        axes.plot(x, y, color=GREY, linestyle="--", linewidth=1.4, label=results.label(row), zorder=2)
+        axes.plot(x, y, label=results.label(row), zorder=2, **style_of(results, row))
         return
-    index, colour = results.variants.index(row), colour_of(results, row)
-    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
     if any(point.seeds > 1 for point in points):
         low, high = [point.low for point in points], [point.high for point in points]
-        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, zorder=1)
-    marker = MARKERS[index % len(MARKERS)]
-    # White-faced markers: where two lines coincide, the lower one still shows through.
-    face = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.3}
-    axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, label=results.label(row), zorder=3, clip_on=True, **face)
+        axes.fill_between(x, low, high, color=colour_of(results, row), alpha=0.16, linewidth=0, zorder=1)
+    axes.plot(x, y, label=results.label(row), zorder=3, clip_on=True, **style_of(results, row))
 
 
 def log2_axis(axes: Any, span: list[float], ticks: list[int], panels: list[Any]) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from lit_long.evaluation.measurement import BY_POSITION
-from lit_long.report.canvas import COLOURS, GREY, MARKERS, Point, colour_of, draw_line, log2_axis, panels_of
+from lit_long.report.canvas import COLOURS, GREY, MARKERS, Point, colour_of, draw_line, log2_axis, panels_of, style_of
 from lit_long.report.page import papers_curves
 from lit_long.report.results import ACCURACY, CONTROL, CONTROL_ROUGE, PASSKEY, ROUGE, Results, display
 from lit_long.report.tables import BOUND_TITLE, bases, fitted_laws
@@ -109,12 +109,17 @@ def _context_law(results: Results, file: BinaryIO, kind: str) -> None:
         for domain, axes in zip(domains, panels, strict=False):
             mine = [one for one in laws if one.domain == domain]
             for one in mine:
-                colour = colour_of(results, one.row)
-                axes.plot(one.lengths, one.losses, "o", color=colour, markerfacecolor="white", label=results.label(one.row))
+                style = style_of(results, one.row)
+                axes.plot(
+                    one.lengths,
+                    one.losses,
+                    label=results.label(one.row),
+                    **style | {"linestyle": "none", "marker": style.get("marker", "o")},
+                )
                 fine = [
                     2 ** (k / 8) for k in range(round(8 * math.log2(one.lengths[0])), round(8 * math.log2(one.lengths[-1])) + 1)
                 ]
-                axes.plot(fine, [one.law.loss(c) for c in fine], color=colour)
+                axes.plot(fine, [one.law.loss(c) for c in fine], **style | {"marker": ""})
             log2_axis(axes, mine[0].lengths, mine[0].lengths, panels)
         contexts = [2**k for k in range(5, 16)]
         for index, (name, law) in enumerate(published.items()):
