@@ -337,7 +337,8 @@ def fitted_laws(results: Results) -> list[Fitted]:
         for domain in results.domains(PERPLEXITY):
             runs = [losses_by_length(stage, domain) for stage in results.folders[row]]
             runs = [losses for losses in runs if losses]
-            lengths = sorted(set.intersection(*map(set, runs))) if runs else []
+            common = sorted(set.intersection(*map(set, runs))) if runs else []
+            lengths = [length for length in common if all(math.isfinite(losses[length]) for losses in runs)]
             if len(lengths) >= LEAST_POINTS:
                 means = [sum(losses[length] for losses in runs) / len(runs) for length in lengths]
                 each = [fit(lengths, [losses[length] for length in lengths]) for losses in runs]
@@ -346,9 +347,9 @@ def fitted_laws(results: Results) -> list[Fitted]:
 
 
 def losses_by_length(stage: StageResult, domain: str) -> dict[int, float]:
-    """Nats a token, by length in tokens; those that are finite."""
+    """Nats a token, by length in tokens; of a run that diverged they are infinite, and stay: without it the mean would hide that."""
     found = [each for each in stage.measurements or [] if (each.metric, each.domain) == (PERPLEXITY, domain)]
-    return {each.length: math.log(each.value) for each in found if math.isfinite(each.value)}
+    return {each.length: math.log(each.value) for each in found}
 
 
 def law_table(results: Results) -> Table | None:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from lit_long.report.canvas import style_of, subtitle
 from lit_long.report.page import papers_curves
 from lit_long.report.results import aggregate, read_sweep
 from lit_long.report.tables import fitted_laws
@@ -47,6 +48,25 @@ def test_what_is_averaged_over_seeds_is_the_loss(tmp_path):
     assert (one.law.alpha, one.law.beta, one.law.gamma) == pytest.approx((alpha, beta, 2.0), rel=1e-4)
     assert sorted(law.gamma for law in one.of_runs) == pytest.approx([1.0, 3.0], rel=1e-4)
     assert "| 0.45 · 0.45 |" in write_report(folder).markdown
+
+
+def test_a_run_that_diverged_is_not_left_out_of_the_mean(tmp_path):
+    """No law then, where before its seed all have one."""
+    lost = [(metric, domain, length, math.inf) for metric, domain, length, _ in on_the_curve("7b")]
+    measured = {("7b", 0): on_the_curve("7b"), ("7b", 1): lost, ("70b", 0): on_the_curve("70b"), ("70b", 1): on_the_curve("70b")}
+    folder = sweep(tmp_path, measured, report={"law": {"rows": PAPER}})
+    assert [one.row for one in fitted_laws(aggregate(read_sweep(folder)))] == ["70b"]
+
+
+def test_no_two_of_many_variants_look_alike(tmp_path):
+    """There are seven colours; and the law, which has no bands, does not speak of them."""
+    names = [f"model {number}" for number in range(30)]
+    measured = {(name, seed): on_the_curve("7b") for name in names for seed in (0, 1)}
+    results = aggregate(read_sweep(sweep(tmp_path, measured, report={"law": {"rows": PAPER}})))
+    styles = [style_of(results, name) for name in names]
+    assert len({(style["color"], style["marker"]) for style in styles}) == 30  # points without a line
+    assert len({(style["color"], str(style["linestyle"])) for style in styles[:21]}) == 21  # lines without points
+    assert "band" not in subtitle(results, bands=False) and "band" in subtitle(results, bands=True)
 
 
 def test_intervals_hold_the_truth(tmp_path):
