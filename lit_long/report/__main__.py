@@ -5,7 +5,7 @@
     python -m lit_long.report experiment=position_tiny uri=http://HOST:PORT out=DIR   from MLflow alone, into DIR
     … keep=FILE.json        also writes what was measured to one small file, for findings, and archives every finished stage, of an unfinished
                             sweep too: sweeps that find the archive count it as done. archive=FOLDER (default: experiments/archive) also
-                            without keep; weights that other stages start from up to weights_mb=3 each, archive_mb=60 in all
+                            without keep; weights that other stages start from up to weights_mb=4 each, archive_mb=60 in all
     python -m lit_long.report findings=experiments/results/claims.yaml results=experiments/results out=docs/findings.md
     python -m lit_long.report scores=OUT keep=experiments/results/scores/NAME.json      the out=… of lit_long.evaluate, kept
     python -m lit_long.report published=experiments/results/scores/published.yaml results=experiments/results/scores out=docs/scores.md

@@ -113,7 +113,7 @@ def curves(sweep: SweepResult) -> dict[Path, dict[str, Any] | None]:
 
 def curve(stage: StageResult) -> dict[str, Any]:
     """A training stage's losses (nats per token) in short: means over fifths, and over up to 100 equal parts; validation as it was measured."""
-    if stage.archived:
+    if stage.archived or (stage.folder / CURVE).is_file():  # archived, or restored from an archive
         return read(stage.folder / CURVE)
     if not (file := stage.folder / METRICS).is_file():
         raise UserError(f"{file}: is not there, so the curve cannot be kept; keep a sweep from the folders that it ran in")

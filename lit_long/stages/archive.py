@@ -6,6 +6,7 @@ stage.yaml            identity, inputs and settings, as in the stage's folder
 result.json           what it measured, byte for byte
 curve.json            of a training stage: its losses in short
 weights.safetensors   in bf16, where other stages of the plan start from them and the limits allow it
+adapter.safetensors   instead, of an adapted stage that started from pretrained weights: as it was trained. The weights are made again from both
 archive.json          when the stage ended, versions, and the sha256 of every file above
 DONE                  written last
 
@@ -40,12 +41,13 @@ from lit_long import __version__
 from lit_long.config import ModelConfig, StageConfig, UserError
 from lit_long.config.command import folders, project_root
 from lit_long.files import write_atomically
-from lit_long.stages.folder import ARCHIVE, DONE, is_archived, read_result
+from lit_long.stages.folder import ARCHIVE, DONE, is_archived, read_result, read_stage
 from lit_long.stages.identity import recipe
 from lit_long.stages.identity_0_1 import recipe_0_1
 
 PLACE = "archive"  # below experiments/
-CURVE, WEIGHTS = "curve.json", "weights.safetensors"
+CURVE, WEIGHTS, ADAPTED = "curve.json", "weights.safetensors", "adapter.safetensors"
+TRAINED_ADAPTER = "adapter/adapter_model.safetensors"  # in a stage's folder (training/adapter.py)
 IN_BF16 = "archived in bf16"  # what a stage's result says of its parent's weights
 MB = 1_000_000
 SHIPPED, TRAIN = "shipped", "train"
@@ -57,7 +59,7 @@ RECIPE = "recipe.json"
 class Limits:
     """In MB (10^6 bytes): the weights of a stage, and the whole archive."""
 
-    weights: float = 3
+    weights: float = 4
     archive: float = 60
 
 
@@ -130,6 +132,18 @@ def has_weights(folder: Path) -> bool:
     return WEIGHTS in read_archive(folder)["files"]
 
 
+def has_adapter(folder: Path) -> bool:
+    return ADAPTED in read_archive(folder)["files"]
+
+
+def find_adapter(folder: Path, config: StageConfig) -> Path | None:
+    """The archive that the stage to run in ``folder`` can be restored from: it holds the adapter, and no checkpoints within the run are wanted."""
+    if config.kind != "train" or not config.adapter.rank or config.trainer.milestones:
+        return None
+    archive = find_archive([folder.name])
+    return archive if archive and has_adapter(archive) else None
+
+
 def archive_stages(
     finished: Mapping[Path, dict[str, Any] | None], needed: Sequence[Path], into: Path, limits: Limits
 ) -> Archived:
@@ -159,20 +173,25 @@ def archive_stages(
         done.written.append(folder.name)
     for folder in needed:
         target = into / folder.name
-        if folder not in finished or has_weights(target):
+        if folder not in finished or has_weights(target) or has_adapter(target):
             continue
         about = f"{folder.name}: its weights are left out"
-        source = folder / WEIGHTS
+        adapted = is_adapted(folder)
+        source = folder / TRAINED_ADAPTER if adapted else folder / WEIGHTS
         if not source.is_file():
             done.left_out.append(f"{about}: {source} is not there")
-        elif (size := bf16_bytes(source)) > limits.weights * MB:
-            done.left_out.append(f"{about}: {size / MB:.1f} MB in bf16, and weights_mb={limits.weights:g}")
+        elif (size := source.stat().st_size if adapted else bf16_bytes(source)) > limits.weights * MB:
+            what = "as an adapter" if adapted else "in bf16"
+            done.left_out.append(f"{about}: {size / MB:.1f} MB {what}, and weights_mb={limits.weights:g}")
         elif taken + size > limits.archive * MB:
             done.left_out.append(
                 f"{about}: with their {size / MB:.1f} MB the archive takes {(taken + size) / MB:.1f} MB, and archive_mb={limits.archive:g}"
             )
         else:
-            add_weights(target, in_bf16(source))
+            if adapted:
+                add_weights(target, ADAPTED, source.read_bytes(), "adapter")
+            else:
+                add_weights(target, WEIGHTS, in_bf16(source), "bf16")
             taken += size
             done.weights.append(folder.name)
     done.bytes = sum(file.stat().st_size for file in into.rglob("*") if file.is_file())
@@ -227,11 +246,17 @@ def write_archive(target: Path, files: dict[str, bytes], when: str, versions: di
     write_atomically(target / DONE, "")
 
 
-def add_weights(target: Path, weights: bytes) -> None:
+def is_adapted(folder: Path) -> bool:
+    """Whether its weights are pretrained ones and an adapter: those can be had again anywhere, so the adapter alone is archived."""
+    config, _, parent = read_stage(folder)
+    return bool(config.adapter.rank) and parent is None
+
+
+def add_weights(target: Path, name: str, weights: bytes, kind: str) -> None:
     """First the file, then what lists it: a file that is not listed does not count."""
     about = read_archive(target)
-    write_atomically(target / WEIGHTS, weights)
-    about["weights"], about["files"][WEIGHTS] = "bf16", hashlib.sha256(weights).hexdigest()
+    write_atomically(target / name, weights)
+    about["weights"], about["files"][name] = kind, hashlib.sha256(weights).hexdigest()
     write_atomically(target / ARCHIVE, json.dumps(about, indent=1) + "\n")
 
 

@@ -32,7 +32,7 @@ from lit_long.config import (
 from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
 from lit_long.config.grid import Point, points, settings_of_point, variant_name
 from lit_long.pretrained import PretrainedWeights, open_pretrained
-from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_weights, shipped_folder, stand_in
+from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_adapter, has_weights, shipped_folder, stand_in
 from lit_long.stages.axes import Axes
 from lit_long.stages.folder import ERROR, is_archived, is_done
 from lit_long.stages.identity import RELEVANT, digest, stage_identity
@@ -439,7 +439,14 @@ def select_archives(archives: dict[Path, Path], stages: list[Stage]) -> tuple[di
         lacks = "checkpoints" if first_update(stage.config) else "weights"
         if stage.parent in found and (lacks == "checkpoints" or not has_weights(found[stage.parent])):
             archive = found.pop(stage.parent)
-            lines.append(f"{archive} holds no {lacks}, and stages that are to run start from them: the stage itself runs again")
+            if lacks == "weights" and has_adapter(archive):
+                lines.append(
+                    f"{archive} holds an adapter, and stages that are to run start from it: the stage's weights are made again from it"
+                )
+            else:
+                lines.append(
+                    f"{archive} holds no {lacks}, and stages that are to run start from them: the stage itself runs again"
+                )
     return found, lines
 
 

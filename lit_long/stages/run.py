@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lit_long.config import StageConfig
 from lit_long.processor import take_mkl_fast_path
-from lit_long.stages.archive import IN_BF16, check_data
-from lit_long.stages.folder import finish, is_archived, is_done, read_stage
+from lit_long.stages.archive import ADAPTED, CURVE, IN_BF16, check_data, find_adapter
+from lit_long.stages.folder import finish, is_archived, is_done, read_result, read_stage
 from lit_long.stages.resolve import uses_builtin
 
 Report = Callable[[str, float], None]
@@ -20,6 +21,10 @@ def run_stage(folder: Path, report: Report, rank: int = 0) -> None:
     config, store, parent = read_stage(folder)
     if is_done(folder):
         return
+    if archive := find_adapter(folder, config):
+        if rank == 0:
+            restore(config, folder, archive)
+        return
     result = compute(config, folder, store, parent, report)
     if config.kind == "data":
         check_data(folder, result["digest"])
@@ -27,6 +32,17 @@ def run_stage(folder: Path, report: Report, rank: int = 0) -> None:
         result["parent_weights"] = IN_BF16
     if rank == 0:
         finish(folder, result)
+
+
+def restore(config: StageConfig, folder: Path, archive: Path) -> None:
+    """What the stage's run left, from its archive: the adapter as it was trained, and the weights made of it."""
+    from lit_long.training.adapter import restore_adapted
+
+    print(f"the weights are made again from the adapter in {archive}", flush=True)  # log.txt
+    result = read_result(archive)
+    restore_adapted(config, archive / ADAPTED, folder, result["precision"])
+    shutil.copyfile(archive / CURVE, folder / CURVE)
+    finish(folder, result)
 
 
 def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path | None, report: Report) -> dict[str, Any]:

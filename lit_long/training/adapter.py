@@ -6,18 +6,23 @@ later stage, evaluation or export knows of adapters; the adapter alone lies besi
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lit_long.config import AdapterConfig, UserError
+from lit_long.config import AdapterConfig, StageConfig, UserError
+from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, whole_state, write_state
+from lit_long.training.precision import parameter_dtype
 
-ADAPTER = "adapter"  # its folder in a training stage's folder
+ADAPTER, ADAPTER_FILE = "adapter", "adapter_model.safetensors"  # its folder in a training stage's folder, and the tensors in it
+PEFT = "base_model.model.model."  # before the names of a Llama's parameters
 _NAME = "default"  # peft's name of the only adapter
 
 
@@ -65,10 +70,15 @@ def merge_adapter(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, 
         if name.endswith(".base_layer.weight"):
             stem = name.removesuffix(".base_layer.weight")
             a, b = (state[f"{stem}.lora_{which}.{_NAME}.weight"] for which in "AB")
-            name, tensor = f"{stem}.weight", tensor + (config.alpha / config.rank * (b.float() @ a.float())).to(tensor.dtype)
+            name, tensor = f"{stem}.weight", adapted(tensor, a, b, config)
         name = name.replace(".base_layer.bias", ".bias")
         found[name] = tensor
     return found
+
+
+def adapted(weight: Tensor, a: Tensor, b: Tensor, config: AdapterConfig) -> Tensor:
+    """W + alpha / rank · B A, the product in fp32."""
+    return weight + (config.alpha / config.rank * (b.float() @ a.float())).to(weight.dtype)
 
 
 def save_adapted(model: nn.Module, config: AdapterConfig, folder: Path, base: str, is_writer: bool) -> None:
@@ -80,12 +90,47 @@ def save_adapted(model: nn.Module, config: AdapterConfig, folder: Path, base: st
     state = whole_state(model)
     if not is_writer:
         return
-    whole = sorted({module_of(name) for name in state if is_whole(module_of(name))})
-    more = {"modules_to_save": whole, "ensure_weight_tying": is_tied(state)} if config.train_embeddings_and_norms else {}
     (folder / ADAPTER).mkdir(exist_ok=True)
-    lora_config(config, task_type="CAUSAL_LM", base_model_name_or_path=base, **more).save_pretrained(folder / ADAPTER)
-    save_file(rename_for_peft(state, config), folder / ADAPTER / "adapter_model.safetensors")
+    describe_adapter(config, state, base).save_pretrained(folder / ADAPTER)
+    save_file(rename_for_peft(state, config), folder / ADAPTER / ADAPTER_FILE)
     write_state(merge_adapter(state, config), folder / WEIGHTS)
+
+
+def restore_adapted(config: StageConfig, adapter: Path, folder: Path, precision: str) -> None:
+    """Write what `save_adapted` wrote of a stage into ``folder`` again, from the pretrained weights that it started from and the adapter.
+
+    Args:
+        adapter: the file of trained tensors, as peft names them.
+        precision: Lightning's name of that in which the stage was trained; weights were merged in it.
+
+    Raises:
+        UserError: pretrained weights that cannot be had, or a tensor that belongs to none of theirs.
+    """
+    trained = {name.removeprefix(PEFT): tensor for name, tensor in load_file(adapter).items()}
+    state = {}
+    for name, tensor in open_pretrained(config.model.init).tensors():
+        stem, tensor = name.removesuffix(".weight"), tensor.to(parameter_dtype(precision))
+        if f"{stem}.lora_A.weight" in trained:
+            a, b = (trained.pop(f"{stem}.lora_{which}.weight") for which in "AB")
+            tensor = adapted(tensor, a, b, config.adapter)
+        state[name] = trained.pop(name, tensor)
+    if is_tied(state):
+        trained.pop("base_model.model.lm_head.weight", None)  # the embedding, as peft calls it
+    if trained:
+        raise UserError(
+            f"{adapter}: {next(iter(trained))} is of no weight of {config.model.init}; delete {adapter.parent}: then the stage runs"
+        )
+    (folder / ADAPTER).mkdir(exist_ok=True)
+    describe_adapter(config.adapter, state, config.model.init).save_pretrained(folder / ADAPTER)
+    shutil.copyfile(adapter, folder / ADAPTER / ADAPTER_FILE)
+    write_state(state, folder / WEIGHTS)
+
+
+def describe_adapter(config: AdapterConfig, names: Collection[str], base: str) -> Any:
+    """adapter_config.json, as peft has it, of the adapter of a model with parameters of these names."""
+    whole = sorted({module_of(name) for name in names if is_whole(module_of(name))})
+    more = {"modules_to_save": whole, "ensure_weight_tying": is_tied(names)} if config.train_embeddings_and_norms else {}
+    return lora_config(config, task_type="CAUSAL_LM", base_model_name_or_path=base, **more)
 
 
 def rename_for_peft(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
@@ -93,14 +138,14 @@ def rename_for_peft(state: dict[str, Tensor], config: AdapterConfig) -> dict[str
     trained = {name.replace(f".{_NAME}.weight", ".weight"): tensor for name, tensor in state.items() if ".lora_" in name}
     if config.train_embeddings_and_norms:
         trained |= {name: tensor for name, tensor in state.items() if is_whole(module_of(name))}
-    found = {f"base_model.model.model.{name}": tensor.contiguous() for name, tensor in trained.items()}
+    found = {f"{PEFT}{name}": tensor.contiguous() for name, tensor in trained.items()}
     if config.train_embeddings_and_norms and is_tied(state):  # peft wants the head by its name, too
         found["base_model.model.lm_head.weight"] = state["embed_tokens.weight"].clone()
     return found
 
 
-def is_tied(state: dict[str, Tensor]) -> bool:
-    return "lm_head.weight" not in state
+def is_tied(names: Collection[str]) -> bool:
+    return "lm_head.weight" not in names
 
 
 def count_trained(model: nn.Module) -> dict[str, int]:

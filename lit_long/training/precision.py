@@ -45,3 +45,8 @@ def make_precision(trainer: TrainerConfig) -> Precision | None:
 def compute_dtype(precision: str) -> torch.dtype:
     """The precision of attention and of the head, from Lightning's name of the whole."""
     return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+
+
+def parameter_dtype(precision: str) -> torch.dtype:
+    """What parameters are kept in."""
+    return torch.bfloat16 if precision == "bf16-true" else torch.float32
