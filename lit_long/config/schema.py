@@ -259,7 +259,7 @@ class TrainerConfig:
     attention: str = field(default="auto", metadata=NOT_IDENTITY)  # auto · sdpa · flash · varlen; see model/attention.py
     checkpointing: str = field(
         default="none", metadata=NOT_IDENTITY
-    )  # none · selective · full: activations computed again in backward
+    )  # none · selective · attention · full: activations computed again in backward
     compile: bool = field(default=False, metadata=NOT_IDENTITY)  # torch.compile, block by block
     mkl_fast_path: bool = field(default=True, metadata=NOT_IDENTITY)  # on processors of AMD's; see processor.py
     # strategy=fsdp, several micro-batches: add up whole gradients and reduce them once, or reduce each time and add up what is kept of them

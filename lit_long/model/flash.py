@@ -2,7 +2,7 @@
 
 Nothing is imported before a GPU asks for it, and a package that is missing or broken is a sentence in the log, not a crash. Generation 2 brings its own
 operations. Generations 3 and 4 are put behind torch's (`torch.nn.attention.activate_flash_attention_impl`): varlen_attn then runs their kernels, and
-torch.compile and selective checkpointing know it.
+torch.compile and checkpointing that keeps what attention gives know it.
 
 What runs is found once, by `ready`, before the blocks of a model are entered: the compiler traces no import.
 

@@ -62,6 +62,8 @@ def kept(job: Job) -> float:
     """What a block keeps from forward to backward, as ``checkpointing`` says (training/parallel.py)."""
     if job.checkpointing == "none":
         return sum(pieces(job).values())
+    if job.checkpointing == "attention":
+        return block_input(job) + pieces(job)["attention"]
     return block_input(job) + (sum(selected(job)) if job.checkpointing == "selective" else 0.0)
 
 
@@ -89,6 +91,8 @@ def computed_again(job: Job) -> float:
     whole = sum(pieces(job).values())
     if job.kernels == "cuda" or job.widths.stream == 4:
         whole -= block_input(job)  # the first norm's input is the block's, which was kept
+    if job.checkpointing == "attention":
+        whole -= pieces(job)["attention"]
     if job.checkpointing == "selective":
         whole -= selected(job)[1]
         if job.model.activation == "relu2":  # up goes when its ReLU is there

@@ -21,7 +21,7 @@ class Widths:
 
 PRECISIONS = {"32-true": Widths(4, 4, 4, 4), "bf16-mixed": Widths(4, 4, 2, 4), "bf16-true": Widths(2, 2, 2, 2)}
 SHARDED_MIXED = Widths(4, 2, 2, 2)  # FSDP2 gathers rounded parameters (training/precision.py)
-CHECKPOINTING = ("none", "selective", "full")  # from the fastest to the most frugal
+CHECKPOINTING = ("none", "selective", "attention", "full")  # from the fastest to the most frugal
 
 
 def job_layers(layers: LayersConfig, n_layers: int) -> tuple[tuple[str, int | None], ...]:

@@ -1,6 +1,6 @@
 """The fastest way to run a job that fits, among a few thousand; and when one does not fit, the cheapest change that makes it fit.
 
-Looked through are 1 to 8 tensor ranks inside a machine, 1 to 16 context ranks, 1 to 8 copies, 1 to 8 sequences a micro-batch, the three ways
+Looked through are 1 to 8 tensor ranks inside a machine, 1 to 16 context ranks, 1 to 8 copies, 1 to 8 sequences a micro-batch, the four ways
 of checkpointing, and whole or sharded sums of gradients; whatever the user has said stays as it is.
 """
 

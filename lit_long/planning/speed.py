@@ -74,9 +74,9 @@ def computed_again(job: Job) -> float:
     """FLOPs per token that activation checkpointing adds, averaged over the phases (training/parallel.py)."""
     model = job.model
     down = model.d_model * model.d_ffn  # torch ends computing again with the last tensor that backward wants
-    if job.checkpointing == "full":
+    if job.checkpointing in ("attention", "full"):
         seen_tokens = sum(share * seen(context, job.windows) for share, context in parts(job))
-        attention = 4 * model.n_heads * model.head_dim * seen_tokens
+        attention = 4 * model.n_heads * model.head_dim * seen_tokens if job.checkpointing == "full" else 0.0
         return model.n_layers * (2 * (block_weights(model) - down) + attention)
     if job.checkpointing == "selective":
         return model.n_layers * 2 * model.d_model * (model.head_dim * (model.n_kv_heads + model.n_heads) + model.d_ffn)

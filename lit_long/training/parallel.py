@@ -27,7 +27,7 @@ from lit_long.model.llama import Llama
 from lit_long.positions import Rotation
 from lit_long.training.tensor_parallel import shard_block, shard_vocabulary
 
-CHECKPOINTING = ("none", "selective", "full")
+CHECKPOINTING = ("none", "selective", "attention", "full")
 # In the names of operations
 ATTENTION = ("scaled_dot_product", "attend_documents", "attend_segments", "flash_attn", "flash_attention", "varlen_attn")
 SHAPES = 64  # compilations of one function that torch allows before it gives up; a growing context needs one for each length
@@ -44,8 +44,8 @@ def parallelize(
 
     Args:
         mesh: of all ranks, as `make_mesh` makes it; None on one device.
-        checkpointing: activations that are computed again in backward: none, all of a block (full: one tensor a block is kept), or all but
-            attention's outputs and every second matrix product (selective), as torchtitan's.
+        checkpointing: activations that are computed again in backward: none, all of a block (full: one tensor a block is kept), all but attention's
+            outputs (attention), or all but these and every second matrix product (selective), as torchtitan's.
         compiled: torch.compile for each block, for exactly the shapes that come.
         policy: the precisions in which FSDP2 gathers parameters and reduces gradients; those of the parameters, if not given.
     """
@@ -58,7 +58,7 @@ def parallelize(
         if matrices is not None:
             shard_block(block, matrices)
         if checkpointing != "none":
-            how = {"context_fn": selective} if checkpointing == "selective" else {}
+            how = {} if checkpointing == "full" else {"context_fn": functools.partial(keep, checkpointing == "selective")}
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **how)
         if compiled:
             block.forward = compile_block(block.forward)
@@ -114,16 +114,16 @@ def eager(compiled: bool) -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
-def selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Keep what attention gives, and every second matrix product; compute the rest again."""
-    products = Counter()
+def keep(products: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Keep what attention gives, and with ``products`` every second matrix product; compute the rest again."""
+    counts = Counter()
 
     def policy(context: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if any(word in str(function) for word in ATTENTION):
             return CheckpointPolicy.MUST_SAVE
-        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            products[context.is_recompute] += 1
-            if products[context.is_recompute] % 2:
+        if products and function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            counts[context.is_recompute] += 1
+            if counts[context.is_recompute] % 2:
                 return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -119,11 +119,12 @@ def attention_and_gathers(way):
     return sum("attend_segments.default" in call for call in calls), calls.count("gather"), model.embed_tokens.weight.grad
 
 
-def test_selective_checkpointing_computes_attention_once_and_gathers_again():
-    """In each of two layers."""
-    results = {way: attention_and_gathers(way) for way in ("none", "selective", "full")}
-    assert {way: counts for way, (*counts, _) in results.items()} == {"none": [2, 2], "selective": [2, 4], "full": [4, 4]}
-    for way in ("selective", "full"):
+def test_checkpointing_computes_attention_once_and_gathers_again():
+    """In each of two layers; but ``full`` attention, too."""
+    expected = {"none": [2, 2], "selective": [2, 4], "attention": [2, 4], "full": [4, 4]}
+    results = {way: attention_and_gathers(way) for way in expected}
+    assert {way: counts for way, (*counts, _) in results.items()} == expected
+    for way in expected:
         torch.testing.assert_close(results[way][2], results["none"][2], atol=1e-6, rtol=1e-5)
 
 

@@ -104,7 +104,7 @@ def test_what_is_computed_again_is_what_torch_computes_again():
         return sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
 
     plain = products("none")
-    for way in ("selective", "full"):
+    for way in ("selective", "attention", "full"):
         each = job(SMALL, checkpointing=way)
         attention = SMALL.n_layers * 2 * SMALL.n_heads * SMALL.head_dim * SMALL.context if way == "full" else 0
         assert products(way) - plain == (computed_again(each) - attention) * SMALL.context

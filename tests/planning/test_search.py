@@ -28,7 +28,7 @@ def test_found_is_the_fastest_that_fits():
     rivals = [
         estimate(replace(each, mesh=Mesh(1, 64 // (c * t), c, t), checkpointing=way, rows=rows, accumulate=sums), H100)
         for c, t, way, rows, sums in itertools.product(
-            (1, 2, 4), (1, 2, 4, 8), ("none", "selective", "full"), (1, 2), ("whole", "sharded")
+            (1, 2, 4), (1, 2, 4, 8), ("none", "selective", "attention", "full"), (1, 2), ("whole", "sharded")
         )
     ]
     fitting = [rival for rival in rivals if rival.fits and not why_not(rival.job)]

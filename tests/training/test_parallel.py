@@ -53,7 +53,7 @@ def bytes_kept(model):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("way", ["selective", "full"])
+@pytest.mark.parametrize("way", ["selective", "attention", "full"])
 def test_checkpointing_gives_the_same_gradients(way, masked):
     nats, expected = gradients(small(), masked)
     found_nats, found = gradients(parallelize(small(), None, way), masked)
@@ -66,7 +66,7 @@ def test_full_checkpointing_keeps_less():
     assert bytes_kept(parallelize(small(), None, "full")) < 0.5 * bytes_kept(small())
 
 
-def test_selective_computes_attention_once_and_half_of_the_products():
+def test_what_is_computed_again():
     """Operations of forward and backward, as torch dispatches them."""
 
     def count(way):
@@ -77,6 +77,7 @@ def test_selective_computes_attention_once_and_half_of_the_products():
 
     (attention, products), (again, more), (all_again, most) = count("none"), count("selective"), count("full")
     assert attention == again == 2 and all_again == 4
+    assert count("attention") == (attention, most)
     # torch ends computing again with the last tensor that backward wants: the down projection's product it never needs.
     assert most - products == 2 * 6 and more - products == 2 * 3  # layers × matrices: k, o and up of q k v o gate up
 
