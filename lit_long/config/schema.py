@@ -472,6 +472,7 @@ class ReportConfig:
 
     title: str = ""
     rows: str = "evaluate"
+    rows_also: list[str] = field(default_factory=list)  # further evaluate stages, whose measurements stand in the same rows
     reference: str | None = None
     paper_table: str = ""  # such as "5, 6": the tag paper.table of all runs
     paper_source: str = ""

@@ -86,7 +86,7 @@ def evaluated(stage: StageResult, sweep: SweepResult) -> dict[str, Any]:
     """Its measurements, the rows of the table that they are: its variants', or (the model before it was extended) its own; and its encoder."""
     found, name = named(stage), stage.name.removeprefix("evaluate_")
     others = {(seed, other.folder) for other in sweep.stages if other.name == stage.name for _, seed in other.users}
-    own = found["variants"] if stage.name == sweep.report.rows else [name]
+    own = found["variants"] if stage.name in (sweep.report.rows, *sweep.report.rows_also) else [name]
     if stage.name == sweep.report.reference and len(others) > len(sweep.seeds):  # one for each variant, as in the report
         own = [f"{name} of {variant}" for variant in found["variants"]]
     about = {"position": stage.settings["position"], "head_dim": stage.settings["model"]["head_dim"]} if stage.settings else {}

@@ -5,7 +5,8 @@ can name it. Several trials may share a stage: it is read once and remembers all
 written like this (broken JSON, an evaluate stage without measurements) are a `UserError`, never an empty cell.
 
 A row is a variant of the grid, or the reference (usually `base`, the model before it was extended). Runs are counted by
-distinct stage folder, not by trial: a reference shared by four variants is one measurement, not four.
+distinct stage folder, not by trial: a reference shared by four variants is one measurement, not four. Where several stages measure a row
+(``report.rows_also``), it has the measurements of all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def read_sweep(folder: Path) -> SweepResult:
             "`stages` (name: folder). The sweep writes this file; run it again."
         ) from error
     names = dict.fromkeys(name for trial in trials for name in trial.stages)
-    for field_name, wanted in (("rows", report.rows), ("reference", report.reference)):
+    wanted_names = [("rows", report.rows), *(("rows_also", name) for name in report.rows_also), ("reference", report.reference)]
+    for field_name, wanted in wanted_names:
         if wanted and wanted not in names:
             raise UserError(
                 f"{folder / 'sweep.yaml'}: report.{field_name} is `{wanted}`, but no trial has a stage of that name. "
@@ -332,7 +334,7 @@ def aggregate(sweep: SweepResult) -> Results:
     report = sweep.report
     variants = sweep.variants
     users = {variant: [t for t in sweep.trials if t.variant == variant] for variant in variants}
-    names = dict.fromkeys(variants, report.rows)
+    names = dict.fromkeys(variants, (report.rows, *report.rows_also))
     references: dict[str, list[TrialResult]] = {}
     if report.reference:
         reference = report.reference.removeprefix("evaluate_")
@@ -344,13 +346,13 @@ def aggregate(sweep: SweepResult) -> Results:
         ):
             # Models of two shapes, say: what they measure has no mean.
             references = {f"{reference} of {display(variant)}": trials for variant, trials in users.items()}
-        names |= dict.fromkeys(references, report.reference)
+        names |= dict.fromkeys(references, (report.reference,))
         users |= references
-    folders = {row: _distinct(trial.stages.get(names[row]) for trial in trials) for row, trials in users.items()}
+    folders = {row: _distinct(_joined(trial, names[row]) for trial in trials) for row, trials in users.items()}
     by_seed: dict[str, dict[int, StageResult]] = {}
     for row, trials in users.items():
         for seed in sweep.seeds:
-            stages = _distinct(trial.stages.get(names[row]) for trial in trials if trial.seed == seed)
+            stages = _distinct(_joined(trial, names[row]) for trial in trials if trial.seed == seed)
             if len(stages) == 1:
                 by_seed.setdefault(row, {})[seed] = stages[0]
     runs: dict[Key, list[Measurement]] = {}
@@ -359,6 +361,17 @@ def aggregate(sweep: SweepResult) -> Results:
             for (metric, domain, length), measured in _measurements(stage).items():
                 runs.setdefault((row, metric, domain, length), []).append(measured)
     return Results(sweep, variants, list(references), {key: _cell(values) for key, values in runs.items()}, folders, by_seed)
+
+
+def _joined(trial: TrialResult, names: Iterable[str]) -> StageResult | None:
+    """The trial's evaluation: of several stages the first one, with what all of them measured so far."""
+    stages = [trial.stages[name] for name in names if name in trial.stages]
+    ended = [stage for stage in stages if stage.result is not None]
+    if len(ended) < 2:
+        return (ended or stages or [None])[0]
+    for stage in ended:
+        _measurements(stage)  # which says what is wrong with one of them alone
+    return replace(ended[0], measurements=[each for stage in ended for each in stage.measurements])
 
 
 def _measurements(stage: StageResult) -> dict[tuple[str, str, int], Measurement]:
@@ -374,7 +387,10 @@ def _measurements(stage: StageResult) -> dict[tuple[str, str, int], Measurement]
     for each in stage.measurements:
         key = (each.metric, each.domain, each.length)
         if key in found:  # taken silently, one seed would pass for two
-            raise UserError(f"{path}: {key[0]} of {key[1]} at length {key[2]} is there twice. Run this stage again.")
+            raise UserError(
+                f"{path}: {key[0]} of {key[1]} at length {key[2]} is there twice. Run this stage again; or, if a stage that report.rows_also names "
+                "measured it too, take it out of the evaluation of one of them."
+            )
         found[key] = each
     return found
 

@@ -266,8 +266,12 @@ def make_plan(command: Command) -> Plan:
         for stage in trial.stages.values():
             stages.setdefault(stage.identity, stage)
         trials.append(trial)
-    for key in ("rows", "reference"):
-        wanted = getattr(sweep.report, key)
+    report = sweep.report
+    for key, wanted in (
+        ("rows", report.rows),
+        *(("rows_also", name) for name in report.rows_also),
+        ("reference", report.reference),
+    ):
         if wanted is not None and wanted not in names:
             raise UserError(f"{command.file}: report.{key}: no stage {wanted!r}{nearest(wanted, names)}")
     # Data first: what cannot be read is found before a model is trained that would then wait for it.

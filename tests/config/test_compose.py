@@ -158,6 +158,7 @@ def test_identity_is_what_a_stage_is_made_of(word, changed):
         ("stages.extend.context=3000", "must be a multiple of context=3000"),
         ("stages.extend.tokens=0", "tokens must be at least 1 token"),
         ("report.rows=evalute", "report.rows: no stage 'evalute'; did you mean 'evaluate'?"),
+        ("report.rows_also=[retrieve]", "report.rows_also: no stage 'retrieve'"),
         ("model.rope_base=${modle.context}", "modle"),
         ("--dry-run", "'--dry-run' is not of the form key=value"),
         ("show=everything", "only show=config is known"),

@@ -10,6 +10,8 @@ import pytest
 
 from lit_long.config import UserError
 from lit_long.report import write_report
+from lit_long.report.archive import evaluated
+from lit_long.report.results import read_sweep
 
 
 def rows_of(folder):
@@ -140,6 +142,57 @@ def test_a_diverged_seed_shows_in_the_mean(tmp_path, make, value):
 def test_duplicate_measurement_is_an_error(tmp_path, make):
     folder = make.sweep(tmp_path, {("abf", 0): [("perplexity", "code", 2048, 20.0)] * 2})
     with pytest.raises(UserError, match=r"evaluate-abf-s0/result.json: perplexity of code at length 2048 is there twice"):
+        write_report(folder)
+
+
+def in_parts(make, root, second, measured=None):
+    """A sweep whose variants abf and pi are measured by two stages; ``second``: by the other one, of each variant."""
+    measured = measured or {("abf", 0): make.perplexities(20.0), ("pi", 0): make.perplexities(21.0)}
+    about = {"position": {"scheme": "rope", "base": 1e4}, "model": {"head_dim": 32}}
+    settings = dict.fromkeys(("abf", "pi"), about)
+    folder = make.sweep(root, measured, base={0: make.perplexities(90.0)}, report={"rows_also": ["retrieve"]}, settings=settings)
+    record = json.loads((folder / "sweep.json").read_text())
+    for trial in record["trials"]:
+        found = second[trial["variant"]]
+        result = None if found is None else make.evaluate(found)
+        trial["stages"]["retrieve"] = make.stage(root / "runs", f"retrieve-{trial['variant']}", result)
+    (folder / "sweep.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_row_measured_in_parts(tmp_path, make):
+    folder = in_parts(make, tmp_path, {"abf": [("passkey_accuracy", "code", 2048, 0.75)], "pi": None})
+    report = write_report(folder)
+    rows = rows_of(folder)
+    assert float(one(rows, variant="abf", metric="passkey_accuracy", length=2048)["mean"]) == 0.75
+    assert float(one(rows, variant="abf", metric="perplexity", domain="code", length=2048)["mean"]) == 20.0
+    assert float(one(rows, variant="pi", metric="perplexity", domain="code", length=2048)["mean"]) == 21.0
+    assert [(stage.name, stage.users) for stage in report.missing] == [("retrieve", [("pi", 0)])]
+    sweep = read_sweep(folder)
+    kept = [evaluated(stage, sweep) for stage in sweep.stages if stage.measurements is not None]
+    assert [(part["stage"], part["rows"]) for part in kept] == [
+        *(("evaluate", ["abf"]), ("evaluate_base", ["base"])),
+        *(("retrieve", ["abf"]), ("evaluate", ["pi"])),
+    ]
+
+
+def test_the_later_part_alone_counts_too(tmp_path, make):
+    later = [("passkey_accuracy", "code", 2048, 0.75)]
+    folder = in_parts(make, tmp_path, {"abf": later, "pi": later}, {("abf", 0): None, ("pi", 0): make.perplexities(21.0)})
+    write_report(folder)
+    rows = rows_of(folder)
+    assert float(one(rows, variant="abf", metric="passkey_accuracy", length=2048)["mean"]) == 0.75
+
+
+def test_what_two_parts_measured_is_an_error(tmp_path, make):
+    folder = in_parts(make, tmp_path, {"abf": [("perplexity", "code", 2048, 19.0)], "pi": None})
+    with pytest.raises(UserError, match=r"perplexity of code at length 2048 is there twice.*rows_also"):
+        write_report(folder)
+
+
+def test_a_part_that_no_trial_has_is_named(tmp_path, make):
+    folder = make.sweep(tmp_path, {("abf", 0): make.perplexities(20.0)}, report={"rows_also": ["retrieves"]})
+    with pytest.raises(UserError, match=r"report\.rows_also is `retrieves`, but no trial has a stage of that name"):
         write_report(folder)
 
 
