@@ -240,7 +240,11 @@ def test_transformers_models(family):
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize(
     ("checkpointing", "compiled"),
-    [("full", False), ("selective", False), pytest.param("selective", True, marks=pytest.mark.slow)],
+    [
+        ("full", False),
+        ("selective", False),
+        *(pytest.param(way, True, marks=pytest.mark.slow) for way in ("selective", "attention")),
+    ],
 )
 def test_checkpointed_and_compiled(checkpointing, compiled, documents):
     ids = torch.arange(100).div(60, rounding_mode="floor").expand(2, -1)
