@@ -16,6 +16,7 @@ import yaml
 from lit_long.config import plain
 from lit_long.files import write_atomically
 from lit_long.planning.flops import stage_flops
+from lit_long.stages.archive import find_adapter
 from lit_long.stages.folder import why_failed
 from lit_long.stages.plan import Plan, Stage
 
@@ -36,14 +37,15 @@ def outline(plan: Plan) -> str:
     lines += [f"  {note}" for note in plan.notes]
     lines += [f"  {'shipped':<10} {name:<{width}} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
     untouched = {stage.identity for stage in plan.left}
+    costs = {stage.identity: 0.0 if is_restored(stage) else stage_flops(stage.config) for stage in plan.stages}
     for stage in plan.stages:
-        flops = stage_flops(stage.config)
+        flops = costs[stage.identity]
         cost = f"{flops:.1e} FLOPs" if flops else ""
         lines.append(f"  {state(stage, untouched):<10} {plan.label(stage):<{width}} {cost:<14}  {stage.folder}")
         if stage.failed:
             reason, _, _ = why_failed(stage.folder).partition("\n")
             lines.append(f"             failed: {reason}")
-    left = sum(stage_flops(stage.config) for stage in plan.chosen if not stage.done)
+    left = sum(costs[stage.identity] for stage in plan.chosen if not stage.done)
     lines.append(
         f"to do: {left:.2e} FLOPs (causal); hours and memory on GPUs: python -m lit_long.plan experiment={plan.sweep.experiment}"
     )
@@ -57,7 +59,14 @@ def state(stage: Stage, left: set[str]) -> str:
         return "archived" if stage.archived else "cached"
     if stage.identity in left:
         return "left"
+    if is_restored(stage):
+        return "to restore"
     return "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
+
+
+def is_restored(stage: Stage) -> bool:
+    """Whether it is not trained, since its archive holds the adapter."""
+    return not stage.done and find_adapter(stage.folder, stage.config) is not None
 
 
 def resolved_yaml(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from lit_long.stages.archive import ADAPTED, Limits, archive_stages
 from lit_long.stages.folder import write_stage
 from lit_long.stages.plan import make_plan
 from lit_long.stages.run import run_stage
-from lit_long.stages.sweep_folder import write_sweep
+from lit_long.stages.sweep_folder import outline, write_sweep
 from lit_long.training.adapter import restore_adapted
 from tests.data.own import TEXTS, write_text
 from tests.integration.mini import REPOSITORY
@@ -85,6 +85,8 @@ def test_the_weights_are_made_again_as_they_were(planned, tmp_path):
     assert "made again from" in line
     again = plan.trials[0].stages["extend"]
     assert not again.done and again.folder == extend.folder
+    (line,) = [line.split() for line in outline(plan).splitlines() if line.endswith(f"runs/stages/{extend.folder.name}")]
+    assert line[:2] == ["to", "restore"] and "FLOPs" not in line
     run(again)
     assert contents(again.folder, *names) == trained and not (again.folder / "checkpoints").exists()
     run(plan.trials[0].stages["evaluate"])
