@@ -56,6 +56,19 @@ def test_a_public_mix_becomes_batches_of_its_shares(name, places, tmp_path):
     assert set(store.domains) == set(data.weights)
 
 
+SHARES = {  # in %, as published; LLaMA's (Touvron et al. 2023a, Table 1), ProLong's (Gao et al. 2024, Table 5)
+    "base_mix": {"cc": 67, "c4": 15, "github": 4.5, "wikipedia": 4.5, "books": 4.5, "arxiv": 2.5, "stackexchange": 2},
+    "prolong": {"repositories": 30, "gutenberg": 30, "textbooks": 3, "fineweb_edu": 10, "fineweb": 10, "wikipedia": 4}
+    | {"stackexchange": 4, "instructions": 3, "openwebmath": 3, "arxiv": 3},
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_a_public_mix_has_the_published_shares(name, places):
+    data = data_of(name, places)
+    assert data.weights == SHARES[name] and set(data.sources) == set(SHARES[name])
+
+
 def test_each_source_holds_the_rows_of_its_own_set_only(places, tmp_path):
     data = data_of("base_mix", places)
     prepare(data.corpus, tmp_path, sources=data.sources, builtin=False, processes=1)
