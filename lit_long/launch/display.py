@@ -87,6 +87,11 @@ class Display:
         self.last_line = max(self.last_line, time.monotonic() - LINE_SECONDS / 2)
         self.shown[identity] = RunningStage(label, bar, self.last_line)
 
+    def hide(self, identity: str) -> None:
+        """The stage neither runs nor is waited for at present."""
+        if stage := self.shown.pop(identity, None):
+            self.bars.remove_task(stage.bar)
+
     def update(self, identity: str, message: str, share: float) -> None:
         """``share`` of the stage is done."""
         stage = self.shown[identity]

@@ -173,6 +173,7 @@ class Runner:
     def take_ready(self) -> list[Active]:
         """The first stages whose inputs are done, locked, as many as fit beside those that run."""
         ready: list[Active] = []
+        locked: set[str] = set()
         for stage in self.waiting:
             if not all(is_done(folder) for folder in stage.inputs):
                 continue
@@ -184,11 +185,15 @@ class Runner:
             self.display.begin(stage.identity, label)
             if (lock := take_lock(stage.folder)) is None:
                 self.elsewhere.add(stage.identity)
+                locked.add(stage.identity)
                 self.display.update(stage.identity, "waiting for another sweep that runs this stage", 0.0)
             elif stage.done:
                 lock.close()  # another sweep has just finished it
             else:
                 ready.append(Active(stage, lock, ReadyStage(stage.folder, label, stage.config, lock.fileno())))
+        for stage in self.waiting:
+            if stage.identity in self.elsewhere - locked and all(stage is not active.stage for active in ready):
+                self.display.hide(stage.identity)  # its turn is over: others run now
         return ready
 
     def launcher_of(self, job: dict[str, str]) -> Launcher:

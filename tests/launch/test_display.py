@@ -9,8 +9,12 @@ import shutil
 import pytest
 from rich.console import Console
 
-from lit_long.config import read_command
+from lit_long.config import LauncherConfig, read_command
+from lit_long.launch import display as display_module
 from lit_long.launch.display import Curve, Dashboard, Display, SweepEta
+from lit_long.launch.local import LocalLauncher
+from lit_long.launch.runner import Runner
+from lit_long.stages.folder import take_lock
 from lit_long.stages.plan import make_plan
 
 
@@ -139,3 +143,26 @@ def test_the_work_left_counts_what_runs_by_its_share(plan):
     assert eta.of_stages([one], {}) == pytest.approx(10.0)
     dashboard.ended.add(one)
     assert dashboard.row(next(t for t in plan.trials if (t.variant, t.seed) == ("abf", 1)), {}).state == "failed"
+
+
+def test_a_stage_of_another_sweep_gives_way_to_those_that_run(plan, monkeypatch):
+    """It is shown while this sweep waits for it, and keeps no line of the log from the stage that is started meanwhile."""
+    monkeypatch.setattr(display_module, "LINE_SECONDS", 0.0)
+    for label in ("corpus", "evaluate_base s0", "evaluate_base s1"):
+        done(plan, label)
+    log = io.StringIO()
+    with Display(Console(file=log, width=200), plan) as display:
+        runner = Runner(plan, None, display, LocalLauncher(LauncherConfig(), plan.root))
+        runner.waiting = [each for each in runner.waiting if not each.done]
+        locked, own = stage(plan, "base s0"), stage(plan, "base s1")
+        locked.folder.mkdir(parents=True)
+        with take_lock(locked.folder):
+            (active,) = runner.take_ready()
+            assert active.stage is own and list(display.shown) == [locked.identity, own.identity]
+            assert "base s0:   0% · waiting for another sweep" in log.getvalue()
+            runner.waiting.remove(own)
+            runner.active[own.identity] = active
+            assert not runner.take_ready() and list(display.shown) == [own.identity]
+            display.update(own.identity, "update 1/2", 0.5)
+        active.lock.close()
+    assert "base s1:  50% · update 1/2" in log.getvalue()
