@@ -36,25 +36,30 @@ def passes(program: str, seconds: float = SECONDS, mebibytes: int = MEBIBYTES) -
     """Whether ``program`` runs to its end within the limits, without an exception, and does not leave early by itself."""
     end = "lit_long_ran_to_its_end"  # sys.exit(0) in an answer must not count as passing
     marked = f"{program}\nimport sys as _sys\nprint(end={end!r}, file=_sys.__stdout__, flush=True)\n"
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile() as printed,
+    ):  # a file, for FSIZE limits it; a pipe would fill our memory
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", CHILD % (mebibytes, int(seconds) + 1)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=printed,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={},
             start_new_session=True,
         )
         try:
-            written, _ = child.communicate(marked.encode(), timeout=seconds)
+            child.communicate(marked.encode(), timeout=seconds)
         except subprocess.TimeoutExpired:
             return False
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    return child.returncode == PASSED and written.endswith(end.encode())
+        size = printed.seek(0, os.SEEK_END)
+        printed.seek(max(0, size - len(end)))
+        return child.returncode == PASSED and printed.read() == end.encode()
 
 
 def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,13 @@ def test_programs(program, passed, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     before = set(Path.cwd().iterdir())
     assert passes(program, seconds=2) is passed and set(Path.cwd().iterdir()) == before
+
+
+def test_a_program_that_prints_without_end_takes_no_memory_of_ours():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert not passes("s = 'x' * 10**6\nwhile True: print(s)", seconds=2)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
+    assert passes("print('x' * 10**5)", seconds=2)
 
 
 def test_humaneval_and_mbpp():
