@@ -28,7 +28,6 @@ import hashlib
 import io
 import json
 import logging
-import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +46,7 @@ from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.lm_eval_tasks import CUSTOM, SPECS, VERIFIED, Spec, row_remark
 from lit_long.evaluation.measurement import Measurement
-from lit_long.evaluation.public_data import Unavailable, local_rows
+from lit_long.evaluation.public_data import Unavailable, draw_rows, local_rows
 from lit_long.evaluation.registry import file_digest, is_task_file, read_task_file
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import geometric, mean, share
@@ -452,11 +451,9 @@ def requests_of(name: str, leaf: str, task: Any, asked: Wanted) -> Iterator[tupl
 
 
 def drawn(documents: int, asked: Wanted) -> list[int] | None:
-    """Which of a task's documents are asked, in their order; None for all. Data sets have an order (HellaSwag's first third is of one source), so
-    the first ones stand for nothing."""
-    if not asked.count or asked.count >= documents:
-        return None
-    return sorted(random.Random(asked.seed).sample(range(documents), asked.count))
+    """Which of a task's documents are asked, in their order; None for all."""
+    chosen = draw_rows(documents, asked.count, asked.seed)
+    return None if len(chosen) == documents else chosen
 
 
 def reference(where: str, task: Any, doc: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ What is missing, cut off or only half there is an error that names it: nothing i
 from __future__ import annotations
 
 import json
+import random
 import re
 import zipfile
 from collections.abc import Iterator
@@ -55,6 +56,14 @@ def local_rows(folder: str, path: str, config: str | None, split: str) -> list[R
     if odd := next((number for number, row in enumerate(rows) if not isinstance(row, dict)), None):
         raise UserError(f"data={folder}: {wanted}: row {odd} is no record; is it another file?")
     return rows
+
+
+def draw_rows(there: int, count: int, seed: int) -> list[int]:
+    """Which of ``there`` rows are asked, in their order; all, if ``count`` is 0 or no fewer. Data sets have an order (HellaSwag's first third is of
+    one source), so the first ones stand for nothing."""
+    if not count or count >= there:
+        return list(range(there))
+    return sorted(random.Random(seed).sample(range(there), count))
 
 
 def place(folder: str, path: str) -> Path:

@@ -8,7 +8,8 @@ length, which its name tells (2k, 4k, 8k, 16k: `ffqa_4k.json`, `4k-00000-of-0000
 
     {"conversations": [{"from": "human", "value": PROMPT, "tok_len": 3805}, {"from": "gpt", "value": ANSWER}]}
 
-Both data sets may lie in one folder; which one a file belongs to is told by its path (free_form or ffqa; altered_numeric or altqa).
+Both data sets may lie in one folder; which one a file belongs to is told by its name (free_form or ffqa; altered_numeric or altqa) or, if that
+does not, by the nearest folder whose name does. All rows are asked, or as many as the user says, drawn by seed.
 
 **Built** from facts of our own, for where the data sets are not at hand; the scores do not compare with those of the published ones. A
 document is a haystack with one sentence that answers, in the first tenth, the bulk or the last tenth of it. Half the questions stand
@@ -35,7 +36,7 @@ from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.measurement import Measurement
 from lit_long.evaluation.needle import border, haystack
-from lit_long.evaluation.public_data import files_of_rows, rows_of
+from lit_long.evaluation.public_data import draw_rows, files_of_rows, rows_of
 from lit_long.evaluation.samples import Key
 from lit_long.evaluation.statistics import share
 from lit_long.evaluation.task import Sample, Task, by
@@ -72,7 +73,7 @@ def read_published(folder: str, task: str) -> Published:
     """
     root = Path(folder).expanduser()
     files = [root] if root.is_file() else files_of_rows(f"qa={folder}", root)
-    mine = [(file, found[1]) for file in files if PATHS[task].search(str(file)) and (found := LENGTH.search(file.stem.lower()))]
+    mine = [(file, found[1]) for file in files if task_of(file) == task and (found := LENGTH.search(file.stem.lower()))]
     if not mine:
         raise UserError(
             f"qa={folder}: holds no file of {task}: looked for .json, .jsonl or .parquet files whose path says {task} and whose name says the "
@@ -87,6 +88,19 @@ def read_published(folder: str, task: str) -> Published:
             raise UserError(f"{file}: holds no rows; was the download cut off? Get it again")
         questions.setdefault(LENGTHS[length], []).extend(found)
     return Published(questions, digest.hexdigest())
+
+
+def task_of(file: Path) -> str:
+    """The task that a file's name, or else the nearest folder's, speaks of; "" if none does. Raises UserError where one speaks of both."""
+    for part in reversed(file.absolute().parts):
+        named = [task for task, pattern in PATHS.items() if pattern.search(part)]
+        if len(named) > 1:
+            raise UserError(
+                f"{file}: {part!r} names both {named[0]} and {named[1]}; rename it, so that it is known whose questions these are"
+            )
+        if named:
+            return named[0]
+    return ""
 
 
 def question(row: Any, file: Path, number: int) -> Question:
@@ -216,7 +230,7 @@ BUILT, PUBLISHED = "built", "WikiQA"
 
 @dataclass
 class FreeFormQA(Task):
-    """``count`` questions at every length; of published ones all, if it is 0. ``qa``: where they lie, or "" to build them."""
+    """``count`` built questions at every length. ``qa``: where published ones lie, "" for none; ``drawn``: how many of them, 0 for all."""
 
     name: ClassVar[str] = "free_form_qa"
     prompt: ClassVar[str] = "giraffe; chat template where there is one, built ones plain/1"
@@ -229,6 +243,7 @@ class FreeFormQA(Task):
     count: int = 20
     seed: int = 0
     qa: str = ""
+    drawn: int = 0
 
     @cached_property
     def published(self) -> Published | None:
@@ -236,7 +251,8 @@ class FreeFormQA(Task):
 
     def settings(self) -> dict[str, Any]:
         data = self.published.digest if self.published else self.data
-        return {"data": data, "source": PUBLISHED if self.published else BUILT, "seed": None if self.published else self.seed}
+        seeded = not self.published or self.drawn
+        return {"data": data, "source": PUBLISHED if self.published else BUILT, "seed": self.seed if seeded else None}
 
     def keys(self) -> list[Key]:
         if not self.published:
@@ -250,7 +266,7 @@ class FreeFormQA(Task):
         return [
             Key(PUBLISHED, length, index)
             for length in self.lengths
-            for index in range(min(self.count or len(there[length]), len(there[length])))
+            for index in draw_rows(len(there[length]), self.drawn, self.seed)
         ]
 
     def measure(self, evaluated: EvaluatedModel, keys: list[Key]) -> Iterator[Sample]:

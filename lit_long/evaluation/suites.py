@@ -59,6 +59,7 @@ class Asked:
     size: Size
     seed: int = 0
     smooth: int = 0
+    samples: int = 0  # what the user says of them; 0: nothing
     qa: str = ""  # a file or folder of Giraffe's question answering
     public: str = ""  # the folder of public data sets
     run_code: bool = False
@@ -86,9 +87,11 @@ TASK_REGISTRY: dict[str, Callable[[Asked], Task]] = {
     Needle.name: lambda a: Needle(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.depths, 1, a.seed),
     Lines.name: lambda a: Lines(list(a.size.lengths), a.size.samples, a.seed),
     Ruler6.name: lambda a: Ruler6(list(a.size.lengths), a.size.samples, a.seed),
-    FreeFormQA.name: lambda a: FreeFormQA(a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa),
+    FreeFormQA.name: lambda a: FreeFormQA(
+        a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa, a.samples
+    ),
     AlteredNumericQA.name: lambda a: AlteredNumericQA(
-        a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa
+        a.texts, a.data, a.haystack, list(a.size.lengths), a.size.samples, a.seed, a.qa, a.samples
     ),
     AttentionSpread.name: lambda a: AttentionSpread(a.texts, a.data, a.domains, list(a.size.lengths), a.size.documents),
 } | {

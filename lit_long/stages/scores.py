@@ -112,7 +112,7 @@ def evaluate_model(config: EvaluateConfig, words: dict[str, Any], say: Callable[
     texts, data = texts_of(config.text, stage, evaluated, say) if reads_texts(names) else (None, "")
     domains = domains_for(names, texts, max(size.lengths)) if texts else []
     lm_eval = {"public": config.data, "run_code": config.run_code, "shots": config.shots}
-    asked = Asked(evaluated, texts, data, domains, size, config.seed, config.smooth, config.qa, **lm_eval)
+    asked = Asked(evaluated, texts, data, domains, size, config.seed, config.smooth, config.samples, config.qa, **lm_eval)
     tasks, left_out = build_tasks(names, asked, bool(config.tasks), say)
     identity = model_identity(stage, evaluated, settings)
     about = {

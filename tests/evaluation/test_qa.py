@@ -68,6 +68,29 @@ def test_lines_end_at_newlines_only_whatever_the_file_is_called(tmp_path):
     assert questions[2048][0].prompt == "How\u2028many 0?"
 
 
+def test_all_published_questions_are_asked_or_some_drawn_by_seed(store, tmp_path):
+    rows = [{"conversations": [{"value": f"Where is {n}?"}, {"value": str(n)}]} for n in range(60)]
+    (tmp_path / "ffqa_2k.json").write_text(json.dumps(rows))
+    whole = FreeFormQA(store, "d", "docs", [2048], count=20, qa=str(tmp_path))
+    assert [key.index for key in whole.keys()] == [*range(60)] and whole.settings()["seed"] is None
+    some = [FreeFormQA(store, "d", "docs", [2048], seed=seed, qa=str(tmp_path), drawn=5) for seed in (0, 1)]
+    first, second = ([key.index for key in task.keys()] for task in some)
+    assert first == sorted(set(first)) != second and len(first) == 5 and first != [*range(5)] and some[1].settings()["seed"] == 1
+
+
+def test_the_nearest_name_tells_whose_questions_a_file_has(tmp_path):
+    folder = tmp_path / "altered_numeric" / "data"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("ffqa_2k.json", "altqa_2k.json", "4k.json")):
+        (folder / name).write_text(json.dumps([{"conversations": [{"value": f"Where is {number}?"}, {"value": str(number)}]}]))
+    found = {task: read_published(str(folder), task).questions for task in ("free_form_qa", "altered_numeric_qa")}
+    asked = {task: {length: [each.answer for each in rows] for length, rows in by.items()} for task, by in found.items()}
+    assert asked == {"free_form_qa": {2048: ["0"]}, "altered_numeric_qa": {2048: ["1"], 4096: ["2"]}}
+    (folder / "ffqa_and_altqa_2k.json").write_text("[]")
+    with pytest.raises(UserError, match="names both free_form_qa and altered_numeric_qa; rename it"):
+        read_published(str(folder), "free_form_qa")
+
+
 def test_published_prompts_beyond_the_range_lose_their_beginning(store, published, monkeypatch):
     """And are counted; answers must appear as they are written."""
     evaluated = evaluated_of(store, context=4096)
@@ -79,14 +102,14 @@ def test_published_prompts_beyond_the_range_lose_their_beginning(store, publishe
 
     monkeypatch.setattr(EvaluatedModel, "write", None)
     answering(monkeypatch, answers)
-    task = FreeFormQA(store, "d", "docs", [2048, 4096], count=0, qa=str(published))
+    task = FreeFormQA(store, "d", "docs", [2048, 4096], qa=str(published))
     samples = run(task, evaluated)
     rows = {each.length: each for each in task.scores(samples)}
     assert (rows[2048].value, rows[2048].n) == (pytest.approx(1 / 3), 3) and rows[4096].value == 0
     assert [each["truncated"] for each in samples] == [False] * 3 + [True]
     assert samples[3]["prompt_tokens"] == 4096 - NEW and "BEGIN" not in asked[3] and asked[3].endswith("END\n\nAnswer:")
     assert {each["domain"] for each in samples} == {"WikiQA"} and task.settings()["data"] != "d"
-    assert len(FreeFormQA(store, "d", "docs", [2048], count=2, qa=str(published)).keys()) == 2
+    assert len(FreeFormQA(store, "d", "docs", [2048], qa=str(published), drawn=2).keys()) == 2
     with pytest.raises(UserError, match=r"has no free_form_qa of length 8,192; there is 2048, 4096"):
         FreeFormQA(store, "d", "docs", [8192], qa=str(published)).keys()
 
