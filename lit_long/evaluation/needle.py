@@ -112,14 +112,19 @@ def border(evaluated: EvaluatedModel, hay: list[int], cut: int) -> int:
 
 
 def haystack(texts: InMemoryCorpus | Store, domain: str, length: int, *key: int | str) -> list[int]:
-    """``length`` tokens of the domain's held-out documents end to end, without separators, from a place that ``key`` chooses.
+    """``length`` tokens of the domain's held-out documents end to end, without separators, from a document that ``key`` chooses; where there is but
+    one, from a token of it that ``key`` chooses.
 
     Texts that are shorter are repeated.
     """
     documents = texts.documents(domain, "validation")
     if not len(documents) or int(documents.lengths.max()) < 2:
         raise UserError(f"domain '{domain}' has no held-out text to hide something in ({describe_longest(documents)})")
-    index = int(random_words(1, "haystack", domain, *key)[0] % np.uint64(len(documents)))
+    word = random_words(1, "haystack", domain, *key)[0]
+    if len(documents) == 1:
+        text = documents[0][1:]
+        return np.resize(np.roll(text, -int(word % np.uint64(len(text)))), length).tolist()
+    index = int(word % np.uint64(len(documents)))
     tokens: list[int] = []
     while len(tokens) < length:
         tokens += documents[index % len(documents)][1:].tolist()

@@ -52,8 +52,8 @@ BUILT_IN = {
     "free_form_qa": TaskInfo("FreeFormQA", "presence"),
     "altered_numeric_qa": TaskInfo("AltNumericQA", "presence"),
     "document_qa": TaskInfo("document QA", "exact_match", whole_document=True),
-    "multi_document_qa": TaskInfo("multi-document QA", "exact_match", whole_document=True),
-    "chapter_summary": TaskInfo("chapter summary", "rouge_l", whole_document=True),
+    "multi_document_qa": TaskInfo("multi-document QA", "exact_match"),
+    "chapter_summary": TaskInfo("chapter summary", "rouge_l"),
     "attention": TaskInfo("attention on the first token", "sink_mass", whole_document=True),
 }
 

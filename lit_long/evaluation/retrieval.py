@@ -71,7 +71,7 @@ def retrieval(model: Llama, store: Store, evaluation: EvaluationConfig, advance:
             replace(nats, metric="retrieval_nats"),
             replace(rouge, metric="retrieval_rouge_l"),
         ]
-        if evaluation.retrieval_control and length == min(evaluation.retrieval_lengths):
+        if evaluation.retrieval_control and length == min(evaluation.retrieval_lengths) and len(examples) > 1:
             answers = answer(model, control_examples(examples), evaluation.batch_tokens, advance)
             accuracy, _, rouge = pooled(store, domain, length, examples, answers)
             found += [replace(accuracy, metric="retrieval_control"), replace(rouge, metric="retrieval_control_rouge_l")]

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from lit_long.config import EvaluationConfig, StageConfig, UserError
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.registry import BUILT_IN, check_task, task_code
-from lit_long.evaluation.suites import TASK_REGISTRY, Asked, Size, make_task
+from lit_long.evaluation.suites import TASK_REGISTRY, Asked, Size, domains_for, make_task
 from lit_long.evaluation.task import run_tasks
 from lit_long.positions import SCHEMES, TRANSFORMS
 from lit_long.positions.titles import TITLES
@@ -30,6 +31,24 @@ def test_every_name_has_a_maker_and_a_metric_that_it_measures(store):
         task = make_task(name, asked)
         samples = [key._asdict() | record for key, record in task.measure(evaluated, task.keys())]
         assert task.name == name and BUILT_IN[name].metric in {each.metric for each in task.scores(samples)}
+
+
+@pytest.mark.parametrize("name", ["multi_document_qa", "chapter_summary", "document_qa"])
+def test_only_tasks_that_read_whole_documents_need_long_ones(name, store):
+    """Of texts that are all shorter than the length, a task either makes its samples or is refused by `domains_for`."""
+    evaluated = evaluated_of(store, context=2048)
+    held_out = store.documents("docs", "validation")
+    pieces = [held_out[i][start : start + 900] for i in range(len(held_out)) for start in range(1, len(held_out[i]), 900)]
+    texts = InMemoryCorpus(evaluated.tokenizer, {"text": [store.tokenizer.decode(piece.tolist()) for piece in pieces]})
+    assert texts.documents("text", "validation").lengths.max() < 1024
+    if BUILT_IN[name].whole_document:
+        with pytest.raises(UserError, match="no held-out document has the"):
+            domains_for([name], texts, 1024)
+        return
+    domains = domains_for([name], texts, 1024)
+    task = make_task(name, Asked(evaluated, texts, "d", domains, Size((1024,), 2, 2, 2, 64)))
+    made = [record for _, record in task.measure(evaluated, task.keys())]
+    assert len(made) == 2 and all(512 < record["prompt_tokens"] < 1024 for record in made)
 
 
 def test_planning_needs_no_torch_and_runs_nothing_of_the_module(tmp_path):

@@ -10,6 +10,7 @@ from lit_long.config import EvaluationConfig, UserError
 from lit_long.data.synthetic import PASSKEY
 from lit_long.evaluation import needle
 from lit_long.evaluation.evaluated_model import EvaluatedModel
+from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
 from lit_long.evaluation.needle import EXPECTED, NEEDLE, Needle, haystack, needle_prompt, overlap
 from lit_long.evaluation.retrieval import (
     ANSWER_TOKENS,
@@ -82,6 +83,11 @@ def test_haystacks_are_the_texts(store, evaluated):
     assert any(every[i : i + 100] == hay[:100] for i in range(len(every)))
     assert haystack(store, "docs", 500, 3)[:200] == haystack(store, "docs", 200, 3)
     assert len(haystack(store, "docs", len(every) + 10, 3)) == len(every) + 10  # texts that are too short are repeated
+    alone = InMemoryCorpus(evaluated.tokenizer, {"text": ["".join(chr(97 + number) for number in range(26))]})
+    whole = alone.documents("text", "validation")[0][1:].tolist()
+    hays = {tuple(haystack(alone, "text", 2 * len(whole), seed)) for seed in range(40)}
+    assert len(hays) > len(whole) / 2  # of a single text, the place is drawn
+    assert hays <= {tuple((whole * 3)[start : start + 2 * len(whole)]) for start in range(len(whole))}
     with pytest.raises(UserError, match="leaves no room for a haystack; the least is"):
         needle_prompt(evaluated, store, "docs", 40, 0.5, 0, 0)
 
