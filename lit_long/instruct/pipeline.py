@@ -131,9 +131,14 @@ class Run:
         return manifest
 
     def question_for(self, item: Item) -> Request:
-        """The request for an example, about a chunk that is short enough for the generator."""
+        """The request for an example, about a chunk that is short enough for the generator: with the second turn, too, whose prompt holds the
+        reply to the first."""
         wanted = (prompts.GENERATE if self.config.turns == 1 else prompts.QUESTION)[item.kind]
-        while not self.generator.fits(prompt := wanted.format(chunk=item.chunk), self.config.max_new_tokens):
+        written = self.config.max_new_tokens
+        while not (
+            self.generator.fits(prompt := wanted.format(chunk=item.chunk), written)
+            and self.generator.fits(prompts.ANSWER[item.kind].format(chunk=item.chunk, question=""), 2 * written)
+        ):
             if item.end - item.start < 200:
                 raise UserError(
                     f"max_new_tokens={self.config.max_new_tokens} leaves no room for a chunk in the generator's context"

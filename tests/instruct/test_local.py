@@ -13,6 +13,7 @@ from lit_long.data.tokenizer import train_tokenizer
 from lit_long.generation.decode import Sequences
 from lit_long.instruct.chunks import Item
 from lit_long.instruct.generators import Local, Request
+from lit_long.instruct.pipeline import PipelineConfig, Run
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.tokenizers.tokenizer import ModelTokenizer
@@ -55,6 +56,30 @@ def test_an_interruption_changes_nothing(local: Local) -> None:
 
 def test_what_does_not_fit_is_known(local: Local) -> None:
     assert local.fits(TEXT, 16) and not local.fits(TEXT * 40, 16)
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_every_request_fits_the_second_turn_s_too(turns: int, local: Local, words: ModelTokenizer, tmp_path: Path) -> None:
+    """Chunks of more than the model reads are cut until the answer's prompt, with a question as long as a reply may be, fits."""
+    asked, reader = [], Local("tiny", "tiny", local.model, words, 900, batch=4, temperature=1.0, top_p=0.9)
+
+    class Replies:
+        """The model's range, and questions of exactly ``max_new_tokens``."""
+
+        name, identity, fits = "replies", {}, reader.fits
+
+        def ask(self, requests):
+            for request in requests:
+                asked.append(request)
+                question = f"{words.decode(words.tokenizer.encode(TEXT * 9, add_special_tokens=False).ids[:15])}?"
+                yield {request.key: f"<question>{question}" if turns == 1 else question}
+
+    items = [Item(n, f"d{n}", TEXT * 300, 0, len(TEXT) * 300, ("normal", "short")[n % 2], 0.5, n) for n in range(4)]
+    config = PipelineConfig(n=4, turns=turns, max_new_tokens=16)
+    Run(config, tmp_path, items, Replies(), None, {}, lambda message, share: None)()
+    assert len(asked) == 8 and {request.key.split("/")[0] for request in asked} == {"generate", "answer"}
+    for request in asked:
+        assert reader.fits(request.prompt, 16) and 200 < len(request.item.chunk) < len(TEXT) * 300
 
 
 def test_preference_is_that_of_the_first_token(local: Local) -> None:
