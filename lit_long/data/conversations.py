@@ -138,6 +138,11 @@ def message_text(text: str) -> str:
     return row["document"] if isinstance(row, dict) else "\n".join(message["content"] for message in row)
 
 
+def asked_document(text: str) -> str:
+    """The document that a canonical ``qa`` row asks about."""
+    return json.loads(text)["document"]
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A chat template of pretrained weights, without the tokenizer that it belongs to."""

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -14,8 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_long.config import UserError
+from lit_long.data.prepare import LEFT_OUT
 from lit_long.data.sampling import permutation
 from lit_long.data.token_store import SPLITS, Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BAR = 40  # columns of the terminal's longest bar
 _SAMPLE_CHARACTERS = 400
@@ -153,8 +157,8 @@ def print_summary(summary: dict[str, Any], store: Store, console: Console) -> No
 
 def describe_left_out(source: dict[str, Any]) -> str:
     """What became of the documents that were read and are not there."""
-    reasons = ("too_short", "too_long", "not_kept", "duplicates", "held_out_elsewhere")
-    said = [f"{source[name]:,} {name.replace('_', ' ')}" for name in reasons if source.get(name)]
+    reasons = LEFT_OUT | {"duplicates": "duplicates", "held_out_elsewhere": "held out elsewhere"}
+    said = [f"{source[name]:,} {words}" for name, words in reasons.items() if source.get(name)]
     if "instruct" in source and (count := source["instruct"]["left_out"]):
         said.append(f"{count:,} conversations with a special token's name in them, or a chunk longer than max_tokens")
     files = f"; {source['files_left_out']}" if "files_left_out" in source else ""
@@ -162,7 +166,16 @@ def describe_left_out(source: dict[str, Any]) -> str:
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:
-    """A picture of every source's tokens by length of their document. Raises UserError where it cannot be written."""
+    """Write the picture. Raises UserError where that cannot be done."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        make_figure(summary).savefig(file, dpi=150)
+    except OSError as error:
+        raise UserError(f"out={file.parent}: cannot be written: {error.strerror or error}") from None
+
+
+def make_figure(summary: dict[str, Any]) -> Figure:
+    """Every source's tokens by length of their document; a line where documents begin to count as long."""
     from matplotlib.figure import Figure
 
     sources = summary["sources"]
@@ -171,7 +184,7 @@ def draw(summary: dict[str, Any], file: Path) -> None:
     for colour, axes, (name, source) in zip(_COLOURS * len(sources), panels, sources.items()):
         lower, _, tokens = zip(*source["histogram"])
         axes.bar(lower, tokens, width=[0.94 * edge for edge in lower], align="edge", color=colour)
-        axes.axvline(summary["long_tokens"], color="0.4", linewidth=0.8, linestyle=":")
+        axes.axvline(summary["long"], color="0.4", linewidth=0.8, linestyle=":")
         axes.set_xscale("log", base=2)
         share = f"{source['long_token_share']:.0%} in documents over {summary['long']:,}"
         axes.set_title(f"{name}: {source['tokens']:,} tokens, {share}", loc="left", fontsize=9)
@@ -179,8 +192,4 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     panels[-1].set_xlabel("length of the document, tokens", fontsize=8)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
-    except OSError as error:
-        raise UserError(f"out={file.parent}: cannot be written: {error.strerror or error}") from None
+    return figure

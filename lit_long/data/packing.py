@@ -237,6 +237,12 @@ class PackedDocuments:
         self._documents = store.documents(domain, "train")
         self._instruct, sampling = instruct, sampling or SamplingConfig()
         if instruct:
+            lengths = self._documents.lengths
+            if len(lengths) and (shortest := int(lengths.min())) > context:
+                raise UserError(
+                    f"no conversation of '{domain}' fits context={context}: the shortest has {shortest} tokens. Raise the context, or lower "
+                    f"data.sources.{domain}.instruct.max_tokens for questions about documents, which are then cut around their chunk."
+                )
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens or context, context))
         self._separator = store.separator
         self._mask_documents = mask_documents

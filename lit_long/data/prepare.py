@@ -42,6 +42,13 @@ from lit_long.tokenizers.tokenizer import check_embedded
 
 _SOURCES, _TOKENS = "sources.log", "tokens.log"  # how far the built-in corpus is; gone when the store is complete
 _AT_ONCE = 64  # documents of the built-in corpus that are encoded between two entries of the log
+LEFT_OUT = {  # why a row that was read is no document, in a store's account and in words
+    "where": "left out by where",
+    "unanswered": "without an answer",
+    "too_short": "too short",
+    "too_long": "too long",
+    "not_kept": "not kept",
+}
 _WIDE = np.dtype([*INDEX.descr, ("bytes", "<i8"), ("first", "<u8"), ("second", "<u8")])
 Report = Callable[[str, float], None]
 
@@ -172,7 +179,7 @@ def prepare_sources(
     domains, accounts = {}, {}
     for name, source in sorted(sources.items()):
         rows, validation = tables[name], held[name]
-        unique = _first_of_equals(rows) if source.dedup else np.ones(len(rows), bool)
+        unique = _first_of_equals(rows, validation) if source.dedup else np.ones(len(rows), bool)
         leaked = (
             np.isin(_texts(rows), held_texts) & ~validation
         )  # held out of another source, or of this one as its only document
@@ -281,9 +288,9 @@ def _held_out(sides: np.ndarray, share: float) -> np.ndarray:
     return chosen
 
 
-def _first_of_equals(rows: np.ndarray) -> np.ndarray:
-    """bool [documents]: whether no document before it has the same text."""
-    order = np.lexsort((rows["second"], rows["first"]))  # stable: of equals the first stays first
+def _first_of_equals(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """bool [documents]: one of each text, the first that is held out or, if none is, the first."""
+    order = np.lexsort((~held_out, rows["second"], rows["first"]))  # stable: of equals the first stays first
     same = (rows["first"][order][1:] == rows["first"][order][:-1]) & (rows["second"][order][1:] == rows["second"][order][:-1])
     unique = np.ones(len(rows), bool)
     unique[order[1:][same]] = False
@@ -303,7 +310,8 @@ def _write_index(folder: Path, rows: np.ndarray, chosen: np.ndarray) -> dict[str
 
 def _account(source: SourceConfig, records: list[dict[str, Any]], duplicates: int, held_elsewhere: int) -> dict[str, Any]:
     """What became of a source's documents, and its shards' checksums."""
-    sums = {name: sum(record[name] for record in records) for name in ("read", "too_short", "too_long", "not_kept")}
+    counted = ("read", *LEFT_OUT)
+    sums = {name: sum(record.get(name, 0) for record in records) for name in counted}  # an older shard does not count all of them
     return {
         "kind": source.kind,
         "content": source.content,
@@ -331,15 +339,21 @@ def _empty(name: str, source: SourceConfig, records: list[dict[str, Any]]) -> st
     read = sum(record["read"] for record in records)
     if not read:
         return f"data.sources.{name} is empty: there is no document in {source.path}. Take it out, or name another path."
-    left_out = ", ".join(
-        f"{count} {reason}"
-        for reason, field in (("too short", "too_short"), ("too long", "too_long"), ("not kept", "not_kept"))
-        if (count := sum(record[field] for record in records))
-    )
-    return (
-        f"data.sources.{name} is empty: none of the {read} documents in {source.path} is left ({left_out}). "
-        f"Change min_characters, max_characters or keep."
-    )
+    counts = {reason: sum(record.get(reason, 0) for record in records) for reason in LEFT_OUT}
+    said = [f"{count} {LEFT_OUT[reason]}" for reason, count in counts.items() if count]
+    said += [f"{count} conversations left out"] if (count := read - sum(counts.values())) else []
+    return f"data.sources.{name} is empty: none of the {read} documents in {source.path} is left ({', '.join(said)}). {_remedy(counts)}"
+
+
+def _remedy(counts: dict[str, int]) -> str:
+    """What to change where nothing is left, by the reason that most were left out for."""
+    most = max(counts, key=lambda reason: counts[reason])
+    if not counts[most]:
+        return "Raise instruct.max_tokens, or set instruct.template=plain."
+    return {
+        "where": "Change where; values are compared as they are written.",
+        "unanswered": "Change instruct.schema, or name other data.",
+    }.get(most, "Change min_characters, max_characters or keep.")
 
 
 def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer, store_tokenizer: StoreTokenizer) -> dict:

@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -48,6 +50,20 @@ class Part:
     stop: int = -1
 
 
+class LeftOut(Enum):
+    """Why a row gives no document; the values name counts of a store's account."""
+
+    WHERE = "where"
+    UNANSWERED = "unanswered"
+
+
+class Row(NamedTuple):
+    """A row of a source: its place as in `Text`, and its document or why it gives none."""
+
+    place: int
+    text: str | LeftOut
+
+
 class Text(NamedTuple):
     """One document. ``place``: in a text part the file's number, in JSON lines the byte its line starts at (of the line itself, the number,
     in a compressed file), else the row."""
@@ -62,6 +78,13 @@ def read_part(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
     Raises:
         UserError: naming the file and the line, byte or row.
     """
+    for place, text in read_rows(key, source, part):
+        if isinstance(text, str):
+            yield Text(place, text)
+
+
+def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[Row]:
+    """All rows of a part, those that give no document, too. Raises UserError as `read_part` does."""
     yield from _READERS[part.kind](key, source, part)
 
 
@@ -76,12 +99,12 @@ def try_first_row(key: str, source: SourceConfig, part: Part) -> None:
     next(_read_parquet(key, source, part, 1) if part.kind == "parquet" else _READERS[part.kind](key, source, part), None)
 
 
-def _read_text(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
+def _read_text(key: str, source: SourceConfig, part: Part) -> Iterator[Row]:
     for number, path in enumerate(part.files):
         with readable(key, path), opened(path) as file:
             content = file.read()
         text = _decoded(key, source, path, content)
-        yield Text(number, _whole(key, path, text.removeprefix("\ufeff")))
+        yield Row(number, _whole(key, path, text.removeprefix("\ufeff")))
 
 
 def _decoded(key: str, source: SourceConfig, path: str, content: bytes, whole: bool = True) -> str:
@@ -93,7 +116,7 @@ def _decoded(key: str, source: SourceConfig, path: str, content: bytes, whole: b
         raise UserError(f"{key}: {path}, line {line}: {_not_text(source, error, 0)}") from None
 
 
-def _read_jsonl(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
+def _read_jsonl(key: str, source: SourceConfig, part: Part) -> Iterator[Row]:
     (path,) = part.files
     compressed = part.stop < 0
     with readable(key, path), opened(path) as file:
@@ -108,8 +131,7 @@ def _read_jsonl(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
                 except UserError as error:
                     where = where if compressed else f"{path}, line {_line_number(path, place)} (byte {place})"
                     raise UserError(f"{key}: {where}: {error}") from None
-                if text is not None:
-                    yield Text(number if compressed else place, text)
+                yield Row(number if compressed else place, text)
             place += len(line)
 
 
@@ -121,7 +143,7 @@ def _first_line(file: BinaryIO, start: int) -> int:
     return file.tell() if start else 0
 
 
-def _json_text(key: str, source: SourceConfig, line: bytes) -> str | None:
+def _json_text(key: str, source: SourceConfig, line: bytes) -> str | LeftOut:
     try:
         row = json.loads(line.decode(source.encoding))
     except UnicodeDecodeError as error:
@@ -135,21 +157,20 @@ def _json_text(key: str, source: SourceConfig, line: bytes) -> str | None:
     return _row_text(key, source, row)
 
 
-def _row_text(key: str, source: SourceConfig, row: Any) -> str | None:
+def _row_text(key: str, source: SourceConfig, row: Any) -> str | LeftOut:
     if not isinstance(row, dict):
         raise UserError(f"must hold an object such as {{'text': '…'}}, not {type(row).__name__}.")
     text = make_document(key, source, row)
-    return text if text is None else _whole("", "", text)
+    return _whole("", "", text) if isinstance(text, str) else text
 
 
-def _read_json(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
+def _read_json(key: str, source: SourceConfig, part: Part) -> Iterator[Row]:
     (path,) = part.files
     with readable(key, path), opened(path) as file:
         number = 0
         try:
             for number, row in enumerate(json_values(file, source.encoding)):
-                if (text := _row_text(key, source, row)) is not None:
-                    yield Text(number, text)
+                yield Row(number, _row_text(key, source, row))
                 number += 1
         except UnicodeDecodeError as error:
             raise UserError(f"{key}: {path}, row {number}: {_not_text(source, error, 0)}") from None
@@ -205,7 +226,7 @@ def json_values(file: BinaryIO, encoding: str) -> Iterator[Any]:
         text = text.removeprefix("\ufeff") if not begun else text
 
 
-def _read_parquet(key: str, source: SourceConfig, part: Part, batch_rows: int = _BATCH_ROWS) -> Iterator[Text]:
+def _read_parquet(key: str, source: SourceConfig, part: Part, batch_rows: int = _BATCH_ROWS) -> Iterator[Row]:
     (path,) = part.files
     with readable(key, path), open_parquet(path) as file:
         wanted = columns_in(key, source, file.schema_arrow.names, f"{path}: has no column")
@@ -213,19 +234,17 @@ def _read_parquet(key: str, source: SourceConfig, part: Part, batch_rows: int = 
         groups = list(range(part.start, part.stop))
         for batch in file.iter_batches(batch_rows, row_groups=groups, columns=wanted):
             for row in batch.to_pylist():
-                if (text := _document(key, source, row, f"{path}, row {place}", "column")) is not None:
-                    yield Text(place, text)
+                yield Row(place, _document(key, source, row, f"{path}, row {place}", "column"))
                 place += 1
 
 
-def _read_hub(key: str, source: SourceConfig, part: Part) -> Iterator[Text]:
+def _read_hub(key: str, source: SourceConfig, part: Part) -> Iterator[Row]:
     rows, first = load_rows(key, source, part.start, part.stop)
     found = rows.column_names
     wanted = columns_in(key, source, found, f"{source.path} has no field") if found is not None else list_columns(key, source)
     try:
         for place, row in enumerate(rows.select_columns(wanted), start=first):
-            if (text := _document(key, source, row, f"row {place}", "field")) is not None:
-                yield Text(place, text)
+            yield Row(place, _document(key, source, row, f"row {place}", "field"))
     except UserError:
         raise
     except Exception as error:  # each of the many formats raises its own
@@ -261,13 +280,13 @@ def open_parquet(path: str) -> Iterator[ParquetFile]:
         ) from None
 
 
-def _document(key: str, source: SourceConfig, row: dict[str, Any], where: str, kind: str) -> str | None:
-    """The row's text, or None if it is left out. Raises UserError naming ``where``."""
+def _document(key: str, source: SourceConfig, row: dict[str, Any], where: str, kind: str) -> str | LeftOut:
+    """The row's text, or why it is left out. Raises UserError naming ``where``."""
     try:
         text = make_document(key, source, row, kind)
     except UserError as error:
         raise UserError(f"{key}: {where}: {error}") from None
-    return text if text is None else _whole(key, where, text)
+    return _whole(key, where, text) if isinstance(text, str) else text
 
 
 def _whole(key: str, where: str, text: str) -> str:
@@ -306,23 +325,25 @@ def list_columns(key: str, source: SourceConfig) -> list[str]:
     return sorted({*of_text, *source.where})
 
 
-def make_document(key: str, source: SourceConfig, row: dict[str, Any], kind: str = "field") -> str | None:
-    """The row's text, or None where ``where`` leaves it out; of instruction data a conversation's JSON, None where it has no answer.
+def make_document(key: str, source: SourceConfig, row: dict[str, Any], kind: str = "field") -> str | LeftOut:
+    """The row's text, or why it gives none; of instruction data a conversation's JSON.
 
     Raises:
         UserError: a missing field, or one that is no text; the message begins without a place.
     """
     for name, wanted in source.where.items():
         if not matches(value_of(f"{key}.where", name, row, kind), wanted):
-            return None
+            return LeftOut.WHERE
     if source.instruct.schema:
-        return to_canonical(key, source, row, kind)
+        return to_canonical(key, source, row, kind) or LeftOut.UNANSWERED
     return fill(f"{key}.text", source.text, row, kind)
 
 
 def matches(value: Any, wanted: str) -> bool:
     """Whether a field's value is the one that was written: true, false and null as JSON has them, numbers however they are written."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        with suppress(ValueError):
-            return value == float(wanted)
+        with suppress(ValueError, InvalidOperation):
+            return value == (
+                float(wanted) if isinstance(value, float) else Decimal(wanted)
+            )  # a float does not tell large ids apart
     return wanted == str(value) or (not isinstance(value, str) and wanted == json.dumps(value, default=str))

@@ -24,9 +24,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lit_long.config import SourceConfig, UserError
-from lit_long.data.conversations import ChatTemplate, Encoder
+from lit_long.data.conversations import ChatTemplate, Encoder, asked_document
 from lit_long.data.pool import process_pool
-from lit_long.data.readers import Part, Text, read_part
+from lit_long.data.readers import LeftOut, Part, Text, read_rows
 from lit_long.data.sources import plain_source, shared_name
 from lit_long.data.tokenizer import encode_documents, load_tokenizer
 from lit_long.files import is_disk_full, replacing, write_atomically
@@ -148,6 +148,7 @@ def _make_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
         "too_short": rows.too_short,
         "too_long": rows.too_long,
         "not_kept": rows.not_kept,
+        **{reason.value: count for reason, count in rows.none.items()},
         "sha256": {"tokens": digest.hexdigest(), "rows": hashlib.sha256(table.tobytes()).hexdigest()},
         "names": list(task.part.names),
     }
@@ -171,6 +172,7 @@ class _Rows:
         self._bytes: list[int] = []
         self.lengths: list[int] = []
         self.read = self.too_short = self.too_long = self.not_kept = 0
+        self.none = dict.fromkeys(LeftOut, 0)
 
     def documents(self, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
         """int64 [tokens] of each text, the separator first."""
@@ -178,9 +180,11 @@ class _Rows:
 
     def texts(self) -> Iterator[str]:
         source = self._task.source
-        for place, text in read_part(self._task.key, source, self._task.part):
+        for place, text in read_rows(self._task.key, source, self._task.part):
             self.read += 1
-            if len(text) < source.min_characters:
+            if isinstance(text, LeftOut):
+                self.none[text] += 1
+            elif len(text) < source.min_characters:
                 self.too_short += 1
             elif source.max_characters and len(text) > source.max_characters:
                 self.too_long += 1
@@ -190,7 +194,7 @@ class _Rows:
                 if not is_kept(digest, source.keep):
                     self.not_kept += 1
                     continue
-                self._hashes.append(digest)
+                self._hashes.append(side_hash(source, text, digest)[:8] + digest[8:])
                 self._places.append(place)
                 self._bytes.append(len(content))
                 yield text
@@ -245,6 +249,11 @@ def text_hash(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def side_hash(source: SourceConfig, text: str, digest: bytes) -> bytes:
+    """What decides whether a text is held out, unless ``split_by`` does: its own hash, or that of the document that it asks about."""
+    return text_hash(asked_document(text).encode()) if source.instruct.schema == "qa" else digest
+
+
 def is_kept(digest: bytes, share: float) -> bool:
     return int.from_bytes(digest[8:], "little") < share * HASHES
 
@@ -261,7 +270,8 @@ def passes(source: SourceConfig, text: Text, part: Part) -> bool:
     if not (long_enough and short_enough):
         return False
     digest = text_hash(text.text.encode())
-    decides = text_hash(shared_name(source, part.names[text.place]).encode()) if source.split_by else digest
+    named = source.split_by and text_hash(shared_name(source, part.names[text.place]).encode())
+    decides = named or side_hash(source, text.text, digest)
     return is_kept(digest, source.keep) and not is_held_out(decides, source.validation_share)
 
 

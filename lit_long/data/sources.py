@@ -137,6 +137,7 @@ def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
     by_kind: dict[str, list[tuple[Path, FileFormat]]] = {}
     for file, form in zip(found.files, found.formats):
         by_kind.setdefault(form.kind, []).append((file, form))
+    _check_wide(key, source, set(by_kind))
     for kind, files in by_kind.items():
         for file, form in {files[0]: None, files[-1]: None}:
             start, stop = (0, -1) if kind == "text" else next(iter(_cut_file(str(file), form)), (0, 0))
@@ -214,11 +215,21 @@ def _cut_parquet(path: str) -> list[tuple[int, int]]:
     return [(run.start, run.stop) for run in _runs(sizes)]
 
 
+def _check_wide(key: str, source: SourceConfig, kinds: set[str]) -> None:
+    """Raise a UserError for JSON lines in an encoding whose line ends are not single bytes."""
+    if "jsonl" in kinds and codecs.lookup(source.encoding).name.startswith(("utf-16", "utf-32")):
+        raise UserError(
+            f"{key}.encoding: JSON lines in {source.encoding} cannot be cut at line ends; convert the files to utf-8."
+        )
+
+
 def _check_settings(key: str, name: str, source: SourceConfig) -> None:
     if not source.path:
         raise UserError(f"{key}.path is missing: name a folder, a file, a glob or {HUGGING_FACE}NAME.")
-    if not (name.replace("-", "_").isidentifier()):
-        raise UserError(f"{key}: a source's name is made of letters, digits, - and _, for it names folders and columns.")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
+        raise UserError(
+            f"{key}: a source's name begins with a letter and is made of ASCII letters, digits, - and _, for it names folders, columns and metrics."
+        )
     if source.kind not in ("auto", *KINDS):
         raise UserError(f"{key}.kind: unknown kind {source.kind!r}{nearest(source.kind, ('auto', *KINDS))}")
     if source.instruct.schema:
@@ -229,13 +240,9 @@ def _check_settings(key: str, name: str, source: SourceConfig) -> None:
             f"0 as max_characters means no limit."
         )
     try:
-        codec = codecs.lookup(source.encoding).name
+        codecs.lookup(source.encoding)
     except LookupError:
         raise UserError(f"{key}.encoding: Python knows no encoding {source.encoding!r}; most text is utf-8 or latin-1.") from None
-    if codec.startswith(("utf-16", "utf-32")) and source.kind == "jsonl":
-        raise UserError(
-            f"{key}.encoding: JSON lines in {source.encoding} cannot be cut at line ends; convert the files to utf-8."
-        )
 
 
 def _kind_of(key: str, source: SourceConfig) -> str:
@@ -257,4 +264,7 @@ def plain_source(source: SourceConfig) -> dict[str, Any]:
 
 def instruct_identity(source: SourceConfig) -> dict[str, Any]:
     """What prepared instruction data depend on; nothing of a source of plain text, as before there was another kind."""
-    return {"instruct": differing(source.instruct)} if source.instruct.schema else {}
+    if not source.instruct.schema:
+        return {}
+    by_document = {"held_out": "documents"} if source.instruct.schema == "qa" else {}  # before, single questions were
+    return {"instruct": differing(source.instruct)} | by_document

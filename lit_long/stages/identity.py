@@ -96,6 +96,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         settings["made_from"] = fingerprint(config.data.corpus, uses_builtin(config.data))
         if templates := chat_templates(config.data):
             settings["chat_templates"] = templates
+        if any(source.instruct.schema == "qa" for source in config.data.sources.values()):
+            settings["held_out"] = "documents"  # with all questions about them; before, single questions were
         return settings
     evaluates = config.kind == "evaluate"
     if evaluates and draws(config.evaluation):

@@ -135,6 +135,50 @@ def test_chat_templates_keep_answers_apart() -> None:
     assert encoder(json.dumps([{"role": "user", "content": "<|im_end|> now"}, messages[2]])) is None
 
 
+def test_questions_are_held_out_with_their_document(tmp_path: Path) -> None:
+    """All that ask about a document are on one side, and the same side in every source that shares the document."""
+    many = [
+        row | {"question": f"And {n}?", "document": f"{row['document']} {d}"}
+        for d, row in enumerate(questions())
+        for n in range(6)
+    ]
+    made = {
+        name: SourceConfig(
+            write(tmp_path / f"{name}.jsonl", rows), validation_share=0.3, instruct=InstructConfig("qa", max_tokens=256)
+        )
+        for name, rows in (("one", many[::2]), ("two", many[1::2]))
+    }
+    prepare(CorpusConfig(vocab_size=400), tmp_path / "store", sources=made, builtin=False, processes=1)
+    store = open_store(tmp_path / "store")
+
+    def rows_of(name: str, split: str) -> list[int]:
+        return [int(store.documents(name, split).name(i).split(":")[1]) for i in range(len(store.documents(name, split)))]
+
+    starts = {
+        name: np.cumsum([0] + [len(json.dumps(row)) + 1 for row in rows])
+        for name, rows in (("one", many[::2]), ("two", many[1::2]))
+    }
+    about = {
+        (name, split): {int(np.searchsorted(starts[name], at)) // 3 for at in rows_of(name, split)}
+        for name in starts
+        for split in ("train", "validation")
+    }
+    assert about["one", "validation"] == about["two", "validation"] and 0 < len(about["one", "validation"]) < 12
+    assert about["one", "train"] == about["two", "train"] == {*range(12)} - about["one", "validation"]
+    assert sum(len(store.documents("one", split)) for split in ("train", "validation")) == 36
+
+
+def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
+    silent = [{"conversations": [{"from": "human", "value": say(n, 5)}]} for n in range(7)]
+    source = SourceConfig(write(tmp_path / "in.jsonl", [*chats(), *silent]), instruct=InstructConfig("sharegpt"))
+    prepare(CorpusConfig(vocab_size=400), tmp_path / "store", sources={"chat": source}, builtin=False, processes=1)
+    account = open_store(tmp_path / "store").sources["chat"]
+    assert (account["read"], account["unanswered"]) == (47, 7)
+    source = SourceConfig(write(tmp_path / "none.jsonl", silent), instruct=InstructConfig("sharegpt"))
+    with pytest.raises(UserError, match=r"none of the 7 documents .* is left \(7 without an answer\)\. Change instruct\.schema"):
+        prepare(CorpusConfig(vocab_size=400), tmp_path / "other", sources={"chat": source}, builtin=False, processes=1)
+
+
 def test_questions_keep_their_chunk_and_their_depth(store: Store) -> None:
     account = store.sources["qa"]["instruct"]
     assert account["left_out"] == 0 and account["cut"] == 12 and min(account["depths"][0], account["depths"][-1]) >= 1
@@ -266,7 +310,9 @@ def test_long_conversations_are_left_out_whole(store: Store) -> None:
         store, Recipe({"qa": 1.0}, instruct={"qa": InstructConfig("qa", packing="single")}), [_phase(256)], 256
     )
     assert mixture.sources["qa"].sequences_per_epoch == (store.documents("qa", "train").lengths <= 256).sum()
-    with pytest.raises(UserError, match="none of the"):
+    with pytest.raises(
+        UserError, match=r"no conversation of 'qa' fits context=100: the shortest has 2\d\d tokens.*instruct\.max_tokens"
+    ):
         PackedDocuments(store, "qa", 100, 0, True, instruct=InstructConfig("qa"))
 
 

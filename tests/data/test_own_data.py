@@ -9,6 +9,7 @@ import time
 import pytest
 
 from lit_long.data.__main__ import main as data_command
+from lit_long.data.inspect import make_figure
 from lit_long.sweep import main as sweep_command
 from tests.data.own import TEXTS, write_jsonl, write_text
 from tests.integration.mini import MINI, run_here, stages, table
@@ -48,6 +49,8 @@ def test_prepare_then_inspect(place, source, prepared):
     assert sum(documents for _, documents, _ in mine["histogram"]) == 24
     assert 0 < found["long_share"] <= 1 and len(found["digest"]) == 64
     assert (place / "pictures" / "lengths.png").stat().st_size > 5000
+    (axes,) = make_figure(found).axes
+    assert axes.lines[0].get_xdata() == [1024, 1024]  # where documents begin to be long
     shown = run_here("lit_long.data", "inspect", *source, f"root={place}/root", "verify=true").stdout
     assert found["digest"] in shown and "█" in shown and "a sample:" in shown
 

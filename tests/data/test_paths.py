@@ -249,6 +249,11 @@ def test_a_column_named_with_a_dot(name, tmp_path):
         (lambda file: file.write_bytes(bz2.compress(LINES)[:200]), {}, r"is damaged or was cut off"),
         (lambda file: file.write_bytes(b"caf\xe9 " * 10), {}, r"byte 3 \(0xe9\) is not utf-8 text"),
         (lambda file: file.write_bytes(b"%PDF-1.7\n"), {}, r"is no utf-8 text"),
+        (
+            lambda file: file.write_bytes(LINES.decode().encode("utf-16")),
+            {"encoding": "utf-16"},
+            "JSON lines in utf-16 cannot be cut at line ends",
+        ),
         (write_jsonl, {"instruct": {"schema": "messages"}}, r"has no field 'messages'"),
     ],
 )
@@ -258,6 +263,15 @@ def test_what_cannot_be_read_is_found_at_planning(write, settings, message, tmp_
     write(tmp_path / "b")
     with pytest.raises(UserError, match=message):
         resolve_source("mine", SourceConfig(path=str(tmp_path / "b"), **settings))
+
+
+@pytest.mark.parametrize("name", ["bücher", "my source", "1st", "a/b"])
+def test_names_that_no_metric_can_have(name, tmp_path):
+    write_jsonl(tmp_path / "in.jsonl")
+    with pytest.raises(
+        UserError, match=f"data.sources.{name}: a source's name begins with a letter and is made of ASCII letters"
+    ):
+        resolve_source(name, SourceConfig(path=str(tmp_path / "in.jsonl")))
 
 
 def test_the_last_file_of_each_kind_is_looked_at_too(tmp_path):

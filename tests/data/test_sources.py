@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lit_long.config import SourceConfig, UserError
 from lit_long.data import hub, sources
+from lit_long.data.inspect import describe_left_out
 from lit_long.data.prepare import prepare
 from lit_long.data.readers import read_part
 from lit_long.data.sources import find_files, list_parts, resolve_source
@@ -168,6 +169,29 @@ def test_what_one_source_holds_out_no_other_trains_on(tmp_path):
     assert not set(decoded(store, "validation", "a")) & set(decoded(store, "train", "b"))
     held = len(decoded(store, "validation", "a"))
     assert 0 < store.sources["b"]["held_out_elsewhere"] <= held
+
+
+def test_rows_left_out_are_accounted_for(tmp_path):
+    rows = [{"text": text, "lang": ("en", "fr", "de")[i % 3]} for i, text in enumerate(TEXTS)]
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    account = store_of(tmp_path / "store", file, where={"lang": "en"}).sources["mine"]
+    assert (account["read"], account["where"]) == (60, 40) and "left out: 40 left out by where" in describe_left_out(account)
+    with pytest.raises(UserError, match=r"none of the 60 documents in .* is left \(60 left out by where\)\. Change where"):
+        store_of(tmp_path / "none", file, where={"lang": "EN"})
+
+
+def test_a_text_on_both_sides_of_the_split_is_held_out_once(tmp_path):
+    """By authors, of whom each has a text that all have."""
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        (tmp_path / "in" / f"Author {number} - Common.txt").write_text("The same preface, by nobody in particular.")
+        (tmp_path / "in" / f"Author {number} - Own.txt").write_text(TEXTS[number])
+    store = store_of(tmp_path / "store", tmp_path / "in", split_by="(.*) - ", validation_share=0.4)
+    held, train = decoded(store, "validation"), decoded(store, "train")
+    assert held.count("The same preface, by nobody in particular.") == 1 and sorted(held + train) == sorted({*held, *train})
+    assert {*TEXTS[:12]} < {*held, *train} and 1 < len(held) < 13
+    assert (store.sources["mine"]["duplicates"], store.sources["mine"]["held_out_elsewhere"]) == (11, 0)
 
 
 def test_the_split_is_by_author(tmp_path):
