@@ -5,8 +5,9 @@ level. It is
 
     shown            the mean difference has the claimed sign and size, and its 95 % interval (Student's t over the seeds, or the
                      held-out documents) excludes 0
-    contradicted     the interval excludes 0 on the other side, and the experiment's design tests the paper's claim
-    opposite here    the same by a design that does not: it asks the question at another place
+    contradicted     the interval excludes 0 on the other side
+    agrees here      as shown, by a design that does not test the paper's claim: it asks the question under other conditions
+    opposite here    as contradicted, by such a design
     not shown        neither
     not run          no result is kept for it
     not testable here    says the file, with its reason
@@ -17,7 +18,7 @@ The file says of each experiment what its design is, and what would change our m
       data_mix:
         design: what was trained on what, at which size and budget
         doubt: what would change our mind
-        tests_paper: false                   an interval on the other side does not contradict the paper (default: true)
+        tests_paper: false                   an interval beyond 0 neither shows nor contradicts what the paper says (default: true)
 
 Each claim of the file:
 
@@ -34,6 +35,7 @@ Each claim of the file:
       at_least: 0.2                          how large the difference must be (default: any)
       level: 0.6                             in place of second: what each seed of the first is compared with
       by: documents                          perplexities of one seed, compared text by text (default: seeds, run by run)
+      ours: true                             not from a paper, so shown or contradicted whatever the design says of the paper (default: false)
       within: 0.02                           of same: how large it may be. Shown where all of the interval is within, contradicted where none of it is
 
 In ``paper``, {first.base:,.0f} and {first.supports:,} stand for the RoPE base of the first variant and the context that the base-bound criterion
@@ -90,6 +92,7 @@ class Claim:
     level: NotNegative | None = None
     by: Annotated[str, Choice(SEEDS, DOCUMENTS)] = SEEDS
     within: NotNegative = 0.0
+    ours: bool = False
     why_not: str = ""
 
 
@@ -127,7 +130,7 @@ def findings(claims_file: Path, results: Path, runs_page: str) -> str:
         for claim in (one for one in claims if one.experiment == experiment):
             lines += [f"| {claim.finding} | {' | '.join(row)} |" for row in tested(claim, design, kept)]
         lines.append("")
-    lines += [f"The runs behind it, with their commands, machines and identities: [{runs_page}]({runs_page})."]
+    lines += [f"The runs behind these results, with their commands, machines and identities: [{runs_page}]({runs_page})."]
     return "\n".join(lines) + "\n"
 
 
@@ -248,15 +251,18 @@ def mean(claim: Claim, many: list[float]) -> str:
 def verdict(claim: Claim, design: Design, difference: dict[str, Any]) -> str:
     if difference["n"] < FEWEST:
         return f"not shown (fewer than {FEWEST} {claim.by})"
-    opposite = "**contradicted**" if design.tests_paper else "**opposite here**"
+    direct = design.tests_paper or claim.ours
+    shown, opposite = ("**shown**", "**contradicted**") if direct else ("**agrees here**", "**opposite here**")
+    if claim.by == DOCUMENTS:  # the interval has no variance of training
+        shown, opposite = f"{shown} for this run", f"{opposite} for this run"
     if claim.claim == SAME:
         if max(-difference["low"], difference["high"]) <= claim.within:
-            return "**shown**"
+            return shown
         return opposite if max(difference["low"], -difference["high"]) > claim.within else "not shown"
     sign = SIGNS[claim.claim]
     low, high = sorted((sign * difference["low"], sign * difference["high"]))
     if low > 0:
-        return "**shown**" if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
+        return shown if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
     return opposite if high < 0 else "not shown"
 
 

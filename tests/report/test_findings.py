@@ -137,10 +137,13 @@ def test_other_verdicts(tmp_path):
     rows = page(tmp_path, three_seeds([11.0, 22.1, 44.0], [10.0, 20.0, 40.0], accuracy=((0.2, 0.1), (0.3, 0.2), (0.21, 0.1))))
     assert rows["lower"][4] == "**contradicted**"
     assert rows["retrieves"][4] == "right sign, less than 0.2"
-    with pytest.MonkeyPatch.context() as patch:  # a design that does not test the paper's claim contradicts nothing
-        patch.setitem(globals(), "CLAIMS", CLAIMS.replace("doubt: more seeds", "tests_paper: false"))
+    ours = "{finding: ours, paper: '–', experiment: e, domains: [code, docs], length: 2k, first: abf, second: rope, ours: true}"
+    with pytest.MonkeyPatch.context() as patch:  # a design that does not test the paper's claim neither shows nor contradicts it
+        patch.setitem(globals(), "CLAIMS", CLAIMS.replace("doubt: more seeds", "tests_paper: false") + f"  - {ours}\n")
         rows = page(tmp_path, three_seeds([11.0, 22.1, 44.0], [10.0, 20.0, 40.0]))
-    assert rows["lower"][4] == "**opposite here**"
+        assert rows["lower"][4] == "**opposite here**" and rows["ours"][4] == "**contradicted**"
+        rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]))
+        assert rows["lower"][4] == "**agrees here**" and rows["ours"][4] == "**shown**"
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 19.0, 44.0])[:6])
     assert rows["lower"][3:5] == ["2", "not shown (fewer than 3 seeds)"]
     rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["rows"] != ["rope"]])
@@ -173,7 +176,7 @@ def test_of_one_seed_documents_are_the_pairs(tmp_path, make, monkeypatch):
     kept = [evaluated(stage, sweep) for stage in sweep.stages if stage.measurements is not None]
     assert {run["rows"][0] for run in kept} == {"abf", "rope", "base of abf", "base of rope"}
     claim = "{finding: text by text, paper: '–', experiment: e, domains: [code], length: 2k, first: abf, second: SECOND, by: documents}"
-    for second, words in (("rope", "**shown**"), ("base of rope", "not shown")):
+    for second, words in (("rope", "**shown** for this run"), ("base of rope", "not shown")):
         monkeypatch.setitem(globals(), "CLAIMS", CLAIMS + f"  - {claim.replace('SECOND', second)}\n")
         row = page(tmp_path, kept)["text by text"]
         expected = ttest_rel(nats["abf"], nats[second]).confidence_interval()
