@@ -84,6 +84,6 @@ class Tables:
 
 def same_tables(encoder: PositionalEncoder | LayerGroup, shorter: int, longer: int) -> bool:
     """Whether the encoder rotates positions of the shorter context alike in both."""
-    probed = torch.linspace(0, shorter - 1, PROBED).round()[None]
+    probed = torch.linspace(0, max(shorter - 1, 1), PROBED).round()[None]  # position 0 alone is rotated alike by all
     pairs = zip(encoder.rotation(probed, shorter), encoder.rotation(probed, longer), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)

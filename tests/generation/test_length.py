@@ -75,17 +75,26 @@ def reads(monkeypatch):
     return found
 
 
-def test_longrope_switches_once_and_exactly(reads):
+@pytest.mark.parametrize(
+    ("lengths", "read"),
+    [
+        ((25, 20), [[25, 20], [33, 28], [38, 33]]),  # the first row passes 32 tokens, then the second
+        ((1,), [[1], [33]]),
+        ((1, 20), [[1, 20], [14, 33], [33, 52]]),
+    ],
+    ids=str,
+)
+def test_longrope_switches_once_and_exactly(reads, lengths, read):
     model = small(**LONGROPE)
-    rows = prompts(25, 20)
-    assert max(gaps(model, rows, 24)) <= EXACT
-    assert reads == [[25, 20], [33, 28], [38, 33]]  # the first row passes 32 tokens, then the second
+    rows = prompts(*lengths)
+    assert max(gaps(model, rows, 40)) <= EXACT
+    assert reads == read
     stale = small(**LONGROPE | {"long_factors": LONGROPE["short_factors"]})
     assert (full_logits(stale, prompts(33)[0]) - full_logits(model, prompts(33)[0])).abs().max() > 0.1  # it does matter
-    assert generate(model, rows, 24) == [full_greedy(model, row, 24) for row in rows]
+    assert generate(model, rows, 40) == [full_greedy(model, row, 40) for row in rows]
 
 
-@pytest.mark.parametrize("lengths", [(20,), (10,), (30, 12, 21)], ids=str)
+@pytest.mark.parametrize("lengths", [(20,), (10,), (30, 12, 21), (1, 12)], ids=str)
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 def test_dynamic_ntk_is_exact_in_one_layer(reads, lengths, factor):
     """From before and from beyond its original 16 tokens."""

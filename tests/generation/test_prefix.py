@@ -134,6 +134,7 @@ def test_prompts_of_equal_length_and_the_same_prompt(any_pays):
 def test_encoders_that_look_at_the_length_share_nothing(any_pays, monkeypatch):
     dynamic = small(scheme="dynamic_ntk", original=16)
     assert empty_prefix(dynamic, 10, 40) is None and empty_prefix(dynamic, 2, 16) is not None
+    assert empty_prefix(dynamic, 1, 40) is None and empty_prefix(dynamic, 1, 16) is not None
     assert empty_prefix(small(encoder=LogLength(16)), 10, 11) is None
     expected = [generate(dynamic, [row], 6)[0] for row in ROWS]
     read = count_tokens(monkeypatch)
