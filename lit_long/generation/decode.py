@@ -40,13 +40,20 @@ class Sequences:
         max_new_tokens: tokens that `step` may add to each.
         chunk: tokens whose widest activations may exist at once when prompts are read.
         forgets: whether layers with a window keep no more than it. `rewind` and `change` then read the rows anew.
+        shortest: tokens of the shortest prompt that `change` may go over to; where not given, of the shortest row.
 
     Raises:
         UserError: no prompt, an empty one, or more tokens than the encoders can hold.
     """
 
     def __init__(
-        self, model: Llama, rows: list[list[int]], max_new_tokens: int, chunk: int = PREFILL_CHUNK, forgets: bool = True
+        self,
+        model: Llama,
+        rows: list[list[int]],
+        max_new_tokens: int,
+        chunk: int = PREFILL_CHUNK,
+        forgets: bool = True,
+        shortest: int | None = None,
     ) -> None:
         if chunk < 1:
             raise UserError(f"prefill_chunk={chunk} must be at least 1 token")
@@ -56,7 +63,8 @@ class Sequences:
         self.rows = [list(row) for row in rows]
         self.longest = max(map(len, rows)) + max_new_tokens
         self.device = model.embed_tokens.weight.device
-        self.tables = [Tables(group, min(map(len, rows)), self.longest, self.device) for group in model.pattern.groups]
+        shortest = shortest or min(map(len, rows))
+        self.tables = [Tables(group, shortest, self.longest, self.device) for group in model.pattern.groups]
         self.masks = layer_masks(model)
         self.cache: KeyValueCache | None = None
 
@@ -132,7 +140,8 @@ class Sequences:
     def change(self, row: list[int]) -> Tensor:
         """Go over to another prompt, of one sequence alone; what it has in common with the tokens so far is not read again.
 
-        Logits [1, V] of what comes next. It must have no more tokens than the longest so far could have become.
+        Logits [1, V] of what comes next. It must have no more tokens than the longest so far could have become, and no fewer than
+        ``shortest``.
         """
         common = min(common_length(self.rows[0], row), len(row) - 1)
         self.rows = [list(row)]
@@ -203,8 +212,9 @@ def generate_in_turn(
         return generate(model, prompts, max_new_tokens)  # which says what is wrong
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda place: prompts[place])
-    new_tokens = max(map(len, prompts)) - len(prompts[order[0]]) + max_new_tokens - 1
-    sequences = Sequences(model, [prompts[order[0]]], new_tokens, forgets=False)
+    lengths = [len(prompt) for prompt in prompts]
+    new_tokens = max(lengths) - lengths[order[0]] + max_new_tokens - 1
+    sequences = Sequences(model, [prompts[order[0]]], new_tokens, forgets=False, shortest=min(lengths))
     for place in order:
         logits_1V = sequences.read() if place == order[0] else sequences.change(prompts[place])
 

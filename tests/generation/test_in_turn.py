@@ -9,8 +9,13 @@ from lit_long.generation import Sequences, generate
 from lit_long.generation.decode import SHARED_CHUNK, generate_in_turn
 from tests.evaluation.models import SHAPE
 from tests.generation.llamas import count_tokens, small
+from tests.generation.test_length import LONGROPE
 
-ENCODERS = [{"scheme": "rope", "base": 10_000.0}, {"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 1.0, "original": 64}]
+ENCODERS = [
+    {"scheme": "rope", "base": 10_000.0},
+    {"scheme": "dynamic_ntk", "base": 10_000.0, "factor": 1.0, "original": 64},
+    LONGROPE | {"original": 64},
+]
 
 
 def prompts() -> list[list[int]]:
@@ -23,9 +28,10 @@ def prompts() -> list[list[int]]:
 
 @pytest.mark.parametrize("position", ENCODERS, ids=lambda each: each["scheme"])
 def test_same_tokens_as_alone(position):
-    model = small(SHAPE, **position)
-    expected = [generate(model, [prompt], 6)[0] for prompt in prompts()]
-    assert generate_in_turn(model, prompts(), 6) == expected
+    """Read first is one above the original context of 64 tokens, then one below it."""
+    model, rows = small(SHAPE, **position), [*prompts(), [1] * 70, [*range(5, 40)]]
+    expected = [generate(model, [prompt], 6)[0] for prompt in rows]
+    assert generate_in_turn(model, rows, 6) == expected
 
 
 def test_same_logits_and_fewer_tokens(monkeypatch):
