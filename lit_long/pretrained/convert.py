@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lit_long.tokenizers.tokenizer import ModelTokenizer
 
-VERSION = 1  # of what a conversion makes of the same source; to be raised when that changes
+VERSION = 2  # of what a conversion makes of the same source; to be raised when that changes
 
 
 class Converted(PretrainedWeights):
@@ -122,9 +122,10 @@ class Converted(PretrainedWeights):
             tokenizer = source.tokenizer()
         except UserError:  # said to those who ask for it; weights can do without
             tokenizer = None
-        config = (
-            source.config if isinstance(source, HuggingFace) else model_config(shape, source.position, shape.context, tokenizer)
-        )
+        if isinstance(source, HuggingFace) and not source.fused:
+            config = source.config
+        else:  # a class that fuses matrices would not find what is written split
+            config = model_config(shape, source.position, shape.context, tokenizer, source.layers)
         card = (
             f"---\nlibrary_name: transformers\n---\n\nConverted by lit-long from `{self.path}`; sha256 of its content: `{self.digest}`. "
             f"Part of a cache: it can be deleted, and is made again when needed.\n"

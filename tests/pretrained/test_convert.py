@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_long.config import UserError
 from lit_long.export import main as export_command
@@ -22,6 +22,7 @@ from lit_long.pretrained.convert import Converted
 from tests.integration.mini import REPOSITORY, run, run_here
 from tests.pretrained import gguf_files, test_huggingface, test_meta
 from tests.pretrained.llamas import assert_same, edit_config, random_llama, read, save
+from tests.pretrained.test_families import random_model
 from tests.tokenizers.texts import trained
 
 
@@ -45,8 +46,8 @@ SCALED |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__original_context_length": 64}
 
 
-def bin_folder(folder: Path, **options) -> Path:
-    test_huggingface.to_bin(save(random_llama(vocab=600, tied=True), folder), **options)
+def bin_folder(folder: Path, model=None, **options) -> Path:
+    test_huggingface.to_bin(save(model or random_llama(vocab=600, tied=True), folder), **options)
     PreTrainedTokenizerFast(tokenizer_object=trained("llama-bpe", ("<s>",)), bos_token="<s>").save_pretrained(folder)
     return folder
 
@@ -71,6 +72,7 @@ SOURCES = {
     "bin": lambda folder: bin_folder(folder / "bin"),
     "bin, three files": lambda folder: bin_folder(folder / "bin", shards=3),
     "bin, of before torch 1.6": lambda folder: bin_folder(folder / "bin", new=False),
+    "bin, fused": lambda folder: bin_folder(folder / "bin", random_model("phi3", vocab_size=600, sliding_window=12)),
     "meta": lambda folder: meta_folder(folder / "meta"),
     "meta, two parts": lambda folder: meta_folder(folder / "meta", parts=2),
 }
@@ -88,11 +90,11 @@ def test_bits_stay_whatever_the_format(tmp_path, cache, monkeypatch, name, part)
         assert found[key].dtype == tensor.dtype and found[key].equal(tensor), key
     [folder] = conversions(cache)
     again = open_pretrained(str(cache / folder))
-    assert again.shape == pretrained.shape
+    assert (again.shape, again.layers) == (pretrained.shape, pretrained.layers)
     assert (cache / folder / "model.safetensors.index.json").exists() == (part < 10**6)
     assert again.position.keys() == pretrained.position.keys()
     assert_same(
-        LlamaForCausalLM.from_pretrained(cache / folder, dtype=torch.float32), read(pretrained), 40
+        AutoModelForCausalLM.from_pretrained(cache / folder, dtype=torch.float32), read(pretrained), 40
     )  # within every original context
     assert str(pretrained.path) in (cache / folder / "README.md").read_text()
 
