@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_long.config import LayerGroupConfig, LayersConfig, ModelConfig, UserError, nearest
 from lit_long.positions import settings
-from lit_long.pretrained.rope_config import hf_from_position, position_from_hf, whole
+from lit_long.pretrained.rope_config import ORIGINAL, hf_from_position, position_from_hf, whole
 
 SILU = {"hidden_act": "silu"}
 ATTENTION_BIAS = {"attention_bias": ("qkv_bias", "o_bias")}
@@ -137,7 +137,7 @@ FAMILIES = {  # in the order in which an export tries them
     "phi3": Family(
         "Phi3ForCausalLM",
         only=SILU,
-        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
+        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, ORIGINAL: 4096, "sliding_window": None},
         windows="all",
         rope_types=("default", "longrope"),  # it takes yarn for longrope
         fused={

@@ -189,11 +189,14 @@ def trained_context(config: dict[str, Any], where: str) -> int:
         return whole(config, TRAINED, where)
     context = whole(config, "max_position_embeddings", where, 2048)  # transformers' default for a Llama
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":  # Phi-3's class has an original context even so
+        return context
     original = whole(config, ORIGINAL, where, rope.get(ORIGINAL) or context)
-    return scaled_context(context, original, rope.get("factor") or 1.0, rope.get("rope_type", rope.get("type")))
+    return scaled_context(context, original, rope.get("factor") or 1.0, kind)
 
 
-def scaled_context(context: int, original: int, factor: float, kind: str | None) -> int:
+def scaled_context(context: int, original: int, factor: float, kind: str) -> int:
     """``context`` where it is scaled already, else what scaling by ``factor`` makes of the ``original`` one.
 
     It is scaled already where it is more than the original context that the file names; and where linear scaling, which usually names

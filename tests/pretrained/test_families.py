@@ -11,16 +11,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from lit_long.config import LayerGroupConfig, LayersConfig, ModelConfig, UserError
 from lit_long.generation import generate, prepack
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import parameters
 from lit_long.planning.memory import weights
+from lit_long.positions import build
 from lit_long.positions.layers import build_layers
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.export import write_huggingface
-from lit_long.pretrained.families import DEFAULTS, FAMILIES, complete, layer_types, write_family
+from lit_long.pretrained.families import DEFAULTS, FAMILIES, complete, layer_types, rotation_config, write_family
+from lit_long.pretrained.rope_config import position_from_hf, trained_context
 from tests.generation.llamas import prompts
 from tests.planning.jobs import job
 from tests.pretrained.llamas import assert_same, batch_of, edit_config, read, save
@@ -218,9 +221,27 @@ def test_what_a_config_may_leave_out(family):
         assert CONFIG_MAPPING[family](use_sliding_window=True).sliding_window == known.pop("sliding_window")
     assert known == {key: usual[key] for key in known}
     assert usual["num_key_value_heads"] == table.get("num_key_value_heads", usual["num_attention_heads"])
+    assert usual.get("original_max_position_embeddings") == table.get("original_max_position_embeddings")
     assert usual.get("head_dim") in (table.get("head_dim"), usual["hidden_size"] // usual["num_attention_heads"], None)
     types = layer_types(complete({"model_type": family, "num_hidden_layers": 4}, ""), "")
     assert types == usual.get("layer_types", [SLIDING if usual.get("sliding_window") else FULL] * 4)
+
+
+LONG = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize("at_top", [{}, {"original_max_position_embeddings": 2048}])
+@pytest.mark.parametrize("in_group", [{}, {"original_max_position_embeddings": 8192}])
+def test_the_original_context_of_phi3(at_top, in_group):
+    """4,096 tokens where the top says nothing, whatever the group says."""
+    fields = SIZES | {"max_position_embeddings": 131_072, "rope_parameters": None, "rope_theta": 1e4} | at_top
+    fields |= {"rope_scaling": LONG | in_group}
+    theirs = Phi3RotaryEmbedding(CONFIG_MAPPING["phi3"](**deepcopy(fields)))
+    config = rotation_config(complete({"model_type": "phi3"} | fields, ""), "")
+    found = position_from_hf(config, "")
+    assert found["original"] == theirs.config.rope_parameters["original_max_position_embeddings"]
+    assert build(found, 16).attention_factor(9000) == pytest.approx(theirs.attention_scaling, rel=1e-6)
+    assert trained_context(config, "") == 131_072
 
 
 # Fields that transformers' classes read and that decide nothing here, besides sizes and what rope_config.py reads

@@ -159,7 +159,8 @@ def test_context_of_linear_scaling_without_an_original(name, kind):
 
 
 def test_context_without_scaling():
-    for keys in ({}, {"rope_scaling": None}, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}):
+    default = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
+    for keys in ({}, {"rope_scaling": None}, default, {"original_max_position_embeddings": 4096}):
         assert trained_context(LLAMA | keys, "x") == 256
     assert trained_context({}, "x") == 2048
     with pytest.raises(UserError, match="x: max_sequence_length must be a whole number"):
