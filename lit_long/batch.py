@@ -44,6 +44,7 @@ class Batch(NamedTuple):
     weights       fp32 [B, T]   how much each target counts in the loss; None: all of them alike
     part                        of longer sequences, which ranks share; None: the T tokens are whole sequences
     divisor       fp32 [B, T]   what each target adds to the number that the sum of nats is divided by; None: as much as it weighs
+    reach                       tokens that all positions lie within, where training changed them (positions/transforms.py)
     """
 
     tokens: Tensor
@@ -55,10 +56,13 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
     part: Part | None = None
     divisor: Tensor | None = None
+    reach: int | None = None
 
     @property
     def length(self) -> int:
-        """Tokens of a whole sequence."""
+        """Tokens of the context that positions are in: of a whole sequence, or those that they reach into."""
+        if self.reach is not None:
+            return self.reach
         return self.tokens.shape[1] if self.part is None else self.part.document_ids.shape[1]
 
     def rows(self, start: int, stop: int) -> Batch:
@@ -66,7 +70,7 @@ class Batch(NamedTuple):
         weights, divisor = (None if field is None else field[start:stop] for field in (self.weights, self.divisor))
         part = None if self.part is None else self.part._replace(document_ids=self.part.document_ids[start:stop])
         own = (field[start:stop] for field in self[:4])
-        return Batch(*own, mask_documents=self.mask_documents, weights=weights, part=part, divisor=divisor)
+        return Batch(*own, mask_documents=self.mask_documents, weights=weights, part=part, divisor=divisor, reach=self.reach)
 
     def loss_tokens(self) -> Tensor:
         """What the sum of nats is divided by: the number of tokens with a loss, int64 []; where they have weights or a divisor, its sum, fp32 []."""

@@ -2,7 +2,7 @@
 
 A transform takes a batch and returns another, and never sees evaluation or validation. It is a pure function of the batch's rows,
 the seed, the step and the rows' numbers in the update, so that it is the same on any number of ranks and after a resume.
-`Batch` (lit_long/batch.py) is taken as it comes: a named tuple with ``document_ids``, ``positions`` and ``mask_documents``.
+`Batch` (lit_long/batch.py) is taken as it comes: a named tuple with ``document_ids``, ``positions``, ``mask_documents`` and ``reach``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PositionTransform(ABC):
 
     @abstractmethod
     def __call__(self, batch: B, seed: int, step: int, first_row: int = 0) -> B:
-        """The batch with other positions.
+        """The batch with other positions, and with ``reach``: an encoder that looks at the length of the context makes its tables for that.
 
         Args:
             seed, step: of the run, and the number of optimizer updates before this one.
@@ -72,7 +72,7 @@ class Randomised(PositionTransform):
             torch.cat([self.walk(count, generator) for count in runs(ids, batch.mask_documents)])
             for ids, generator in each_row(batch, seed, step, first_row)
         ]
-        return batch._replace(positions=torch.stack(rows).to(batch.positions.device))
+        return batch._replace(positions=torch.stack(rows).to(batch.positions.device), reach=self.reach)
 
     def walk(self, count: int, generator: Generator) -> Tensor:
         """Positions of ``count`` tokens, fp64 [count]."""
@@ -116,7 +116,10 @@ class PoSE(PositionTransform):
             all_ids.append(torch.where(ids < 0, ids, windows))  # padding stays what it is
         ids, positions = torch.stack(all_ids), torch.stack(all_positions)
         return batch._replace(
-            document_ids=ids.to(batch.document_ids.device), positions=positions.to(batch.positions.device), mask_documents=True
+            document_ids=ids.to(batch.document_ids.device),
+            positions=positions.to(batch.positions.device),
+            mask_documents=True,
+            reach=self.reach,
         )
 
     def shifted(self, count: int, generator: Generator) -> Tensor:

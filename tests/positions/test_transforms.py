@@ -12,9 +12,11 @@ from lit_long.batch import Batch
 from lit_long.config import OptimConfig
 from lit_long.model.attention import document_cu_seqlens
 from lit_long.model.documents import document_runs
+from lit_long.model.llama import Llama
 from lit_long.positions import build_transform
 from lit_long.positions import settings as spelt_out
 from lit_long.positions.layers import as_pattern
+from lit_long.positions.schemes import RoPE
 from lit_long.training.module import LongContextModule
 from tests.model.test_llama import SMALL
 
@@ -134,8 +136,6 @@ def test_pose_whole_windows_and_padding():
 def test_pose_windows_do_not_attend_to_each_other():
     """The loss of a window is that of the same tokens on their own."""
     module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1)
-    from lit_long.model.llama import Llama
-
     model = Llama(SMALL, module.pattern)
     model.init_weights(0)
     tokens = torch.randint(97, (1, 64))
@@ -144,6 +144,23 @@ def test_pose_windows_do_not_attend_to_each_other():
     for start in range(0, 64, 16):
         alone = Batch(*(field[:, start : start + 16] for field in out[:4]), mask_documents=True)
         torch.testing.assert_close(model(alone, per_token=True)[0], together[:, start : start + 16], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("training", "reach"), [(RANDOMISED | {"length": 200}, 201), (POSE, 100)], ids=["randomised", "pose"])
+def test_tables_are_those_of_the_context_that_positions_reach_into(training, reach):
+    """LongRoPE's factors and dynamic NTK's base go by its length: they must be those of evaluation there, not of the row's 64 tokens."""
+    lengths = []
+
+    class Watched(RoPE):
+        def inverse_frequencies(self, length):
+            lengths.append(length)
+            return super().inverse_frequencies(length)
+
+    model, batch = Llama(SMALL, Watched(SMALL.head_dim)), batch_of(rows=2)._replace(tokens=torch.zeros(2, 64, dtype=torch.int64))
+    out = transform(**training)(batch, 0, 0)
+    for each in (batch, out, out.rows(0, 1)):
+        model.hidden_states(each)
+    assert lengths == [64, reach, reach]
 
 
 # ------------------------------------------------------------------------------------------------------------- in a run
