@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Stretch = Annotated[float, Range(least=1, note="new context / old context")]
-LARGEST_EXPONENT = 126 * math.log(2)  # e^±this are normal numbers in fp32 and bf16 alike
+LARGEST_EXPONENT = 116 * math.log(2)  # e^±this are normal numbers in fp32 and bf16 alike, also times 2^10: queries and keys
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import lightning
 import pytest
@@ -10,9 +11,11 @@ import torch
 
 from lit_long.batch import Batch
 from lit_long.config import ModelConfig, OptimConfig, UserError
+from lit_long.model.attention import AttentionMask, attention
 from lit_long.positions import build
 from lit_long.positions import settings as spelt_out
 from lit_long.positions.layers import as_pattern
+from lit_long.positions.rotary import apply_rotary
 from lit_long.training.module import LongContextModule
 from tests.positions.cases import SETTINGS
 from tests.positions.test_encoders import small
@@ -81,27 +84,47 @@ def test_phases_survive_lightnings_low_precision(scheme, precision):
 # --------------------------------------------------------------------------------------------------------- xPos's range
 
 
-def test_xpos_holds_71k_positions_centred_at_scale_base_512():
-    """|ln ζ_0| = ln 3.5 = 1.2528; fp32's normal numbers end at e^±87.34, so 87.34 · 512 / 1.2528 = 35,694 positions each way."""
-    position = {"scheme": "xpos", "scale_base": 512, "centre": 35_500}
-    for length in (1000, 71_001, 71_190):
-        tables = build(position, 64).rotation(torch.tensor([[0, length // 2, length - 1]]), length)
+CENTRED = {"scheme": "xpos", "scale_base": 512, "centre": 32_800}
+
+
+def test_xpos_holds_65k_positions_centred_at_scale_base_512():
+    """|ln ζ_0| = ln 3.5 = 1.2528; fp32's normal numbers end at 2^±126, of which 2^10 is for queries and keys: e^±80.41, so 80.41 · 512 / 1.2528 = 32,861
+    positions each way."""
+    for length in (1000, 65_601, 65_662):
+        tables = build(CENTRED, 64).rotation(torch.tensor([[0, length // 2, length - 1]]), length)
         assert all(bool(table.isfinite().all()) for table in tables)
         assert all(float(table.abs().max()) > 0 for table in tables)
         # what was scaled up comes down again: cos_q · cos_k + sin_q · sin_k = 1
         unit = tables.cos_q.double() * tables.cos_k.double() + tables.sin_q.double() * tables.sin_k.double()
         torch.testing.assert_close(unit, torch.ones_like(unit), atol=1e-6, rtol=0)
-    with pytest.raises(UserError, match="holds up to 71,195 tokens, not 71,400: its powers .* range of fp32 and bf16"):
-        build(position, 64).rotation(torch.arange(4)[None], 71_400)
+    with pytest.raises(UserError, match="holds up to 65,662 tokens, not 65,663: its powers .* range of fp32 and bf16"):
+        build(CENTRED, 64).rotation(torch.arange(4)[None], 65_663)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_xpos_has_room_for_queries_and_keys(dtype):
+    """Of 100 a component, at both ends of the longest context: within either, and of the last query to all."""
+    with pytest.raises(UserError) as refused:
+        build(CENTRED, 64).require_length(10**9)
+    longest = int(re.search(r"holds up to ([\d,]+)", str(refused.value))[1].replace(",", ""))
+    ends = torch.cat([torch.arange(32), torch.arange(longest - 32, longest)])[None]
+    rotation = build(CENTRED, 64).rotation(ends, longest)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (100 * torch.randn(1, 2, 64, 64, generator=generator).sign().to(dtype) for _ in range(3))
+    q, k = apply_rotary(q, rotation.cos_q, rotation.sin_q), apply_rotary(k, rotation.cos_k, rotation.sin_k)
+    assert bool(q.isfinite().all() and k.isfinite().all())
+    for queries, keys in ((slice(32), slice(32)), (slice(32, 64), slice(32, 64)), (slice(63, 64), slice(64))):
+        out = attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], AttentionMask())
+        assert bool(out.isfinite().all())
 
 
 @pytest.mark.parametrize(
     ("changed", "length", "largest"),
     [
-        ({}, 40_000, "35,695"),
+        ({}, 40_000, "32,862"),
         ({"centre": 100_000}, 131_072, "0"),
-        ({"scale_base": 256}, 20_000, "17,848"),
-        ({"gamma": 0.1}, 20_000, "18,649"),
+        ({"scale_base": 256}, 20_000, "16,431"),
+        ({"gamma": 0.1}, 20_000, "17,169"),
     ],
 )
 def test_xpos_out_of_range_is_refused_before_anything_runs(changed, length, largest):
