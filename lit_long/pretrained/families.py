@@ -189,6 +189,12 @@ def complete(config: dict[str, Any], where: str) -> dict[str, Any]:
         if full.get(key, supported) not in (supported, None):
             said = "" if key in config else ", the default where it is absent,"
             raise UserError(f"{where}: {key}={full[key]!r}{said} is not supported, only {supported!r}")
+    for key in ("tie_word_embeddings", "use_sliding_window"):
+        if not isinstance(full.get(key), bool | None):
+            raise UserError(f"{where}: {key} must be true or false, not {full[key]!r}")
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(full.get(key), dict | None):
+            raise UserError(f"{where}: {key} must be a group of settings, not {full[key]!r}")
     return full
 
 
@@ -222,12 +228,8 @@ def layer_types(config: dict[str, Any], where: str) -> list[str]:
         raise UserError(f"{where}: sliding_window must be a whole number above 0, or null, not {size!r}")
     if family.windows != "types":
         return [SLIDING if family.windows == "all" and size else FULL] * count
+    check_places(config, where, size is not None, count)
     if (types := config.get("layer_types")) is None:
-        pattern = config.get("sliding_window_pattern", 1)
-        if size is not None and not isinstance(pattern, int):
-            raise UserError(
-                f"{where}: sliding_window_pattern={pattern!r} is no number, and there are no layer_types; write these"
-            )
         return [SLIDING if (size or family.rotations) and family.slides(config, layer) else FULL for layer in range(count)]
     if not isinstance(types, list) or len(types) != count:
         raise UserError(f"{where}: layer_types must name the type of each of {count} layers")
@@ -235,6 +237,23 @@ def layer_types(config: dict[str, Any], where: str) -> list[str]:
         if kind not in (FULL, SLIDING):
             raise UserError(f"{where}: layer_types has {kind!r}; only {FULL} and {SLIDING} are computed here")
     return types
+
+
+def check_places(config: dict[str, Any], where: str, windows: bool, count: int) -> None:
+    """Raise a UserError for a field from which the family's ``slides`` and ``rotates`` cannot tell what each of ``count`` layers is."""
+    family = family_of(config, where)
+    if windows and config.get("layer_types") is None:
+        for key, least in (("sliding_window_pattern", 1), ("max_window_layers", 0)):
+            if key in family.defaults and not (isinstance(config[key], int) and config[key] >= least):
+                raise UserError(
+                    f"{where}: {key}={config[key]!r} is no whole number of at least {least}, and there are no layer_types; write these"
+                )
+    if "no_rope_layer_interval" in family.defaults:
+        listed = config.get("no_rope_layers")
+        if listed is None:
+            whole(config, "no_rope_layer_interval", where)
+        elif not isinstance(listed, list) or len(listed) < count or any(each not in (0, 1) for each in listed):
+            raise UserError(f"{where}: no_rope_layers must have an entry, 0 or 1, for each of {count} layers")
 
 
 def read_layers(config: dict[str, Any], where: str) -> LayersConfig:
@@ -246,8 +265,6 @@ def read_layers(config: dict[str, Any], where: str) -> LayersConfig:
     family, types = family_of(config, where), layer_types(config, where)
     if SLIDING in types and (config.get("sliding_window") is None or not config.get("use_sliding_window", True)):
         raise UserError(f"{where}: has layers of type {SLIDING}, but sliding_window is null or not used; give the window")
-    if family.rotates and isinstance(listed := config.get("no_rope_layers"), list) and len(listed) < len(types):
-        raise UserError(f"{where}: no_rope_layers must have an entry for each of {len(types)} layers")
     groups: dict[str, LayerGroupConfig] = {}
     names = []
     for layer, kind in enumerate(types):
