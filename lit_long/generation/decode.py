@@ -145,7 +145,8 @@ class Sequences:
         """
         common = min(common_length(self.rows[0], row), len(row) - 1)
         self.rows = [list(row)]
-        if self.cache is None or not all(tables.steady for tables in self.tables) or not common or not self.cache.go_back(common):
+        steady = all(tables.steady for tables in self.tables)
+        if self.cache is None or any(self.cache.pads) or not steady or not common or not self.cache.go_back(common):
             return self.read()
         self.lengths_read = [common]
         for start in range(common, len(row), SHARED_CHUNK):

@@ -8,7 +8,8 @@ import torch
 from lit_long.generation import Sequences, generate
 from lit_long.generation.decode import SHARED_CHUNK, generate_in_turn
 from tests.evaluation.models import SHAPE
-from tests.generation.llamas import count_tokens, small
+from tests.generation.llamas import count_tokens, full_logits, small
+from tests.generation.llamas import prompts as short_prompts
 from tests.generation.test_length import LONGROPE
 
 ENCODERS = [
@@ -44,3 +45,14 @@ def test_same_logits_and_fewer_tokens(monkeypatch):
     torch.testing.assert_close(sequences.change(third), alone, atol=1e-5, rtol=1e-5)
     assert sum(read) == len(first) + len(third) - 40
     assert generate(model, [third], 1)[0] == alone.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_row_that_was_the_shorter_of_two(kept):
+    """Its first token lies in a later column."""
+    model, (longer, shorter) = small(), short_prompts(12, 2)
+    sequences = Sequences(model, [longer, shorter], 8, forgets=False)
+    sequences.read()
+    sequences.keep([kept])
+    other = [*(longer, shorter)[kept], 3, 4, 5]
+    torch.testing.assert_close(sequences.change(other)[0], full_logits(model, other), atol=1e-5, rtol=1e-5)
