@@ -38,7 +38,9 @@ class Continuation:
         piece = self.beyond()
         if piece.endswith(UNFINISHED):
             return ""
-        self.start, self.decoded = self.decoded, len(self.tokens)
+        if piece:  # else the next would be decoded after nothing that has text, as if it were the very first
+            self.start = self.decoded
+        self.decoded = len(self.tokens)
         return self.take(piece)
 
     def end(self) -> str:

@@ -99,6 +99,13 @@ def test_a_space_between_prompt_and_text_is_kept():
     assert [continuation.add(token) for token in (3, 2, 1)] == [" b", "a", " a"]
 
 
+def test_a_space_after_a_token_without_text_is_kept():
+    words, prompt, tokens = spaced(), [4, 1], [1, 4, 3, 4, 4, 1, 2]
+    continuation = Continuation(words, prompt, ())
+    assert [continuation.add(token) for token in tokens] == [" a", "", " b", "", "", " a", "a"]
+    assert continuation.text == words.decode(prompt + tokens)[len(words.decode(prompt)) :]
+
+
 def test_generated_text(words):
     """Against the tokens: stop strings and end tokens cut it, `show` gets all of it."""
     model = small(ModelConfig(257, 64, 2, 4, 2, 16, 96))
