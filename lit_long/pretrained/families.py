@@ -147,6 +147,7 @@ FAMILIES = {  # in the order in which an export tries them
     ),
 }
 NOPE = {"scheme": "nope"}
+SAME_AS_NOPE = {"scheme": "p_rope", "fraction": 0.0}  # which transformers has
 # Families that are something else: why
 OTHERS = {
     "gemma": "its norms multiply by 1 + weight, its gate is a GELU",
@@ -328,23 +329,36 @@ def write_family(
     Raises:
         UserError: there is none, or transformers cannot express ``position``.
     """
-    attending = [Attending(model, position, layers or LayersConfig(), layer) for layer in range(model.n_layers)]
-    for name, family in FAMILIES.items():
-        fields = None if family.fused else fields_of(family, model)
-        own = None if fields is None else layer_fields(name, family, attending)
-        if own is not None:
-            rotated = {"scheme": "rope", "base": model.rope_base} if all(each.own == NOPE for each in attending) else position
-            found = {"architectures": [family.architecture], "model_type": name} | family.only | fields | own
-            return found | rotations(family, model, rotated, attending, context)
+    attending = attending_layers(model, position, layers)
+    if first := first_family(model, attending):
+        name, family, fields = first
+        rotated = {"scheme": "rope", "base": model.rope_base} if all(each.own == NOPE for each in attending) else position
+        found = {"architectures": [family.architecture], "model_type": name} | family.only | fields
+        return found | rotations(family, model, rotated, attending, context)
     usual = ModelConfig()
     said = [f"model.{name}={getattr(model, name)}" for name in SWITCHES if getattr(model, name) != getattr(usual, name)]
     if layers and layers.pattern:
         said.append(f"layers.pattern=[{', '.join(layers.pattern)}] with its windows, positions and query scales")
-    if not said:  # so it is the stage's position; says what to do
+    only_nope = position["scheme"] == "nope" and first_family(model, attending_layers(model, SAME_AS_NOPE, layers))
+    if not said or only_nope:  # so it is the stage's position; says what to do
         hf_from_position(position, model, context)
     raise UserError(
         f"transformers has no class that computes {' and '.join(said)}, so this model cannot be exported to Hugging Face"
     )
+
+
+def first_family(model: ModelConfig, attending: list[Attending]) -> tuple[str, Family, dict[str, Any]] | None:
+    """Name and family of the first class that computes what the switches of ``model`` say in layers that attend so, and its fields."""
+    for name, family in FAMILIES.items():
+        fields = None if family.fused else fields_of(family, model)
+        own = None if fields is None else layer_fields(name, family, attending)
+        if own is not None:
+            return name, family, fields | own
+    return None
+
+
+def attending_layers(model: ModelConfig, position: dict[str, Any], layers: LayersConfig | None) -> list[Attending]:
+    return [Attending(model, position, layers or LayersConfig(), layer) for layer in range(model.n_layers)]
 
 
 class Attending:

@@ -396,3 +396,13 @@ def test_variants_go_out_as_the_class_that_computes_them(switches, own, family, 
 def test_variants_without_a_class(switches, own, words):
     with pytest.raises(UserError, match=words):
         write_family(ModelConfig(**switches), ROPE, 128, own)
+
+
+@pytest.mark.parametrize("switches", [{"qkv_bias": True}, {"qk_norm": "head"}, {"qk_norm": "layer", "norm": "post"}])
+def test_nope_is_blamed_where_its_twin_can_go_out(switches):
+    """p_rope with fraction 0, as the message advises."""
+    with pytest.raises(UserError, match=r"position.scheme=nope cannot be exported .* position=p_rope with fraction=0"):
+        write_family(ModelConfig(**switches), NOPE, 128)
+    assert write_family(ModelConfig(**switches), {"scheme": "p_rope", "fraction": 0.0}, 128)["architectures"]
+    with pytest.raises(UserError, match="no class that computes model.qk_norm=layer, so"):
+        write_family(ModelConfig(qk_norm="layer"), NOPE, 128)
