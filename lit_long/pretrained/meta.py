@@ -120,6 +120,12 @@ class Meta(ForeignWeights):
             return 8192
         return 4096 if shape.rope_base == 10_000.0 else 16_384  # Llama 2, Code Llama
 
+    @property
+    def note(self) -> str:
+        if self.shape.context != 4096 or "n_kv_heads" in self.params:  # Llama 1 has none
+            return ""
+        return f"{self.path / 'params.json'}: may be of Llama 1 or 2; the second's context of 4,096 tokens is taken (model.context=2048 is the first's)"
+
     @cached_property
     def position(self) -> dict[str, Any]:
         base = self.shape.rope_base

@@ -74,9 +74,9 @@ def test_logits(tmp_path, parts, by_columns):
 
 
 def test_llama2_without_a_base(tmp_path):
-    """Multi-head attention, no n_kv_heads and no rope_theta in params.json: 10,000 and 4,096 are fixed in Meta's code."""
+    """Multi-head attention, no n_kv_heads and no rope_theta in params.json: 10,000 and 4,096 are fixed in Meta's code. Llama 1's says the same."""
     theirs = random_llama(heads=4, kv=4)
-    write(theirs, tmp_path)
+    assert not open_pretrained(str(write(theirs, tmp_path))).note
     params = json.loads((tmp_path / "params.json").read_text())
     del params["n_kv_heads"]
     (tmp_path / "params.json").write_text(json.dumps(params))
@@ -84,6 +84,7 @@ def test_llama2_without_a_base(tmp_path):
     pretrained = open_pretrained(str(tmp_path))
     assert pretrained.position == {"scheme": "rope", "base": 10_000.0}
     assert (pretrained.shape.context, pretrained.shape.vocab_size, pretrained.shape.n_kv_heads) == (4096, 160, 4)
+    assert "4,096 tokens" in pretrained.note and "model.context=2048" in pretrained.note
 
 
 def test_more_parts_than_kv_heads(tmp_path):
