@@ -32,6 +32,7 @@ WORDS = {
     "qwen2": (QWEN2_WORDS,),
 }
 WHOLE_WORDS = {"llama-bpe"}  # a word that is a token is taken as such, whatever the merges say
+USUAL = {"llama": {"bos": 1, "eos": 2}}  # ids that llama.cpp takes where the file names none, by the kind of tokenizer
 KEEP_BOS = {"llama-bpe"}  # begins texts with bos unless the file says otherwise
 
 
@@ -55,7 +56,8 @@ def read_tokenizer(header: Header, vocab_size: int) -> ModelTokenizer:
     add_special(tokenizer, tokens, kinds)
     check_vocabulary(tokenizer, vocab_size, where)
 
-    ids = {name: settings.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown", "padding", "eot", "eom")}
+    names, usual = ("bos", "eos", "unknown", "padding", "eot", "eom"), USUAL.get(model, {})
+    ids = {name: settings.get(f"tokenizer.ggml.{name}_token_id", usual.get(name)) for name in names}
     for name, number in ids.items():
         if number is not None and number >= len(tokens):
             raise UserError(f"{where}: tokenizer.ggml.{name}_token_id={number} is beyond its {len(tokens):,} tokens")

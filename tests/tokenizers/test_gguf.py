@@ -123,15 +123,16 @@ def test_default_words(tmp_path):
     assert pieces == ["It", "'", "s", " ", "123", "45", " ", "(", "a", "+", "b", ")", " ", " c"]
 
 
-def spm_gguf(**settings):
+def spm_gguf(ids=True, **settings):
     def write_words(writer: GGUFWriter):
         texts, scores, kinds = zip(*spm_pieces())
         writer.add_tokenizer_model("llama")
         writer.add_token_list(list(texts))
         writer.add_token_scores(list(scores))
         writer.add_token_types(list(kinds))
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
+        if ids:
+            writer.add_bos_token_id(1)
+            writer.add_eos_token_id(2)
         for name, value in settings.items():
             getattr(writer, f"add_{name}")(value)
 
@@ -147,6 +148,12 @@ def test_sentencepiece_in_gguf(tmp_path):
     bare = from_gguf(tmp_path, spm_gguf(add_space_prefix=False, add_bos_token=False))
     assert bare.encode(" the") == SENTENCEPIECE["    the"][-1:]
     assert bare.encode("the<|chat|>")[-1] == len(spm_pieces()) - 1
+
+
+def test_sentencepiece_without_ids(tmp_path):
+    """llama.cpp takes 1 and 2 there."""
+    found = from_gguf(tmp_path, spm_gguf(ids=False))
+    assert (found.bos, found.eos, found.add_bos, found.separator) == (1, (2,), True, 1)
 
 
 def test_sentencepiece_in_gguf_equals_transformers(tmp_path):
