@@ -279,10 +279,11 @@ class GGUF(ForeignWeights):
 
     def need(self, key: str, default: float | None = None) -> Any:
         """The number ``ARCHITECTURE.KEY``."""
+        listed = self.header.array(f"{self.architecture}.{key}") is not None
         value = self.setting(key, default)
-        if not isinstance(value, int | float):
+        if listed or not isinstance(value, int | float):
             raise UserError(
-                f"{self.path}: setting {self.architecture}.{key} is {'missing' if value is None else 'not one number'}"
+                f"{self.path}: setting {self.architecture}.{key} is {'missing' if value is None and not listed else 'not one number'}"
             )
         return value
 

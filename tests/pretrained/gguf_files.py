@@ -78,7 +78,8 @@ def write(model, file: Path, kind: str = "F32", tensors=None, raw=None, without=
     if config.model_type == "qwen3":
         settings |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     for key, value in (settings | {key.replace("__", "."): value for key, value in more.items()}).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[type(value)]
+        kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+        add = (kinds | {list: writer.add_array})[type(value)]
         if key not in without:
             add(f"{config.model_type}.{key}", value)
     if words:

@@ -283,6 +283,8 @@ def fails(pretrained, *words):
     ("change", "words"),
     [
         ({"without": ["block_count"]}, ["llama.block_count is missing"]),
+        ({"attention__head_count_kv": [2, 1]}, ["llama.attention.head_count_kv is not one number"]),
+        ({"feed_forward_length": [96, 48]}, ["llama.feed_forward_length is not one number"]),
         ({"rope__scaling__type": "longrope", "rope__scaling__factor": 4.0}, ["longrope", "Hugging Face"]),
         ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, ["original_context_length is missing"]),
         ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, ["type=none", "factor=4"]),
