@@ -129,6 +129,11 @@ class HuggingFace(PretrainedWeights):
             yield name.replace(stem, part), own.contiguous()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        if not self.shape.tie_embeddings and not {HEAD, f"model.{HEAD}"} & self.weight_map.keys():
+            raise UserError(
+                f"{self.path}: {HEAD} is missing, and {self.path / 'config.json'} does not tie it to {EMBEDDING}; where they are one, set "
+                f"tie_word_embeddings to true there, else download the weights again"
+            )
         for file in sorted(set(self.weight_map.values())):
             names = [name for name, place in self.weight_map.items() if place == file]
             for name, tensor in self.read_tensors(self.path / file, names):
