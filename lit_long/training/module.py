@@ -238,7 +238,8 @@ class LongContextModule(lightning.LightningModule):
         name = names[dataloader_idx] if names else str(dataloader_idx)
         if name not in self.validation_sums:
             group = token_group(self.trainer.strategy)
-            sums = (SumMetric(process_group=group).to(self.device) for _ in range(2))
+            # "disable": what is no number is not left out, but makes the sum none
+            sums = (SumMetric(process_group=group, nan_strategy="disable").to(self.device) for _ in range(2))
             self.validation_sums[name] = tuple(metric.set_dtype(torch.float32) for metric in sums)  # not the default of bf16-true
         for micro_batch in self.micro_batches(self.own_tokens(batch)):
             with eager(self.compiled):

@@ -217,6 +217,22 @@ def test_stage_cost_grows_with_tokens():
     assert stage_flops(large) == 2 * stage_flops(small) > 0
 
 
+def test_a_validation_of_a_model_that_is_broken_is_no_number():
+    """One of four rows meets the broken embedding: without its nats, and with its tokens, the others' loss would come out too small."""
+    module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1, micro_batch_tokens=32)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    tokens = torch.arange(4 * 32).view(4, 32) % 50
+    tokens[3, 5] = 96
+    loader = Loader(0)
+    loader.batches = [batch_of(tokens)]
+    (sound,) = trainer.validate(module, loader, verbose=False)
+    assert 3 < sound["val/0/loss"] < 6
+    with torch.no_grad():
+        module.model.embed_tokens.weight[96] = float("nan")
+    (broken,) = trainer.validate(module, loader, verbose=False)
+    assert math.isnan(broken["val/0/loss"])
+
+
 def test_weights_of_tokens_stay_exact_in_bf16_true():
     """They are summed: bf16 would make 0.3 of 0.30078, and of sums what it can."""
     seen = []
