@@ -57,13 +57,28 @@ class MetricsFile(Callback):
         self.peak = peak_flops(module.device, self.precision)
         domains = trainer.datamodule.mixed
         self.consumed = torch.zeros(len(domains), len(COUNTED), dtype=torch.int64)
-        if trainer.is_global_zero and self.file.exists():
-            kept = [line for line in lines_of(self.file.read_text()) if json.loads(line)["step"] <= trainer.global_step]
-            self.file.write_text("".join(line + "\n" for line in kept))
-            if last := next((row for row in map(json.loads, reversed(kept)) if "train/loss" in row), None):
-                counts = [list(domain_counts(last, name).values()) for name in domains]
-                self.consumed += torch.tensor(counts, dtype=torch.int64)
+        if trainer.is_global_zero and (updates := self.go_back(trainer.global_step)):
+            counts = [list(domain_counts(updates[-1], name).values()) for name in domains]
+            self.consumed += torch.tensor(counts, dtype=torch.int64)
         self.started = time.perf_counter()
+
+    def go_back(self, step: int) -> list[dict[str, float]]:
+        """Cut the file off after the lines of update ``step``, at once: killed here, none of those before is lost. Returns the lines of updates.
+
+        Raises:
+            UserError: it has not one of each.
+        """
+        lines = self.file.read_bytes().splitlines(keepends=True) if self.file.exists() else []
+        kept = [(line, row) for line in lines if (row := json.loads(line))["step"] <= step]
+        updates = [row for _, row in kept if "train/loss" in row]
+        if [row["step"] for row in updates] != list(range(1, step + 1)):
+            raise UserError(
+                f"{self.file}: has {len(updates)} lines of updates, not one of each of the {step} after which the checkpoint was saved, so that "
+                "what this stage took would be told wrong. Restore the file, or delete the stage's folder and run the same command again"
+            )
+        if len(kept) < len(lines):
+            os.truncate(self.file, sum(len(line) for line, _ in kept))  # they are the first ones
+        return updates
 
     def validated(self, trainer: Trainer) -> bool:
         """Whether the file has the validation of the update that training stands at. All ranks must ask."""

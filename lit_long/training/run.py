@@ -225,8 +225,8 @@ def summarize(
     return {
         "kind": "train",
         "context": config.context,
-        "tokens": len(steps) * config.tokens_per_update,
-        "updates": len(steps),
+        "tokens": trainer.global_step * config.tokens_per_update,
+        "updates": trainer.global_step,
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "train_loss": steps[-1]["train/loss"],
         "validation": {key.split("/")[1]: value for key, value in last.items() if key.startswith("val/")},

@@ -280,5 +280,5 @@ def test_a_gpu_that_the_module_has_left_is_named(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text('{"train/loss": 1.0, "perf/tokens_per_second_per_device": 2.0}\n')
     module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1)
     module.model = Llama(SMALL, module.pattern)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)), world_size=1)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)), world_size=1, global_step=1)
     assert summarize(StageConfig(), tmp_path, module, trainer, 1.0)["machine"] == "NVIDIA H100 3"

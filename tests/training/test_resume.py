@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -138,6 +139,59 @@ def test_killed_within_a_validation_is_uninterrupted(place, tmp_path):
     (folder / "weights.safetensors").unlink()  # killed once more, with all measured
     assert train(settings, folder, place / "store", None, lambda *_: None)["validation"] == results[1]["validation"]
     assert (folder / "metrics.jsonl").read_text() == metrics
+
+
+CUT = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.resume_ranks import run
+
+def write(file, content, **_):
+    with file.open("w") as part:
+        part.write(content[: len(content) // 3])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def truncate(file, size, own=os.truncate):
+    own(file, size)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Path.write_text, os.truncate = write, truncate
+run(Path(sys.argv[1]), Path(sys.argv[2]), 1)
+"""
+
+
+def killed_after_update_6(place: Path, folder: Path) -> Path:
+    """A stage of one device whose newest checkpoint is that of update 5, and its metrics.jsonl."""
+    shutil.copytree(place / "from one to four", folder)
+    file = folder / "metrics.jsonl"
+    last = json.loads(file.read_text().splitlines()[-1])
+    with file.open("a") as lines:
+        lines.write(json.dumps(last | {"step": last["step"] + 1}) + "\n")
+    return file
+
+
+def test_killed_while_it_cuts_off_its_metrics_is_uninterrupted(place, tmp_path):
+    """What is measured again goes; nothing else does, at whatever moment the stage that resumes is killed."""
+    folder = killed_after_update_6(place, tmp_path / "killed").parent
+    words = [sys.executable, "-c", CUT, folder, place / "store"]
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert run(folder, place / "store", 1)[0] == ""
+    assert_equal(folder, place / "one")
+    ours, theirs = (json.loads((out / "result.json").read_text()) for out in (folder, place / "one"))
+    for key in ("updates", "tokens", "data", "train_loss", "validation"):
+        assert ours[key] == theirs[key], key
+    assert ours["updates"] == UPDATES
+
+
+def test_metrics_with_a_gap_are_not_gone_on_from(place, tmp_path):
+    """What was consumed so far is counted on from their last line, and result.json is made of them."""
+    file = killed_after_update_6(place, tmp_path / "gap")
+    lines = file.read_text().splitlines(keepends=True)
+    for left in (lines[2:], lines[:3], []):
+        file.write_text("".join(left))
+        assert "metrics.jsonl: has " in run(file.parent, place / "store", 1)[0]
+        assert file.read_text() == "".join(left) and not (file.parent / "result.json").exists()
 
 
 def test_a_folder_holds_what_a_file_would(place):
