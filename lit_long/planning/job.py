@@ -40,7 +40,7 @@ class Job:
     """A training run.
 
     tokens             of the whole run
-    rows               sequences of a micro-batch, of each data rank
+    micro_batch_tokens tokens of a micro-batch, of each GPU: at least one sequence, or its share of one
     phases             (share of the tokens, context) of a curriculum; empty: all at ``context``
     layers             (group, window) of each layer; empty: all are alike, and without a window
     accumulate         what micro-batches add up under FSDP: ``whole`` gradients, reduced once an update, or their ``sharded`` parts
@@ -52,7 +52,7 @@ class Job:
     tokens_per_update: int
     tokens: int
     mesh: Mesh = field(default_factory=Mesh)
-    rows: int = 1
+    micro_batch_tokens: int = 0
     precision: str = "bf16-mixed"
     checkpointing: str = "full"
     accumulate: str = "whole"
@@ -79,6 +79,11 @@ class Job:
         return max(1, self.tokens_per_update // self.context // self.mesh.data_ranks)
 
     @property
+    def rows(self) -> int:
+        """Sequences of a micro-batch. GPUs that share sequences have room for more of them (`LongContextModule.micro_batches`)."""
+        return max(1, self.micro_batch_tokens * self.mesh.context // self.context)
+
+    @property
     def micro_batches(self) -> int:
         return -(-self.rank_rows // self.rows)
 
@@ -91,6 +96,10 @@ class Job:
     def sharded(self) -> int:
         """Ranks that FSDP2 spreads each parameter over."""
         return self.mesh.shard * self.mesh.context
+
+    def with_rows(self, rows: int) -> Job:
+        """The same job with so many sequences a micro-batch."""
+        return replace(self, micro_batch_tokens=rows * self.context // self.mesh.context)
 
     def on(self, **sizes: int) -> Job:
         """The same job on a mesh with these sizes changed."""

@@ -54,7 +54,7 @@ def search(job: Job, machines: Machines, said: frozenset[str]) -> Estimate | Non
     """The fastest plan that fits, or a simpler one that is nearly as fast, else the one with the least memory; None when no layout can run at all.
 
     Args:
-        said: what the user has fixed: replicate, context, tensor, rows, checkpointing, accumulate.
+        said: what the user has fixed: replicate, context, tensor, micro_batch_tokens, checkpointing, accumulate.
     """
     found = [(each, peak(each)) for each in candidates(job, machines, said)]
     fitting = [estimate(each, machines) for each, memory in found if memory.total <= usable(machines.gpu)]
@@ -70,8 +70,7 @@ def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[J
     """All that can run."""
 
     def sizes(name: str, most: int) -> list[int]:
-        own = job.rows if name == "rows" else getattr(job.mesh, name, 1)
-        return [own] if name in said else [2**i for i in range(most.bit_length()) if 2**i <= most]
+        return [getattr(job.mesh, name)] if name in said else [2**i for i in range(most.bit_length()) if 2**i <= most]
 
     ways = [job.checkpointing] if "checkpointing" in said else CHECKPOINTING
     for copies, context, tensor in itertools.product(
@@ -83,8 +82,9 @@ def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[J
         placed = replace(job, mesh=Mesh(copies, shard, context, tensor))
         if why_not(placed):
             continue
-        for rows, way in itertools.product(sizes("rows", min(8, placed.rank_rows)), ways):
-            each = replace(placed, rows=rows, checkpointing=way)
+        batches = [placed] if "micro_batch_tokens" in said else map(placed.with_rows, sizes("rows", min(8, placed.rank_rows)))
+        for batch, way in itertools.product(batches, ways):
+            each = replace(batch, checkpointing=way)
             sums = (
                 ("whole", "sharded") if each.fsdp and each.micro_batches > 1 and "accumulate" not in said else (job.accumulate,)
             )
@@ -102,54 +102,61 @@ def remedy(estimate: Estimate, machines: Machines) -> str:
                 taken = step(job)
                 if taken is None or why_not(taken[1]) or (needed := peak(taken[1]).total) >= peak(job).total:
                     break
-                made[step], job = taken
+                made, job = made | taken[0], taken[1]
                 if needed <= usable(machines.gpu):
-                    return f"{' and '.join(made.values())} ({needed / GIB:.1f} GiB)"
+                    return f"{' and '.join(f'{key}={value}' for key, value in made.items())} ({needed / GIB:.1f} GiB)"
     return ""
 
 
-Step = Callable[[Job], tuple[str, Job] | None]
+Keys = dict[str, int | str]  # what one says to the command, and its values
+Step = Callable[[Job], tuple[Keys, Job] | None]
 DOUBLINGS = 6
 
 
-def checkpoint_more(job: Job) -> tuple[str, Job] | None:
+def checkpoint_more(job: Job) -> tuple[Keys, Job] | None:
     if job.checkpointing == CHECKPOINTING[-1]:
         return None
     way = CHECKPOINTING[CHECKPOINTING.index(job.checkpointing) + 1]
-    return f"checkpointing={way}", replace(job, checkpointing=way)
+    return {"checkpointing": way}, replace(job, checkpointing=way)
 
 
-def one_sequence(job: Job) -> tuple[str, Job] | None:
-    return (f"micro_batch_tokens={job.context}", replace(job, rows=1)) if job.rows > 1 else None
+def one_sequence(job: Job) -> tuple[Keys, Job] | None:
+    one = job.with_rows(1)
+    return ({"micro_batch_tokens": one.micro_batch_tokens}, one) if job.rows > 1 else None
 
 
-def shard_sums(job: Job) -> tuple[str, Job] | None:
-    return ("accumulate=sharded", replace(job, accumulate="sharded")) if job.fsdp else None
+def shard_sums(job: Job) -> tuple[Keys, Job] | None:
+    return ({"accumulate": "sharded"}, replace(job, accumulate="sharded")) if job.fsdp else None
 
 
-def one_copy(job: Job) -> tuple[str, Job] | None:
-    return ("replicate=1", job.on(replicate=1, shard=job.mesh.shard * job.mesh.replicate)) if job.mesh.replicate > 1 else None
+def one_copy(job: Job) -> tuple[Keys, Job] | None:
+    return ({"replicate": 1}, job.on(replicate=1, shard=job.mesh.shard * job.mesh.replicate)) if job.mesh.replicate > 1 else None
 
 
-def share_tokens(job: Job) -> tuple[str, Job] | None:
+def share_tokens(job: Job) -> tuple[Keys, Job] | None:
     if job.mesh.shard % 2:
         return None
-    return f"context_parallel={2 * job.mesh.context}", job.on(context=2 * job.mesh.context, shard=job.mesh.shard // 2)
+    shared = job.on(context=2 * job.mesh.context, shard=job.mesh.shard // 2)
+    keys = {"context_parallel": shared.mesh.context}
+    if shared.rows == job.rows:
+        return keys, shared
+    fewer = shared.with_rows(job.rows)  # else each GPU would have as many tokens as before, of more sequences
+    return keys | {"micro_batch_tokens": fewer.micro_batch_tokens}, fewer
 
 
-def share_matrices(job: Job) -> tuple[str, Job] | None:
+def share_matrices(job: Job) -> tuple[Keys, Job] | None:
     if job.mesh.shard % 2 or job.mesh.tensor >= 8:
         return None
-    return f"tensor_parallel={2 * job.mesh.tensor}", job.on(tensor=2 * job.mesh.tensor, shard=job.mesh.shard // 2)
+    return {"tensor_parallel": 2 * job.mesh.tensor}, job.on(tensor=2 * job.mesh.tensor, shard=job.mesh.shard // 2)
 
 
-def more_gpus(job: Job) -> tuple[str, Job] | None:
-    return f"gpus={2 * job.mesh.ranks}", job.on(shard=2 * job.mesh.shard)
+def more_gpus(job: Job) -> tuple[Keys, Job] | None:
+    return {"gpus": 2 * job.mesh.ranks}, job.on(shard=2 * job.mesh.shard)
 
 
-def pure_bf16(job: Job) -> tuple[str, Job] | None:
+def pure_bf16(job: Job) -> tuple[Keys, Job] | None:
     return (
-        ("precision=bf16-true, which changes results", replace(job, precision="bf16-true"))
+        ({"precision": "bf16-true, which changes results"}, replace(job, precision="bf16-true"))
         if job.precision != "bf16-true"
         else None
     )
@@ -171,4 +178,5 @@ def describe_way(job: Job) -> str:
     """Mesh, checkpointing and micro-batches, as a reader of the table needs them."""
     batches = f"{job.micro_batches} × {-(-job.rank_rows // job.micro_batches)}"
     sums = f", {job.accumulate} sums" if job.fsdp and job.micro_batches > 1 else ""
-    return f"{describe(job.mesh)}; checkpointing {job.checkpointing}; {batches} sequences{sums}"
+    tokens = f" (micro_batch_tokens={job.micro_batch_tokens})" if job.mesh.context > 1 else ""
+    return f"{describe(job.mesh)}; checkpointing {job.checkpointing}; {batches} sequences{tokens}{sums}"

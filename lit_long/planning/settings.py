@@ -12,11 +12,7 @@ from lit_long.planning.hardware import find_gpu
 from lit_long.planning.job import Job, check_words, job_layers
 from lit_long.planning.search import Machines
 
-FIXED = {
-    "context_parallel": "context",
-    "tensor_parallel": "tensor",
-    "micro_batch_tokens": "rows",
-}  # keys as the search has them
+FIXED = {"context_parallel": "context", "tensor_parallel": "tensor"}  # keys as the search has them
 
 
 @dataclass
@@ -63,7 +59,7 @@ def job_of(config: PlanConfig, named: StageConfig) -> Job:
         tokens_per_update=config.tokens_per_update,
         tokens=config.tokens,
         mesh=Mesh(config.replicate, 1, config.context_parallel, config.tensor_parallel),
-        rows=max(1, config.micro_batch_tokens // named.context),
+        micro_batch_tokens=config.micro_batch_tokens,
         precision=config.precision,
         checkpointing=config.checkpointing,
         accumulate=config.accumulate,

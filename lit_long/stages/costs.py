@@ -65,7 +65,7 @@ def job_of(config: StageConfig, where: str) -> Job:
         tokens_per_update=config.tokens_per_update,
         tokens=updates * config.tokens_per_update,
         mesh=mesh_of(trainer),
-        rows=max(1, trainer.micro_batch_tokens // config.context),
+        micro_batch_tokens=trainer.micro_batch_tokens,
         precision=trainer.precision,
         checkpointing=trainer.checkpointing,
         accumulate=trainer.accumulate,

@@ -21,10 +21,14 @@ LAYER = {"qk_norm": "layer", "norm": "post", "activation": "relu2", "qkv_bias": 
 LAYER |= {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0}
 
 
-def job(model: ModelConfig, **settings: Any) -> Job:
-    """One update of one sequence of the model's context for each data rank, unless ``settings`` say otherwise."""
+def job(model: ModelConfig, rows: int = 1, **settings: Any) -> Job:
+    """One update of one sequence of the model's context for each data rank, unless ``settings`` say otherwise.
+
+    Args:
+        rows: sequences of a micro-batch.
+    """
     context = settings.pop("context", model.context)
     mesh = settings.pop("mesh", Mesh())
     sequences = settings.pop("sequences", mesh.data_ranks)
     each = Job(model, context, context * sequences, context * sequences * 100, mesh)
-    return replace(each, **settings)
+    return replace(each.with_rows(rows), **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from lit_long.config.mesh import Mesh
 from lit_long.planning.hardware import find_gpu, usable
 from lit_long.planning.memory import moments, peak, states, weights
 from lit_long.stages.costs import job_of
-from lit_long.training.memory_trace import trace, track
+from lit_long.training.context_parallel import ContextShare
+from lit_long.training.memory_trace import make_batch, trace, track
+from lit_long.training.module import LongContextModule
 from tests.planning.jobs import FIFTEEN, HEADS, LAYER, LLAMA_7B, LLAMA_70B, SMALL, job
 
 WAYS = ("none", "selective", "attention", "full")
@@ -178,6 +181,22 @@ def test_their_blocks_are_as_planned(model, context, settings):
     """Two of them; all of 7B on one GPU, once: 57.73 GiB by formula, 57.73 counted."""
     each = replace(gpu_job(replace(model, n_layers=2), context, settings), kernels="cpu")
     assert abs(off(each, trace(each))) < 0.05
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [1, 40, 64, 100, 10_000])
+def test_micro_batches_are_those_of_training(ranks, tokens):
+    """Also where ranks share sequences: each has room for more of them."""
+    trainer = TrainerConfig(strategy="fsdp", devices=2 * ranks, context_parallel=ranks, micro_batch_tokens=tokens)
+    config = StageConfig(context=64, tokens=1280, tokens_per_update=1280, model=SMALL, trainer=trainer)
+    planned = job_of(config, "stage.yaml")
+    module = LongContextModule(SMALL, {"scheme": "rope"}, config.optim, updates=1, micro_batch_tokens=tokens)
+    if ranks > 1:
+        group = SimpleNamespace(group_name="none")
+        module.share = ContextShare(SimpleNamespace(get_local_rank=lambda: 0, size=lambda: ranks, get_group=lambda: group))
+    pieces = module.micro_batches(module.own_tokens(make_batch(planned)))
+    assert planned.micro_batches == len(pieces) and planned.local_tokens == max(piece.tokens.numel() for piece in pieces)
+    assert planned.local_tokens <= max(tokens, 64 // ranks)
 
 
 def test_context_parallelism_is_not_traced():

@@ -26,7 +26,7 @@ def test_found_is_the_fastest_that_fits():
     found = search(each, H100, frozenset())
     assert found.fits and found.job.mesh.ranks == 64
     rivals = [
-        estimate(replace(each, mesh=Mesh(1, 64 // (c * t), c, t), checkpointing=way, rows=rows, accumulate=sums), H100)
+        estimate(replace(each, mesh=Mesh(1, 64 // (c * t), c, t), checkpointing=way, accumulate=sums).with_rows(rows), H100)
         for c, t, way, rows, sums in itertools.product(
             (1, 2, 4), (1, 2, 4, 8), ("none", "selective", "attention", "full"), (1, 2), ("whole", "sharded")
         )
@@ -49,6 +49,18 @@ def test_a_remedy_helps():
     name, size = re.fullmatch(r"checkpointing=(\w+) \(([\d.]+) GiB\)", remedy(each, Machines(GPUS["H100"], 8))).groups()
     cured = replace(each.job, checkpointing=name)
     assert peak(cured).total <= usable(GPUS["H100"]) and peak(cured).total / 2**30 == pytest.approx(float(size), abs=0.06)
+
+
+def test_a_remedy_says_all_that_it_takes():
+    """Micro-batches of so many tokens of each GPU hold as many more sequences as GPUs share one: context_parallel alone would free next to nothing."""
+    machines = Machines(GPUS["H100"], 8)
+    each = estimate(job(LLAMA_7B, mesh=Mesh(shard=8), context=262_144, sequences=32, checkpointing="full"), machines)
+    assert not each.fits
+    keys = dict(re.findall(r"(\w+)=(\w+)", remedy(each, machines)))
+    assert list(keys) == ["context_parallel", "micro_batch_tokens"]
+    mesh = Mesh(shard=8 // int(keys["context_parallel"]), context=int(keys["context_parallel"]))
+    cured = replace(each.job, mesh=mesh, micro_batch_tokens=int(keys["micro_batch_tokens"]))
+    assert peak(cured).total <= usable(machines.gpu)
 
 
 def test_remedies_add_up():
