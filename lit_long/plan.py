@@ -24,7 +24,7 @@ from lit_long.config import parse_words, read_command, typed
 from lit_long.config.compose import parse_model_words
 from lit_long.planning import rows
 from lit_long.planning.hardware import usable
-from lit_long.planning.settings import FIXED, MachinesConfig, PlanConfig, job_of, machines_of
+from lit_long.planning.settings import MachinesConfig, PlanConfig, job_of, machines_of
 from lit_long.report.tables import Table
 from lit_long.stages.costs import find_fastest, misfits, model_of, paper_rows, stage_rows
 from lit_long.stages.plan import make_plan
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
         return plan_experiment(argv)
     words = parse_model_words(argv, PlanConfig)
     config = typed(PlanConfig, words, COMMAND_LINE)
-    return plan_paper(config) if config.paper else plan_one(config, frozenset(FIXED.get(word, word) for word in words))
+    return plan_paper(config) if config.paper else plan_one(config, frozenset(words))
 
 
 def plan_one(config: PlanConfig, said: frozenset[str]) -> int:

@@ -54,7 +54,7 @@ def search(job: Job, machines: Machines, said: frozenset[str]) -> Estimate | Non
     """The fastest plan that fits, or a simpler one that is nearly as fast, else the one with the least memory; None when no layout can run at all.
 
     Args:
-        said: what the user has fixed: replicate, context, tensor, micro_batch_tokens, checkpointing, accumulate.
+        said: keys that the user has fixed: replicate, context_parallel, tensor_parallel, micro_batch_tokens, checkpointing, accumulate.
     """
     found = [(each, peak(each)) for each in candidates(job, machines, said)]
     fitting = [estimate(each, machines) for each, memory in found if memory.total <= usable(machines.gpu)]
@@ -70,11 +70,13 @@ def candidates(job: Job, machines: Machines, said: frozenset[str]) -> Iterator[J
     """All that can run."""
 
     def sizes(name: str, most: int) -> list[int]:
-        return [getattr(job.mesh, name)] if name in said else [2**i for i in range(most.bit_length()) if 2**i <= most]
+        if name in said:
+            return [getattr(job.mesh, name.removesuffix("_parallel"))]
+        return [2**i for i in range(most.bit_length()) if 2**i <= most]
 
     ways = [job.checkpointing] if "checkpointing" in said else CHECKPOINTING
     for copies, context, tensor in itertools.product(
-        sizes("replicate", 8), sizes("context", 16), sizes("tensor", min(8, machines.in_machine))
+        sizes("replicate", 8), sizes("context_parallel", 16), sizes("tensor_parallel", min(8, machines.in_machine))
     ):
         shard, rest = divmod(machines.gpus, copies * context * tensor)
         if rest or not shard or (copies > 1 and shard * context * tensor < machines.in_machine):

@@ -12,8 +12,6 @@ from lit_long.planning.hardware import find_gpu
 from lit_long.planning.job import Job, check_words, job_layers
 from lit_long.planning.search import Machines
 
-FIXED = {"context_parallel": "context", "tensor_parallel": "tensor"}  # keys as the search has them
-
 
 @dataclass
 class MachinesConfig:

@@ -46,6 +46,11 @@ def test_what_does_not_fit_gets_a_remedy(capsys):
     assert code == 1 and "does not fit" in text and "the cheapest remedy: " in text and "gpus=" in text
 
 
+def test_a_context_that_is_given_does_not_fix_the_ranks_that_share_it(capsys):
+    code, text = said(capsys, "model=llama2-70b", "context=256k", "gpus=64", "tokens_per_update=4M")
+    assert code == 0 and "context 16" in text and "(micro_batch_tokens=16384)" in text, text
+
+
 def test_a_plan_is_run_without_data(capsys):
     code, text = said(
         capsys, "model.n_layers=2", "model.d_model=64", "model.head_dim=16", "model.n_heads=4", "model.n_kv_heads=4", "model.d_ffn=128",

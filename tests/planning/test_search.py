@@ -38,7 +38,7 @@ def test_found_is_the_fastest_that_fits():
 
 def test_what_is_said_stays():
     each = job(LLAMA_70B, mesh=Mesh(tensor=4), context=16_384, sequences=256, checkpointing="none")
-    found = search(each, H100, frozenset({"tensor", "checkpointing"}))
+    found = search(each, H100, frozenset({"tensor_parallel", "checkpointing"}))
     assert found.job.mesh.tensor == 4 and found.job.checkpointing == "none"
 
 
@@ -75,5 +75,7 @@ def test_remedies_add_up():
 def test_no_layout_is_told_with_the_reason():
     with pytest.raises(UserError, match="an update has 4 sequences, which 64 data ranks"):
         find_fastest(
-            job(LLAMA_7B, context=4096, sequences=4), Machines(GPUS["H100"], 64), frozenset({"context", "tensor", "replicate"})
+            job(LLAMA_7B, context=4096, sequences=4),
+            Machines(GPUS["H100"], 64),
+            frozenset({"context_parallel", "tensor_parallel", "replicate"}),
         )
