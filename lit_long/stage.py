@@ -1,22 +1,24 @@
 """`python -m lit_long.stage FOLDER`: run the one stage that FOLDER/stage.yaml describes, alone.
 
 The sweep starts these processes, under torchrun too. Started by hand it does the same and prints its progress. Exit codes: 0 done,
-1 failed, 2 bad input, 130 interrupted: SIGTERM or Ctrl-C, after the current update. With ``watch_parent=true`` it ends when its standard
-input closes, that is, when the sweep that started it is gone.
+1 failed, 2 bad input, 130 interrupted: SIGTERM or Ctrl-C, after the current update. With ``watch_parent=true`` it ends, as by SIGTERM, when
+its standard input closes, that is, when the sweep that started it is gone.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
 from lit_long.config import UserError
 from lit_long.evaluation.registry import is_custom, is_task_file
 from lit_long.files import is_disk_full, write_atomically
-from lit_long.launch.local import count_processes
+from lit_long.launch.local import STOP_SECONDS, count_processes
 from lit_long.stages.folder import JOB_LOCK, is_archived, locked, progress_writer, read_stage
 from lit_long.stages.run import run_stage
 from lit_long.surroundings import forget_ranks, hide_from_torchmetrics
@@ -89,9 +91,11 @@ def fail(folder: Path, message: str, code: int) -> int:
 
 
 def end_with_parent() -> None:
-    """Read the pipe that the sweep holds open; its end means that the sweep died."""
+    """Read the pipe that the sweep holds open; its end means that the sweep died. Then end in good order, as the sweep would have asked for."""
     while os.read(0, 1):
         pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_SECONDS)
     os._exit(FAILED)
 
 

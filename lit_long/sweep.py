@@ -26,7 +26,7 @@ from lit_long.files import is_disk_full
 from lit_long.stages.costs import find_misfits
 from lit_long.stages.plan import Plan, make_plan, nothing_failed, only_failed
 from lit_long.stages.sweep_folder import outline, resolved_yaml, write_sweep
-from lit_long.terminal import run_command
+from lit_long.terminal import hang_up, run_command
 
 ALL_DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -78,6 +78,8 @@ def run(plan: Plan, console: Console) -> int:
     launcher.check([stage.config for stage in plan.chosen if not stage.done])
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, lambda *_: hang_up())  # the terminal is gone, or the connection to it
     check_disk(plan)
     for note in plan.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)

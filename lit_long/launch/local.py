@@ -41,7 +41,8 @@ class Node:
 
 
 class LocalProcess:
-    """A stage's processes on one machine. Their standard input is a pipe that we hold: when we die, even by kill -9, they end, too."""
+    """A stage's processes on one machine. Their standard input is a pipe that we hold: when we die, even by kill -9, they end, too, as by
+    SIGTERM."""
 
     def __init__(self, process: subprocess.Popen | ForkedStage) -> None:
         self.process = process

@@ -90,7 +90,7 @@ def run_here(module: str, *words: str, cwd: Path = REPOSITORY, **more: str) -> s
     found = import_module(module)
     main = found.main if hasattr(found, "main") else import_module(f"{module}.__main__").main
     out, errors = StringIO(), StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}  # of each test another
     with (
         patch.dict(os.environ, variables | {"COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)} | more, clear=True),
