@@ -84,8 +84,7 @@ def page(results: Results, figures: list[str]) -> tuple[str, str]:
         ]
     elif missing:
         top.append(f"**Incomplete:** {len(missing)} of {len(sweep.stages)} stages have no result, see [Missing](#missing).")
-    if warning := unlike(results):
-        top.append(f"**{warning}**")
+    top += [f"**{warning}**" for warning in warnings(results)]
     top += headline(results)
     perplexity, retrieval = perplexity_table(results), retrieval_tables(results)
     pairs = list(zip(published_tables(results), sweep.report.published, strict=True))
@@ -147,6 +146,19 @@ def code(text: str) -> str:
     """``text`` as it is, in Markdown."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader of the numbers must know."""
+    return [warning for warning in (unlike(results), left_out(results)) if warning]
+
+
+def left_out(results: Results) -> str:
+    """A warning where updates were left out of the training (training/spike_guard.py); "" otherwise."""
+    counted = [(stage, stage.result.get("skipped_updates")) for stage in results.sweep.stages if stage.result]
+    found = [f"{results.sweep.label(stage)} {count:,} of {stage.result['updates']:,}" for stage, count in counted if count]
+    why = "since their loss or gradient was bad (trainer.on_bad_step=skip)"
+    return f"Updates were left out, {why}: {'; '.join(found)}." if found else ""
 
 
 def unlike(results: Results) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_long.files import write_atomically
 from lit_long.report.differences import difference_tables, differences_csv
-from lit_long.report.page import failed_count, failures, page, page_html, unlike
+from lit_long.report.page import failed_count, failures, page, page_html, warnings
 from lit_long.report.predictors import predictors_table
 from lit_long.report.results import Results, StageResult, aggregate, read_sweep
 from lit_long.report.tables import Table, bound_table, csv_text, law_table, perplexity_table, published_tables, retrieval_tables
@@ -76,7 +76,7 @@ def write_report(folder: Path) -> Report:
         report_md=folder / "report.md",
         table_csv=folder / "table.csv",
         figures=[folder / "figures" / f"{name}.{kind}" for name in figures for kind in KINDS],
-        terminal=_terminal(tables, unlike(results)),
+        terminal=_terminal(tables, warnings(results)),
         missing=results.missing,
         failures=_failures(results),
     )
@@ -112,8 +112,8 @@ def typed_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _terminal(tables: list[Table], warning: str) -> Any:
+def _terminal(tables: list[Table], said: list[str]) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*(part for table in tables for part in table.terminal()), *([Text(warning, style="bold")] if warning else []))
+    return Group(*(part for table in tables for part in table.terminal()), *(Text(warning, style="bold") for warning in said))

@@ -96,6 +96,16 @@ def test_references_of_different_models_are_not_averaged(tmp_path, make, several
     assert "| base of mini (reference) |" in report.markdown and "| base (reference) |" not in report.markdown
 
 
+def test_updates_that_were_left_out_are_told(tmp_path, make):
+    """At the top of the page, and last in the terminal: a mean may stand on a model that half of its training left as it was."""
+    folder = make.sweep(tmp_path, {("rope", seed): make.perplexities(20.0 + seed) for seed in (0, 1)})
+    assert "left out, since" not in write_report(folder).markdown
+    make.stage(tmp_path / "runs", "extend-rope-s1", make.train(2048, 200_000, updates=64, skipped_updates=63))
+    report = write_report(folder)
+    warning = "Updates were left out, since their loss or gradient was bad (trainer.on_bad_step=skip): extend s1 63 of 64."
+    assert f"**{warning}**" in report.markdown.partition("## What was run")[0] and warning in str(report.terminal.renderables[-1])
+
+
 def test_one_tokenizer_is_no_warning_while_a_variant_has_not_begun(tmp_path, make):
     folder = make.sweep(tmp_path, {("rope", 0): make.perplexities(20.0), ("abf", 0): None})
     record = json.loads((folder / "sweep.json").read_text())

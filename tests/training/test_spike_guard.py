@@ -19,10 +19,10 @@ class Given(Loader):
         self.batches = given
 
 
-def fit(given, updates, checkpoint=None, **guard):
+def fit(given, updates, checkpoint=None, lr=1e-2, **guard):
     """The module after one update on each of the batches; ``updates`` is what the schedule is for, ``checkpoint`` what they go on from."""
     position = {"scheme": "tests.training.broken:Broken"}
-    module = LongContextModule(SMALL, position, OptimConfig(lr=1e-2), updates=updates, spike_guard=SpikeGuard(**guard))
+    module = LongContextModule(SMALL, position, OptimConfig(lr=lr), updates=updates, spike_guard=SpikeGuard(**guard))
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=len(given), logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -69,6 +69,26 @@ def test_a_spike_is_told_from_the_rest():
         fit(given, len(given), policy="stop", spike=3.0)
 
 
+def test_weights_that_are_bad_end_the_stage():
+    """Left out one after the other, no update can mend them. Those before were left out one by one, and so is one that is bad after the stage went on."""
+    guard = SpikeGuard("skip")
+    bad = [True, False, True, *[True] * (ENOUGH - 2), False]
+    assert [guard.should_skip(float("nan") if each else 1.0, 1.0, update) for update, each in enumerate(bad)] == bad
+    seen = len(bad)
+    for update in range(seen, seen + ENOUGH - 1):
+        assert guard.should_skip(float("nan"), 1.0, update)
+        resumed = SpikeGuard("skip")
+        resumed.load_state_dict(guard.state_dict())
+    with pytest.raises(
+        UserError, match=rf"update {seen + 1} was bad, and .* up to update {seen + ENOUGH}, where the loss is nan .* optim.lr"
+    ):
+        resumed.should_skip(float("nan"), 1.0, seen + ENOUGH - 1)
+    given = list(batches(1)) * (ENOUGH + 8)
+    broken.at = 0
+    with pytest.raises(UserError, match=rf"update \d+ was bad, and so were all {ENOUGH}"):
+        fit(given, len(given), policy="skip", lr=1e38)
+
+
 def test_what_was_seen_is_kept():
     guard, resumed = SpikeGuard("skip", 2.0), SpikeGuard("skip", 2.0)
     assert not any(guard.should_skip(1.0, 1.0, update) for update in range(ENOUGH))
@@ -88,6 +108,7 @@ def test_a_checkpoint_of_0_1_is_gone_on_from(tmp_path):
     trainer.save_checkpoint(file)
     saved = torch.load(file, weights_only=False)
     guard = saved.pop("spike_guard")
+    assert guard.pop("in_a_row") == 1
     assert guard == {"losses": list(seen.spike_guard.losses), "skipped": 1} and len(guard["losses"]) == 2
     for kept, skipped, before in (({"spike_guard": guard}, 1, 2), ({"judge": guard}, 1, 2), ({}, 0, 0)):
         torch.save(saved | kept, file)
