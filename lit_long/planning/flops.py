@@ -7,14 +7,14 @@ d = heads · head_dim and T tokens of context, a token costs
     6·N +  6·L·T·d   what causal attention needs                          → mfu_causal
 
 In a layer with a window of W < T tokens, W stands for T in the first, and in the second 2/T times the pairs of tokens that see each other,
-T·W − W(W − 1)/2.
+T·W − W(W − 1)/2. Beside an adapter, weights that are frozen have no gradient: they count 4 times, those of the adapter 6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_long.config import LayersConfig, ModelConfig, StageConfig, typed
+from lit_long.config import AdapterConfig, LayersConfig, ModelConfig, StageConfig, typed
 from lit_long.config.checkpoints import first_update, number_of_updates, updates_of_run
 from lit_long.planning.job import job_layers
 
@@ -47,10 +47,25 @@ def parameters(config: ModelConfig) -> int:
     return matmul_weights(config) + vectors + (0 if config.tie_embeddings else config.vocab_size * config.d_model)
 
 
-def training_flops(config: ModelConfig, tokens: int, attended: float) -> float:
+def adapter_weights(config: ModelConfig, adapter: AdapterConfig) -> int:
+    """Weights of an adapter's matrices, two at each of its targets."""
+    width, queries, keys = config.d_model, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    sizes = {"q_proj": width + queries, "k_proj": width + keys, "v_proj": width + keys, "o_proj": queries + width}
+    feed_forward = ("gate_proj", "up_proj", "down_proj") if config.activation == "swiglu" else ("up_proj", "down_proj")
+    sizes |= dict.fromkeys(feed_forward, width + config.d_ffn)
+    return config.n_layers * adapter.rank * sum(sizes.get(target, 0) for target in adapter.targets)
+
+
+def training_flops(config: ModelConfig, tokens: int, attended: float, adapter: AdapterConfig | None = None) -> float:
     """Forward and backward over ``tokens`` tokens. ``attended``: pairs of tokens that are computed, the mean over layers; causality ignored, the sum
     of length² over sequences."""
-    return 6 * matmul_weights(config) * tokens + 12 * config.n_layers * config.n_heads * config.head_dim * attended
+    weights = trained = matmul_weights(config)
+    if adapter is not None and adapter.rank:
+        trained = adapter_weights(config, adapter)
+        weights += trained
+        if adapter.train_embeddings_and_norms and config.tie_embeddings:  # the head is the embedding
+            trained += config.vocab_size * config.d_model
+    return (4 * weights + 2 * trained) * tokens + 12 * config.n_layers * config.n_heads * config.head_dim * attended
 
 
 def paper_flops(config: ModelConfig, tokens: float, context: int) -> float:
@@ -95,7 +110,7 @@ def stage_flops(config: StageConfig) -> float:
     """Causal FLOPs of a whole train or evaluate stage; 0 for a data stage. For its share in the sweep's time."""
     if config.kind == "train":
         tokens = config.tokens * number_of_updates(config) / updates_of_run(config)
-        return training_flops(config.model, tokens, tokens * seen_in_training(config))
+        return training_flops(config.model, tokens, tokens * seen_in_training(config), config.adapter)
     if config.kind == "evaluate":
         evaluation, longest = config.evaluation, max(config.evaluation.lengths, default=0)
         text = len(evaluation.domains) * evaluation.sequences * longest

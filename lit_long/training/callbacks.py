@@ -111,7 +111,7 @@ class MetricsFile(Callback):
         """Tokens/s of this rank's device, the two MFUs and the most memory so far (see throughput.py). ``batch`` holds whole rows."""
         devices = row_sharers(module.trainer.strategy)
         windows = module.model.pattern.windows(module.model_config.n_layers)
-        full, causal = (flops / devices for flops in update_flops(module.model_config, batch, windows))
+        full, causal = (flops / devices for flops in update_flops(module.model_config, batch, windows, module.adapter))
         tokens = batch.tokens.numel() / devices
         rates = {"perf/tokens_per_second_per_device": tokens / seconds, "perf/seconds": seconds}
         if memory := peak_memory_gib(module.device):

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 
 from lit_long.batch import Batch
-from lit_long.config import ModelConfig
+from lit_long.config import AdapterConfig, ModelConfig
 from lit_long.planning.flops import Windows, seen, training_flops
 from lit_long.planning.hardware import GPUS
 
 
-def update_flops(config: ModelConfig, batch: Batch, windows: Windows = ()) -> tuple[float, float]:
+def update_flops(
+    config: ModelConfig, batch: Batch, windows: Windows = (), adapter: AdapterConfig | None = None
+) -> tuple[float, float]:
     """FLOPs of one update on ``batch`` as mfu counts them, and as mfu_causal does (true document lengths when masked)."""
     rows, length = batch.tokens.shape
     wide = [min(window or length, length) for window in windows] or [length]
-    full = training_flops(config, rows * length, rows * length * sum(wide) / len(wide))
+    full = training_flops(config, rows * length, rows * length * sum(wide) / len(wide), adapter)
     lengths = document_lengths(batch) if batch.mask_documents else [length] * rows
-    return full, training_flops(config, rows * length, sum(each * seen(each, windows) for each in lengths))
+    return full, training_flops(config, rows * length, sum(each * seen(each, windows) for each in lengths), adapter)
 
 
 def document_lengths(batch: Batch) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_long.batch import Batch
 from lit_long.config import AdapterConfig, ModelConfig, UserError, read_command
@@ -21,6 +22,7 @@ from lit_long.stages.identity import identity_settings
 from lit_long.stages.plan import make_plan
 from lit_long.training.adapter import ADAPTER, add_adapter, merge_adapter, save_adapted
 from lit_long.training.run import train
+from lit_long.training.throughput import update_flops
 from tests.data.own import TEXTS, store_of, write_text
 from tests.integration.mini import losses
 from tests.integration.test_curriculum import ROPE, Interruption, stage
@@ -61,6 +63,31 @@ def batch():
     tokens = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(3))
     targets = tokens.roll(-1, 1)
     return Batch(tokens, targets, torch.zeros_like(tokens), torch.arange(24).expand(2, -1), False)
+
+
+@ADAPTERS
+@TIED
+def test_flops_are_those_torch_counts(adapter, tied):
+    """Frozen matrices have no gradient of their weights."""
+    model, each = llama(tied), batch()
+    add_adapter(model, adapter, 0)
+    with FlopCounterMode(display=False) as counter:
+        model(each)[0].backward()
+    counted = sum(v for op, v in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    full, causal = update_flops(model.config, each, (), adapter)
+    attention = 12 * 2 * 32 * 2 * 24**2
+    assert full - causal == attention / 2
+    before = (
+        ("q_proj", "k_proj", "v_proj")
+        if "q_proj" in adapter.targets
+        else ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
+    )
+    idle = sum(  # of what comes before anything that is trained, nobody needs the gradient
+        weight.numel()
+        for name, weight in model.layers[0].named_parameters()
+        if not adapter.train_embeddings_and_norms and name.split(".")[1] in before and "lora_B" not in name
+    )
+    assert counted == full - attention - 2 * 48 * idle
 
 
 def shaken(model):
