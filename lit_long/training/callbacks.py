@@ -46,6 +46,7 @@ class MetricsFile(Callback):
         self.peak: float | None = None
         self.started = 0.0
         self.consumed: Tensor | None = None  # [domains, counts]
+        self.seconds_before = 0.0  # of the updates that this process went on from
 
     def setup(self, trainer: Trainer, module: lightning.LightningModule, stage: str) -> None:
         """Drop a line that a kill cut short, before another is appended to it."""
@@ -60,6 +61,7 @@ class MetricsFile(Callback):
         if trainer.is_global_zero and (updates := self.go_back(trainer.global_step)):
             counts = [list(domain_counts(updates[-1], name).values()) for name in domains]
             self.consumed += torch.tensor(counts, dtype=torch.int64)
+            self.seconds_before = sum(row["perf/seconds"] for row in updates if "perf/seconds" in row)
         self.started = time.perf_counter()
 
     def go_back(self, step: int) -> list[dict[str, float]]:

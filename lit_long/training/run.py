@@ -162,7 +162,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         save_weights(module.model, folder / WEIGHTS, trainer.is_global_zero)
     if not trainer.is_global_zero:
         return {}
-    result = summarize(config, folder, module, trainer, seconds) | {
+    result = summarize(config, folder, module, trainer, metrics.seconds_before + seconds) | {
         "attention": attention,
         "data": add_consumed(planned, folder / "metrics.jsonl"),
     }
@@ -216,7 +216,7 @@ def make_plugins(trainer: TrainerConfig, writer: Writer) -> list[Any]:
 def summarize(
     config: StageConfig, folder: Path, module: LongContextModule, trainer: lightning.Trainer, seconds: float
 ) -> dict[str, Any]:
-    """``result.json`` of a training stage. ``seconds`` are those of this process; a resumed stage took longer in all."""
+    """``result.json`` of a training stage. ``seconds`` are those of this process, and of the updates before it where the stage was resumed."""
     rows = [json.loads(line) for line in lines_of((folder / "metrics.jsonl").read_text())]
     steps = [row for row in rows if "train/loss" in row]
     validation = [row for row in rows if any(key.startswith("val/") for key in row)]

@@ -161,12 +161,12 @@ run(Path(sys.argv[1]), Path(sys.argv[2]), 1)
 
 
 def killed_after_update_6(place: Path, folder: Path) -> Path:
-    """A stage of one device whose newest checkpoint is that of update 5, and its metrics.jsonl."""
+    """A stage of one device whose newest checkpoint is that of update 5, and its metrics.jsonl. Its first update took 1,000 seconds."""
     shutil.copytree(place / "from one to four", folder)
     file = folder / "metrics.jsonl"
-    last = json.loads(file.read_text().splitlines()[-1])
-    with file.open("a") as lines:
-        lines.write(json.dumps(last | {"step": last["step"] + 1}) + "\n")
+    first, *rows = map(json.loads, file.read_text().splitlines())
+    rows = [first | {"perf/seconds": 1000.0}, *rows, rows[-1] | {"step": rows[-1]["step"] + 1}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
@@ -182,6 +182,7 @@ def test_killed_while_it_cuts_off_its_metrics_is_uninterrupted(place, tmp_path):
     for key in ("updates", "tokens", "data", "train_loss", "validation"):
         assert ours[key] == theirs[key], key
     assert ours["updates"] == UPDATES
+    assert 1000 < ours["seconds"] < 2000, "of both processes"
 
 
 def test_metrics_with_a_gap_are_not_gone_on_from(place, tmp_path):
