@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 MISSING = "—"
 COLUMNS_AT_ONCE = 4  # measured, in 80 columns of a terminal
-LATEX_SIGNS = {"±": r"$\pm$", "−": "$-$", "≤": r"$\le$", "—": "---", "–": "--"} | {
+LATEX_SIGNS = {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+LATEX_SIGNS |= {"±": r"$\pm$", "−": "$-$", "≤": r"$\le$", "—": "---", "–": "--"} | {
     letter: rf"$\{name}$" for letter, name in {"α": "alpha", "β": "beta", "γ": "gamma"}.items()
 }
 COLUMNS = ("variant", "metric", "domain", "length", "mean", "sd", "seeds", "paper")

@@ -55,7 +55,7 @@ def test_the_page_holds_tables_and_figures_and_loads_nothing(tmp_path, make):
 
 
 def test_latex(tmp_path):
-    table = Table("T", ["variant", "MMLU_x\n% paper"], [["a & b", "−1.50 ± 0.20"], ["α", "2"]], {(1, 1)})
+    table = Table("T", ["variant", "MMLU_x\n% paper"], [["a & b", "−1.50 ± 0.20"], ["α~β", "2^−β"]], {(1, 1)})
     assert table.latex().splitlines() == [
         "% T",
         r"\begin{tabular}{lr}",
@@ -63,7 +63,7 @@ def test_latex(tmp_path):
         r"variant & \shortstack{MMLU\_x\\\% paper} \\",
         r"\midrule",
         r"a \& b & $-$1.50 $\pm$ 0.20 \\",
-        r"$\alpha$ & \textbf{2} \\",
+        r"$\alpha$\textasciitilde{}$\beta$ & \textbf{2\textasciicircum{}$-$$\beta$} \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]

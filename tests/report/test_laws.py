@@ -37,6 +37,8 @@ def test_the_papers_curves_give_the_papers_constants(tmp_path):
     assert "| 25.4 |" in rows["7b (paper)"] and "| 0.732 |" in rows["7b (paper)"]  # 2^-0.45
     assert "25.4 [" in rows["7b, books"] and "| 0.702 |" in rows["70b, books"] and "| 1.0000 |" in rows["70b, books"]
     assert {path.name for path in report.figures if path.is_file()} >= {"context_law.png", "context_law.svg"}
+    tabulars = [line for line in (folder / "tables.tex").read_text().splitlines() if not line.startswith("%")]
+    assert not any("^" in line for line in tabulars), "outside of formulas LaTeX refuses it"
 
 
 def test_what_is_averaged_over_seeds_is_the_loss(tmp_path):
