@@ -261,6 +261,8 @@ def verdict(claim: Claim, design: Design, difference: dict[str, Any]) -> str:
         return opposite if max(difference["low"], -difference["high"]) > claim.within else "not shown"
     sign = SIGNS[claim.claim]
     low, high = sorted((sign * difference["low"], sign * difference["high"]))
+    if math.isclose(low, high, rel_tol=1e-9):  # without width it is no interval: as Difference.clear has it
+        return "not shown"
     if low > 0:
         return shown if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
     return opposite if high < 0 else "not shown"

@@ -124,13 +124,16 @@ def test_a_claim_about_the_law_fits_it_to_the_perplexities(tmp_path, monkeypatch
     monkeypatch.setitem(globals(), "CLAIMS", CLAIMS + f"  - {claim}\n")
     measured = []
     for seed in range(3):
-        for name, alpha, beta, gamma in (("7b", 25.4, 0.45, 1.56), ("70b", 17.9, 0.51, 1.35)):  # the paper's constants (Figure 1)
+        for name, alpha, beta, gamma, more in (
+            ("7b", 25.4, 0.45, 1.56, 0.01),
+            ("70b", 17.9, 0.51, 1.35, 0.012),
+        ):  # the paper's (Figure 1)
             one = run("evaluate", [name], seed, 1.0, 1.0, 0.0)
-            losses = {c: (alpha / c) ** (beta + 0.01 * seed) + gamma for c in (32, 64, 128, 256, 512, 1024, 2048)}
+            losses = {c: (alpha / c) ** (beta + more * seed) + gamma for c in (32, 64, 128, 256, 512, 1024, 2048)}
             one["measurements"] = [["perplexity", "docs", c, math.exp(loss)] for c, loss in losses.items()]
             measured.append(one)
     row = page(tmp_path, measured)["steeper"]
-    assert row[:2] == ["0.520 against 0.460", "+0.060"] and row[3:5] == ["3", "**shown**"]
+    assert row[:2] == ["0.522 against 0.460", "+0.062"] and row[3:5] == ["3", "**shown**"]
 
 
 def test_other_verdicts(tmp_path):
@@ -146,6 +149,8 @@ def test_other_verdicts(tmp_path):
         assert rows["lower"][4] == "**agrees here**" and rows["ours"][4] == "**shown**"
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 19.0, 44.0])[:6])
     assert rows["lower"][3:5] == ["2", "not shown (fewer than 3 seeds)"]
+    rows = page(tmp_path, three_seeds([10.0, 10.0, 10.0], [11.0, 11.0, 11.0], accuracy=((0.9, 0.1),) * 3))
+    assert rows["lower"][4] == rows["retrieves"][4] == "not shown", "all pairs alike: an interval without width shows nothing"
     rows = page(tmp_path, [one for one in three_seeds([1.0] * 3, [2.0] * 3) if one["rows"] != ["rope"]])
     assert rows["lower"][4] == "not run"
 
