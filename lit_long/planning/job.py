@@ -112,15 +112,16 @@ def why_not(job: Job) -> str:
     for name in ("n_heads", "n_kv_heads", "d_ffn", "vocab_size"):
         if getattr(model, name) % mesh.tensor:
             return f"model.{name}={getattr(model, name)} is no multiple of tensor_parallel={mesh.tensor}"
-    if job.context % (2 * mesh.context) and mesh.context > 1:
-        return f"context={job.context} must be divisible by 2 · context_parallel={mesh.context}"
-    if job.tokens_per_update % job.context:
-        return f"tokens_per_update={job.tokens_per_update} is no multiple of context={job.context}"
-    if (sequences := job.tokens_per_update // job.context) % mesh.data_ranks:
-        return (
-            f"an update has {sequences} sequences, which {mesh.data_ranks} data ranks (replicate · shard) cannot share equally: change "
-            f"tokens_per_update, or let context_parallel or tensor_parallel take more of the GPUs"
-        )
+    for context in dict.fromkeys((job.context, *(length for _, length in job.phases))):
+        if context % (2 * mesh.context) and mesh.context > 1:
+            return f"context={context} must be divisible by 2 · context_parallel={mesh.context}"
+        if job.tokens_per_update % context:
+            return f"tokens_per_update={job.tokens_per_update} is no multiple of context={context}"
+        if (sequences := job.tokens_per_update // context) % mesh.data_ranks:
+            return (
+                f"an update has {sequences} sequences of {context} tokens, which {mesh.data_ranks} data ranks (replicate · shard) cannot share "
+                f"equally: change tokens_per_update, or let context_parallel or tensor_parallel take more of the GPUs"
+            )
     return ""
 
 

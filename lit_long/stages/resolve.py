@@ -31,7 +31,7 @@ from lit_long.config import (
 )
 from lit_long.config.checkpoints import check_checkpoints, first_update, milestone_updates, updates_of_run
 from lit_long.config.command import merge
-from lit_long.config.mesh import check_mesh
+from lit_long.config.mesh import check_mesh, mesh_of
 from lit_long.config.schema import SHORTEST_RETRIEVAL
 from lit_long.data.builtin_corpus import DOMAINS
 from lit_long.data.conversations import template_of
@@ -92,7 +92,7 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collecti
         check_fitted(build_layers(layers, position, config.model.head_dim, where, longest), evaluation.query_scales, where)
     if config.kind == "train":
         config = replace(config, curriculum=resolve_curriculum(config, position, where))
-        check_context_parallel(config, where)
+        check_phases(config, where)
     return replace(
         config, position=position, layers=layers, trainer=replace(config.trainer, precision=resolve_precision(config.trainer))
     )
@@ -199,14 +199,18 @@ def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str
     return CurriculumConfig(resolved)
 
 
-def check_context_parallel(config: StageConfig, where: str) -> None:
-    """Raise UserError for sequences, of any phase, that ranks cannot share in two equal chunks each."""
-    ranks = config.trainer.context_parallel
-    if ranks == 1:
-        return
-    updates = updates_of_run(config)
+def check_phases(config: StageConfig, where: str) -> None:
+    """Raise UserError for sequences, of any phase, that ranks cannot share: an update's equally, and each in two equal chunks a rank."""
+    mesh, updates = mesh_of(config.trainer), updates_of_run(config)
+    ranks = mesh.context
     for phase in make_phases(config.curriculum, config.context, config.tokens_per_update, updates, where):
-        if phase.context % (2 * ranks):
+        if (sequences := config.tokens_per_update // phase.context) % mesh.data_ranks:
+            raise UserError(
+                f"{where}: from update {phase.start} on, an update of tokens_per_update={config.tokens_per_update} has {sequences} sequences of "
+                f"{phase.context} tokens, which {mesh.data_ranks} ranks (replicate · shard) cannot share equally; take fewer ranks, another "
+                "tokens_per_update or other scales of the curriculum's phases"
+            )
+        if ranks > 1 and phase.context % (2 * ranks):
             raise UserError(
                 f"{where}: trainer.context_parallel={ranks} cuts every sequence into {2 * ranks} equal chunks, but from update {phase.start} on "
                 f"sequences have {phase.context} tokens; choose a context (and in a curriculum scales) that {2 * ranks} divides"

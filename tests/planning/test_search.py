@@ -73,7 +73,7 @@ def test_remedies_add_up():
 
 
 def test_no_layout_is_told_with_the_reason():
-    with pytest.raises(UserError, match="an update has 4 sequences, which 64 data ranks"):
+    with pytest.raises(UserError, match="an update has 4 sequences of 4096 tokens, which 64 data ranks"):
         find_fastest(
             job(LLAMA_7B, context=4096, sequences=4),
             Machines(GPUS["H100"], 64),

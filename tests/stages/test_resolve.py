@@ -19,6 +19,8 @@ from lit_long.config import (
     UserError,
 )
 from lit_long.config.schema import PhaseConfig
+from lit_long.planning.job import why_not
+from lit_long.stages.costs import job_of
 from lit_long.stages.resolve import check_optimizer, resolve_data, resolve_stage
 
 WHERE = "my.yaml: stages.base"
@@ -120,6 +122,21 @@ def test_ranks_that_share_sequences_need_equal_chunks_in_every_phase():
             resolved({"until": 0.5} | first, {}, context_parallel=16)
     with pytest.raises(UserError, match=r"trainer\.context_parallel=3 cuts every sequence into 6 equal chunks"):
         resolved(context_parallel=3)
+
+
+def test_ranks_share_the_sequences_of_every_phase_equally():
+    """4 of 96 tokens by 4 ranks, but 6 of 64: the stage would have failed when it started."""
+
+    def found(devices):
+        phases = CurriculumConfig([PhaseConfig(until=0.5, scale=2 / 3), PhaseConfig(until=1.0)])
+        trainer = TrainerConfig(strategy="fsdp", devices=devices)
+        return {"context": 96, "tokens": 384_000, "tokens_per_update": 384, "curriculum": phases, "trainer": trainer}
+
+    message = r"from update 0 on, an update of tokens_per_update=384 has 6 sequences of 64 tokens, which 4 ranks"
+    with pytest.raises(UserError, match=message):
+        resolved_with(**found(4))
+    assert "6 sequences of 64 tokens, which 4 data ranks" in why_not(job_of(StageConfig(**found(4)), WHERE))
+    assert why_not(job_of(resolved_with(**found(2)), WHERE)) == ""
 
 
 def trained_by(name, strategy):
