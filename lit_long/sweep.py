@@ -9,7 +9,8 @@
     python -m lit_long.sweep experiment=curriculum scale=paper   another experiment, at one of its scales (docs/experiments.md)
 
 Counts may be written 32k (= 32,768), 4M, 1e9. Finished stages never run again and interrupted ones resume: run the same command
-again. Exit codes: 0 all stages done (of those that only_failed=true chose), 1 some failed, 2 bad input, 130 interrupted. docs/sweeps.md
+again. Exit codes: 0 all stages done (of those that only_failed=true chose), 1 some failed or are not recorded, 2 bad input, 130 interrupted.
+docs/sweeps.md
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def run(plan: Plan, console: Console) -> int:
     from lit_long.launch.launcher import make_launcher
     from lit_long.launch.runner import check_disk, run_plan
     from lit_long.report import write_report
+    from lit_long.tracking import TrackingError
     from lit_long.tracking.record import Record, open_sweep
 
     if misfits := find_misfits(plan):
@@ -89,8 +91,11 @@ def run(plan: Plan, console: Console) -> int:
     try:
         with Display(console, plan) as display:
             outcome = run_plan(plan, record, display, launcher)
-        report = write_report(plan.folder)
-        record.close(outcome.status, report.files, report.figures)
+        report, unrecorded = write_report(plan.folder), ""
+        try:
+            record.close(outcome.status, report.files, report.figures)
+        except TrackingError as error:
+            unrecorded = f"{error}\nThe record is not whole. The stages' folders have all of it, and the same command writes it"
     except BaseException as error:
         with suppress(UserError):  # what went wrong first is what the user must hear of
             record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -103,7 +108,9 @@ def run(plan: Plan, console: Console) -> int:
         console.print(f"runs     {record.where}", markup=False, highlight=False, soft_wrap=True)
     if report.failures:  # last, where they are seen
         console.print(report.failures, markup=False, highlight=False, soft_wrap=True)
-    return SOME_FAILED if outcome.status == "FAILED" else ALL_DONE
+    if unrecorded:
+        print(f"error: {unrecorded}", file=sys.stderr)
+    return SOME_FAILED if outcome.status == "FAILED" or unrecorded else ALL_DONE
 
 
 def folder_name(path: Path) -> str:

@@ -137,7 +137,7 @@ class Runner:
             if stage.done:
                 self.waiting.remove(stage)
                 forget_job(stage.folder)  # one that outlived the sweep that watched it
-                self.record.cached(stage)
+                self.say_owed(label, self.record.cached(stage))
                 self.outcome.cached.append(label)
                 by = "by another sweep" if stage.identity in self.elsewhere else "before"
                 self.display.end(stage.identity, f"{label}: archived" if stage.archived else f"{label}: done {by}")
@@ -211,7 +211,7 @@ class Runner:
             if code is not None:
                 self.ended(active, code)
                 continue
-            if time.monotonic() - active.synced >= SYNC_SECONDS:
+            if active.mirror is not None and time.monotonic() - active.synced >= SYNC_SECONDS:
                 active.mirror.sync()
                 active.synced = time.monotonic()
             message, share = read_progress(active.stage.folder)
@@ -222,9 +222,8 @@ class Runner:
         """A stage is over: its record, its place in the outcome, its line."""
         stage, label, seconds = active.stage, active.ready.label, time.monotonic() - active.started
         succeeded = code == 0 and stage.done
-        self.record.end(
-            stage, active.run, active.mirror, "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED"
-        )
+        status = "FINISHED" if succeeded else "KILLED" if code == INTERRUPTED else "FAILED"
+        self.say_owed(label, self.record.end(stage, active.run, active.mirror, status))
         del self.active[stage.identity]
         active.lock.close()
         if succeeded:
@@ -238,6 +237,11 @@ class Runner:
                 note_failure(stage.folder, why)
             line = f"{label}: FAILED: {why}\n    full log: {stage.folder / 'log.txt'}"
         self.display.end(stage.identity, line, seconds)
+
+    def say_owed(self, label: str, why: str) -> None:
+        """``why``: what the tracker said, if it has not taken the stage's record."""
+        if why:
+            self.display.line(f"{label}: not recorded yet, but with a later stage or at the end: {why}")
 
     def stop(self) -> None:
         """End all that run, at once, and close their records."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ from lit_long.stages.plan import CORPUS, Plan, Stage, digest
 from lit_long.tracking.describe import environment_tags
 from lit_long.tracking.metric_names import metrics_of
 from lit_long.tracking.mirror import Mirror
-from lit_long.tracking.tracker import MEMBER, NOTE, RESULTS, SWEEP_JSON, SWEEP_YAML, Tracker, open_tracker
+from lit_long.tracking.tracker import MEMBER, NOTE, RESULTS, SWEEP_JSON, SWEEP_YAML, Tracker, TrackingError, open_tracker
 
 if TYPE_CHECKING:
     from lit_long.stages.scores import Evaluation
@@ -52,7 +54,8 @@ def open_command(config: TrackingConfig, experiment: str, root: str) -> Tracker:
 
 
 class Record:
-    """The runs of one sweep."""
+    """The runs of one sweep. What the tracker does not take of a stage is owed: it is written with the next stage, and at the end. Folders have it all,
+    so the sweep goes on meanwhile."""
 
     def __init__(self, tracker: Tracker, plan: Plan) -> None:
         self.tracker, self.plan, self.environment = tracker, plan, environment_tags()
@@ -63,12 +66,20 @@ class Record:
         tags = self.environment | self.paper
         tags |= {FOLDER: str(plan.folder), NOTE: plan.sweep.description}
         self.parent = tracker.begin(plan.key, sweep_name(plan), params=params, tags=tags)
+        self.owed: dict[str, Callable[[], None]] = {}  # by the identity of the stage: what writes its record
         self.measured: dict[str, None] = {}  # names of what evaluations recorded, in order
         self.where = tracker.show(plan.key, self.measured)  # for people to look at it; "" where nothing is recorded
         tracker.text(self.parent, (plan.folder / SWEEP_YAML).read_text(encoding="utf-8"), SWEEP_YAML)
 
-    def begin(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
-        """The stage's child run, made or resumed, and what keeps its metrics in step with the folder."""
+    def begin(self, stage: Stage) -> tuple[str, Mirror | None]:
+        """The stage's child run, made or resumed, and what keeps its metrics in step with the folder; none while the tracker is away."""
+        if not self.pay():
+            with suppress(TrackingError):  # said when the stage ends, unless it is back by then
+                return self.open_run(stage)
+        return "", None
+
+    def open_run(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
+        """As `begin`. Raises TrackingError."""
         tags = self.environment | self.paper
         tags |= {
             "lit_long.variant": ", ".join(dict.fromkeys(trial.variant for trial in self.plan.users(stage))),
@@ -89,11 +100,28 @@ class Record:
             write_atomically(stage.folder / MLFLOW_RUN, json.dumps(where) + "\n")
         return run, Mirror(self.tracker, run, stage.folder / "metrics.jsonl")
 
-    def end(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:
-        """Final metrics, tags, settings and status, of a stage that ran now."""
-        if status == "FINISHED":
-            self.begin(stage)  # again, for the tags that only its result has
-        self.complete(stage, run, mirror, status)
+    def end(self, stage: Stage, run: str, mirror: Mirror | None, status: str) -> str:
+        """Final metrics, tags, settings and status, of a stage that ran now; what `begin` returned is passed on. Returns why they are owed, or ""."""
+
+        def write() -> None:
+            found = run, mirror
+            if mirror is None or status == "FINISHED":  # again, for the tags that only its result has
+                opened = self.open_run(stage)
+                found = found if mirror else opened
+            self.complete(stage, *found, status)
+
+        self.owed[stage.identity] = write
+        return self.pay()
+
+    def pay(self) -> str:
+        """Write what is owed, the latest first, while the tracker takes it. Returns what it said, or ""."""
+        for identity, write in reversed(list(self.owed.items())):
+            try:
+                write()
+            except TrackingError as error:
+                return str(error)
+            del self.owed[identity]
+        return ""
 
     def complete(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:
         mirror.sync(final=True)
@@ -112,13 +140,17 @@ class Record:
             self.tracker.text(run, yaml.safe_dump(stage.settings(), sort_keys=False), "config.yaml")
         self.tracker.finish(run, status)
 
-    def cached(self, stage: Stage) -> None:
-        """A stage that was done before: its child run, light when its history lies under another sweep."""
+    def cached(self, stage: Stage) -> str:
+        """A stage that was done before: its child run, light when its history lies under another sweep. Returns why it is owed, or ""."""
+        away, self.owed[stage.identity] = bool(self.owed), partial(self.complete_cached, stage)
+        return "" if away else self.pay()
+
+    def complete_cached(self, stage: Stage) -> None:
         final = final_metrics(read_result(stage.folder))
         if self.tracker.recorded(stage.key, self.parent, final, {FOLDER: str(stage.folder)}):
             self.show(stage, final)
             return
-        run, mirror = self.begin(stage, cached=True)
+        run, mirror = self.open_run(stage, cached=True)
         self.complete(stage, run, mirror, "FINISHED")
 
     def show(self, stage: Stage, final: dict[tuple[str, int], float]) -> None:
@@ -129,7 +161,12 @@ class Record:
             self.where = self.tracker.show(self.plan.key, self.measured)
 
     def close(self, status: str, files: Sequence[Path] = (), figures: Sequence[Path] = ()) -> None:
-        """The report's files and figures, if there is one, and what it was made of to the parent; then its status."""
+        """The report's files and figures, if there is one, and what it was made of to the parent; then its status.
+
+        Raises:
+            TrackingError: the record of a stage, or of the sweep, is not whole.
+        """
+        why = self.pay()
         if files:
             self.results()
         for file in files:
@@ -137,6 +174,8 @@ class Record:
         for figure in figures:
             self.tracker.artifact(self.parent, figure, "figures")
         self.tracker.finish(self.parent, status)
+        if why:
+            raise TrackingError(why)
 
     def results(self) -> None:
         """What a report is made of (`fetch_sweep`): the sweep's trials, and the results of its stages; null for those that have none."""

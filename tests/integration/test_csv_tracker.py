@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas
 import pytest
 
-from tests.integration.mini import MINI, REPOSITORY, TASKS, losses, stages, table, with_stages
+from lit_long.tracking import TrackingError
+from lit_long.tracking.csv import CsvTracker
+from tests.integration.mini import MINI, REPOSITORY, TASKS, losses, run_here, stages, table, with_stages
 
 NO_MLFLOW = """
 from pathlib import Path
@@ -104,6 +106,35 @@ def test_theory_is_recorded_there_too(environment, tmp_path):
     run(environment, "lit_long.theory", "schemes=[rope,pi]", f"root={tmp_path}", "tracking.name=csv")
     (figure,) = tmp_path.glob("tracking/theory/*/artifacts/figures/theory.png")
     assert figure.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("times", [2, 1000], ids=["back again", "away"])
+def test_a_tracker_that_is_away_stops_no_sweep(tmp_path, monkeypatch, times):
+    """All stages run. What it does not take when they end is written with a later one; or by the next command, and the sweep says so."""
+    root = with_stages(tmp_path, "corpus rope", "base rope", "evaluate_base rope")
+    words = [*MINI, *TASKS, "position=rope", "tracking=csv", f"root={root}"]
+    finish, calls = CsvTracker.finish, []
+
+    def away(self, run, status):
+        calls.append(run)
+        if len(calls) <= times:
+            raise TrackingError("the disk is away")
+        finish(self, run, status)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvTracker, "finish", away)
+        swept = run_here("lit_long.sweep", *words)
+    assert all((folder / "DONE").exists() for folder in stages(root).values()) and len(stages(root)) == 5, swept.stderr
+    assert "not recorded yet, but with a later stage or at the end: the disk is away" in swept.stdout
+    assert swept.returncode == (0 if times == 2 else 1) and ("error: the disk is away" in swept.stderr) == (times > 2)
+    assert "Validation perplexity" in swept.stdout
+    if times > 2:
+        assert run_here("lit_long.sweep", *words).returncode == 0
+    runs = pandas.read_csv(root / "tracking" / "position_tiny" / "runs.csv", keep_default_na=False)
+    assert set(runs.status) == {"FINISHED"} and len(runs) == 6
+    for run in runs.run[runs.name.str.contains("extend")]:
+        frame = pandas.read_csv(root / "tracking" / "position_tiny" / run / "metrics.csv")
+        assert frame[frame.name == "train/loss"].step.tolist() == [1, 2, 3, 4]
 
 
 def test_nobody_imported_mlflow(swept, environment):
