@@ -97,7 +97,7 @@ def run(plan: Plan, console: Console) -> int:
         except TrackingError as error:
             unrecorded = f"{error}\nThe record is not whole. The stages' folders have all of it, and the same command writes it"
     except BaseException as error:
-        with suppress(UserError):  # what went wrong first is what the user must hear of
+        with suppress(Exception):  # what went wrong first is what the user must hear of
             record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     finally:

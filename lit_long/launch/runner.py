@@ -252,7 +252,7 @@ class Runner:
             if note:
                 self.display.line(f"{active.ready.label}: {note}")
             if active.mirror is not None:
-                with suppress(UserError):
+                with suppress(Exception):  # whatever it is, the records of the others are closed, too
                     self.record.end(active.stage, active.run, active.mirror, "KILLED")
 
 

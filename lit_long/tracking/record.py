@@ -115,12 +115,13 @@ class Record:
 
     def pay(self) -> str:
         """Write what is owed, the latest first, while the tracker takes it. Returns what it said, or ""."""
-        for identity, write in reversed(list(self.owed.items())):
+        for identity in reversed(list(self.owed)):
+            write = self.owed.pop(identity)  # what fails otherwise is tried no more
             try:
                 write()
             except TrackingError as error:
+                self.owed[identity] = write
                 return str(error)
-            del self.owed[identity]
         return ""
 
     def complete(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:

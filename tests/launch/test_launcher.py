@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from lit_long.config import LauncherConfig, StageConfig, TrainerConfig, UserErro
 from lit_long.launch.job import StageNode
 from lit_long.launch.launcher import make_launcher
 from lit_long.launch.local import LocalLauncher, Node, count_threads, make_command, make_environment
+from lit_long.launch.runner import Active, Runner
 from lit_long.stages.folder import write_stage
 from tests.integration.mini import REPOSITORY
 
@@ -45,6 +47,24 @@ def test_refused(config, configs, message, tmp_path):
     with pytest.raises(UserError, match=message):
         make_launcher(config, tmp_path).check(configs)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stopping_closes_all_records_even_if_one_cannot_be():
+    """A metric's name that no tracker takes, say: the others' runs would stay RUNNING."""
+    closed = []
+
+    def end(stage, run, mirror, status):
+        if stage == "second":
+            raise ValueError("no name for a metric")
+        closed.append((stage, status))
+
+    plan = SimpleNamespace(sweep=SimpleNamespace(launcher=LauncherConfig()), stages=[], chosen=[], left=[])
+    runner = Runner(plan, SimpleNamespace(end=end), None, None)
+    running = SimpleNamespace(stop=lambda: "")
+    for name in ("first", "second", "third"):
+        runner.active[name] = Active(name, None, None, running, mirror=object())
+    runner.stop()
+    assert closed == [("first", "KILLED"), ("third", "KILLED")]
 
 
 def test_a_sweep_under_torchrun_is_refused(tmp_path):
