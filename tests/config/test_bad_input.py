@@ -74,6 +74,10 @@ def test_a_record_of_a_newer_mlflow(tmp_path):
         ("model.n_kv_heads=3", "model.n_heads=2 must be a multiple of model.n_kv_heads=3"),
         ("model.vocab_size=100", "model.vocab_size=100 must not be smaller than data.corpus.vocab_size=1024"),
         ("model.head_dim=7", "model.head_dim must be even"),
+        ("launcher.parallel=${seed}", "command line: launcher.parallel=${seed}: only settings of stages can refer to others"),
+        ("only_failed=${seed}", "command line: only_failed=${seed}: only settings of stages can refer to others"),
+        ("report.paper.rope.code=${context}", "command line: report.paper.rope.code=${context}: only settings"),
+        ("report.published=[{rows: {rope: {x: '${seed}'}}}]", "report.published[0].rows.rope.x=${seed}: only settings"),
     ],
 )
 def test_settings_that_make_no_sense(word, message, tmp_path, capsys, monkeypatch):
