@@ -26,6 +26,7 @@ from lit_long.report.tables import (
     bound_table,
     data_table,
     law_table,
+    length_of,
     perplexity_table,
     published_tables,
     retrieval_tables,
@@ -51,6 +52,7 @@ PREDICTORS = (
     "R² is the share of the outcome's variance over all runs that a straight line through the predictor explains. The interval resamples the designs, each with "
     "all its seeds. With few designs it is wide: a description, which tests nothing."
 )
+NOT_MEASURED = "The settings of the report name these measurements, and no stage has made them:"
 PUBLISHED = "Published numbers ({source}), and ours where we measure the same: other text, other models. Compare the order of the rows, not the levels."
 
 LAW = "Least squares on the losses, mean over seeds, c in tokens and L in nats; in brackets 95 % intervals of the fit, which say nothing of seeds. The paper's constants: {source}."
@@ -123,10 +125,30 @@ def page(results: Results, figures: list[str]) -> tuple[str, str]:
         below += ["## Data", DATA, taken.markdown()]
     if sweep.report.notes:
         below += ["## Notes", "\n".join(f"* {note.strip()}" for note in sweep.report.notes)]
+    if (lacking := not_measured(results)) and results.cells and not missing:
+        below += ["## Not measured", NOT_MEASURED, "\n".join(f"* {each}" for each in lacking)]
     if missing:
         below += ["## Missing", _missing(results)]
     below += ["## Provenance", _provenance(results)]
     return "\n\n".join(top), "\n\n".join(below) + "\n"
+
+
+def not_measured(results: Results) -> list[str]:
+    """The keys of the report that name a measurement which no stage has made: of another metric, domain or length, or of none."""
+    report = results.sweep.report
+    asked = {
+        f"published[{i}].measured.{column}": one
+        for i, each in enumerate(report.published)
+        for column, one in each.measured.items()
+    }
+    if report.predictors.designs:
+        asked |= {"predictors.outcome": report.predictors.outcome}
+        asked |= {f"predictors.by.{name}": one for name, one in report.predictors.by.items()}
+    return [
+        f"`report.{key}`: metric={one.metric}, domain={one.domain}" + (f", length={one.length:,}" if one.length else "")
+        for key, one in asked.items()
+        if length_of(results, one) not in results.lengths(one.metric, one.domain)
+    ]
 
 
 def failed_count(results: Results) -> str:

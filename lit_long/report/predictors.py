@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from lit_long.config.schema import PredictorConfig
 from lit_long.report.results import Results
-from lit_long.report.tables import Table
+from lit_long.report.tables import Table, length_of
 
 RESAMPLES = 2000
 FEWEST = 3  # designs
@@ -42,7 +42,7 @@ def predictors_table(results: Results) -> Table | None:
         )
     if not rows:
         return None
-    outcome = f"{asked.outcome.metric} ({asked.outcome.domain}, {asked.outcome.length:,})"
+    outcome = f"{asked.outcome.metric} ({asked.outcome.domain}, {length_of(results, asked.outcome):,})"
     designs = "–".join(str(count) for count in dict.fromkeys([min(counts), max(counts)]))
     header = ["predictor", "R²", "95 % interval", "with it the outcome", "runs"]
     return Table(TITLE.format(outcome=outcome, designs=designs), header, rows)
@@ -61,7 +61,7 @@ def points_of(results: Results, name: str) -> dict[str, list[tuple[float, float]
 
 
 def number(results: Results, wanted: PredictorConfig, design: str, seed: int) -> float | None:
-    value = results.value(wanted.row.format(design), seed, wanted.metric, wanted.domain, wanted.length)
+    value = results.value(wanted.row.format(design), seed, wanted.metric, wanted.domain, length_of(results, wanted))
     if value is None or not math.isfinite(value):
         return None
     return math.log(value) if wanted.metric == "perplexity" else value

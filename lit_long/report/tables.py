@@ -302,10 +302,13 @@ def published_table(results: Results, published: PublishedConfig) -> Table:
 
 
 def measured(results: Results, row: str, wanted: MeasuredConfig) -> Cell | None:
-    """Our cell; of the longest measured length where none is named."""
-    lengths = results.lengths(wanted.metric, wanted.domain)
-    length = wanted.length or (lengths[-1] if lengths else 0)
-    return results.get(row, wanted.metric, wanted.domain, length)
+    """Our cell."""
+    return results.get(row, wanted.metric, wanted.domain, length_of(results, wanted))
+
+
+def length_of(results: Results, wanted: MeasuredConfig) -> int:
+    """Tokens: the length that is named, else the longest that was measured; 0 where none was."""
+    return wanted.length or max(results.lengths(wanted.metric, wanted.domain), default=0)
 
 
 def difference(ours: Cell | None, paper: float | None, scale: float) -> str:

@@ -21,14 +21,18 @@ PREDICTORS = {
 }
 
 
-@pytest.fixture
-def rows(tmp_path, make):
+def reported(tmp_path, make, predictors):
     measured = {}
     for design in SHORT:
         for seed in (0, 1):
             measured[f"{design} short", seed] = [("perplexity", "docs", 256, SHORT[design][seed])]
             measured[f"{design} long", seed] = [("retrieval_accuracy", "docs", 2048, FOUND[design][seed])]
-    report = write_report(make.sweep(tmp_path, measured, report={"predictors": PREDICTORS}))
+    return write_report(make.sweep(tmp_path, measured, report={"predictors": predictors}))
+
+
+@pytest.fixture
+def rows(tmp_path, make):
+    report = reported(tmp_path, make, PREDICTORS)
     header, *found = table(report.markdown, "## What predicts")
     assert header == ["predictor", "R²", "95 % interval", "with it the outcome", "runs"] and "over 4 designs" in report.markdown
     return {cells[0]: cells[1:] for cells in found}
@@ -43,3 +47,26 @@ def test_a_line_through_all_runs(rows):
         assert float(value) == pytest.approx(linregress(values, outcome).rvalue ** 2, abs=0.005)
         low, high = map(float, interval.split(" … "))
         assert 0 <= low < float(value) < high <= 1 and direction == "falls" and runs == "8"
+
+
+def test_without_a_length_it_is_the_longest_that_was_measured(tmp_path, make):
+    def without(one):
+        return {key: value for key, value in one.items() if key != "length"}
+
+    asked = PREDICTORS | {
+        "outcome": without(PREDICTORS["outcome"]),
+        "by": {"short loss": without(PREDICTORS["by"]["short loss"])},
+    }
+    ours, theirs = (reported(tmp_path / name, make, one).markdown for name, one in (("ours", asked), ("theirs", PREDICTORS)))
+    assert "## What predicts retrieval_accuracy (docs, 2,048), over 4 designs" in ours and ours == theirs
+
+
+def test_what_nobody_measured_is_told(tmp_path, make):
+    """Else a word that was mistyped would leave a table out without a word."""
+    asked = PREDICTORS | {"outcome": PREDICTORS["outcome"] | {"metric": "retrieval_acuracy"}}
+    page = reported(tmp_path, make, asked).markdown
+    assert "## What predicts" not in page
+    assert (
+        "* `report.predictors.outcome`: metric=retrieval_acuracy, domain=docs, length=2,048"
+        in page.partition("## Not measured")[2]
+    )

@@ -35,3 +35,4 @@ def test_a_column_of_which_nothing_was_measured_shows_the_paper_alone(tmp_path, 
     report = write_report(make.sweep(tmp_path, seeds(make, rope=[21.3], abf=[19.8]), report={"published": [PUBLISHED]}))
     header, *rows = table(report.markdown, "## Table 6: short tasks")
     assert header == ["variant", "Math<br>paper", "MMLU<br>paper"] and rows[0] == ["RoPE", "3.62", "45.69"]
+    assert "* `report.published[0].measured.MMLU`: metric=mmlu.acc, domain=all" in report.markdown.partition("## Not measured")[2]
