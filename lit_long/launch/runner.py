@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from lit_long.config import LauncherConfig, UserError
+from lit_long.config import LauncherConfig, StageConfig, UserError
+from lit_long.config.checkpoints import CHECKPOINTS
 from lit_long.data.disk_space import estimate_disk_space
 from lit_long.launch.display import Display, format_duration
 from lit_long.launch.job import JOB, forget_job, read_job
 from lit_long.launch.launcher import Launcher, ReadyStage, Running, make_launcher
-from lit_long.planning.flops import parameters
+from lit_long.planning.flops import parameters, trained_parameters
 from lit_long.stages.folder import ERROR, is_done, note_failure, read_progress, take_lock, why_failed, write_stage
 from lit_long.stages.plan import Plan, Stage
 from lit_long.stages.resolve import uses_builtin
@@ -31,7 +32,6 @@ from lit_long.tracking.record import Record
 POLL_SECONDS = 0.2
 SYNC_SECONDS = 5.0  # between two requests to the tracker for one stage: a server with users takes a third of a second for each
 CORPUS_BYTES = 400 * 2**20
-WEIGHTS_BYTES, CHECKPOINT_BYTES = 4, 12  # of a parameter: fp32, and with AdamW's two moments
 INTERRUPTED = 130  # a stage's exit code
 
 
@@ -75,7 +75,7 @@ def check_disk(plan: Plan) -> None:
 
 
 def estimate_bytes(stage: Stage) -> int:
-    """What the stage will write at least."""
+    """What the stage will write at least, beside the checkpoints that it has."""
     data = stage.config.data
     if stage.config.kind == "data":
         return CORPUS_BYTES * uses_builtin(data) + estimate_disk_space(data.corpus, data.sources, stage.folder)[1]
@@ -83,7 +83,19 @@ def estimate_bytes(stage: Stage) -> int:
         return 2**20
     trainer = stage.config.trainer
     checkpoints = trainer.keep_checkpoints + len(trainer.milestones) + 1  # one is written before another goes
-    return parameters(stage.config.model) * (WEIGHTS_BYTES + checkpoints * CHECKPOINT_BYTES)
+    weights, checkpoint = weights_and_checkpoint(stage.config)
+    there = sum(file.stat().st_size for file in (stage.folder / CHECKPOINTS).rglob("*") if file.is_file())
+    return max(checkpoint, weights + checkpoints * checkpoint - there)
+
+
+def weights_and_checkpoint(config: StageConfig) -> tuple[int, int]:
+    """Bytes of a training stage's weights, and of a checkpoint: all parameters, and of those that are trained AdamW's two moments, or Muon's one of hidden
+    matrices. All are in the parameters' precision."""
+    width = 2 if config.trainer.precision == "bf16-true" else 4
+    kept, (hidden, others) = parameters(config.model), trained_parameters(config.model, config.adapter)
+    added = hidden if config.adapter.rank else 0
+    moments = (1 if config.optim.name == "muon" else 2) * hidden + 2 * others
+    return width * (kept + added), width * (kept + added + moments)
 
 
 @dataclass

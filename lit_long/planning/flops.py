@@ -56,6 +56,15 @@ def adapter_weights(config: ModelConfig, adapter: AdapterConfig) -> int:
     return config.n_layers * adapter.rank * sum(sizes.get(target, 0) for target in adapter.targets)
 
 
+def trained_parameters(config: ModelConfig, adapter: AdapterConfig) -> tuple[int, int]:
+    """Parameters that are trained: those of hidden matrices, and all others."""
+    if not adapter.rank:
+        hidden = config.n_layers * block_weights(config)
+        return hidden, parameters(config) - hidden
+    whole = config.vocab_size * config.d_model + config.n_layers * block_vectors(config)[0] + config.d_model
+    return adapter_weights(config, adapter), whole if adapter.train_embeddings_and_norms else 0
+
+
 def training_flops(config: ModelConfig, tokens: int, attended: float, adapter: AdapterConfig | None = None) -> float:
     """Forward and backward over ``tokens`` tokens. ``attended``: pairs of tokens that are computed, the mean over layers; causality ignored, the sum
     of length² over sequences."""

@@ -6,12 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from lit_long.config import ModelConfig, StageConfig, TrainerConfig, UserError
+from lit_long.config import AdapterConfig, ModelConfig, OptimConfig, StageConfig, TrainerConfig, UserError
 from lit_long.config.checkpoints import check_checkpoints, milestone_updates, writes_in_background
-from lit_long.launch.runner import estimate_bytes
+from lit_long.launch.runner import estimate_bytes, weights_and_checkpoint
+from lit_long.model.llama import Llama
 from lit_long.planning.flops import parameters
+from lit_long.positions import build
 from lit_long.stages.plan import Stage
+from lit_long.training.adapter import add_adapter
+from lit_long.training.optimizers import make_optimizer
+from lit_long.training.precision import parameter_dtype
+from tests.model.test_llama import SMALL
 
 
 def stage(**trainer) -> StageConfig:
@@ -58,3 +65,35 @@ def test_disk_space_for_all_checkpoints_that_stay_and_one_that_is_written():
 
     assert space() == 4 + 2 * 12
     assert space(keep_checkpoints=3, milestones=[0.5, 1.0]) == 4 + 6 * 12
+    assert space(precision="bf16-true") == 2 + 2 * 6
+
+
+def test_disk_space_that_is_taken_already_is_not_asked_for_again(tmp_path):
+    """Else a sweep refuses to resume what it let start."""
+    config = replace(stage(), model=SMALL)
+    count, place = parameters(SMALL), tmp_path / "checkpoints"
+    place.mkdir()
+    (place / "step-00000100.ckpt").write_bytes(bytes(12 * count))
+    assert estimate_bytes(Stage("base", config, "1", tmp_path)) == (4 + 12) * count
+    (place / "step-00000200.ckpt").mkdir()
+    (place / "step-00000200.ckpt" / "0.distcp").write_bytes(bytes(24 * count))
+    assert estimate_bytes(Stage("base", config, "1", tmp_path)) == 12 * count, "one is written before others go"
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "adapter", [AdapterConfig(), AdapterConfig(rank=4), AdapterConfig(rank=4, train_embeddings_and_norms=True)]
+)
+def test_disk_space_of_a_checkpoint_is_what_its_tensors_take(adapter, optimizer, precision):
+    config = replace(stage(precision=precision), model=SMALL, adapter=adapter, optim=OptimConfig(name=optimizer))
+    model = Llama(SMALL, build({"scheme": "rope"}, SMALL.head_dim)).to(parameter_dtype(precision))
+    add_adapter(model, adapter, 0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    trained = make_optimizer(model, config.optim)
+    trained.step()
+    moments = [x for state in trained.state.values() for name, x in state.items() if name != "step"]
+    found = [sum(x.numel() * x.element_size() for x in tensors) for tensors in (model.parameters(), moments)]
+    weights, checkpoint = weights_and_checkpoint(config)
+    assert (weights, checkpoint) == (found[0], sum(found))
