@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
 from lit_long.config.mesh import evaluation_ranks
+from lit_long.data.pool import available_cores
 from lit_long.evaluation.registry import is_custom, is_task_file
 from lit_long.launch.fork_server import MODULES, ForkedStage, ForkServer
 from lit_long.launch.launcher import ReadyStage, Running, refuse_nodes
@@ -146,7 +147,7 @@ class LocalLauncher:
         wanted = [*running, config]
         if self.gpus is not None and sum(map(count_gpus, wanted)) > len(self.gpus):
             return False
-        return sum(count_processes(one) for one in wanted if not count_gpus(one)) <= (os.cpu_count() or 1)
+        return sum(count_processes(one) for one in wanted if not count_gpus(one)) <= available_cores()
 
     def start(self, stages: Sequence[ReadyStage], say: Callable[[str], None]) -> list[Running]:
         return [self.start_one(stage) for stage in stages]
@@ -240,5 +241,5 @@ def make_environment(config: StageConfig, threads: int) -> dict[str, str]:
 
 def count_threads(config: StageConfig, parallel: int = 1) -> int:
     """CPU threads per process: sharing cores between processes costs far more than it gives. ``parallel``: stages at once."""
-    cores = config.trainer.threads or (os.cpu_count() or 1) // parallel
+    cores = config.trainer.threads or available_cores() // parallel
     return max(1, cores // (count_processes(config) // count_nodes(config)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_gpus_are_shared_out(tmp_path, monkeypatch):
     assert launcher.fits(four, [])  # nothing else would free GPUs for it: check refuses it
     with pytest.raises(UserError, match="trainer.devices=4: this machine shows 3 GPUs"):
         launcher.check([one, four])
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("lit_long.launch.local.available_cores", lambda: 4)
     assert launcher.fits(stage(devices=2), [stage(devices=2)]) and not launcher.fits(stage(devices=2), [stage(devices=3)])
     assert launcher.fits(stage(devices=8), [])
 
@@ -120,10 +121,18 @@ def test_memory_of_stages(monkeypatch):
 
 
 def test_cores_are_shared_by_ranks_and_by_stages(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("lit_long.launch.local.available_cores", lambda: 16)
     assert count_threads(stage(devices=1)) == 16 and count_threads(stage(devices=4)) == 4
     assert count_threads(stage(devices=4), parallel=2) == 2 and count_threads(stage(nodes=2, devices=4)) == 4  # a node's own
     assert count_threads(stage(devices=4, threads=8), parallel=2) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no way to ask for the cores of a process")
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    """As under taskset, or a scheduler: threads for cores of others would wait for one another."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 5, 7})
+    assert count_threads(stage(devices=1)) == 3
+    assert not LocalLauncher(LauncherConfig(), None).fits(stage(devices=2), [stage(devices=2)])
 
 
 def test_a_job_of_other_nodes_than_the_stage_wants(tmp_path):
