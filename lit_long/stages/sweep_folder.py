@@ -24,7 +24,7 @@ from lit_long.stages.plan import Plan, Stage
 def sweep_settings(plan: Plan) -> dict[str, Any]:
     """The sweep's own settings, then every distinct stage's, complete."""
     sweep = plain(plan.sweep)
-    shown = ("experiment", "description", "seed", "grid", "launcher", "tracking", "report")
+    shown = ("experiment", "description", "base", "seed", "grid", "exclude", "launcher", "tracking", "report")
     stages = {plan.label(stage): stage.settings() | {"identity": stage.key} for stage in plan.stages}
     scale = {"scale": plan.sweep.scale} if plan.sweep.scale else {}
     return scale | {name: sweep[name] for name in shown} | {"root": str(plan.root), "stages": stages}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from omegaconf import OmegaConf
 
-from lit_long.config import command, compose, read_command
+from lit_long.config import SweepConfig, command, compose, read_command
+from lit_long.config.command import SHARED
 from lit_long.stages import plan as planning
 from lit_long.stages.plan import make_plan
 from lit_long.stages.sweep_folder import outline, sweep_settings
@@ -76,6 +77,14 @@ def test_a_stage_finds_its_trials_without_a_search():
     Counted.passes = 0
     assert len(plan.stages) > 90 and outline(plan) and sweep_settings(plan)
     assert Counted.passes <= 4
+
+
+def test_every_setting_of_the_sweep_is_shown():
+    """But those of the command, and those that each stage has of its own."""
+    plan = make_plan(read_command(["base=train", "exclude=[{position: rope}]", "grid.position=[rope,abf]"]))
+    shown, command = sweep_settings(plan), {"dry_run", "only_failed", "show", "scale"}
+    assert {field.name for field in fields(SweepConfig)} - {*SHARED, *command} <= set(shown)
+    assert shown["base"] == "train" and shown["exclude"] == [{"position": "rope"}]
 
 
 @pytest.mark.parametrize("experiment", ["layer_patterns", "olmpool", "drope", "position_tiny"])
