@@ -220,7 +220,7 @@ def summarize(
     rows = [json.loads(line) for line in lines_of((folder / "metrics.jsonl").read_text())]
     steps = [row for row in rows if "train/loss" in row]
     validation = [row for row in rows if any(key.startswith("val/") for key in row)]
-    speeds = sorted(row["perf/tokens_per_second_per_device"] for row in steps)
+    speed, mfu = (median_of(steps, f"perf/{name}") for name in ("tokens_per_second_per_device", "mfu_causal"))
     last = validation[-1] if validation else {}
     return {
         "kind": "train",
@@ -230,8 +230,8 @@ def summarize(
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "train_loss": steps[-1]["train/loss"],
         "validation": {key.split("/")[1]: value for key, value in last.items() if key.startswith("val/")},
-        "tokens_per_second": speeds[len(speeds) // 2] * trainer.world_size,
-        "mfu_causal": steps[-1].get("perf/mfu_causal"),
+        "tokens_per_second": speed * trainer.world_size,
+        "mfu_causal": mfu,
         "peak_memory_gib": steps[-1].get("perf/peak_memory_gib"),
         "seconds": seconds,
         "skipped_updates": module.spike_guard.skipped,
@@ -239,3 +239,9 @@ def summarize(
         "machine": describe_machine(trainer.strategy.root_device),  # Lightning has moved the module off it
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
     }
+
+
+def median_of(rows: list[dict[str, float]], name: str) -> float | None:
+    """Of the updates, the upper of two; None where it was not measured."""
+    values = sorted(row[name] for row in rows if name in row)
+    return values[len(values) // 2] if values else None

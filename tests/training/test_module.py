@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from types import SimpleNamespace
 
@@ -277,8 +278,13 @@ def test_weights_come_to_life_on_the_strategys_device(source, tmp_path, monkeypa
 def test_a_gpu_that_the_module_has_left_is_named(tmp_path, monkeypatch):
     """Lightning moves the module to the CPU at the end of `fit`."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA H100 {device.index}")
-    (tmp_path / "metrics.jsonl").write_text('{"train/loss": 1.0, "perf/tokens_per_second_per_device": 2.0}\n')
+    speeds = [
+        {"perf/tokens_per_second_per_device": 20 * mfu, "perf/mfu_causal": mfu} for mfu in (0.3, 0.4, 0.1)
+    ]  # the last wrote a checkpoint
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"train/loss": 1.0} | speed) + "\n" for speed in speeds))
     module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(), updates=1)
     module.model = Llama(SMALL, module.pattern)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)), world_size=1, global_step=1)
-    assert summarize(StageConfig(), tmp_path, module, trainer, 1.0)["machine"] == "NVIDIA H100 3"
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)), world_size=1, global_step=3)
+    result = summarize(StageConfig(), tmp_path, module, trainer, 1.0)
+    assert result["machine"] == "NVIDIA H100 3"
+    assert (result["tokens_per_second"], result["mfu_causal"]) == (6.0, 0.3), "medians of the updates"
