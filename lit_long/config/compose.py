@@ -44,8 +44,8 @@ from lit_long.config.command import (
 from lit_long.config.grid import Point, grid_axes, settings_of_point
 from lit_long.config.pretrained import Pretrained, inherit, settings_of
 from lit_long.config.schema import DataConfig, LayersConfig, ModelConfig, StageConfig, SweepConfig
-from lit_long.config.text import bare, field_types
-from lit_long.config.typed import UserError, check, nearest, plain, typed
+from lit_long.config.text import bare, field_types, read_types, type_at
+from lit_long.config.typed import UserError, check, convert, nearest, plain, typed
 
 # The groups of a command that runs no experiment, but uses one model, or data
 MODEL_GROUPS, DATA_GROUPS = ("model", "position", "layers"), ("data", "model")
@@ -98,7 +98,22 @@ def compose_sweep(command: Command) -> tuple[SweepConfig, dict[str, Any]]:
     sweep = typed(SweepConfig, own, str(command.file))
     own = command.experiment.get("grid") or {}
     sweep.grid = grid_axes(command.file, own, command.cli, sweep.grid, option_names, DEFAULT_OPTIONS)
+    for key, values in sweep.grid.items():
+        refuse_twice(key, [value for value in values if not isinstance(value, dict)])
     return sweep, shared
+
+
+def refuse_twice(key: str, values: list[Any]) -> None:
+    """Raise UserError for values of an axis that are one, such as 64k and 65536: they would be two variants of the same stages."""
+    annotation, seen = type_at(read_types(SweepConfig), key.split(".")), {}
+    for value in values:
+        try:
+            meant = repr(convert(annotation, value, "grid", key))
+        except UserError:  # the name of an option; or what is refused when a stage is composed
+            continue
+        if meant in seen:
+            raise UserError(f"grid.{key} has {seen[meant]} twice, the second time as {value}")
+        seen[meant] = value
 
 
 def refuse_references(settings: dict[str, Any], where: str) -> None:

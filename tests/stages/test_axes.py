@@ -124,6 +124,7 @@ def test_every_group(words, variants):
         (["grid.stages.extend=[1]"], "grid.stages.extend: stages.extend is a group of settings"),
         (["grid.stages.evaluate.parent=[nosuch]"], "stages.evaluate.parent=nosuch: no stage that comes before it"),
         (["grid.seed=[0,0]"], "grid.seed has 0 twice"),
+        (["grid.stages.extend.tokens=[64k,32k,65536]"], "grid.stages.extend.tokens has 64k twice, the second time as 65536"),
         (["grid.seed=[0,null]"], "grid.seed must be a list such as"),
         (["grid.seed={}"], "grid.seed must be a list such as"),
         (["grid.position=['']"], "there is no configs/position/.yaml"),
