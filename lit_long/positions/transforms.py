@@ -2,7 +2,7 @@
 
 A transform takes a batch and returns another, and never sees evaluation or validation. It is a pure function of the batch's rows,
 the seed, the step and the rows' numbers in the update, so that it is the same on any number of ranks and after a resume.
-`Batch` (lit_long/batch.py) is taken as it comes: a named tuple with ``document_ids``, ``positions``, ``mask_documents`` and ``reach``.
+`Batch` (lit_long/batch.py) is taken as it comes: a named tuple with ``document_ids``, ``positions`` and ``mask_documents``.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ class PositionTransform(ABC):
     @property
     @abstractmethod
     def reach(self) -> int:
-        """Tokens that all positions it makes lie within: the largest is at most ``reach`` − 1."""
+        """Tokens that all positions it makes lie within: the largest is at most ``reach`` − 1. An encoder that looks at the length of the
+        context makes its tables for that."""
 
     @abstractmethod
     def __call__(self, batch: B, seed: int, step: int, first_row: int = 0) -> B:
-        """The batch with other positions, and with ``reach``: an encoder that looks at the length of the context makes its tables for that.
+        """The batch with other positions.
 
         Args:
             seed, step: of the run, and the number of optimizer updates before this one.
@@ -72,7 +73,7 @@ class Randomised(PositionTransform):
             torch.cat([self.walk(count, generator) for count in runs(ids, batch.mask_documents)])
             for ids, generator in each_row(batch, seed, step, first_row)
         ]
-        return batch._replace(positions=torch.stack(rows).to(batch.positions.device), reach=self.reach)
+        return batch._replace(positions=torch.stack(rows).to(batch.positions.device))
 
     def walk(self, count: int, generator: Generator) -> Tensor:
         """Positions of ``count`` tokens, fp64 [count]."""
@@ -119,7 +120,6 @@ class PoSE(PositionTransform):
             document_ids=ids.to(batch.document_ids.device),
             positions=positions.to(batch.positions.device),
             mask_documents=True,
-            reach=self.reach,
         )
 
     def shifted(self, count: int, generator: Generator) -> Tensor:

@@ -74,7 +74,7 @@ class ContextShare:
         )
         part = Part(self.rank, self.ranks, batch.document_ids, self.gather)
         *kept, weights, divisor = fields
-        return Batch(*kept, mask_documents=batch.mask_documents, weights=weights, part=part, divisor=divisor)
+        return Batch(*kept, mask_documents=batch.mask_documents, weights=weights, part=part, divisor=divisor, reach=batch.reach)
 
 
 def check_divisible(length: int, ranks: int) -> None:

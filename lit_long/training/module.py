@@ -224,13 +224,14 @@ class LongContextModule(lightning.LightningModule):
         return batch.to(device)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Positions as ``position.training`` makes them. Done here, so that callbacks count the FLOPs of what is computed."""
+        """Positions as ``position.training`` makes them, and the tokens that they lie within. Done here, so that callbacks count the FLOPs of what
+        is computed."""
         _, transform = self.pattern_at(self.trainer.global_step)
         if transform is None or not self.trainer.training:
             return batch
         ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0}  # on one device there are none
         first_row = ranks["rank"] * len(batch.tokens)  # ranks hold equal shares, in order
-        return transform(batch, self.seed, self.trainer.global_step, first_row)
+        return transform(batch, self.seed, self.trainer.global_step, first_row)._replace(reach=transform.reach)
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Add to the nats and tokens of this loader's domain."""

@@ -44,7 +44,11 @@ CASES: dict[str, dict[str, Any]] = {
     "weights": {"weights": True, "kv_heads": 4, "position": {"scheme": "yarn", "base": 10_000.0, "factor": 4.0, "original": 16}},
     "pose": {
         "checkpointing": "selective",
-        "position": ROPE | {"training": {"transform": "pose", "window": 20, "target": 64, "chunks": 2}},
+        "position": {
+            "scheme": "dynamic_ntk",  # whose tables are those of the target
+            "original": 20,
+            "training": {"transform": "pose", "window": 20, "target": 64, "chunks": 2},
+        },
     },
     "randomised": {"masked": False, "position": ROPE | {"training": {"transform": "randomised", "length": 64}}},
     "layers": {"layers": LOCAL},

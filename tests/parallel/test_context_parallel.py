@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lit_long.config import ModelConfig, UserError
 from lit_long.config.mesh import Mesh
 from lit_long.model.llama import Llama
 from lit_long.positions import build
-from lit_long.training.context_parallel import check_compiled, check_divisible
+from lit_long.training.context_parallel import ContextShare, check_compiled, check_divisible
 from lit_long.training.parallel import parallelize
 from tests.parallel.context_cases import CASES, CLIP, ROPE, UPDATES, batch_of, fit
 from tests.ranks import run_ranks
@@ -126,6 +127,13 @@ def test_checkpointing_computes_attention_once_and_gathers_again():
     assert {way: counts for way, (*counts, _) in results.items()} == expected
     for way in expected:
         torch.testing.assert_close(results[way][2], results["none"][2], atol=1e-6, rtol=1e-5)
+
+
+def test_a_share_lies_within_the_context_of_the_whole():
+    """Of sequences, and of those whose positions reach further."""
+    mesh = SimpleNamespace(get_local_rank=lambda: 0, size=lambda: 2, get_group=lambda: SimpleNamespace(group_name=""))
+    for batch in (batch_of(0, True, True), batch_of(0, True, True)._replace(reach=1000)):
+        assert ContextShare(mesh).cut(batch).length == batch.length
 
 
 # --------------------------------------------------------------------------------------------------- bad input

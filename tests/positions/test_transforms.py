@@ -157,7 +157,7 @@ def test_tables_are_those_of_the_context_that_positions_reach_into(training, rea
             return super().inverse_frequencies(length)
 
     model, batch = Llama(SMALL, Watched(SMALL.head_dim)), batch_of(rows=2)._replace(tokens=torch.zeros(2, 64, dtype=torch.int64))
-    out = transform(**training)(batch, 0, 0)
+    out = transform(**training)(batch, 0, 0)._replace(reach=transform(**training).reach)
     for each in (batch, out, out.rows(0, 1)):
         model.hidden_states(each)
     assert lengths == [64, reach, reach]
@@ -194,6 +194,7 @@ def test_training_alone_is_transformed(training):
 
         class Watched(type(encoder)):
             def rotation(self, positions, length, calls=calls, plain=plain, module=module):
+                assert length == (build_transform(training).reach if module.trainer.training else 64)
                 calls.append((module.trainer.training, positions.clone()))
                 return plain(self, positions, length)
 
