@@ -139,7 +139,7 @@ class LongContextModule(lightning.LightningModule):
 
     def lr_ratio(self, update: int) -> float:
         """Learning rate of update ``update`` (from 0), as a share of the peak."""
-        warmup = math.ceil(self.optim.warmup_fraction * self.updates)
+        warmup = math.ceil(round(self.optim.warmup_fraction * self.updates, 6))  # 0.07 · 100 is 7.000000000000001
         if update < warmup:
             return (update + 1) / warmup
         progress = min(1.0, (update - warmup) / max(1, self.updates - warmup))

@@ -137,6 +137,14 @@ def test_schedule():
     assert all(a >= b for a, b in itertools.pairwise(ratios[9:]))
 
 
+@pytest.mark.parametrize(("fraction", "updates", "warmup"), [(0.07, 100, 7), (0.14, 50, 7), (0.02, 16, 1), (0.035, 123, 5)])
+def test_warm_up_lasts_as_long_as_was_asked(fraction, updates, warmup):
+    """In whole updates, rounded up; what a product of floats adds does not count."""
+    module = LongContextModule(SMALL, {"scheme": "rope"}, OptimConfig(warmup_fraction=fraction), updates=updates)
+    ratios = [module.lr_ratio(step) for step in range(warmup)]
+    assert ratios == [(step + 1) / warmup for step in range(warmup)]
+
+
 # ------------------------------------------------------------------------------------------------------- figures
 
 
