@@ -5,7 +5,7 @@ knows beforehand, so padding and cropping do not move the shares. Grain picks th
 function of (config, seed, s): the same rows whatever the number of ranks, and resuming means starting to count elsewhere.
 
 A run may have phases (curriculum.py). Where sequences get longer, each domain goes on about where it was: as many tokens further as the
-phases before were to take from it.
+phases before were to take from it, or where each sequence is one document, as many documents.
 
 What a run takes from each domain is planned before it starts and counted while it runs. A sequence carries its own account (`COLUMNS`), made
 where it is packed; sums over updates and ranks are what was consumed, and nothing is estimated. The plan is what the mixture and the packing
@@ -28,7 +28,7 @@ from torch import Tensor
 from lit_long.batch import Batch
 from lit_long.config import InstructConfig, SamplingConfig, UserError, advising
 from lit_long.data.curriculum import Phase
-from lit_long.data.packing import PackedDocuments, Sequence
+from lit_long.data.packing import PackedDocuments, Sequence, Single
 from lit_long.data.synthetic import COPYING, RETRIEVAL, SYNTHETIC, CopyDocuments, RetrievalDocuments
 from lit_long.data.token_store import Store
 
@@ -67,7 +67,7 @@ class Mixture:
     """
 
     def __init__(self, store: Store, recipe: Recipe, context: int, before: dict[str, float] | None = None) -> None:
-        """``before``: tokens that were taken of each domain in earlier phases."""
+        """``before``: what was taken of each domain in earlier phases, as `taken` counts it."""
         wanted = recipe.repeats or recipe.weights
         _check_weights(wanted, store, "repeats" if recipe.repeats else "weights")
         self.recipe, self.context = recipe, context
@@ -77,9 +77,10 @@ class Mixture:
         if recipe.repeats:
             wanted = {name: passes * self.tokens_per_epoch(name) for name, passes in recipe.repeats.items()}
         self.shares = {name: wanted[name] / sum(wanted.values()) for name in self.names}
-        for name, tokens in (before or {}).items():
-            if name in self.sources and tokens:
-                self.sources[name].first = math.ceil(tokens / (context * self.utilisation[name]))
+        for name, taken in (before or {}).items():
+            if name in self.sources and taken:
+                sequences = round(taken, 6) if self._is_single(name) else taken / self._tokens_held(name)
+                self.sources[name].first = math.ceil(sequences)
 
     def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments | CopyDocuments:
         sampling = recipe.sampling.get(name)
@@ -103,6 +104,14 @@ class Mixture:
         source = self.sources[name]
         return source.packing.utilisation(source.sampler.epoch(0)) if isinstance(source, PackedDocuments) else 1.0
 
+    def _tokens_held(self, name: str) -> float:
+        """Tokens of a sequence, padding left out, on average."""
+        return self.context * self.utilisation[name]
+
+    def _is_single(self, name: str) -> bool:
+        """Whether each sequence is one document, of which nothing comes later."""
+        return isinstance(getattr(self.sources[name], "packing", None), Single)
+
     def tokens_per_epoch(self, name: str) -> int:
         """Tokens that one pass over a domain trains on. Raises UserError for synthetic ones, which have no end."""
         source = self.sources[name]
@@ -122,6 +131,11 @@ class Mixture:
         """What ``places`` places in sequences will hold of each domain, padding left out."""
         filled = sum(share / self.utilisation[name] for name, share in self.shares.items())  # places per token
         return {name: places * share / filled for name, share in self.shares.items()}
+
+    def taken(self, places: int) -> dict[str, float]:
+        """What ``places`` places in sequences will take of each domain: documents where each sequence is one, tokens elsewhere."""
+        tokens = self.tokens(places)
+        return {name: count / self._tokens_held(name) if self._is_single(name) else count for name, count in tokens.items()}
 
 
 class Updates:
@@ -175,8 +189,8 @@ def make_mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], token
     for phase in phases:
         own = replace(recipe, weights=phase.weights, repeats={}) if phase.weights else recipe
         found.append(Mixture(store, own, phase.context, taken))
-        for name, tokens in found[-1].tokens(phase.updates * tokens_per_update).items():
-            taken[name] = taken.get(name, 0.0) + tokens
+        for name, count in found[-1].taken(phase.updates * tokens_per_update).items():
+            taken[name] = taken.get(name, 0.0) + count
     return found
 
 

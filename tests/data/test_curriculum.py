@@ -14,7 +14,7 @@ from lit_long.config import CurriculumConfig, UserError
 from lit_long.config.schema import PhaseConfig
 from lit_long.data.curriculum import Phase, make_phases
 from lit_long.data.mixture import Recipe, Updates, make_mixtures
-from tests.data.memory import MemoryStore, numbered
+from tests.data.memory import MemoryStore, numbered, origins
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "curriculum"
 
@@ -133,6 +133,18 @@ def test_a_longer_phase_goes_on_where_the_shorter_one_was(contexts):
     assert len(tokens) == 6 * 64 * len(contexts)
     (straight,) = rows_of(store, [Phase(0, 6 * len(contexts), contexts[-1])], {"a": 1.0}, 64)
     assert tokens == [token for row in straight for token in row]
+
+
+@pytest.mark.parametrize("contexts", [(16, 64), (64, 16), (16, 32, 64)])
+def test_single_documents_come_once_an_epoch(contexts):
+    """However much of each a phase reads: the next one begins with the document after its last."""
+    lengths = [10 + i % 50 for i in range(100)]
+    owner = {token: number for token, (number, _) in origins(numbered(lengths)).items()}
+    found = [Phase(4 * i, 4 * (i + 1), context) for i, context in enumerate(contexts)]
+    rows = rows_of(MemoryStore(a=numbered(lengths)), found, {"a": 1.0}, 64, packing="single")
+    read = [owner[row[0]] for phase in rows for row in phase]
+    straight = rows_of(MemoryStore(a=numbered(lengths)), [Phase(0, len(read), 64)], {"a": 1.0}, 64, packing="single")
+    assert len(set(read)) == len(read) and read == [owner[row[0]] for row in straight[0]]
 
 
 def test_a_phase_goes_on_in_every_domain():
