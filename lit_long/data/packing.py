@@ -246,8 +246,9 @@ class PackedDocuments:
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens or context, context))
         self._separator = store.separator
         self._mask_documents = mask_documents
-        self.sampler = EpochSampler(self._documents, domain, seed, sampling)
         self.packing = INSTRUCT_PACKINGS[instruct.packing](context) if instruct else PACKINGS[packing](context)
+        limit = context if isinstance(self.packing, Single) else 0
+        self.sampler = EpochSampler(self._documents, domain, seed, sampling, limit)
         self.first = 0
         self.sequences_per_epoch = self.packing.count(self.sampler.epoch(0))
         if self.sequences_per_epoch == 0:

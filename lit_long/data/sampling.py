@@ -32,14 +32,16 @@ _ROUNDS = 4  # enough for what looks random (Luby and Rackoff 1988)
 
 
 class EpochSampler:
-    """The epochs of one domain.
+    """The epochs of one domain. ``limit``: tokens of a document that are trained on, at most; 0 = all. Shares of tokens are shares of those.
 
     Raises:
         UserError: if ``sampling`` leaves nothing, or cannot be met since there are no long, or only long, documents.
     """
 
-    def __init__(self, documents: Documents | ShardedDocuments, domain: str, seed: int, sampling: SamplingConfig) -> None:
-        self.documents, self.domain, self.seed, self.sampling = documents, domain, seed, sampling
+    def __init__(
+        self, documents: Documents | ShardedDocuments, domain: str, seed: int, sampling: SamplingConfig, limit: int = 0
+    ) -> None:
+        self.documents, self.domain, self.seed, self.sampling, self.limit = documents, domain, seed, sampling, limit
         self.chosen = self._choose()
         self.keep_long, self.keep_short = self._shares()
         self.epoch = lru_cache(maxsize=2)(self._epoch)  # neighbouring sequences share an epoch
@@ -59,8 +61,9 @@ class EpochSampler:
         for start in range(0, len(self.documents), BLOCK * _AT_ONCE):
             lengths = np.asarray(self.documents.lengths[start : start + BLOCK * _AT_ONCE])
             lengths = lengths[self.allowed(np.arange(start, start + len(lengths)), lengths)]
-            in_long = int(lengths[lengths > wanted.long_tokens].sum())
-            long_tokens, short_tokens = long_tokens + in_long, short_tokens + int(lengths.sum()) - in_long
+            trained = np.minimum(lengths, self.limit) if self.limit else lengths
+            in_long = int(trained[lengths > wanted.long_tokens].sum())
+            long_tokens, short_tokens = long_tokens + in_long, short_tokens + int(trained.sum()) - in_long
         if not long_tokens + short_tokens:
             raise UserError(
                 f"{where}: none of the {len(self.documents)} documents has between {wanted.min_tokens} and "

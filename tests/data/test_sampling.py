@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from lit_long.config import SamplingConfig, UserError
 from lit_long.data import sampling as sampling_file
+from lit_long.data.packing import PackedDocuments
 from lit_long.data.sampling import EpochSampler, Shuffled
-from tests.data.memory import MemoryDocuments, numbered
+from tests.data.memory import MemoryDocuments, MemoryStore, numbered
 
 
 def drawn(made, number=0):
@@ -155,16 +156,21 @@ def test_long_share(shorts, longs, share, number, block):
         assert short == pytest.approx((1 - share) / share * sum(longs) / mean_short, abs=1)
 
 
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "single"])
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.7, 0.9])
-def test_long_share_of_tokens(share):
-    """Within 2 % of what was wanted, over many lengths; the natural share is about 0.37."""
+def test_long_share_of_tokens(share, packing):
+    """Within 2 % of what was wanted, of the tokens that sequences hold: single ones have 100 of each longer document."""
     lengths = np.random.default_rng(1).lognormal(3.0, 1.0, 8000).astype(int) + 1
     natural = lengths[lengths > 64].sum() / lengths.sum()
-    assert 0.3 < natural < 0.6
-    made = draws_of(lengths, long_tokens=64, long_share=share)
+    assert 0.3 < natural < 0.6 and lengths[lengths > 64].mean() > 100
+    sampling = SamplingConfig(long_tokens=64, long_share=share)
+    made = PackedDocuments(MemoryStore(d=numbered(lengths)), "d", 100, 0, True, packing, sampling)
     for number in range(3):
-        found = lengths[drawn(made, number)]
-        assert found[found > 64].sum() / found.sum() == pytest.approx(share, abs=0.02)
+        epoch, held = made.sampler.epoch(number), np.zeros(len(lengths))
+        for index in range(made.packing.count(epoch)):
+            for document, start, stop in made.packing.pieces(epoch, index):
+                held[document] += stop - start
+        assert held[lengths > 64].sum() / held.sum() == pytest.approx(share, abs=0.02)
 
 
 def test_every_document_is_drawn_in_time_and_not_the_same_ones_each_epoch():
