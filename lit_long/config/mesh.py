@@ -14,6 +14,11 @@ STRATEGIES = ("single", "fsdp")
 ACCUMULATE = ("whole", "sharded")
 SIZES = ("nodes", "devices", "replicate", "context_parallel", "tensor_parallel")
 SHARED = ("n_heads", "n_kv_heads", "d_ffn", "vocab_size")  # of a model, that tensor-parallel ranks share equally
+# Of training in bf16-true, for plans and logs. Half of the way from a number to the next one in bf16 is 1/512 to 1/256 of it.
+ROUNDED_UPDATES = (
+    "bf16-true rounds weights after every update, and a change of less than 1/512 of a weight is lost: norms do not train at rates below 2e-3, "
+    "and at rates of some 1e-5 most weights do not; bf16-mixed keeps weights in fp32"
+)
 
 
 class Mesh(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lit_long.config.mesh import ROUNDED_UPDATES
 from lit_long.planning.flops import parameters
 from lit_long.planning.hardware import GIB, usable
 from lit_long.planning.job import describe
@@ -71,6 +72,8 @@ def sentences(estimate: Estimate, machines: Machines) -> list[str]:
             f"; the cheapest remedy: {helps}" if helps else "; nothing that a plan knows helps: fewer parameters, or larger GPUs"
         )
         lines.append(f"does not fit: {own}, {-estimate.free / GIB:.1f} GiB are missing ({estimate.memory.name}){cure}")
+    if job.precision == "bf16-true":
+        lines.append(ROUNDED_UPDATES)
     assumed = machines.efficiency or gpu.efficiency
     lines.append(
         f"{speed.flops:.4g} FLOPs (causal); assuming {assumed:.0%} of {gpu.name}'s peak: {speed.update:.1f} s an update, "

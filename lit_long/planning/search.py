@@ -158,7 +158,10 @@ def more_gpus(job: Job) -> tuple[Keys, Job] | None:
 
 def pure_bf16(job: Job) -> tuple[Keys, Job] | None:
     return (
-        ({"precision": "bf16-true, which changes results"}, replace(job, precision="bf16-true"))
+        (
+            {"precision": "bf16-true, which changes results: norms, and at low rates most weights, stay as they are"},
+            replace(job, precision="bf16-true"),
+        )
         if job.precision != "bf16-true"
         else None
     )

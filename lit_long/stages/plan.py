@@ -31,6 +31,7 @@ from lit_long.config import (
 )
 from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
 from lit_long.config.grid import Point, points, settings_of_point, variant_name
+from lit_long.config.mesh import ROUNDED_UPDATES
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_adapter, has_weights, shipped_folder, stand_in
 from lit_long.stages.axes import Axes
@@ -116,7 +117,7 @@ class Plan:
     key: str
     unseen: list[str] = field(default_factory=list)  # why weights or data could not be looked at; then nothing can run
     shipped: dict[str, str] = field(default_factory=dict)  # weights that came with lit-long, by the stages that they stand for
-    notes: list[str] = field(default_factory=list)  # axes of the grid that apply to some of its options only (axes.py)
+    notes: list[str] = field(default_factory=list)  # what to know before it runs, for instance of axes (axes.py)
     left: list[Stage] = field(default_factory=list)  # not for this command to run (`only_failed`)
 
     @property
@@ -289,6 +290,9 @@ def make_plan(command: Command) -> Plan:
     notes += [
         text for init in sorted(starts - {""}) if (weights := prober.probe(open_pretrained, init)) and (text := weights.pending)
     ]
+    trained = [stage for stage in order if stage.config.kind == "train" and not stage.done]
+    if rounded := dict.fromkeys(stage.name for stage in trained if stage.config.trainer.precision == "bf16-true"):
+        notes.append(f"{', '.join(rounded)}: {ROUNDED_UPDATES}")
     return Plan(sweep, root, trials, order, key, list(prober.unseen.values()), shipped, notes + lacking)
 
 

@@ -24,7 +24,7 @@ from lit_long.config.checkpoints import (
     number_of_updates,
     writes_in_background,
 )
-from lit_long.config.mesh import check_mesh
+from lit_long.config.mesh import ROUNDED_UPDATES, check_mesh
 from lit_long.data.curriculum import Phase, make_phases, phases_from
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.mixture import describe_plan
@@ -147,6 +147,8 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         attention = describe(*kernels)
         if trainer.is_global_zero:
             print(f"attention: {attention}", flush=True)  # log.txt; progress.json holds the last message only
+            if config.trainer.precision == "bf16-true":
+                print(f"precision: {ROUNDED_UPDATES}", flush=True)
         try:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
         except Stopped as stopped:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from lit_long.config.mesh import ROUNDED_UPDATES
 from lit_long.plan import main
 from lit_long.sweep import main as sweep
 from tests.integration.mini import REPOSITORY
@@ -39,6 +40,12 @@ def test_the_parts_are_the_total(capsys):
     ]
     total = float(re.search(r"total +([\d.]+)", text)[1])
     assert len(sizes) == 7 and sum(sizes) == pytest.approx(total, abs=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_a_plan_says_that_bf16_true_rounds_weights(capsys, precision):
+    code, text = said(capsys, "model=llama2-7b", "gpus=8", f"precision={precision}")
+    assert code == 0 and (ROUNDED_UPDATES in text) == (precision == "bf16-true")
 
 
 def test_what_does_not_fit_gets_a_remedy(capsys):

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from lit_long.config import SweepConfig, command, compose, read_command
 from lit_long.config.command import SHARED
+from lit_long.config.mesh import ROUNDED_UPDATES
 from lit_long.stages import plan as planning
 from lit_long.stages.plan import make_plan
 from lit_long.stages.sweep_folder import outline, sweep_settings
@@ -101,3 +102,21 @@ def test_labels_say_what_the_trials_of_a_stage_share():
     assert "base half context s0" in {
         plan.label(stage) for plan in [make_plan(read_command(["experiment=olmpool"]))] for stage in plan.stages
     }
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("trainer.precision=bf16-true", "base, extend: "),
+        ("stages.extend.trainer.precision=bf16-true", "extend: "),
+        ("trainer.precision=bf16-mixed", ""),
+        ("stages.evaluate.trainer.precision=bf16-true", ""),
+        ("evaluation.precision=bf16-true", ""),
+    ],
+)
+def test_a_plan_says_which_stages_round_their_weights(word, named):
+    """Training stages alone; evaluations change no weight."""
+    plan = make_plan(read_command(["base=train", "position=rope", "dry_run=true", word]))
+    expected = [named + ROUNDED_UPDATES] if named else []
+    assert [note for note in plan.notes if ROUNDED_UPDATES in note] == expected
+    assert (ROUNDED_UPDATES in outline(plan)) == bool(named)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lit_long.batch import NO_LOSS, Batch
 from lit_long.config import ModelConfig, OptimConfig, StageConfig
+from lit_long.config.mesh import ROUNDED_UPDATES
 from lit_long.model.llama import Llama
 from lit_long.planning.flops import matmul_weights, stage_flops, training_flops
 from lit_long.positions import build
-from lit_long.pretrained.weights import save_weights
+from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.training import throughput
 from lit_long.training.module import LongContextModule
 from lit_long.training.precision import TrueHalf
 from lit_long.training.run import summarize
 from lit_long.training.throughput import document_lengths, measured_peak, update_flops
+from tests.data.own import TEXTS, store_of, write_text
+from tests.integration.test_curriculum import run, stage
 from tests.model.test_llama import SMALL, batch_of
 
 
@@ -266,6 +271,19 @@ def test_weights_of_tokens_stay_exact_in_bf16_true():
     ((dtype, total, computed),) = seen
     assert dtype == torch.float32 and computed == torch.bfloat16
     assert total == pytest.approx(0.3 * int((loader.batches[0].targets != NO_LOSS).sum()), rel=1e-6)
+
+
+def test_norms_do_not_train_in_bf16_true_and_the_log_says_so(tmp_path, capsys):
+    """The rate is less than half of the distance from 1 to the next number of bf16, however often it is added."""
+    text = write_text(tmp_path / "text", TEXTS)
+    store = store_of(tmp_path / "store", text, validation_share=0.3).folder
+    for precision in ("bf16-true", "bf16-mixed"):
+        config = replace(stage(), optim=OptimConfig(lr=1e-3), trainer=replace(stage().trainer, precision=precision))
+        run(config, tmp_path / precision, store)
+        assert (f"precision: {ROUNDED_UPDATES}" in capsys.readouterr().out) == (precision == "bf16-true")
+        weights = load_file(tmp_path / precision / WEIGHTS)
+        norms = [bool((tensor == 1).all()) for name, tensor in weights.items() if name.endswith("norm.weight")]
+        assert norms == 3 * [precision == "bf16-true"]
 
 
 @pytest.mark.parametrize("source", ["drawn", "read"])
