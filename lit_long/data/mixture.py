@@ -6,6 +6,7 @@ function of (config, seed, s): the same rows whatever the number of ranks, and r
 
 A run may have phases (curriculum.py). Where sequences get longer, each domain goes on about where it was: as many tokens further as the
 phases before were to take from it, or where each sequence is one document, as many documents.
+Blocks that are packed as a whole (`BestFit`, `Whole`) are packed anew: of the one in progress, documents may come twice and others not.
 
 What a run takes from each domain is planned before it starts and counted while it runs. A sequence carries its own account (`COLUMNS`), made
 where it is packed; sums over updates and ranks are what was consumed, and nothing is estimated. The plan is what the mixture and the packing
@@ -28,7 +29,7 @@ from torch import Tensor
 from lit_long.batch import Batch
 from lit_long.config import InstructConfig, SamplingConfig, UserError, advising
 from lit_long.data.curriculum import Phase
-from lit_long.data.packing import PackedDocuments, Sequence, Single
+from lit_long.data.packing import BestFit, PackedDocuments, Sequence, Single, Whole
 from lit_long.data.synthetic import COPYING, RETRIEVAL, SYNTHETIC, CopyDocuments, RetrievalDocuments
 from lit_long.data.token_store import Store
 
@@ -241,11 +242,13 @@ def plan_tokens(
 
     ``share`` of all tokens, ``tokens``, ``epochs`` (passes; None for synthetic domains, which have no end) and ``utilisation`` (share of places
     that hold a token; the last phase's). Where conversations are longer than a sequence, ``no_room``: how many (in the last phase that has some).
+    Where blocks are packed anew, ``contexts``: for how many.
 
     Raises:
         UserError: if a domain would be passed more than ``max_epochs`` times (0 = no limit).
     """
     found: dict[str, dict[str, Any]] = {}
+    contexts: dict[str, set[int]] = {}
     for mixture, phase in zip(mixtures, phases, strict=True):
         for name, tokens in mixture.tokens(phase.updates * tokens_per_update).items():
             row = found.setdefault(name, {"tokens": 0.0, "epochs": None if name in SYNTHETIC else 0.0})
@@ -253,6 +256,9 @@ def plan_tokens(
             row["utilisation"] = mixture.utilisation[name]
             if no_room := getattr(mixture.sources[name], "no_room", 0):
                 row["no_room"] = no_room
+            contexts.setdefault(name, set()).add(phase.context)
+            if len(contexts[name]) > 1 and isinstance(getattr(mixture.sources[name], "packing", None), (BestFit, Whole)):
+                row["contexts"] = len(contexts[name])
             if name not in SYNTHETIC:
                 row["epochs"] += tokens / mixture.tokens_per_epoch(name)
     total = sum(row["tokens"] for row in found.values())
@@ -273,7 +279,12 @@ def describe_plan(planned: dict[str, dict[str, Any]]) -> str:
     no_room = [
         f"; {row['no_room']:,} conversations of {name} have no room in a sequence" for name, row in rows if "no_room" in row
     ]
-    return ", ".join(f"{name} {row['share']:.1%}{passes[name]}" for name, row in rows) + "".join(no_room)
+    anew = [
+        f"; {name} is packed anew for each of {row['contexts']} contexts: documents of the block in progress may come twice, and others not"
+        for name, row in rows
+        if "contexts" in row
+    ]
+    return ", ".join(f"{name} {row['share']:.1%}{passes[name]}" for name, row in rows) + "".join(no_room + anew)
 
 
 def count_consumed(account: Tensor, domains: int) -> Tensor:

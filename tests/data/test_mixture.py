@@ -287,6 +287,19 @@ def test_the_plan_is_what_is_consumed(packing):
         assert planned["a"]["epochs"] == pytest.approx(first / (50 * 16) + second / (50 * 40))
 
 
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "single"])
+@pytest.mark.parametrize("contexts", [(64, 64), (16, 64), (16, 32, 64)])
+def test_the_plan_says_what_is_packed_anew(packing, contexts):
+    """The others go on where the phase before was."""
+    phases = [Phase(i, i + 1, context) for i, context in enumerate(contexts)]
+    planned = plan_tokens(mixed(packing, phases), phases, PER_UPDATE, 0.0)
+    said = "is packed anew for each of {} contexts: documents of the block in progress may come twice, and others not"
+    anew = packing == "best_fit" and len(set(contexts)) > 1
+    for name in "ab":
+        assert (f"; {name} {said.format(len(set(contexts)))}" in describe_plan(planned)) == anew
+    assert ("packed anew" in describe_plan(planned)) == anew
+
+
 def test_sums_by_domain_by_hand():
     account = torch.tensor([[2, 40_000, 300, 1, 0], [0, 7, 1, 0, 2**31], [2, 4, 1, 1, 2]])
     assert count_consumed(account, 4).tolist() == [[7, 1, 0, 2**31], [0] * 4, [40_004, 301, 2, 2], [0] * 4]
