@@ -251,6 +251,9 @@ def _check_length(length: int) -> None:
 class CopyDocuments:
     """Training sequences of the task, as a random-access source: ``source[i]`` as in `PackedDocuments`, a loss on every token.
 
+    Sequence i draws its spans by (seed, i), whatever the context. A phase of another context goes on by tokens, so with longer sequences from a
+    smaller i on: it draws what an earlier phase drew, and its sequences begin with the same spans. The shipped bases were trained so.
+
     Raises UserError if no training document is long enough for a span.
     """
 
