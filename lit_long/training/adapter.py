@@ -77,8 +77,8 @@ def merge_adapter(state: dict[str, Tensor], config: AdapterConfig) -> dict[str, 
 
 
 def adapted(weight: Tensor, a: Tensor, b: Tensor, config: AdapterConfig) -> Tensor:
-    """W + alpha / rank · B A, the product in fp32."""
-    return weight + (config.alpha / config.rank * (b.float() @ a.float())).to(weight.dtype)
+    """W + alpha / rank · B A, in fp32, rounded once to the precision of W."""
+    return (weight.float() + config.alpha / config.rank * (b.float() @ a.float())).to(weight.dtype)
 
 
 def save_adapted(model: nn.Module, config: AdapterConfig, folder: Path, base: str, is_writer: bool) -> None:

@@ -233,6 +233,15 @@ def test_merging_by_hand():
     assert found["a.q_proj.weight"].tolist() == [[7.0, 12.0], [0.0, 1.0]] and found.keys() == {"a.q_proj.weight", "b.weight"}
 
 
+def test_merging_rounds_once():
+    """To the number of bf16 that is nearest to the sum."""
+    generator = torch.Generator().manual_seed(0)
+    weight, a, b = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 64), (4, 64), (64, 4)))
+    state = {"q_proj.base_layer.weight": weight, "q_proj.lora_A.default.weight": a, "q_proj.lora_B.default.weight": b}
+    found = merge_adapter(state, AdapterConfig(rank=4, alpha=1.0))["q_proj.weight"]
+    assert torch.equal(found, (weight.double() + b.double() @ a.double() / 4).bfloat16())
+
+
 def planned(*words):
     """Stages by name of the default experiment's only variant, rope."""
     return make_plan(read_command(["base=train", "position=rope", *words])).trials[0].stages
