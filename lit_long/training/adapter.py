@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lit_long.config import AdapterConfig, StageConfig, UserError
+from lit_long.config import AdapterConfig, OptimConfig, StageConfig, UserError
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, whole_state, write_state
+from lit_long.training.optimizers import has_one_moment
 from lit_long.training.precision import parameter_dtype
 
 ADAPTER, ADAPTER_FILE = "adapter", "adapter_model.safetensors"  # its folder in a training stage's folder, and the tensors in it
@@ -148,13 +149,11 @@ def is_tied(names: Collection[str]) -> bool:
     return "lm_head.weight" not in names
 
 
-def count_trained(model: nn.Module) -> dict[str, int]:
-    """For the stage's result: how many parameters were trained, and how many bytes AdamW's two moments took for them."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return {
-        "trained_parameters": sum(parameter.numel() for parameter in trained),
-        "optimizer_bytes": sum(2 * parameter.numel() * parameter.element_size() for parameter in trained),
-    }
+def count_trained(model: nn.Module, optim: OptimConfig) -> dict[str, int]:
+    """For the stage's result: how many parameters were trained, and how many bytes the optimizer's moments took for them."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    moments = [(1 if has_one_moment(name, parameter, optim) else 2) * parameter.nbytes for name, parameter in trained]
+    return {"trained_parameters": sum(parameter.numel() for _, parameter in trained), "optimizer_bytes": sum(moments)}
 
 
 def import_peft() -> ModuleType:

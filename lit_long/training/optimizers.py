@@ -19,12 +19,17 @@ from lit_long.config import OptimConfig
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
+def has_one_moment(name: str, parameter: nn.Parameter, optim: OptimConfig) -> bool:
+    """Whether a parameter is a hidden matrix that Muon updates, from one moment; AdamW has two."""
+    return optim.name == "muon" and parameter.ndim > 1 and not any(part in EMBEDDINGS for part in name.split("."))
+
+
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> Optimizer:
     """The optimizer of the parameters of ``model`` that are trained. Weight decay is on matrices only."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     hidden, matrices, vectors = [], [], []
     for name, parameter in trained:
-        inner = optim.name == "muon" and parameter.ndim > 1 and not any(part in EMBEDDINGS for part in name.split("."))
+        inner = has_one_moment(name, parameter, optim)
         (hidden if inner else matrices if parameter.ndim > 1 else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if optim.name == "adamw":

@@ -168,7 +168,7 @@ def train(config: StageConfig, folder: Path, store: Path, parent: Path | None, r
         "attention": attention,
         "data": add_consumed(planned, folder / "metrics.jsonl"),
     }
-    return result | (count_trained(module.model) if config.adapter.rank else {})
+    return result | (count_trained(module.model, config.optim) if config.adapter.rank else {})
 
 
 def switch(config: StageConfig, phase: Phase) -> tuple[int, dict[str, Any], LayersConfig]:

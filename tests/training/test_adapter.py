@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_long.batch import Batch
-from lit_long.config import AdapterConfig, ModelConfig, UserError, read_command
+from lit_long.config import AdapterConfig, ModelConfig, OptimConfig, UserError, read_command
 from lit_long.model.llama import Llama
 from lit_long.positions import build
 from lit_long.pretrained.export import copy_adapter
 from lit_long.pretrained.weights import WEIGHTS, save_weights
 from lit_long.stages.identity import identity_settings
 from lit_long.stages.plan import make_plan
-from lit_long.training.adapter import ADAPTER, add_adapter, merge_adapter, save_adapted
+from lit_long.training.adapter import ADAPTER, add_adapter, count_trained, merge_adapter, save_adapted
+from lit_long.training.optimizers import make_optimizer
 from lit_long.training.run import train
 from lit_long.training.throughput import update_flops
 from tests.data.own import TEXTS, store_of, write_text
@@ -221,6 +222,20 @@ def test_a_stage_with_an_adapter_resumed_and_handed_on(store, parent, tmp_path, 
     child.mkdir()
     train(stage(updates=2, times=0), child, store, tmp_path / "straight", lambda *_: None)
     assert len(losses(child)) == 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_are_counted_as_the_optimizer_holds_them(name):
+    """Muon has one of a matrix, and AdamW's two of embeddings and norms."""
+    model, optim = llama(), OptimConfig(name=name)
+    add_adapter(model, LONGLORA, 0)
+    optimizer = make_optimizer(model, optim)
+    model.logits(batch()).sum().backward()
+    optimizer.step()
+    held = sum(
+        each.nbytes for state in optimizer.state.values() for each in state.values() if each.ndim
+    )  # counts of steps have none
+    assert count_trained(model, optim)["optimizer_bytes"] == held
 
 
 def test_merging_by_hand():
