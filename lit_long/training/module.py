@@ -225,7 +225,7 @@ class LongContextModule(lightning.LightningModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Positions as ``position.training`` makes them, and the tokens that they lie within. Done here, so that callbacks count the FLOPs of what
-        is computed."""
+        is computed. Draws go by the stage's own update, 0 at first: a branch begins with those of its parent's first updates, for later data."""
         _, transform = self.pattern_at(self.trainer.global_step)
         if transform is None or not self.trainer.training:
             return batch
