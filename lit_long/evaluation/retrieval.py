@@ -8,7 +8,7 @@ An evaluate stage (`retrieval`) and the tasks of `python -m lit_long.evaluate` a
 Stages pool tokens: their accuracy is Σ hits / Σ tokens, that of the task ``first_sentence`` the mean over examples.
 
 Of PASSKEY also k_max, the effective window of Position Interpolation (Chen et al. 2023, §3.3): the largest distance between the key and
-the end of the prompt at which at least a fifth of the trials find it. PI takes 32 distances and 10 trials at the window to be tested;
+the end of the prompt such that at it, and at all smaller ones, at least a fifth of the trials find the key. PI takes 32 distances and 10 trials at the window to be tested;
 here the distances are those of the examples at the longest length, and each trial (a seed) has other texts and keys.
 
 LongChat-Lines (LongEval's lines, extended by Giraffe to 25k tokens): a list of named registers, and the question for one of them.
@@ -289,8 +289,13 @@ def distance(example: RetrievalExample, needle: list[int]) -> int:
 
 
 def k_max(trials: list[tuple[int, list[bool]]]) -> int:
-    """The largest distance, in tokens, of which at least 20 % of the trials found the key; 0 if there is none."""
-    return max((distance for distance, found in trials if sum(found) >= LEAST * len(found)), default=0)
+    """The largest distance, in tokens, such that at it and at all smaller ones at least 20 % of the trials found the key; 0 if there is none."""
+    reached = 0
+    for distance, found in sorted(trials):
+        if sum(found) < LEAST * len(found):
+            break
+        reached = distance
+    return reached
 
 
 ADJECTIVES = """
