@@ -1,10 +1,11 @@
 """What a score's value is worth: its standard error and a 95 % interval. All are functions of the samples alone.
 
-* a mean: sample deviation / √n, and a percentile bootstrap of the samples;
+* a mean: sample deviation / √n, and a percentile bootstrap of the samples; of fewer than 20 samples Student's t, which may reach beyond a
+  score's range;
 * a share of hits: the same standard error, and Wilson's interval, which stays wide when all of a few samples hit or miss, where the
   standard error is 0;
 * a difference of pairs, such as two variants under the same seeds: Student's t-interval of the mean difference;
-* a ratio Σnats / Σtokens over documents: documents are the samples, because tokens of one document are not independent.
+* a ratio Σnats / Σtokens over documents: documents are the samples, because tokens of one document are not independent. Intervals as of a mean.
 
 Of a single sample nothing is known, so stderr, low and high are None, never 0.
 """
@@ -19,17 +20,14 @@ import numpy as np
 
 Z = 1.959963984540054  # 97.5 % of the normal distribution
 RESAMPLES = 2000
+FEW = 20  # samples below which a bootstrap's interval is too narrow: of 4 normal ones it holds the mean in 80 % of all cases
 
 
 def mean(values: Sequence[float]) -> dict[str, Any]:
     """value, stderr, low, high and n of the mean. Raises ValueError of nothing."""
     array = checked(values)
-    return {
-        "value": float(array.mean()),
-        **spread(array),
-        **bootstrap(len(array), lambda rows: array[rows].mean(-1)),
-        "n": len(array),
-    }
+    n, value, stderr = len(array), float(array.mean()), spread(array)["stderr"]
+    return {"value": value, "stderr": stderr, **confidence_interval(n, value, stderr, lambda rows: array[rows].mean(-1)), "n": n}
 
 
 def share(hits: Sequence[bool]) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[st
         sums = below[rows].sum(-1)  # of rare tokens, such as answers in one bin of positions, a resample may hold none
         return above[rows].sum(-1)[sums > 0] / sums[sums > 0]
 
-    return {"value": value, "stderr": stderr, **bootstrap(n, resampled), "n": n}
+    return {"value": value, "stderr": stderr, **confidence_interval(n, value, stderr, resampled), "n": n}
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -60,16 +58,11 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
 
     Raises ValueError of nothing, and of two numbers of values.
     """
-    from scipy.special import stdtrit  # the quantile of Student's t; the report that makes a table alone needs no scipy
-
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} values cannot be paired with {len(theirs)}")
     array = checked(ours) - checked(theirs)
     n, value, stderr = len(array), float(array.mean()), spread(array)["stderr"]
-    if stderr is None:
-        return {"value": value, "stderr": None, "low": None, "high": None, "n": n}
-    half = float(stdtrit(n - 1, 0.975)) * stderr
-    return {"value": value, "stderr": stderr, "low": value - half, "high": value + half, "n": n}
+    return {"value": value, "stderr": stderr, **student(n, value, stderr), "n": n}
 
 
 def geometric(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -80,7 +73,8 @@ def geometric(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
     stderr = None if n < 2 else 0.0
     if n > 1 and value > 0:
         stderr = spread(value * (array_NM / means_M).mean(1))["stderr"]
-    return {"value": value, "stderr": stderr, **bootstrap(n, lambda rows: geometric_mean(array_NM[rows].mean(1))), "n": n}
+    ends = confidence_interval(n, value, stderr, lambda rows: geometric_mean(array_NM[rows].mean(1)))
+    return {"value": value, "stderr": stderr, **ends, "n": n}
 
 
 def geometric_mean(means_RM: np.ndarray) -> np.ndarray:
@@ -101,7 +95,26 @@ def checked(values: Sequence[float]) -> np.ndarray:
 
 
 def spread(array: np.ndarray) -> dict[str, float | None]:
+    if len(array) > 1 and array.min() == array.max():
+        return {"stderr": 0.0}  # and not what rounding leaves
     return {"stderr": float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None}
+
+
+def confidence_interval(
+    n: int, value: float, stderr: float | None, statistic: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, float | None]:
+    """The ends of a 95 % interval: Student's t of few samples, a `bootstrap` of others."""
+    return student(n, value, stderr) if n < FEW else bootstrap(n, statistic)
+
+
+def student(n: int, value: float, stderr: float | None) -> dict[str, float | None]:
+    """``value`` ± the 97.5 % of Student's t times its standard error."""
+    if stderr is None:
+        return {"low": None, "high": None}
+    from scipy.special import stdtrit  # the report that makes a table alone needs no scipy
+
+    half = float(stdtrit(n - 1, 0.975)) * stderr
+    return {"low": value - half, "high": value + half}
 
 
 def bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray]) -> dict[str, float | None]:

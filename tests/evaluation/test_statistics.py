@@ -7,15 +7,38 @@ import math
 import numpy as np
 import pytest
 
-from lit_long.evaluation.statistics import exponential, mean, paired, ratio, share
+from lit_long.evaluation.statistics import exponential, geometric, mean, paired, ratio, share
 
 
 def test_mean():
     row = mean([1.0, 2.0, 4.0, 9.0])
     assert (row["value"], row["n"]) == (4.0, 4)
     assert row["stderr"] == pytest.approx(math.sqrt((9 + 4 + 0 + 25) / 3) / 2)
-    assert 1 <= row["low"] < 4 < row["high"] <= 9
-    assert row == mean([1.0, 2.0, 4.0, 9.0])  # the bootstrap is always the same
+    many = [1.0, 2.0, 4.0, 9.0] * 6
+    assert 1 <= mean(many)["low"] < 4 < mean(many)["high"] <= 9
+    assert mean(many) == mean(many)  # the bootstrap is always the same
+    assert mean([0.8] * 20) == {
+        "value": pytest.approx(0.8),
+        "stderr": 0.0,
+        "low": pytest.approx(0.8),
+        "high": pytest.approx(0.8),
+        "n": 20,
+    }
+
+
+def test_few_samples_have_students_interval():
+    """scipy's own is the oracle; and it holds the mean as often as it says."""
+    from scipy.stats import t
+
+    row = mean([1.0, 2.0, 4.0, 9.0])
+    assert (row["low"], row["high"]) == pytest.approx(t.interval(0.95, 3, loc=4.0, scale=row["stderr"]))
+    draw = np.random.default_rng(0)
+    for n in (2, 4, 8, 20):
+        rows = [mean(draw.normal(0, 1, n)) for _ in range(1000)]
+        assert sum(row["low"] < 0 < row["high"] for row in rows) / 1000 > 0.91
+    for row in (ratio([10.0, 12.0, 17.0], [10, 10, 10]), geometric([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])):
+        same = mean([1.0, 1.2, 1.7]) if row["value"] < 2 else mean([1.0, 2.0, 4.0])
+        assert (row["low"], row["high"]) == pytest.approx((same["low"], same["high"]))
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 40])
