@@ -3,9 +3,13 @@
 Texts, answer lengths and scores are those of RULER's own scripts at NVIDIA/RULER c3f5e3b (2026-07-22). lm-eval 0.4.13, whose generators `ruler.py`
 calls, has RULER's of 2024, before its mended vt, cwe and fwe: there cwe's example is not shown, fwe's text leaves no room for the answer, and vt's
 assignments share lines with the noise. What differs from RULER: a text depends on (task, length, seed, index) and the tokenizer alone; word lists and coded
-texts are shuffled anew for each; and below 4,096 tokens, where RULER has no numbers, vt's example takes an eighth of the length.
+texts are shuffled anew for each; and below 4,096 tokens vt's example takes an eighth of the length.
 
-Words are wonderwords' (extra `eval`). A list holds 8,700 of them at most, so from about 120,000 tokens on cwe's texts are shorter than asked.
+A model with a chat template is asked through it, as RULER's instruct models are: task and question as the user's message, and the answer's beginning after the
+assistant's header.
+
+Words are wonderwords' (extra `eval`), 8,166 of them, as RULER's lists have; cwe's texts have no more of them, so from about 110,000 tokens on they are shorter than
+asked (RULER then takes other words).
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ FREQUENT = (
 CHAIN = 5  # variables with the same value
 EXAMPLE = 500  # tokens of vt's example at most
 SHORT = 4096  # tokens below which RULER shows fewer repetitions
+BEGUN = (" The special magic", " Answer:")  # where a task's answer begins that the model goes on with
 ZETA_2 = math.pi**2 / 6
 Tokens = Callable[[str], list[int]]
 Text = tuple[str, list[str]]  # with the answer begun, and what it must contain
@@ -193,7 +198,7 @@ class Ruler6(Task):
     """``count`` texts of each of the six tasks, which are its domains, at every length (the answer included)."""
 
     name: ClassVar[str] = "ruler6"
-    prompt: ClassVar[str] = "NVIDIA/RULER c3f5e3b/1"
+    prompt: ClassVar[str] = "NVIDIA/RULER c3f5e3b; chat template where there is one/2"
 
     lengths: list[int]
     count: int = 20
@@ -222,7 +227,7 @@ class Ruler6(Task):
             tokens = evaluated.tokenizer.encode
 
             def size(units: int) -> int:
-                return len(tokens(KINDS[kind].make(Random(f"{self.seed} {kind} {length}"), units, length, tokens)[0]))
+                return len(ask(evaluated, KINDS[kind].make(Random(f"{self.seed} {kind} {length}"), units, length, tokens)[0]))
 
             shortest = int(1.1 * size(least))  # words differ in their tokens
             if shortest > room:
@@ -238,7 +243,7 @@ class Ruler6(Task):
         while True:
             draw = Random(f"{self.seed} {key.domain} {key.length} {key.index}")
             text, answers = kind.make(draw, units, key.length, tokens)
-            prompt = tokens(text)
+            prompt = ask(evaluated, text)
             if len(prompt) <= key.length - kind.new:
                 return prompt, answers
             units -= max(1, units // 50)
@@ -270,6 +275,15 @@ class Ruler6(Task):
                 found = share([bool(value) for value in values]) if whole else mean(values)
                 rows.append(Measurement("score", domain, length, **found))
         return rows
+
+
+def ask(evaluated: EvaluatedModel, text: str) -> list[int]:
+    """Tokens of a text with its answer begun; through the chat template, if there is one."""
+    tokenizer = evaluated.tokenizer
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(text)
+    at = max(text.rfind(begun) for begun in BEGUN)
+    return tokenizer.encode(f"{tokenizer.chat([{'role': 'user', 'content': text[:at]}])}{text[at:]}")
 
 
 def recalled(written: str, answers: list[str]) -> float:

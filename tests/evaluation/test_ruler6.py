@@ -17,7 +17,18 @@ from lit_long.evaluation.samples import Key
 from tests.evaluation.models import evaluated_of
 
 THEIRS = json.loads((Path(__file__).parent / "ruler_documents.json").read_text(encoding="utf-8"))
-WORDS = SimpleNamespace(encode=re.compile(r"\S+\s*").findall)  # a tokenizer of words that forgets nothing
+WORDS = SimpleNamespace(encode=re.compile(r"\S+\s*").findall, chat_template=None)  # a tokenizer of words that forgets nothing
+LLAMA3 = (  # RULER's template.py, meta-llama3
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{task_template}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+BEGUN = {  # RULER's answer prefixes
+    "niah_single_1": r" The special magic number for [\w-]+ mentioned in the provided text is",
+    "niah_multikey_2": r" The special magic number for [\w-]+ mentioned in the provided text is",
+    "niah_multikey_3": r" The special magic uuid for [\w-]+ mentioned in the provided text is",
+    "vt": r" Answer: According to the chain\(s\) of variable assignment in the text above, 5 variables are assigned the value \d{5}, they are: ",
+    "cwe": r" Answer: The top 10 words that appear most often in the list are:",
+    "fwe": r" Answer: According to the coded text above, the three most frequently appeared words are:",
+}
 READER = SimpleNamespace(tokenizer=WORDS, context=1 << 20)
 RANDOM = {  # what is drawn, and what the shape of a text has in its place
     r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": "UUID",
@@ -92,6 +103,21 @@ def test_a_text_fills_its_length_and_depends_on_its_key_alone(kind):
         assert 0.85 * (length - KINDS[kind].new) < tokens <= length - KINDS[kind].new
         assert all(answer in text for answer in answers)
     assert made(kind, 600)[0] == made(kind, 600)[0] != made(kind, 600, 1)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_model_is_asked_through_its_template(kind):
+    def chat(messages):
+        assert [message["role"] for message in messages] == ["user"]
+        return LLAMA3.format(task_template=messages[0]["content"])
+
+    chatting = SimpleNamespace(tokenizer=SimpleNamespace(encode=WORDS.encode, chat_template=LLAMA3, chat=chat), context=1 << 20)
+    tokens, answers = Ruler6([1000], 2).text(chatting, Key(kind, 1000, 0))
+    text = "".join(tokens)
+    user, begun = text.split("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert text.startswith("<|begin_of_text|><|start_header_id|>user") and re.fullmatch(BEGUN[kind], begun)
+    assert user.endswith(("?", "in the text above.")) and all(answer in user for answer in answers) and len(tokens) <= 1000 - KINDS[kind].new
+    assert re.search(f"{BEGUN[kind]}$", made(kind)[0])  # without a template it follows the question
 
 
 def test_largest():
