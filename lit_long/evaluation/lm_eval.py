@@ -410,6 +410,10 @@ def rows_for(
             rows = babilong.documents(name, evaluated, *asked.texts, length, count, asked.seed, folder)
         else:
             rows = ruler.documents(name, evaluated, length, count, asked.seed, folder)
+            if len(rows) < count:
+                remarks.append(
+                    f"{length:,} tokens: lm-eval's generator made {len(rows)} of {count} documents; the others did not fit"
+                )
         return {settings.get("test_split", "test"): Dataset.from_list(rows)}
     path, config = settings.get("dataset_path"), settings.get("dataset_name")
     if is_task_file(name) and (settings.get("dataset_kwargs") or "class" in settings or not path or Path(path).exists()):
@@ -497,7 +501,8 @@ class HarnessTask(Task):
     """A task of lm-eval's by its name in lm_eval_tasks.py, by lm-eval's own, or by the path of a task file.
 
     Args:
-        lengths: of prompts: the most tokens of a data set's, exactly so many (with the answer) of a generated one.
+        lengths: of prompts: the most tokens of a data set's, and of a generated one with its answer. lm-eval's generators stop up to 25 units short
+            of it (`ruler`), so samples of generated ones have ``prompt_tokens``.
 
     Raises:
         Unavailable: the data set is not there, or the task runs code and may not.
@@ -524,7 +529,8 @@ class HarnessTask(Task):
             raise UserError(f"{name}: its data set has no documents")
         shots = next(iter(self.items.values())).task.config.num_fewshot or 0
         self.shots = self.spec.shots if self.spec.shots is not None else shots
-        self.prompt = f"lm-eval's, version {', '.join(sorted(versions))}; {self.shots} shots"
+        whose = "of a task file" if file else "lit-long's" if self.spec.folder == CUSTOM else "lm-eval's"
+        self.prompt = f"{whose}, version {', '.join(sorted(versions))}; {self.shots} shots"
         self.digest = digest(self.items)
 
     def settings(self) -> dict[str, Any]:
@@ -542,7 +548,8 @@ class HarnessTask(Task):
             for key in group:
                 item = self.items[key]
                 cut = any(cuts[id(request)] for request in item.requests)
-                yield key, {"reference": item.reference, "truncated": cut, **scored(self.name, item)}
+                read = {"prompt_tokens": len(evaluated.tokenizer.encode(item.requests[0].args[0]))} if self.spec.made else {}
+                yield key, {"reference": item.reference, "truncated": cut, **read, **scored(self.name, item)}
 
     def scores(self, samples: list[dict[str, Any]]) -> list[Measurement]:
         rows = []

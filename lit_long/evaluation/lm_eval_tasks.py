@@ -80,7 +80,10 @@ SHORT = {
 MODERN = {name: upstream("ruler", name, 0, "score", long=True, made=True) for name in RULER} | {
     f"longbench_{name}": upstream("longbench", f"longbench_{name}", 0, "score", long=True) for name in LONGBENCH
 }
-IN_BOOKS = {name: upstream("babilong", name, None, "acc", long=True, made=True, hides=True) for name in BABILONG}
+IN_BOOKS = {  # of qa5's three examples lm-eval shows two; BABILong's authors show all
+    name: upstream("babilong", name, 3 if name == "babilong_qa5" else None, "acc", long=True, made=True, hides=True)
+    for name in BABILONG
+}
 SPECS = LONG | SHORT | MODERN | IN_BOOKS
 # What has been scored on the real data by this project, not only on small files of its schema. The generated ones are their own data.
 VERIFIED = {name for name, spec in SPECS.items() if spec.made}

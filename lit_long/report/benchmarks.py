@@ -139,7 +139,7 @@ def score_lines(kept: list[dict[str, Any]], published: list[Published]) -> tuple
                 used.append(each)
                 lines.append(line(f"mean of {', '.join(each.task)}", mean_of(parts), each.shots, each, reasons))
     lines += [
-        f"| {each.task if isinstance(each.task, str) else 'mean of ' + ', '.join(each.task)} | {each.metric} | {each.shots} | {DASH} | not run | {each.value:g} | {DASH} | {each.source} |"
+        f"| {each.task if isinstance(each.task, str) else 'mean of ' + ', '.join(each.task)} | {each.metric} | {each.shots} | {DASH} | not run | {each.value:g} | {DASH} | {sourced(each)} |"
         for each in published
         if each not in used
     ]
@@ -150,6 +150,11 @@ def mean_of(rows: list[Measurement]) -> Measurement:
     """The plain mean of independent scores."""
     error = math.sqrt(sum((row.stderr or 0.0) ** 2 for row in rows)) / len(rows)
     return Measurement(rows[0].metric, "all", 0, sum(row.value for row in rows) / len(rows), error, n=sum(row.n for row in rows))
+
+
+def sourced(published: Published) -> str:
+    """Who published a number, and what was other there."""
+    return published.source + (f" ({published.other})" if published.other else "")
 
 
 def line(task: str, row: Measurement, shots: int, published: Published | None, reasons: list[str]) -> str:
@@ -165,8 +170,7 @@ def line(task: str, row: Measurement, shots: int, published: Published | None, r
         difference = (100 * row.value - published.value) / error if error else math.nan
         far = not abs(difference) <= FAR if within is None else not within
         shown = f"{difference:+.1f}" if error else DASH
-        source = published.source + (f" ({published.other})" if published.other else "")
-        cells[5:] = [f"{published.value:g}", f"**{shown}**" if far and not published.other else shown, source]
+        cells[5:] = [f"{published.value:g}", f"**{shown}**" if far and not published.other else shown, sourced(published)]
         if far:
             why = published.why or published.other or "**unexplained**"
             reasons.append(f"{task}, {row.metric}, beside {published.source}: {why}")

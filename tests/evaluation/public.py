@@ -8,11 +8,24 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from lit_long.evaluation.lm_eval_tasks import LONGBENCH
 
 STORY = "The ferry left at nine. Anna carried a blue lamp and a letter for the keeper. " * 6
 FEW = 12  # rows of each split
+
+
+class TaskLoader(yaml.SafeLoader):
+    """Of lm-eval's task files, whose functions are left as their names."""
+
+
+TaskLoader.add_constructor("!function", lambda loader, node: node.value)
+
+
+def read_task(file: Path) -> dict:
+    """A task file of lm-eval's."""
+    return yaml.load(file.read_text(encoding="utf-8"), TaskLoader)
 
 
 def jsonl(file: Path, rows: list[dict]) -> None:

@@ -14,10 +14,12 @@ from lit_long.evaluate import main
 from lit_long.evaluation.babilong import Question, documents, read_questions
 from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.in_memory_corpus import InMemoryCorpus
+from lit_long.evaluation.lm_eval import HarnessTask, Wanted
 from lit_long.evaluation.lm_eval_tasks import BABILONG
 from lit_long.evaluation.public_data import Unavailable
 from lit_long.pretrained import open_pretrained
 from tests.evaluation.models import bytes_folder
+from tests.evaluation.public import read_task
 from tests.pretrained.llamas import read
 
 BABI = Path(__file__).resolve().parents[3] / "shared" / "data" / "raw" / "babi"  # real files; see MANIFEST.md there
@@ -106,6 +108,21 @@ def test_facts_lie_in_their_order_among_sentences_of_the_book(babi, evaluated):
         documents(
             "babilong_qa1", evaluated, InMemoryCorpus(evaluated.tokenizer, {"text": ["Go. No."]}), "text", 1324, 1, 0, str(babi)
         )
+
+
+def test_qa5_shows_all_of_its_examples(evaluated, tmp_path):
+    """BABILong's three, of which lm-eval's yaml has the texts; lm-eval itself asks with two."""
+    import lm_eval
+
+    (tmp_path / "qa5_three-arg-relations_test.txt").write_text("1 Bill gave the milk to Fred.\n2 Who gave the milk? \tBill\t1\n")
+    texts = InMemoryCorpus(evaluated.tokenizer, {"text": [BOOK]})
+    task = HarnessTask("babilong_qa5", evaluated, [2048], Wanted(1, 0, str(tmp_path), texts=(texts, "text")))
+    (item,) = task.items.values()
+    theirs = Path(lm_eval.__file__).parent / "tasks" / "babilong" / "babilong_qa5.yaml"
+    examples = read_task(theirs)["fewshot_config"]["samples"]
+    shown = item.requests[0].args[0]
+    assert [shown.count(f"{each['input']}\n{each['question']} {each['target']}") for each in examples] == [1, 1, 1]
+    assert task.shots == 3 and shown.endswith("Who gave the milk?")
 
 
 def test_it_is_lm_evals_task(babi, tmp_path, capsys):

@@ -320,3 +320,13 @@ def test_the_snippet_of_the_guide(data, monkeypatch, capsys):
     exec(compile(snippet, "docs/evaluation.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "'acc_norm,none'" in printed and printed.rstrip().endswith("0 8")
+
+
+@pytest.mark.parametrize(("name", "default"), [("humaneval", 0), ("mbpp", 256)])
+def test_programs_are_as_long_as_lm_evals(name, default):
+    """256 tokens is what lm-eval writes where a task says nothing."""
+    import lm_eval
+
+    ours = public.read_task(REPOSITORY / "lit_long" / "evaluation" / "tasks" / f"{name}.yaml")
+    theirs = public.read_task(Path(lm_eval.__file__).parent / "tasks" / name / f"{name}.yaml")
+    assert ours["generation_kwargs"] == {"max_gen_toks": default} | theirs["generation_kwargs"]

@@ -73,7 +73,7 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(task, tmp_path, capsys):
     for metric in ("acc", "acc_norm"):
         assert rows[metric]["value"] == pytest.approx(found[f"{metric},none"], abs=1e-9)
         assert (rows[metric]["task"], rows[metric]["n"], rows[metric]["verified"]) == ("capitals", 12, None)
-    assert rows["acc"]["main"] and rows["acc"]["prompt"] == "lm-eval's, version 3; 0 shots"
+    assert rows["acc"]["main"] and rows["acc"]["prompt"] == "of a task file, version 3; 0 shots"
     assert "capitals" in printed and "never" not in printed
     assert run(capsys, *words)[0] == 0  # from the samples
     (tmp_path / "utils.py").write_text(UTILS.replace(" is", " was"))

@@ -23,7 +23,7 @@ published:
   - {task: elsewhere, metric: acc, value: 10.0, source: card, other: its own prompts}
   - {task: [near, far], metric: acc, value: 50.0, source: card}
   - {task: none, metric: acc, value: 1.4, source: card}
-  - {task: never, metric: acc, shots: 5, value: 7.5, source: card}
+  - {task: never, metric: acc, shots: 5, value: 7.5, source: card, other: no shots}
 """
 ABOUT = {"model": "m", "weights": "a" * 64, "precision": "float32", "lit_long": "0.6", "machine": "a box", "lengths": [8192]}
 
@@ -76,7 +76,7 @@ def test_ours_beside_the_published(tmp_path):
         "| long, 8,192 tokens | acc | 0 | 400 | 40.0 ± 2.0 | – | – | – |",
         "| none | acc | 0 | 400 | 0.0 (0 to 2) | 1.4 | – | card |",
         "| mean of near, far | acc | 0 | 800 | 43.0 ± 1.4 | 50 | **-4.9** | card |",  # √(2² + 2²) / 2
-        "| never | acc | 5 | – | not run | 7.5 | – | card |",
+        "| never | acc | 5 | – | not run | 7.5 | – | card (no shots) |",
     ]
     assert "* far, acc_norm, beside lm-eval: **unexplained**" in text and "* far, acc, beside card: quantised" in text
     assert "* elsewhere, acc, beside card: its own prompts" in text and "* near: shots come from a stand-in" in text
