@@ -116,7 +116,11 @@ def test_a_chat_model_is_asked_through_its_template(kind):
     text = "".join(tokens)
     user, begun = text.split("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
     assert text.startswith("<|begin_of_text|><|start_header_id|>user") and re.fullmatch(BEGUN[kind], begun)
-    assert user.endswith(("?", "in the text above.")) and all(answer in user for answer in answers) and len(tokens) <= 1000 - KINDS[kind].new
+    assert (
+        user.endswith(("?", "in the text above."))
+        and all(answer in user for answer in answers)
+        and len(tokens) <= 1000 - KINDS[kind].new
+    )
     assert re.search(f"{BEGUN[kind]}$", made(kind)[0])  # without a template it follows the question
 
 
