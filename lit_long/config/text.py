@@ -179,6 +179,9 @@ def keep_text(node: yaml.Node, annotation: Any, typed_in: bool, seen: set[int] |
 
     Args:
         typed_in: on the command line, where ``null`` is a text, too.
+
+    Raises:
+        yaml.YAMLError: a key that stands twice in one group.
     """
     seen = set() if seen is None else seen
     if id(node) in seen:
@@ -200,11 +203,23 @@ def keep_text(node: yaml.Node, annotation: Any, typed_in: bool, seen: set[int] |
             keep_text(item, own, typed_in, seen)
     elif isinstance(node, yaml.MappingNode):
         node.value = [with_space(key, value) if node.flow_style else (key, value) for key, value in node.value]
+        refuse_twice([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         for key, value in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else ""
             if get_origin(kind) is dict and isinstance(key, yaml.ScalarNode) and key.tag not in (NULL, MERGE):
                 key.tag = TEXT
             keep_text(value, type_at(kind, name.split(".")), typed_in, seen)
+
+
+def refuse_twice(keys: list[yaml.ScalarNode]) -> None:
+    """Raise yaml.YAMLError for a key that stands twice in one group, of which YAML takes the last."""
+    lines: dict[str, int] = {}
+    for key in keys:
+        line = key.start_mark.line + 1
+        if key.value in lines and key.tag != MERGE:
+            where = f"lines {lines[key.value]} and {line}" if line > lines[key.value] else f"line {line}"
+            raise yaml.YAMLError(f"{key.value} is there twice ({where}); leave one out")
+        lines[key.value] = line
 
 
 def with_space(key: yaml.Node, value: yaml.Node) -> tuple[yaml.Node, yaml.Node]:
@@ -213,4 +228,6 @@ def with_space(key: yaml.Node, value: yaml.Node) -> tuple[yaml.Node, yaml.Node]:
     if not one_word or value.value or value.style or value.tag != NULL or not 0 < key.value.find(":") < len(key.value) - 1:
         return key, value
     name, _, rest = key.value.partition(":")
-    return yaml.compose(name, Loader=yaml.SafeLoader), yaml.compose(rest, Loader=yaml.SafeLoader)
+    named = yaml.compose(name, Loader=yaml.SafeLoader)
+    named.start_mark = key.start_mark
+    return named, yaml.compose(rest, Loader=yaml.SafeLoader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -164,6 +165,27 @@ def test_files_of_another_shape_are_refused(content, tmp_path):
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(UserError):
         make_plan(read_command([f"experiment={tmp_path / 'mine.yaml'}", "dry_run=true"]))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("seed: 1\nstages: {}\nseed: 2\n", "seed is there twice (lines 1 and 3); leave one out"),
+        ("grid: {seed: [0]}\ndescription: x\ngrid:\n  position: [rope]\n", "grid is there twice (lines 1 and 3)"),
+        ("stages:\n  one:\n    tokens: 64k\n    'tokens': 128k\n", "tokens is there twice (lines 3 and 4)"),
+        ("scales:\n  a: {optim: {lr: 1, lr: 2}}\n", "lr is there twice (line 2)"),
+        ("data: {weights: {code:1, code:2}}\n", "code is there twice (line 1)"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(content, message, tmp_path):
+    """YAML takes the last, and a run would be of other settings than the first says."""
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(UserError, match=re.escape(f"mine.yaml: cannot be read: {message}")):
+        read_command([f"experiment={tmp_path / 'mine.yaml'}"])
+    (tmp_path / "mine.yaml").write_text("stages: {one: &one {tokens: 64k}, two: {<<: *one, tokens: 128k}}\n")
+    stages = read_command([f"experiment={tmp_path / 'mine.yaml'}"]).experiment["stages"]
+    assert [stage["tokens"] for stage in stages.values()] == ["64k", "128k"]  # a merged group gives way
+    assert parse_words(["seed=1", "seed=2"], SweepConfig) == {"seed": 2}  # a later word, too, replaces the earlier one
 
 
 @pytest.mark.parametrize(
