@@ -20,6 +20,7 @@ from lit_long.config import TrackingConfig, project_root
 from lit_long.tracking.describe import HOST, host, is_alive, owner
 from lit_long.tracking.mlflow_store import (
     REWRITTEN,
+    check_readable,
     checked_database,
     database_file,
     default_uri,
@@ -281,6 +282,8 @@ def fetch_sweep(uri: str, experiment: str, into: Path, key: str = "") -> Path:
         TrackingError: no such store, experiment or sweep, or a record from before results were kept.
     """
     try:
+        reach(uri)
+        check_readable(uri, "uri")
         client = import_mlflow().MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:

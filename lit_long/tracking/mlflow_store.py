@@ -74,17 +74,31 @@ def checked_database(uri: str) -> Iterator[None]:
     with open(f"{database}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the tables at once trip over each other
         wait_until_free(database, OPEN_PATIENCE)
-        _check_schema(database, uri)
+        _check_schema(database, uri, "tracking.uri")
         yield
 
 
-def _check_schema(database: Path, uri: str) -> None:
+def check_readable(uri: str, key: str) -> None:
+    """For who only reads: raise `TrackingError` for a SQLite file that MLflow would make, fill or migrate. Nothing is written, no lock either.
+
+    Args:
+        key: the setting that names it, for the message.
+    """
+    if (database := database_file(uri)) is None:
+        return
+    if not database.is_file() or not database.stat().st_size:
+        problem = "is empty" if database.is_file() else "does not exist"
+        raise TrackingError(f"{key}={uri}: there is no record: {database} {problem}.")
+    _check_schema(database, uri, key)
+
+
+def _check_schema(database: Path, uri: str, key: str) -> None:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         versions = connection.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
         found = next((version for (version,) in versions), None)
     if tables and not tables & {"alembic_version", "experiments"}:
-        raise TrackingError(f"{database} is a database of something else than MLflow. Set tracking.uri to another file.")
+        raise TrackingError(f"{database} is a database of something else than MLflow. Set {key} to another file.")
     if found is None:
         return
     mlflow = import_mlflow()
@@ -97,7 +111,7 @@ def _check_schema(database: Path, uri: str) -> None:
         if revisions.get_revision(found).revision == revisions.get_current_head():
             return
     except CommandError:  # not in this MLflow's list
-        age, advice = "newer", "Upgrade MLflow (pip install --upgrade mlflow), or set tracking.uri to another file."
+        age, advice = "newer", f"Upgrade MLflow (pip install --upgrade mlflow), or set {key} to another file."
     raise TrackingError(
         f"{database} was written by a version of MLflow {age} than {mlflow.__version__} (schema {found}).\n{advice}"
     )

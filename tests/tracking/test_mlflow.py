@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import pytest
 from lit_long.config import TrackingConfig, UserError
 from lit_long.tracking import Mirror, TrackingError, describe, mlflow_store
 from lit_long.tracking.describe import environment_tags
-from lit_long.tracking.mlflow import MlflowTracker, flatten
+from lit_long.tracking.mlflow import MlflowTracker, fetch_sweep, flatten
 from lit_long.tracking.mlflow_store import default_uri
 from lit_long.tracking.mlflow_view import columns
 from lit_long.tracking.tracker import NOTE
@@ -395,6 +396,25 @@ def test_what_is_no_mlflow_database_is_refused_untouched(root):
     connection.close()
     with pytest.raises(UserError, match="something else"):
         open_tracker(root)
+
+
+def test_a_report_from_a_store_writes_nothing_there(tmp_path, root):
+    """MLflow would fill another program's database with its tables, and make one of each name that is mistyped."""
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE mine (a)")
+    (tmp_path / "empty.db").touch()
+    before = {file: file.read_bytes() for file in (other, tmp_path / "empty.db", database(root))}
+    for uri, message in (
+        (f"sqlite:///{other}", "something else than MLflow. Set uri to another file"),
+        (f"sqlite:///{tmp_path}/typo.db", "uri=sqlite:///.*/typo.db: there is no record: .*/typo.db does not exist"),
+        (f"sqlite:///{tmp_path}/no/folder.db", "folder.db does not exist"),
+        (f"sqlite:///{tmp_path}/empty.db", "empty.db is empty"),
+        (default_uri(root), "has no experiment 'position_tiny'; it has Default, unused"),
+    ):
+        with pytest.raises(TrackingError, match=message):
+            fetch_sweep(uri, "position_tiny", tmp_path / "out")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_a_damaged_database_is_refused(root):
