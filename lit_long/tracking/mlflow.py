@@ -22,6 +22,7 @@ from lit_long.tracking.mlflow_store import (
     REWRITTEN,
     check_readable,
     checked_database,
+    checked_uri,
     database_file,
     default_uri,
     first_line,
@@ -71,7 +72,7 @@ class MlflowTracker:
 
         Raises `TrackingError`: the store is locked, unreachable, unwritable, not MLflow's or of another version of it.
         """
-        uri, artifact_root = config.uri or default_uri(root), root / "mlflow" / "artifacts"
+        uri, artifact_root = checked_uri(config.uri, "tracking.uri") or default_uri(root), root / "mlflow" / "artifacts"
         location = None if uri.startswith("http") else Path(artifact_root).resolve().as_uri()
         try:
             reach(uri)
@@ -281,6 +282,7 @@ def fetch_sweep(uri: str, experiment: str, into: Path, key: str = "") -> Path:
     Raises:
         TrackingError: no such store, experiment or sweep, or a record from before results were kept.
     """
+    uri = checked_uri(uri, "uri")
     try:
         reach(uri)
         check_readable(uri, "uri")

@@ -24,6 +24,7 @@ OPEN_PATIENCE = 10.0  # seconds to wait for a locked database before a sweep sta
 REDIRECTS = tuple(  # variables by which MLflow would record elsewhere, wholly or in part
     f"MLFLOW_{name}" for name in ("TRACKING_URI", "REGISTRY_URI", "EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID", "WORKSPACE")
 )
+KNOWN_URIS = "{} must be sqlite:///FILE, a database's URI, or http://HOST:PORT of an MLflow server."
 REWRITTEN = "MLflow only keeps a record: the next sweep writes it again from its folders."
 
 
@@ -48,6 +49,23 @@ def import_mlflow() -> Any:
     for logger in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # what matters is raised, as TrackingError
     return mlflow
+
+
+def checked_uri(uri: str, key: str) -> str:
+    """The URI with a leading ~ of a SQLite file written out.
+
+    Args:
+        key: the setting that names it, for the message.
+
+    Raises:
+        TrackingError: SQLite without a file. It would keep the record in memory, and no longer than the process lasts.
+    """
+    if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
+        return uri
+    scheme, slashes, path = uri.partition(":///")
+    if not path.partition("?")[0] or ":memory:" in path or "mode=memory" in path:
+        raise TrackingError(f"{key}={uri} names no file to keep the record in.\n{KNOWN_URIS.format(key)}")
+    return f"{scheme}{slashes}{os.path.expanduser(path)}"
 
 
 def database_file(uri: str) -> Path | None:
@@ -131,7 +149,7 @@ def remedy(error: Exception, uri: str) -> str:
     if uri.startswith("http"):
         return f"Is the server up, and is tracking.uri={uri} its address? mlflow/serve.sh starts one on this machine."
     if database is None:
-        return "tracking.uri must be sqlite:///FILE, a database's URI, or http://HOST:PORT of an MLflow server."
+        return KNOWN_URIS.format("tracking.uri")
     if code.startswith("SQLITE_BUSY"):
         return (
             f"Another process holds it: `lsof '{database}'` says which. Wait for it or stop it, then start again. "

@@ -441,6 +441,28 @@ def test_an_unusable_uri_is_refused(tmp_path, uri):
     assert time.monotonic() - start < 60  # MLflow asks a database that is not there for a hundred seconds
 
 
+@pytest.mark.parametrize(
+    "uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://", "sqlite:///file::memory:?uri=true"]
+)
+def test_a_record_in_memory_is_refused(tmp_path, monkeypatch, uri):
+    """It would be gone with the sweep, which said where to look at it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrackingError, match="^tracking.uri=.* names no file(.|\n)*tracking.uri must be sqlite:///FILE"):
+        MlflowTracker.open(TrackingConfig(uri=uri), "x", tmp_path)
+    with pytest.raises(TrackingError, match="^uri=.* names no file"):
+        fetch_sweep(uri, "x", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_home_folder(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(root))
+    assert MlflowTracker.open(TrackingConfig(uri="sqlite:///~/mlflow/mlflow.db"), "x", root).where == default_uri(root)
+    with pytest.raises(TrackingError, match="has no experiment 'y'; it has Default, unused, x"):
+        fetch_sweep("sqlite:///~/mlflow/mlflow.db", "y", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
+
+
 def test_deleted_and_moved_experiments_are_refused(root, tracker):
     shutil.rmtree(root / "mlflow" / "artifacts")
     moved = root.rename(root.parent / "moved")
