@@ -66,12 +66,17 @@ def grid_axes(
         grid: both, merged.
         all_options: what ``grid.position=all`` stands for.
         groups: axes over the options of one of these may mix options and named points.
+
+    Raises:
+        UserError: what is no axis, has a value twice, or is set to one value beside its axis on the command line.
     """
     axes: dict[str, list[Any]] = {}
     for key, value in grid.items():
         values = all_options(key) if (key, value) == ("position", "all") else value if isinstance(value, list) else [value]
         fixed = fixed_value(cli, key)
-        if fixed is not None and key not in (cli.get("grid") or {}):
+        if fixed is not None and key in (cli.get("grid") or {}):
+            raise UserError(f"command line: {key}={fixed} and grid.{key}=… both say what {key} is; leave one out")
+        if fixed is not None:
             if any(other.startswith(f"{key}.") for other in grid):
                 continue  # the option is a setting like any other then: the variants are those of its settings
             values = [fixed]

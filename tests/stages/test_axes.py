@@ -79,6 +79,11 @@ def test_in_a_file(grid, tmp_path):
     assert {position.get("scale_base") for position in extended(left).values()} == {None, 512}
 
 
+def test_one_setting_for_all_options_of_an_axis():
+    found = plan("grid.position=[rope,abf]", "position.base=1e5")
+    assert {name: position["base"] for name, position in extended(found).items()} == {"rope": 1e5, "abf": 1e5}
+
+
 def test_beside_named_points(tmp_path):
     points = [
         {"name": "a", "position": "rope"},
@@ -125,6 +130,10 @@ def test_every_group(words, variants):
         (["grid.stages.evaluate.parent=[nosuch]"], "stages.evaluate.parent=nosuch: no stage that comes before it"),
         (["grid.seed=[0,0]"], "grid.seed has 0 twice"),
         (["grid.stages.extend.tokens=[64k,32k,65536]"], "grid.stages.extend.tokens has 64k twice, the second time as 65536"),
+        (["position=abf", "grid.position=[rope,pi]"], "command line: position=abf and grid.position=… both say what position is"),
+        (["grid.position=[rope]", "grid.position.base=[1e4]", "position=abf"], "position=abf and grid.position=… both say"),
+        (["seed=5", "grid.seed=[0,1]"], "command line: seed=5 and grid.seed=… both say what seed is; leave one out"),
+        (["grid.optim.lr=[1e-3,2e-3]", "optim.lr=1e-3"], "optim.lr=0.001 and grid.optim.lr=… both say"),
         (["grid.seed=[0,null]"], "grid.seed must be a list such as"),
         (["grid.seed={}"], "grid.seed must be a list such as"),
         (["grid.position=['']"], "there is no configs/position/.yaml"),
