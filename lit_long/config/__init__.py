@@ -36,6 +36,7 @@ from lit_long.config.schema import (
     TrackingConfig,
     TrainerConfig,
     ValidationConfig,
+    check_uri,
 )
 from lit_long.config.typed import (
     NOT_A_SETTING,
@@ -79,6 +80,7 @@ __all__ = [
     "ValidationConfig",
     "advising",
     "check",
+    "check_uri",
     "compose_data",
     "compose_layers",
     "compose_model",

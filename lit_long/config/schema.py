@@ -397,11 +397,16 @@ class TrackingConfig:
     folder: str = ""  # csv: none: tracking/ below root
 
     def __post_init__(self) -> None:
-        if urlsplit(self.uri).password is not None:
-            raise UserError(
-                "tracking.uri has a password in it, which would be written to logs, folders and the record itself. Leave it out, and set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database, its own file, such as ~/.pgpass)"
-            )
+        check_uri(self.uri, "tracking.uri")
+
+
+def check_uri(uri: str, key: str) -> None:
+    """Raise UserError for a URI with a password in it; ``key``: the setting that it is."""
+    if urlsplit(uri).password is not None:
+        raise UserError(
+            f"{key} has a password in it, which would be written to logs, folders and the record itself. Leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database, its own file, such as ~/.pgpass)"
+        )
 
 
 @dataclass

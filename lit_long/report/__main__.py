@@ -122,6 +122,8 @@ def folder_of(options: dict[str, str]) -> Path:
     if "uri" not in options:
         root = Path(options["root"]).expanduser().resolve() if "root" in options else project_root()
         return find_sweep(root, experiment, options.get("key", ""))
+    if not options["uri"]:
+        raise UserError("command line: uri=… is empty; name the record, such as uri=http://HOST:PORT (see --help)")
     if not options.get("out"):
         raise UserError("command line: out=FOLDER is missing: where the report goes that is made from uri=…")
     from lit_long.tracking.mlflow import fetch_sweep

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_long.config import TrackingConfig, project_root
+from lit_long.config import TrackingConfig, check_uri, project_root
 from lit_long.tracking.describe import HOST, host, is_alive, owner
 from lit_long.tracking.mlflow_store import (
     REWRITTEN,
@@ -27,6 +27,7 @@ from lit_long.tracking.mlflow_store import (
     default_uri,
     first_line,
     import_mlflow,
+    is_server,
     reach,
     remedy,
     wait_until_free,
@@ -73,7 +74,7 @@ class MlflowTracker:
         Raises `TrackingError`: the store is locked, unreachable, unwritable, not MLflow's or of another version of it.
         """
         uri, artifact_root = checked_uri(config.uri, "tracking.uri") or default_uri(root), root / "mlflow" / "artifacts"
-        location = None if uri.startswith("http") else Path(artifact_root).resolve().as_uri()
+        location = None if is_server(uri) else Path(artifact_root).resolve().as_uri()
         try:
             reach(uri)
             with checked_database(uri):
@@ -130,7 +131,7 @@ class MlflowTracker:
             shown = page(self._experiment_id)
         elif self._call(self._client.get_experiment, self._experiment_id).tags.get(VIEW_TAG + key) != state:
             self._call(self._client.set_experiment_tag, self._experiment_id, VIEW_TAG + key, state)
-        if self.where.startswith("http"):
+        if is_server(self.where):
             return f"{self.where.rstrip('/')}/{shown}"
         command = f"mlflow ui --backend-store-uri {shlex.quote(self.where)}"
         if self.where == default_uri(self._root) and (project_root() / "mlflow" / "serve.sh").is_file():
@@ -281,7 +282,9 @@ def fetch_sweep(uri: str, experiment: str, into: Path, key: str = "") -> Path:
 
     Raises:
         TrackingError: no such store, experiment or sweep, or a record from before results were kept.
+        UserError: a URI that has a password in it.
     """
+    check_uri(uri, "uri")
     uri = checked_uri(uri, "uri")
     try:
         reach(uri)
@@ -307,7 +310,7 @@ def fetch_sweep(uri: str, experiment: str, into: Path, key: str = "") -> Path:
     except TrackingError:
         raise
     except Exception as error:  # mlflow, SQLAlchemy, requests: each has its own
-        raise TrackingError(f"MLflow cannot use {uri}: {first_line(error)}\n{remedy(error, uri)}") from error
+        raise TrackingError(f"MLflow cannot use {uri}: {first_line(error)}\n{remedy(error, uri, 'uri')}") from error
     record = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
     for trial in record["trials"]:  # an archived stage lies elsewhere
         trial["stages"] = {name: f"../../stages/{posixpath.basename(path)}" for name, path in trial["stages"].items()}

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 from lit_long.tracking.tracker import TrackingError
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow knows, as their servers listen
+REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")  # what MLflow calls the answers 401 and 403
 OPEN_PATIENCE = 10.0  # seconds to wait for a locked database before a sweep starts
 REDIRECTS = tuple(  # variables by which MLflow would record elsewhere, wholly or in part
     f"MLFLOW_{name}" for name in ("TRACKING_URI", "REGISTRY_URI", "EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID", "WORKSPACE")
@@ -76,10 +77,20 @@ def database_file(uri: str) -> Path | None:
 
 def reach(uri: str) -> None:
     """Raises OSError at once where no server of that database answers; MLflow would try again for a hundred seconds."""
+    if address := database_server(uri):
+        socket.create_connection(address, timeout=10).close()
+
+
+def database_server(uri: str) -> tuple[str, int] | None:
+    """Host and port of the server of a database that is no file."""
     server = urlsplit(uri)
     port = PORTS.get(server.scheme.partition("+")[0])
-    if port and server.hostname:
-        socket.create_connection((server.hostname, server.port or port), timeout=10).close()
+    return (server.hostname, server.port or port) if port and server.hostname else None
+
+
+def is_server(uri: str) -> bool:
+    """Whether it is the address of an MLflow server."""
+    return urlsplit(uri).scheme in ("http", "https")
 
 
 @contextlib.contextmanager
@@ -142,14 +153,19 @@ def wait_until_free(database: Path, seconds: float) -> None:
         connection.execute("ROLLBACK")
 
 
-def remedy(error: Exception, uri: str) -> str:
+def remedy(error: Exception, uri: str, key: str = "tracking.uri") -> str:
+    """What to do about an error of MLflow's; ``key``: the setting that names the store."""
     code, database = getattr(error, "sqlite_errorname", ""), database_file(uri)
     if isinstance(error, ImportError):
         return "Install it (pip install mlflow), or record in a plain folder (tracking.name=csv)."
-    if uri.startswith("http"):
-        return f"Is the server up, and is tracking.uri={uri} its address? mlflow/serve.sh starts one on this machine."
+    if getattr(error, "error_code", "") in REFUSALS:
+        return "The server does not let you in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
+    if is_server(uri):
+        return f"Is the server up, and is {key}={uri} its address? mlflow/serve.sh starts one on this machine."
+    if isinstance(error, OSError) and (address := database_server(uri)):
+        return f"Does the database server at {address[0]}:{address[1]} run, and is {key}={uri} its address?"
     if database is None:
-        return KNOWN_URIS.format("tracking.uri")
+        return KNOWN_URIS.format(key)
     if code.startswith("SQLITE_BUSY"):
         return (
             f"Another process holds it: `lsof '{database}'` says which. Wait for it or stop it, then start again. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from lit_long.config import TrackingConfig, UserError
+from lit_long.report.__main__ import main as report
 from lit_long.tracking import Mirror, TrackingError, describe, mlflow_store
 from lit_long.tracking.describe import environment_tags
 from lit_long.tracking.mlflow import MlflowTracker, fetch_sweep, flatten
@@ -431,6 +434,52 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, where):
     root = tmp_path / where
     with pytest.raises(UserError, match="may you write there(.|\n)*tracking.uri"):
         MlflowTracker.open(TrackingConfig(), "x", root)
+
+
+@pytest.fixture
+def stub():
+    """The address of a server that answers each request with the status that its path says."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path.split("/")[1]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "uri, remedy",
+    [
+        ("STUB/401", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("STUB/403", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("STUB/404", "Is the server up, and is {key}=http://.*/404 its address"),
+        ("HTTP://127.0.0.1:1", "Is the server up, and is {key}=HTTP://127.0.0.1:1 its address"),
+        ("postgresql://me@127.0.0.1:1/x", "Does the database server at 127.0.0.1:1 run, and is {key}=postgresql://me@"),
+        ("postgresql+psycopg://127.0.0.1:x/x", "{key} must be sqlite:///FILE, a database's URI, or"),
+        ("mlruns", "{key} must be sqlite:///FILE, a database's URI, or"),
+    ],
+)
+def test_the_remedy_is_that_of_the_fault(tmp_path, stub, uri, remedy):
+    uri = uri.replace("STUB", stub)
+    with pytest.raises(TrackingError, match=remedy.format(key="tracking.uri")):
+        MlflowTracker.open(TrackingConfig(uri=uri), "x", tmp_path)
+    with pytest.raises(TrackingError, match=remedy.format(key=r"\buri")):
+        fetch_sweep(uri, "x", tmp_path)
+    assert not (tmp_path / "mlflow").exists() or uri == "mlruns"
+
+
+def test_a_password_in_a_uri_is_not_printed(tmp_path, capsys):
+    assert report(["uri=http://me:hunter2@127.0.0.1:1", f"out={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: uri has a password in it") and "MLFLOW_TRACKING_PASSWORD" in said and "hunter2" not in said
+    assert report(["uri=", f"out={tmp_path}"]) == 2 and "uri=… is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:mlruns", "gopher://x", "postgresql://nobody@127.0.0.1:1/x"])
