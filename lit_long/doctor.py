@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from lit_long import __version__
 from lit_long.config import TrainerConfig, parse_words, project_root, typed
+from lit_long.config.ranges import FilePath
 from lit_long.files import cache_folder
 from lit_long.planning.hardware import GIB
 from lit_long.terminal import answer, run_command
@@ -46,7 +47,7 @@ Line = tuple[str, str]  # what it is about, and what there is
 
 @dataclass
 class DoctorConfig:
-    root: str = ""
+    root: FilePath = ""
 
 
 def main(argv: list[str]) -> int:

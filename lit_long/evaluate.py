@@ -27,7 +27,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from lit_long.config import typed
+from lit_long.config import check_path, typed
 from lit_long.config.compose import parse_model_words
 from lit_long.config.output_folder import check_writable
 from lit_long.terminal import answer, run_command
@@ -50,6 +50,8 @@ def run(argv: list[str]) -> None:
 
     words = parse_model_words(argv, EvaluateConfig)
     config = typed(EvaluateConfig, words, "command line")
+    for key in ("out", "root", "checkpoint", "text", "qa", "data"):
+        check_path(getattr(config, key), "command line", key)
     check_writable(Path(config.out).expanduser(), "out")
     tracker = open_command(config.tracking, EVALUATE, config.root)
     say = partial(print, file=sys.stderr, flush=True)

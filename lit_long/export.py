@@ -19,13 +19,14 @@ from pathlib import Path
 
 from lit_long.config import UserError, parse_words, typed
 from lit_long.config.output_folder import check_writable
+from lit_long.config.ranges import FilePath
 from lit_long.terminal import answer, run_command
 
 
 @dataclass
 class ExportConfig:
-    checkpoint: str = ""
-    out: str = ""
+    checkpoint: FilePath = ""
+    out: FilePath = ""
     dtype: str = "auto"
     name: str = ""
     adapter: bool = False

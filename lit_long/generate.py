@@ -28,7 +28,7 @@ from typing import Any, TextIO
 
 from lit_long.config import UserError, typed
 from lit_long.config.compose import parse_model_words
-from lit_long.config.ranges import Count, NotNegative, PositiveShare, Seed
+from lit_long.config.ranges import Count, FilePath, NotNegative, PositiveShare, Seed
 from lit_long.config.text import EscapedText
 from lit_long.terminal import answer, run_command
 
@@ -39,7 +39,7 @@ NEW_TOKENS = 256
 @dataclass
 class GenerateConfig:
     prompt: str | None = None
-    prompt_file: str = ""
+    prompt_file: FilePath = ""
     prompts: list[str] = field(default_factory=list)
     chat: bool = False
     system: str = ""
@@ -51,7 +51,7 @@ class GenerateConfig:
     prefill_chunk: Count = 2048
     dtype: str = "auto"
     device: str = "auto"
-    stage: str = ""
+    stage: FilePath = ""
     context: Count | None = None
     model: dict[str, Any] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lit_long.config import parse_words, plain, project_root, typed
+from lit_long.config import check_path, parse_words, plain, project_root, typed
 from lit_long.config.output_folder import check_writable
 from lit_long.positions.analysis import TheoryConfig, analyze
 from lit_long.report.theory_report import COLUMNS, write_theory
@@ -47,6 +47,8 @@ def run(argv: list[str]) -> None:
 
 def places(out: str, root: str) -> tuple[Path, Path]:
     """The output folder and the root that runs/ and mlflow/ lie below."""
+    for key, path in (("out", out), ("root", root)):
+        check_path(path, COMMAND_LINE, key)
     base = Path(root).expanduser().resolve() if root else project_root()
     return (Path(out).expanduser().resolve() if out else base / "runs" / "theory"), base
 
@@ -77,6 +79,7 @@ def search(argv: list[str], console: Console) -> None:
     from lit_long.evaluation.longrope_search import SearchConfig, search_factors, write_option
 
     config = typed(SearchConfig, parse_words(argv, SearchConfig), COMMAND_LINE)
+    check_path(config.stage, COMMAND_LINE, "stage")
     folder, out = Path(config.stage).expanduser().resolve(), places(config.out, config.root)[0]
     check_writable(out, "out")
     trained, store, _ = read_stage(folder)

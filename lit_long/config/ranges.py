@@ -1,5 +1,5 @@
 """Ranges of numbers, declared in the type of the setting: ``n_layers: Count``, ``weights: dict[str, NotNegative]``, ``Annotated[float, Range(above=1)]``;
-and words of which one is chosen: ``Annotated[str, Choice("pre", "post")]``.
+words of which one is chosen: ``Annotated[str, Choice("pre", "post")]``; and paths, ``FilePath``, whose ~ must be somebody's home folder.
 
 `typed.convert` checks them, and that every number is finite, wherever settings are read. A test goes through the schema, the commands' settings and
 the positional encoders: a number without a range fails it.
@@ -51,6 +51,8 @@ class Choice(tuple[str, ...]):
         return f"{', '.join(self[:-1])} or {self[-1]}"
 
 
+PATH = "path"
+FilePath = Annotated[str, PATH]  # of a file or folder; also a text that may be the name of something else, such as model.init
 Count = Annotated[int, Range(least=1)]
 CountOrNone = Annotated[int, Range(least=0)]  # 0: none, no limit, or the default; the field's comment says which
 Seed = Annotated[int, Range(least=0, below=2**32)]  # what NumPy and Lightning take

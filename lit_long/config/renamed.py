@@ -30,15 +30,20 @@ def rename_key(key: str, where: str, above: str = "") -> str:
     return key
 
 
-def rename_nodes(node: yaml.Node, where: str, above: str = "") -> None:
+def rename_nodes(node: yaml.Node, where: str, above: str = "", around: tuple[yaml.Node, ...] = ()) -> None:
     """`rename_key` for all keys of a YAML file, in place.
 
+    Args:
+        around: the groups and lists that ``node`` stands in.
+
     Raises:
-        yaml.YAMLError: a setting by both of its names.
+        yaml.YAMLError: a setting by both of its names, or a group that an alias puts into itself.
     """
+    if node in around:
+        raise yaml.YAMLError(f"the alias of what begins in line {node.start_mark.line + 1} stands in it")
     if isinstance(node, yaml.SequenceNode):  # points of the grid
         for item in node.value:
-            rename_nodes(item, where, above)
+            rename_nodes(item, where, above, (*around, node))
     elif isinstance(node, yaml.MappingNode):
         names = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
         for key, value in node.value:
@@ -48,7 +53,7 @@ def rename_nodes(node: yaml.Node, where: str, above: str = "") -> None:
             if renamed != key.value and renamed in names:
                 raise yaml.YAMLError(f"{key.value} and {renamed} are two names of one setting; leave out {key.value}")
             key.value = renamed
-            rename_nodes(value, where, f"{above}.{renamed}")
+            rename_nodes(value, where, f"{above}.{renamed}", (*around, node))
 
 
 @functools.cache

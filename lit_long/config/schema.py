@@ -15,6 +15,7 @@ from lit_long.config.ranges import (
     Choice,
     Count,
     CountOrNone,
+    FilePath,
     Finite,
     NotNegative,
     Positive,
@@ -64,7 +65,7 @@ class ModelConfig:
     residual_multiplier: Positive = 1.0  # of what attention and feed-forward add
     attention_multiplier: NotNegative = 0.0  # of the scores; 0 = 1/√head_dim
     logits_scaling: Positive = 1.0  # logits are divided by it
-    init: str = field(default="", metadata=NOT_IDENTITY)
+    init: FilePath = field(default="", metadata=NOT_IDENTITY)
 
 
 @dataclass
@@ -97,7 +98,7 @@ class CorpusConfig:
     packages: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
     vocab_size: Count = 4096
-    tokenizer: str = field(default="", metadata=NOT_IDENTITY)  # its content enters the identity
+    tokenizer: FilePath = field(default="", metadata=NOT_IDENTITY)  # its content enters the identity
 
 
 @dataclass
@@ -137,7 +138,7 @@ class SourceConfig:
     Hugging Face `datasets` loads: a folder, or ORG/NAME[@COMMIT] on the hub.
     """
 
-    path: str = field(default="", metadata=NOT_IDENTITY)
+    path: FilePath = field(default="", metadata=NOT_IDENTITY)
     kind: str = "auto"  # text · jsonl · parquet · mixed · hf; auto follows from what is there, and is resolved before the identity is taken
     text: EscapedText = (
         "text"  # the field (column) that holds the text, or a template such as "{question} {answer}"; see data/readers.py
@@ -304,7 +305,7 @@ class EvaluationConfig:
         default_factory=list
     )  # tokens of their prompts, the answer included; none: the model's context
     task_samples: CountOrNone = 0  # of every task and length; 0 = 8, and of public data sets all
-    public: str = field(default="", metadata=NOT_IDENTITY)  # folder of public data sets, or hub
+    public: FilePath = field(default="", metadata=NOT_IDENTITY)  # folder of public data sets, or hub
     run_code: bool = field(default=False, metadata=NOT_IDENTITY)  # allows HumanEval and MBPP, which run what the model wrote
     precision: str = "32-true"  # 32-true · bf16-true
     batch_tokens: Count = field(default=4096, metadata=NOT_IDENTITY)
@@ -394,15 +395,19 @@ class TrackingConfig:
     enabled: bool = True
     name: str = "mlflow"  # mlflow · csv, a plain folder
     uri: str = ""  # mlflow: of its store or server; none: the SQLite file mlflow/mlflow.db below root
-    folder: str = ""  # csv: none: tracking/ below root
+    folder: FilePath = ""  # csv: none: tracking/ below root
 
     def __post_init__(self) -> None:
         check_uri(self.uri, "tracking.uri")
 
 
 def check_uri(uri: str, key: str) -> None:
-    """Raise UserError for a URI with a password in it; ``key``: the setting that it is."""
-    if urlsplit(uri).password is not None:
+    """Raise UserError for what is no URI, or has a password in it; ``key``: the setting that it is."""
+    try:
+        password = urlsplit(uri).password
+    except ValueError as error:
+        raise UserError(f"{key} is no URI: {error}; http://HOST:PORT, sqlite:///FILE and postgresql://HOST/NAME are") from None
+    if password is not None:
         raise UserError(
             f"{key} has a password in it, which would be written to logs, folders and the record itself. Leave it out, and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database, its own file, such as ~/.pgpass)"
@@ -522,7 +527,7 @@ class SweepConfig(SharedConfig):
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    root: str = ""  # runs/ and mlflow/ live below it; empty = the checkout, or the working directory when installed
+    root: FilePath = ""  # runs/ and mlflow/ live below it; empty = the checkout, or the working directory when installed
     dry_run: bool = False
     only_failed: bool = False  # run again what failed, and nothing that was never tried (stages/plan.py)
     show: str = ""  # show=config prints the resolved YAML

@@ -7,11 +7,12 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_args, get_origin
 
-from lit_long.config.ranges import Choice, Range
+from lit_long.config.ranges import PATH, Choice, Range
 from lit_long.config.text import bare, field_types
 
 T = TypeVar("T")
@@ -113,7 +114,15 @@ def convert(annotation: Any, value: Any, where: str, key: str) -> Any:
         require(converted in allowed, where, key, f"{allowed}{finite}", converted)
     if words := next((note for note in notes if isinstance(note, Choice)), None):
         require(converted in words, where, key, str(words), converted)
+    if PATH in notes:
+        check_path(converted, where, key)
     return converted
+
+
+def check_path(path: str, where: str, key: str) -> None:
+    """Raise UserError for ``~NAME`` of nobody, which `Path.expanduser` has a RuntimeError for."""
+    known = not os.path.expanduser(path).startswith("~")
+    require(known, where, key, "a path whose ~ or ~NAME is a user's home folder (./~NAME is a name like any other)", path)
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

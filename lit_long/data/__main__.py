@@ -24,7 +24,7 @@ from pathlib import Path
 from lit_long.config import UserError, typed
 from lit_long.config.compose import DATA_GROUPS, parse_data_words
 from lit_long.config.output_folder import check_writable
-from lit_long.config.ranges import Count, CountOrNone
+from lit_long.config.ranges import Count, CountOrNone, FilePath
 from lit_long.terminal import answer, run_command
 
 DONE, DAMAGED = 0, 1
@@ -35,12 +35,12 @@ class Options:
     """What the command itself understands; the rest is about the data."""
 
     format: str = "text"
-    out: str = ""
+    out: FilePath = ""
     long: Count = 2048
     verify: bool = False
     processes: CountOrNone = 0
     share: str = ""
-    root: str = ""
+    root: FilePath = ""
 
 
 def main(argv: list[str]) -> int:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lit_long.config import UserError, typed
+from lit_long.config import UserError, check_path, typed
 from lit_long.config.compose import parse_data_words
 from lit_long.config.output_folder import check_writable
 from lit_long.terminal import answer, run_command
@@ -54,6 +54,8 @@ def generate(argv: list[str]) -> int:
     words = parse_data_words(argv, InstructCommand)
     config = typed(InstructCommand, words, "command line")
     config.check()
+    for key in ("root", "stage"):
+        check_path(getattr(config, key), "command line", key)
     check_writable(Path(config.out), "out")
     tracker = open_command(config.tracking, INSTRUCT, config.root)
     say = partial(print, file=sys.stderr, flush=True)
@@ -91,6 +93,7 @@ def together(argv: list[str]) -> int:
     words = parse_data_words(argv, TogetherCommand)
     command = typed(TogetherCommand, words, "command line")
     command.check()
+    check_path(command.root, "command line", "root")
     check_writable(Path(command.out), "out")
     report = reporter(partial(print, file=sys.stderr, flush=True))
     stage = data_stage({group: words[group] for group in ("data",) if group in words}, command.root)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lit_long.config import UserError, nearest, project_root
+from lit_long.config import UserError, check_path, nearest, project_root
 from lit_long.config.output_folder import check_writable
 from lit_long.report import find_sweep, write_report
 from lit_long.report.archive import archive_results, curves, starting_points
@@ -30,6 +30,7 @@ from lit_long.report.results import read_sweep
 from lit_long.stages.archive import MB, PLACE, Limits, archive_stages
 from lit_long.terminal import answer, run_command
 
+PATHS = {"root", "out", "keep", "archive", "scores"}
 LIMITS = ("weights_mb", "archive_mb")
 KEYS = {  # by the key that says what is made; without any, the report of a sweep on disk
     "findings": ("results", "out"),
@@ -53,6 +54,8 @@ def run(argv: list[str]) -> None:
     if idle := options.keys() - {kind, *KEYS[kind]}:
         what = f"with {kind}=" if kind else "without uri=, findings=, published= or scores="
         raise UserError(f"command line: {min(idle)}= says nothing {what}; leave it out (see --help)")
+    for key in PATHS & options.keys():
+        check_path(options[key], "command line", key)
     limits = Limits(megabytes(options, "weights_mb", Limits.weights), megabytes(options, "archive_mb", Limits.archive))
     for key in ("out", "keep", "archive"):
         if options.get(key):

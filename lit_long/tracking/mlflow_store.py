@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from lit_long.config import check_path
 from lit_long.tracking.tracker import TrackingError
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow knows, as their servers listen
@@ -66,6 +67,7 @@ def checked_uri(uri: str, key: str) -> str:
     scheme, slashes, path = uri.partition(":///")
     if not path.partition("?")[0] or ":memory:" in path or "mode=memory" in path:
         raise TrackingError(f"{key}={uri} names no file to keep the record in.\n{KNOWN_URIS.format(key)}")
+    check_path(path, f"{key}={uri}", "the file")
     return f"{scheme}{slashes}{os.path.expanduser(path)}"
 
 

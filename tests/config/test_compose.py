@@ -162,6 +162,7 @@ def test_identity_is_what_a_stage_is_made_of(word, changed):
         ("model.rope_base=${modle.context}", "modle"),
         ("--dry-run", "'--dry-run' is not of the form key=value"),
         ("show=everything", "only show=config is known"),
+        ("tracking.uri=http://[host]:5000", "tracking.uri is no URI: 'host' does not appear to be"),
         ("tracking.uri=http://me:hunter2@host:5000", "tracking.uri has a password in it"),
     ],
 )

@@ -48,6 +48,48 @@ def test_other_places_that_cannot_be_written(command, words, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        *(("sweep", [word]) for word in ("root=~nouser/x", "model.init=~nouser/x", "data.sources.a.path=~nouser/x")),
+        *(
+            ("sweep", [word])
+            for word in ("data.corpus.tokenizer=~nouser/x", "tracking.folder=~nouser/x", "evaluation.public=~nouser/x")
+        ),
+        ("sweep", ["tracking.uri=sqlite:///~nouser/x.db"]),
+        ("plan", ["experiment=position_tiny", "root=~nouser/x"]),
+        ("plan", ["model.init=~nouser/x"]),
+        *(("data.__main__", ["inspect", word]) for word in ("root=~nouser/x", "out=~nouser/x", "data.sources.a.path=~nouser/x")),
+        ("data.__main__", ["prepare", "root=~nouser/x"]),
+        *(("report.__main__", [word]) for word in ("root=~nouser/x", "keep=~nouser/x.json", "archive=~nouser/x")),
+        ("report.__main__", ["uri=sqlite:///x.db", "out=~nouser/x"]),
+        ("report.__main__", ["scores=~nouser/x", "keep=x.json"]),
+        ("export", ["checkpoint=~nouser/x", "out=x"]),
+        ("export", ["checkpoint=x", "out=~nouser/x"]),
+        *(("generate", ["prompt=x", word]) for word in ("stage=~nouser/x", "model.init=~nouser/x")),
+        ("generate", ["prompt_file=~nouser/x"]),
+        *(
+            ("evaluate", ["out=x", word])
+            for word in ("root=~nouser/x", "checkpoint=~nouser/x", "text=~nouser/x", "data=~nouser/x")
+        ),
+        ("evaluate", ["out=~nouser/x"]),
+        *(("instruct.__main__", ["generate", "out=x", "model.init=x", word]) for word in ("root=~nouser/x", "stage=~nouser/x")),
+        ("instruct.__main__", ["together", "out=x", "root=~nouser/x"]),
+        *(("theory", [word]) for word in ("root=~nouser/x", "out=~nouser/x", "tracking.folder=~nouser/x")),
+        ("theory", ["search=longrope", "stage=~nouser/x"]),
+        ("doctor", ["root=~nouser/x"]),
+    ],
+)
+def test_a_home_folder_of_nobody(command, words, tmp_path, monkeypatch, capsys):
+    """The name is mistyped; Python has a RuntimeError for it."""
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(f"lit_long.{command}").main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "must be a path whose ~ or ~NAME is a user's home folder" in error
+    key = next(word for word in words if "~" in word).partition("=")[0]
+    assert key in error and "not '~nouser/x" in error and not list(tmp_path.iterdir())
+
+
 def test_nothing_is_left_behind(tmp_path):
     check_writable(tmp_path / "new" / "folder", "out")
     check_writable(tmp_path, "out")

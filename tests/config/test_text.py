@@ -159,7 +159,7 @@ def test_a_null_where_text_is_wanted_is_told_how_to_write(tmp_path):
      "stages: {one: {}}\nexclude: 5", "stages: {one: {}}\nexclude: [5]", "stages: {one: {model: [a]}}", "stages: {one: {model: {option: [a]}}}",
      "stages: {one: {recipe: [a]}}", "stages: {one: {data: {sources: 5}}}", "stages: {one: {curriculum: {phases: 5}}}", "5: 6", "? [a]\n: b",
      "stages: {one: {position: {training: 5}}}", "scales: 5", "scales: {a: {stages: 5}}", "scales: {a: {stages: {one: 5}}}", "report: 5", "model: 5",
-     "stages: {one: {parent: [a]}}", "stages: {one: {parent: {a: b}}}", "scale: [a]\nscales: {b: {}}", "tracking: [a]", "stages: &a {one: *b}"],
+     "stages: {one: &e {optim: *e}}", "stages: &s [*s]", "stages: {one: {parent: [a]}}", "stages: {one: {parent: {a: b}}}", "scale: [a]\nscales: {b: {}}", "tracking: [a]", "stages: &a {one: *b}"],
 )  # fmt: skip
 def test_files_of_another_shape_are_refused(content, tmp_path):
     (tmp_path / "mine.yaml").write_text(content)
