@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(__doc__)
         return ALL_DONE
-    console = Console()
+    console, plan = Console(), None
     try:
         plan = only_failed(make_plan(read_command(argv)))
         if plan.sweep.show not in ("", "config"):
@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        print(f"error: no space left on the disk of {plan.root}: free some, then run the same command again", file=sys.stderr)
+        disk = f"the disk of {plan.root}" if plan else "a disk"
+        print(f"error: no space left on {disk}: free some, then run the same command again", file=sys.stderr)
         return SOME_FAILED
 
 

@@ -26,23 +26,36 @@ class Output(io.TextIOWrapper):
     def write(self, text: str) -> int:
         try:
             return super().write(text)
-        except BrokenPipeError:
-            hang_up()
+        except OSError as error:
+            self._give_up(error)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except BrokenPipeError:
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> NoReturn:
+        """Raises UserError: such as of a file on a full disk."""
+        if isinstance(error, BrokenPipeError):
             hang_up()
+        name = "error" if self.fileno() == 2 else "output"
+        silence(self.fileno())
+        raise UserError(f"standard {name} cannot be written: {error.strerror}; send it to another place") from None
 
 
 def hang_up() -> NoReturn:
     """Nothing more is printed. (SIGPIPE's default action would end the process at once, for the pipe of a child or a server's socket, too.)"""
+    silence(1, 2)
+    raise ReaderGone
+
+
+def silence(*descriptors: int) -> None:
+    """What is still written there goes nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
+    for descriptor in descriptors:
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
-    raise ReaderGone
 
 
 def run_command(main: Callable[[list[str]], int], rank: bool = False) -> NoReturn:
@@ -62,6 +75,9 @@ def run_command(main: Callable[[list[str]], int], rank: bool = False) -> NoRetur
             sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except UserError as error:  # of the stream itself
+        print(f"error: {error}", file=sys.stderr)
+        code = BAD_INPUT
     sys.exit(code)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 
 import pytest
 
+from lit_long import sweep
 from lit_long.generate import InOrder
 from lit_long.terminal import Output
 from tests.integration.mini import CORPUS, MINI, REPOSITORY, command, record, runs, stages
@@ -64,6 +66,28 @@ def test_a_plan_and_a_text():
         stops_quietly(process)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written():
+    """A log on a full disk: that is said, not a traceback, and no other disk is blamed."""
+    words = [("sweep", "dry_run=true"), ("sweep", "--help"), ("plan", "model=tiny", "gpus=1"), ("stage", "--help"), ("doctor",)]
+    with open("/dev/full", "w") as full:
+        for process in [start(*each, output=full.fileno()) for each in words]:
+            said = process.communicate(timeout=600)[1].decode()
+            assert process.returncode == 2, f"{process.args}\n{said}"
+            assert said == "error: standard output cannot be written: No space left on device; send it to another place\n"
+
+
+def test_a_full_disk_before_there_is_a_plan(monkeypatch, capsys):
+    """That of the cache, say, where digests of weights are kept."""
+
+    def full(command):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sweep, "make_plan", full)
+    assert sweep.main(["dry_run=true"]) == 1
+    assert capsys.readouterr().err == "error: no space left on a disk: free some, then run the same command again\n"
+
+
 def test_text_leaves_as_it_comes():
     """A pipe holds what was generated, before a line is complete; bytes of a path that are no UTF-8 are no error."""
     reading, writing = os.pipe()
@@ -92,10 +116,10 @@ def test_every_command_in_turn(tmp_path):
     text.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     root = f"root={tmp_path}"
     own = (f"data.sources.mine.path={text}", f"data.corpus.tokenizer={BASE}", *CORPUS[:2], root)
-    sweep = ("sweep", *MINI, "position=rope", root)
-    stops_quietly(start_unread(*sweep))
+    mine = ("sweep", *MINI, "position=rope", root)
+    stops_quietly(start_unread(*mine))
     assert {run.info.status for run in runs(record(tmp_path))} == {"KILLED"}
-    ends_well(start(*sweep, environment=ASCII_LOCALE)).encode("ascii")
+    ends_well(start(*mine, environment=ASCII_LOCALE)).encode("ascii")
     stage = stages(tmp_path)["extend rope"]
     for words in (
         ("report", root),
