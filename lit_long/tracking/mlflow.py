@@ -69,18 +69,21 @@ class MlflowTracker:
 
     @classmethod
     def open(cls, config: TrackingConfig, experiment: str, root: Path) -> MlflowTracker:
-        """The experiment at ``tracking.uri`` (default: a SQLite file below ``root``), made if need be. Artifacts lie below ``root``, or with the server.
+        """The experiment at ``tracking.uri`` (default: a SQLite file below ``root``), made if need be. Artifacts lie beside a SQLite file, with
+        a server, else below ``root``.
 
         Raises `TrackingError`: the store is locked, unreachable, unwritable, not MLflow's or of another version of it.
         """
-        uri, artifact_root = checked_uri(config.uri, "tracking.uri") or default_uri(root), root / "mlflow" / "artifacts"
-        location = None if is_server(uri) else Path(artifact_root).resolve().as_uri()
+        uri = checked_uri(config.uri, "tracking.uri") or default_uri(root)
+        database = database_file(uri)
+        artifacts = ((database.parent if database else root / "mlflow") / "artifacts").resolve()
+        location = None if is_server(uri) else artifacts.as_uri()
         try:
             reach(uri)
             with checked_database(uri):
                 client = import_mlflow().MlflowClient(tracking_uri=uri)
                 if location:
-                    Path(artifact_root).mkdir(parents=True, exist_ok=True)
+                    artifacts.mkdir(parents=True, exist_ok=True)
                 if (found := client.get_experiment_by_name(experiment)) is None:
                     found = client.get_experiment(client.create_experiment(experiment, artifact_location=location, tags=KIND))
         except TrackingError:
@@ -93,7 +96,9 @@ class MlflowTracker:
         folder = urllib.request.url2pathname(found.artifact_location.removeprefix("file://"))
         if location and found.artifact_location.startswith("file:") and not Path(folder).is_dir():
             problem = f"MLflow's experiment '{experiment}' keeps its artifacts in {folder}, which is gone."
-            advice = f"If the project was moved, move {database_file(uri) or uri} aside. {REWRITTEN}"
+            advice = "Another root or machine made it: bring the folder back, if only an empty one, or set tracking.uri to another store."
+            if uri == default_uri(root):
+                advice = f"If the project was moved, move {database} aside. {REWRITTEN}"
             raise TrackingError(f"{problem}\n{advice}")
         return cls(client, uri, found.experiment_id, root)
 

@@ -522,6 +522,22 @@ def test_deleted_and_moved_experiments_are_refused(root, tracker):
         open_tracker(moved)
 
 
+def test_roots_that_share_a_store(root, tmp_path):
+    """Its artifacts are not those of the root that came first; where they are, as 0.2 did, the store of all is not to go when that root does."""
+    config = TrackingConfig(uri=default_uri(root))
+    first, second = (MlflowTracker.open(config, "shared", tmp_path / name) for name in ("A", "B"))
+    first.text(first.begin("1", "sweep", **CONFIG), "a: 1\n", "config.yaml")
+    run = second.begin("1", "sweep", **CONFIG)
+    assert (root / "mlflow" / "artifacts" / run / "artifacts" / "config.yaml").read_text() == "a: 1\n"
+    assert not (tmp_path / "A").exists() and not (tmp_path / "B").exists()
+    client(root).create_experiment("old", artifact_location=(tmp_path / "A" / "artifacts").as_uri())
+    with pytest.raises(TrackingError, match="which is gone.\nAnother root or machine made it: bring the folder back") as error:
+        MlflowTracker.open(config, "old", tmp_path / "B")
+    assert "aside" not in str(error.value)
+    (tmp_path / "A" / "artifacts").mkdir(parents=True)
+    assert MlflowTracker.open(config, "old", tmp_path / "B")
+
+
 def test_the_environment_is_described(tmp_path):
     tags = environment_tags()
     assert {"git.commit", "git.dirty", "version.lit-long", "version.torch", "version.mlflow", "host"} <= tags.keys()
