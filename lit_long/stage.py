@@ -30,9 +30,10 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: list[str]) -> int:
     words = [word for word in argv if word != WATCH_PARENT]
-    if len(words) != 1 or "--help" in words:
+    asked = bool({"--help", "-h"} & set(words))
+    if len(words) != 1 or asked:
         print(__doc__)
-        return DONE if "--help" in words else BAD_INPUT
+        return DONE if asked else BAD_INPUT
     folder, started_by_sweep = Path(words[0]).resolve(), len(words) < len(argv)
     if is_archived(folder):
         print(f"{folder}: archived, so it is done")

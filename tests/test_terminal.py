@@ -58,6 +58,11 @@ def test_help_of_every_command():
         stops_quietly(process)
 
 
+def test_help_by_its_short_name():
+    for process in [start(name, "-h") for name in ("stage", "report")]:
+        assert "Exit codes" in ends_well(process)
+
+
 def test_a_plan_and_a_text():
     words = [("sweep", "dry_run=true"), ("generate", f"model.init={BASE}", "prompt=Café — naïve", "max_new_tokens=8")]
     for process in [start(*each, environment=ASCII) for each in words]:

@@ -27,7 +27,7 @@ from lit_long.config.grid import flat_axes
 from lit_long.config.renamed import rename_key
 from lit_long.config.schema import SharedConfig, StageConfig, SweepConfig
 from lit_long.config.text import read_node, read_types, read_word, type_at
-from lit_long.config.typed import UserError, check, nearest
+from lit_long.config.typed import UserError, check, check_path, nearest
 
 PRETRAINED = "pretrained"  # the position option that stands for whatever model.init was trained with
 CPU_ONLY = "alibi"  # the position option that GPUs do not compute
@@ -71,16 +71,19 @@ def folders(kind: str) -> list[Path]:
 
 
 def find_file(folder: str, name: str, key: str) -> Path:
-    """The YAML file ``folder/name.yaml``, or a UserError that names the nearest existing one."""
-    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
-        return Path(name)
+    """The YAML file ``folder/name.yaml``, or the file that ``name`` is the path of, or a UserError that names the nearest existing one."""
+    if is_path := name.endswith((".yaml", ".yml")):
+        check_path(name, f"{key}={name}", "the file")
+        if (file := Path(name).expanduser()).is_file():
+            return file
     kind, _, rest = folder.partition("/")
     places = [place / rest for place in folders(kind)]
     for place in places:
         if (place / f"{name}.yaml").is_file():
             return place / f"{name}.yaml"
     known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
-    raise UserError(f"{key}={name}: there is no {folder}/{name}.yaml{nearest(name, known)}")
+    missing = f"file {name}" if is_path else f"{folder}/{name}.yaml"
+    raise UserError(f"{key}={name}: there is no {missing}{nearest(Path(name).stem if is_path else name, known)}")
 
 
 def option_names(group: str) -> list[str]:

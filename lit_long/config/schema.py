@@ -396,6 +396,8 @@ class TrackingConfig:
     name: str = "mlflow"  # mlflow · csv, a plain folder
     uri: str = ""  # mlflow: of its store or server; none: the SQLite file mlflow/mlflow.db below root
     folder: FilePath = ""  # csv: none: tracking/ below root
+    # said where tracking=csv is not the name of an option, as it is for a sweep
+    wanted = "a group of settings, such as tracking.name=csv or tracking.enabled=false"
 
     def __post_init__(self) -> None:
         check_uri(self.uri, "tracking.uri")

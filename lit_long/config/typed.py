@@ -94,7 +94,7 @@ def convert(annotation: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if dataclasses.is_dataclass(value):
             return value
-        require(isinstance(value, dict), where, key, GROUP.format(key), value)
+        require(isinstance(value, dict), where, key, getattr(kind, "wanted", GROUP.format(key)), value)
         return kind(**check(kind, value, where, key + "."))
     if origin is list:
         require(isinstance(value, list), where, key, "a list such as [a,b]", value)

@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str]) -> None:
+    if odd := [word for word in argv if "=" not in word]:
+        raise UserError(f"command line: {odd[0]!r} is not of the form key=value, such as experiment=position_tiny (see --help)")
     options = dict(word.partition("=")[::2] for word in argv)
     known = {key for kind, keys in KEYS.items() for key in (kind, *keys) if key}
     if unknown := set(options) - known:
@@ -123,7 +125,7 @@ def folder_of(options: dict[str, str]) -> Path:
     """The sweep's folder: here, or fetched from MLflow."""
     experiment = options.get("experiment", "position_tiny")
     if "uri" not in options:
-        root = Path(options["root"]).expanduser().resolve() if "root" in options else project_root()
+        root = Path(options["root"]).expanduser().resolve() if options.get("root") else project_root()
         return find_sweep(root, experiment, options.get("key", ""))
     if not options["uri"]:
         raise UserError("command line: uri=… is empty; name the record, such as uri=http://HOST:PORT (see --help)")

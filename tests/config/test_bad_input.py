@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import shutil
 import sqlite3
@@ -109,6 +110,18 @@ def test_report_without_results(tmp_path):
     ):
         finished = run_here("lit_long.report", *words, f"root={tmp_path}")
         assert finished.returncode == 2 and message in finished.stderr and "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("theory", []), ("evaluate", ["out=x"]), ("instruct.__main__", ["generate", "out=x"])],
+)
+def test_commands_whose_tracking_has_no_options_say_how_to_choose(command, words, capsys):
+    """A sweep takes tracking=csv and tracking=none."""
+    for option in ("csv", "none"):
+        assert importlib.import_module(f"lit_long.{command}").main([*words, f"tracking={option}"]) == 2
+        message = "tracking must be a group of settings, such as tracking.name=csv or tracking.enabled=false, not"
+        assert message in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_stage(tmp_path):

@@ -148,6 +148,9 @@ def test_identity_is_what_a_stage_is_made_of(word, changed):
         ("model.n_layers=six", "model.n_layers must be a whole number"),
         ("experiment=position_tny", "there is no experiments/position_tny.yaml; did you mean 'position_tiny'?"),
         ("position=abff", "position=abff: there is no configs/position/abff.yaml; did you mean 'abf'?"),
+        ("experiment=/nowhere/mine.yml", "experiment=/nowhere/mine.yml: there is no file /nowhere/mine.yml"),
+        ("experiment=position_tny.yaml", "there is no file position_tny.yaml; did you mean 'position_tiny'?"),
+        ("experiment=~nouser/mine.yaml", "experiment=~nouser/mine.yaml: the file must be a path whose ~ or ~NAME"),
         ("grid.position=[rope,xpos_abg]", "did you mean 'xpos_abf'?"),
         ("stages.bse.tokens=5", "unknown stage 'bse' in 'stages'; did you mean 'base'?"),
         ("stages.base.tokns=5", "unknown key 'stages.base.tokns'; did you mean 'stages.base.tokens'?"),
@@ -185,6 +188,12 @@ def test_bad_files_are_named(tmp_path):
         file.write_text(content)
         finished = run_here("lit_long.sweep", "experiment=mine", "dry_run=true", cwd=tmp_path)
         assert finished.returncode == 2 and "mine.yaml" in finished.stderr and message in finished.stderr
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text((REPOSITORY / "experiments" / "position_tiny.yaml").read_text())
+    assert read_command(["experiment=~/mine.yaml"]).file == tmp_path / "mine.yaml"
 
 
 def test_users_own_folders_come_first(tmp_path):

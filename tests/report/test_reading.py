@@ -37,11 +37,18 @@ def test_an_older_sweep_by_its_key(tmp_path, make):
         (["out=DIR"], "out= says nothing without uri=, findings=, published= or scores="),
         (["findings=a", "results=b", "out=c", "key=1"], "key= says nothing with findings="),
         (["scores=a", "keep=b", "root=c"], "root= says nothing with scores="),
+        (["experiment"], "'experiment' is not of the form key=value, such as experiment=position_tiny"),
         (["kye=1"], "unknown key 'kye'; did you mean 'key'"),
     ],
 )
 def test_words_that_say_nothing_are_refused(words, message, capsys):
     assert main(words) == 2 and message in capsys.readouterr().err
+
+
+def test_an_empty_root_is_that_of_other_commands(tmp_path, make, monkeypatch, capsys):
+    monkeypatch.setattr("lit_long.report.__main__.project_root", lambda: tmp_path / "checkout")
+    monkeypatch.chdir(tmp_path)
+    assert main(["root="]) == 2 and f"{tmp_path}/checkout/runs/position_tiny/latest does not exist" in capsys.readouterr().err
 
 
 def test_find_sweep_lists_experiments_and_guesses(tmp_path, make):
