@@ -100,17 +100,28 @@ def compose_sweep(command: Command) -> tuple[SweepConfig, dict[str, Any]]:
     sweep.grid = grid_axes(command.file, own, command.cli, sweep.grid, option_names, DEFAULT_OPTIONS)
     for key, values in sweep.grid.items():
         refuse_twice(key, [value for value in values if not isinstance(value, dict)])
+    sweep.exclude = [{key: as_in_grid(key, value, sweep.grid) for key, value in rule.items()} for rule in sweep.exclude]
     return sweep, shared
+
+
+def meaning(key: str, value: Any) -> str:
+    """The same for 64k and 65536, where the setting ``key`` is a number."""
+    try:
+        return repr(convert(type_at(read_types(SweepConfig), key.split(".")), value, "grid", key))
+    except UserError:  # the name of an option; or what is refused when a stage is composed
+        return repr(value)
+
+
+def as_in_grid(key: str, value: Any, grid: dict[str, list[Any]]) -> Any:
+    """A value of ``exclude`` as the axis spells it."""
+    return next((one for one in grid.get(key, []) if meaning(key, one) == meaning(key, value)), value)
 
 
 def refuse_twice(key: str, values: list[Any]) -> None:
     """Raise UserError for values of an axis that are one, such as 64k and 65536: they would be two variants of the same stages."""
-    annotation, seen = type_at(read_types(SweepConfig), key.split(".")), {}
+    seen: dict[str, Any] = {}
     for value in values:
-        try:
-            meant = repr(convert(annotation, value, "grid", key))
-        except UserError:  # the name of an option; or what is refused when a stage is composed
-            continue
+        meant = meaning(key, value)
         if meant in seen:
             raise UserError(f"grid.{key} has {seen[meant]} twice, the second time as {value}")
         seen[meant] = value

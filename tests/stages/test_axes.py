@@ -115,6 +115,20 @@ def test_every_group(words, variants):
     assert [trial.variant.removeprefix("rope ") for trial in found.trials] == [name.removeprefix("rope ") for name in variants]
 
 
+def test_exclude_takes_a_value_however_it_is_spelled(tmp_path):
+    grid = {"position": ["rope"], "stages.extend.tokens": ["512k", "1M"], "seed": [0, 1]}
+    for spelled in ("1M", 1048576, "1024k"):
+        found = plan_of(tmp_path, grid=grid, exclude=[{"stages.extend.tokens": spelled, "seed": 1.0}])
+        assert [(trial.variant, trial.seed) for trial in found.trials] == [
+            ("rope tokens=512k", 0),
+            ("rope tokens=512k", 1),
+            ("rope tokens=1M", 0),
+        ]
+    # the command line's spelling, too, where the rule is the file's
+    found = plan_of(tmp_path, "grid.stages.extend.tokens=[1048576,32k]", grid=grid, exclude=[{"stages.extend.tokens": "1M"}])
+    assert {trial.variant for trial in found.trials} == {"rope tokens=32k"}
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -130,6 +144,7 @@ def test_every_group(words, variants):
         (["grid.stages.evaluate.parent=[nosuch]"], "stages.evaluate.parent=nosuch: no stage that comes before it"),
         (["grid.seed=[0,0]"], "grid.seed has 0 twice"),
         (["grid.stages.extend.tokens=[64k,32k,65536]"], "grid.stages.extend.tokens has 64k twice, the second time as 65536"),
+        (["grid.seed=[1,2,1.0]"], "grid.seed has 1 twice, the second time as 1.0"),
         (["position=abf", "grid.position=[rope,pi]"], "command line: position=abf and grid.position=… both say what position is"),
         (["grid.position=[rope]", "grid.position.base=[1e4]", "position=abf"], "position=abf and grid.position=… both say"),
         (["seed=5", "grid.seed=[0,1]"], "command line: seed=5 and grid.seed=… both say what seed is; leave one out"),
