@@ -6,8 +6,10 @@ evaluation is said once for all of them (record.py), and how metrics get there w
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -167,8 +169,14 @@ def unrecorded(values: dict[tuple[str, int], float], latest: dict[str, tuple[int
     return [
         Point(metric_name(name), step, float(value), now)
         for (name, step), value in values.items()
-        if step >= latest.get(name, (step, value))[0] and latest.get(name) != (step, value)
+        if name not in latest or step > latest[name][0] or (step == latest[name][0] and not is_same(value, latest[name][1]))
     ]
+
+
+def is_same(value: float, recorded: float) -> bool:
+    """Whether it was recorded as that: NaN, too, and an infinity, for which MLflow takes the largest number."""
+    largest = math.copysign(sys.float_info.max, value)
+    return recorded == value or (math.isnan(value) and math.isnan(recorded)) or (math.isinf(value) and recorded == largest)
 
 
 def check_status(status: str) -> None:

@@ -307,6 +307,20 @@ def test_final_numbers_are_recorded_once_and_a_curve_whole(side, tracker):
     assert side.points(run, "eval/perplexity/docs/32") == [(0, 9.5), (0, 9.25)]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_final_number_that_is_none_is_recorded_once(side, tracker, value):
+    """It does not equal what is recorded: NaN not even itself, and for MLflow infinity is the largest number."""
+    final = {("result/loss", 7): value}
+    parent = tracker.begin("1", "sweep", **CONFIG)
+    child = tracker.begin("c0ffee", "train", **CONFIG, parent=parent)
+    for _ in range(2):
+        tracker.metrics(child, final)
+    tracker.finish(child, "FINISHED")
+    assert len(side.points(child, "result/loss")) == 1
+    assert side.open().recorded("c0ffee", parent, final, {})
+    assert not side.open().recorded("c0ffee", parent, {("result/loss", 7): 1.0}, {})
+
+
 @pytest.mark.parametrize(
     "record",
     [
