@@ -45,6 +45,7 @@ DEFAULT_OPTIONS = {
 }
 COMMAND_LINE = "command line"
 PACKAGE = Path(__file__).resolve().parents[1]
+TAKEN = ("stages", "theory", "evaluate", "instruct")  # names below runs/, or of experiments in the record
 SCALE, SCALES = "scale", "scales"
 SHARED = [f.name for f in dataclasses.fields(SharedConfig)]
 
@@ -141,6 +142,10 @@ def read_command(argv: list[str]) -> Command:
     cli = with_flat_grid(parse_words([normalize(word) for word in argv], SweepConfig), COMMAND_LINE)
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
+    if file.stem in TAKEN:
+        raise UserError(
+            f"{file}: no experiment can be called {file.stem}: lit-long keeps something else by that name; rename the file"
+        )
     types = read_types(SweepConfig) | {SCALES: dict[str, SweepConfig]}
     experiment = with_flat_grid(read_yaml(file, types), str(file))
     return Command(file.stem, file, with_recipes(at_scale(experiment, cli.pop(SCALE, None), file), file), cli)
