@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_long.config import TrackingConfig
-from lit_long.files import replacing, write_atomically
+from lit_long.files import replacing, waiting_lock, write_atomically
 from lit_long.tracking.describe import HOST, PID, PID_STARTED, host, is_alive, owner
 from lit_long.tracking.tracker import Point, TrackingError, check_status, unrecorded
 
@@ -157,15 +156,12 @@ class CsvTracker:
     def _runs(self) -> Iterator[dict[str, Row]]:
         """The lines of runs.csv by their ids, of runs that are there; what the block changes is written. Processes do so one by one."""
         file = self._folder / "runs.csv"
-        with self._taking("runs.csv"):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with open(self._folder / ".lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                runs = {row["run"]: row for row in read(file) if (self._folder / row["run"]).is_dir()}
-                before = {run: dict(row) for run, row in runs.items()}
-                yield runs
-                if runs != before or not file.exists():
-                    write_atomically(file, content(RUN, [[row[column] for column in RUN] for row in runs.values()]))
+        with self._taking("runs.csv"), waiting_lock(self._folder / ".lock"):
+            runs = {row["run"]: row for row in read(file) if (self._folder / row["run"]).is_dir()}
+            before = {run: dict(row) for run, row in runs.items()}
+            yield runs
+            if runs != before or not file.exists():
+                write_atomically(file, content(RUN, [[row[column] for column in RUN] for row in runs.values()]))
 
     @contextlib.contextmanager
     def _taking(self, what: str) -> Iterator[None]:

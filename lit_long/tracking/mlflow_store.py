@@ -6,7 +6,6 @@ MLflow fills any SQLite file with its tables and migrates any schema it meets, h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from lit_long.config import check_path
+from lit_long.files import waiting_lock
 from lit_long.tracking.tracker import TrackingError
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow knows, as their servers listen
@@ -101,9 +101,7 @@ def checked_database(uri: str) -> Iterator[None]:
     if (database := database_file(uri)) is None:
         yield
         return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{database}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the tables at once trip over each other
+    with waiting_lock(Path(f"{database}.lock")):  # two that make the tables at once trip over each other
         wait_until_free(database, OPEN_PATIENCE)
         _check_schema(database, uri, "tracking.uri")
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import math
@@ -118,6 +119,17 @@ def test_a_sweep_is_a_parent_and_its_stages_are_children(side, tracker):
     assert (side.status(child), side.status(parent)) == ("FINISHED", "FAILED")
     with pytest.raises(ValueError, match="KILLED"):
         tracker.finish(child, "DONE")
+
+
+def test_a_file_system_without_locks_takes_a_record(side, monkeypatch):
+    """As Lustre and old NFS may be; SQLite has locks of its own."""
+
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    tracker = side.open()
+    tracker.finish(tracker.begin("1", "sweep", **CONFIG), "FINISHED")
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED", "FAILED", "KILLED"])
