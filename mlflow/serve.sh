@@ -7,10 +7,12 @@
 #   ALLOWED_HOSTS=mlflow.example.org:5000   names that browsers and clients call it by
 # Database passwords belong in ~/.pgpass. Clients set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and tracking.uri=http://HOST:PORT.
 set -euo pipefail
+unset CDPATH  # with it, cd prints where it goes
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 port="${PORT:-5000}"
 host="${HOST:-127.0.0.1}"
+[[ "$host" != localhost ]] || host=127.0.0.1
 record="$here"
 [[ -z "${ROOT:-}" ]] || record="$(cd "$ROOT" && pwd)/mlflow"
 [[ -d "$here/../.venv/bin" ]] && PATH="$here/../.venv/bin:$PATH"

@@ -639,11 +639,15 @@ def serve_sh(folder: Path, path: str = "", **more: str) -> subprocess.CompletedP
     return subprocess.run([str(folder / "serve.sh")], env=env, capture_output=True, text=True, timeout=600)
 
 
-def test_serve_sh_says_when_there_is_nothing_to_show(tmp_path):
+def test_serve_sh_says_when_there_is_nothing_to_show(tmp_path, monkeypatch):
     result = serve_sh(tmp_path)
     assert result.returncode == 1 and "python -m lit_long.sweep" in result.stderr and f"{tmp_path}/mlflow.db" in result.stderr
     result = serve_sh(tmp_path, ROOT=str(tmp_path))
     assert result.returncode == 1 and f"{tmp_path}/mlflow/mlflow.db does not exist" in result.stderr
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = serve_sh(tmp_path, ROOT="mine", CDPATH=str(tmp_path), HOST="localhost")  # this machine, by its name
+    assert result.returncode == 1 and f": {tmp_path}/mine/mlflow/mlflow.db does not exist" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["plain", "quest?ion"])
