@@ -21,6 +21,7 @@ command goes on; with a larger n it adds. Exit codes: 0 done, 1 some requests go
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -54,8 +55,9 @@ def generate(argv: list[str]) -> int:
     words = parse_data_words(argv, InstructCommand)
     config = typed(InstructCommand, words, "command line")
     config.check()
-    for key in ("root", "stage"):
+    for key in ("root", "stage", "out"):
         check_path(getattr(config, key), "command line", key)
+    config.out = os.path.expanduser(config.out)
     check_writable(Path(config.out), "out")
     tracker = open_command(config.tracking, INSTRUCT, config.root)
     say = partial(print, file=sys.stderr, flush=True)
@@ -93,7 +95,9 @@ def together(argv: list[str]) -> int:
     words = parse_data_words(argv, TogetherCommand)
     command = typed(TogetherCommand, words, "command line")
     command.check()
-    check_path(command.root, "command line", "root")
+    for key in ("root", "out"):
+        check_path(getattr(command, key), "command line", key)
+    command.out = os.path.expanduser(command.out)
     check_writable(Path(command.out), "out")
     report = reporter(partial(print, file=sys.stderr, flush=True))
     stage = data_stage({group: words[group] for group in ("data",) if group in words}, command.root)

@@ -75,6 +75,7 @@ def test_other_places_that_cannot_be_written(command, words, capsys):
         ("evaluate", ["out=~nouser/x"]),
         *(("instruct.__main__", ["generate", "out=x", "model.init=x", word]) for word in ("root=~nouser/x", "stage=~nouser/x")),
         ("instruct.__main__", ["together", "out=x", "root=~nouser/x"]),
+        *(("instruct.__main__", [verb, "out=~nouser/x"]) for verb in ("generate", "together")),
         *(("theory", [word]) for word in ("root=~nouser/x", "out=~nouser/x", "tracking.folder=~nouser/x")),
         ("theory", ["search=longrope", "stage=~nouser/x"]),
         ("doctor", ["root=~nouser/x"]),
