@@ -152,7 +152,7 @@ def is_tied(names: Collection[str]) -> bool:
 def count_trained(model: nn.Module, optim: OptimConfig) -> dict[str, int]:
     """For the stage's result: how many parameters were trained, and how many bytes the optimizer's moments took for them."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    moments = [(1 if has_one_moment(name, parameter, optim) else 2) * parameter.nbytes for name, parameter in trained]
+    moments = [(1 if has_one_moment(name, parameter.ndim, optim) else 2) * parameter.nbytes for name, parameter in trained]
     return {"trained_parameters": sum(parameter.numel() for _, parameter in trained), "optimizer_bytes": sum(moments)}
 
 

@@ -19,9 +19,9 @@ from lit_long.config import OptimConfig
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
-def has_one_moment(name: str, parameter: nn.Parameter, optim: OptimConfig) -> bool:
-    """Whether a parameter is a hidden matrix that Muon updates, from one moment; AdamW has two."""
-    return optim.name == "muon" and parameter.ndim > 1 and not any(part in EMBEDDINGS for part in name.split("."))
+def has_one_moment(name: str, dimensions: int, optim: OptimConfig) -> bool:
+    """Whether a parameter of so many dimensions is a hidden matrix that Muon updates, from one moment; AdamW has two."""
+    return optim.name == "muon" and dimensions > 1 and not any(part in EMBEDDINGS for part in name.split("."))
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> Optimizer:
@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> Optimizer:
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     hidden, matrices, vectors = [], [], []
     for name, parameter in trained:
-        inner = has_one_moment(name, parameter, optim)
+        inner = has_one_moment(name, parameter.ndim, optim)
         (hidden if inner else matrices if parameter.ndim > 1 else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if optim.name == "adamw":

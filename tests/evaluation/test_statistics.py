@@ -41,7 +41,7 @@ def test_few_samples_have_students_interval():
         assert (row["low"], row["high"]) == pytest.approx((same["low"], same["high"]))
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 40])
+@pytest.mark.parametrize("n", [2, 3, 5, 18, 19, 20, 40])
 def test_paired_differences_have_students_interval(n):
     """scipy's own paired t-test is the oracle."""
     from scipy.stats import ttest_rel

@@ -109,7 +109,7 @@ def test_a_phase_changes_a_group():
         ),
         (
             ["layers=swan", "layers.groups.global.position={scheme: xpos, scale_base: 2}"],
-            "layers.groups.global: position: xPos with scale_base=2 and centre=0 holds up to 140 tokens, not 256",
+            "layers.groups.global: position: xPos with scale_base=2 and centre=0 holds up to 129 tokens, not 256",
         ),
         (
             ["layers=swan", "layers.groups.global.query_scale={form: lg}"],
