@@ -62,6 +62,7 @@ def swept(environment, tmp_path_factory) -> tuple[Path, str]:
     return root, run(environment, "lit_long.sweep", *words)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_repeats_and_loses_no_metric(swept):
     folder = swept[0] / "tracking" / "position_tiny"
     runs = pandas.read_csv(folder / "runs.csv", keep_default_na=False)
@@ -78,6 +79,7 @@ def test_a_killed_sweep_repeats_and_loses_no_metric(swept):
         assert (pointer["run"], pointer["uri"]) == (run, str(folder.parent))
 
 
+@pytest.mark.slow
 def test_the_parent_has_the_report_and_evaluations_their_numbers(swept, environment):
     root, folder = swept[0], swept[0] / "tracking" / "position_tiny"
     runs = pandas.read_csv(folder / "runs.csv", keep_default_na=False)
@@ -92,6 +94,7 @@ def test_the_parent_has_the_report_and_evaluations_their_numbers(swept, environm
     assert "Validation perplexity" in run(environment, "lit_long.report", "experiment=position_tiny", f"root={root}")
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_recorded_there_too(swept, environment, tmp_path):
     words = ["tasks=[perplexity]", "lengths=[64]", "samples=2", f"root={swept[0]}", "tracking.name=csv", f"out={tmp_path}"]
     said = run(environment, "lit_long.evaluate", f"checkpoint={stages(swept[0])['extend rope']}", *words)
@@ -137,5 +140,6 @@ def test_a_tracker_that_is_away_stops_no_sweep(tmp_path, monkeypatch, times):
         assert frame[frame.name == "train/loss"].step.tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_nobody_imported_mlflow(swept, environment):
     assert not environment[1].exists() and not (swept[0] / "mlflow").exists()
