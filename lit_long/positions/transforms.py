@@ -117,9 +117,7 @@ class PoSE(PositionTransform):
             all_ids.append(torch.where(ids < 0, ids, windows))  # padding stays what it is
         ids, positions = torch.stack(all_ids), torch.stack(all_positions)
         return batch._replace(
-            document_ids=ids.to(batch.document_ids.device),
-            positions=positions.to(batch.positions.device),
-            mask_documents=True,
+            document_ids=ids.to(batch.document_ids.device), positions=positions.to(batch.positions.device), mask_documents=True
         )
 
     def shifted(self, count: int, generator: Generator) -> Tensor:
