@@ -1,4 +1,4 @@
-"""Analyze positional encoders on paper: decay, granularity, adaptation, base bound and spectrum, beside the papers' statements.
+"""Analyze positional encoders without training: decay, granularity, adaptation, base bound and spectrum, beside the papers' statements.
 
     python -m lit_long.theory                                  every scheme in configs/position, Llama 2's numbers
     python -m lit_long.theory schemes=[rope,abf] out=DIR       some of them, written to DIR (default: runs/theory)

@@ -1,1 +1,1 @@
-"""The room's name in 0.1; until 0.3 `external` in it still works."""
+"""The package's name in 0.1; until 0.3 `external` in it still works."""

@@ -1,4 +1,4 @@
-"""Pretrained weights, read from and written to the file formats of others. No other room knows such a format.
+"""Pretrained weights, read from and written to the file formats of others. No other package knows such a format.
 
 `open_pretrained(name)` gives `PretrainedWeights`, whatever the format.
 """

@@ -1,4 +1,4 @@
-"""The analysis of positional encoders on paper: CSV files for scripts, theory.md for people, one page of figures.
+"""The analysis of positional encoders without training: CSV files for scripts, theory.md for people, one page of figures.
 
 It is given plain tables (name → rows; see `lit_long.positions.analysis.analyze`), so that the report stays free of models.
 

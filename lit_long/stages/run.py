@@ -1,4 +1,4 @@
-"""Running the stage that a folder describes: its kind says which room computes it (data, training or evaluation)."""
+"""Running the stage that a folder describes: its kind says which package computes it (data, training or evaluation)."""
 
 from __future__ import annotations
 

@@ -46,8 +46,9 @@ def outline(plan: Plan) -> str:
             reason, _, _ = why_failed(stage.folder).partition("\n")
             lines.append(f"             failed: {reason}")
     left = sum(costs[stage.identity] for stage in plan.chosen if not stage.done)
+    scale = f" scale={plan.sweep.scale}" if plan.sweep.scale else ""
     lines.append(
-        f"to do: {left:.2e} FLOPs (causal); hours and memory on GPUs: python -m lit_long.plan experiment={plan.sweep.experiment}"
+        f"to do: {left:.2e} FLOPs (causal); hours and memory on GPUs: python -m lit_long.plan experiment={plan.sweep.experiment}{scale}"
     )
     lines += [f"not looked at, so identities will be others: {reason}" for reason in plan.unseen]
     return "\n".join(lines) + "\n"

@@ -72,6 +72,14 @@ def test_what_trials_share_is_done_once(work):
     assert len(plan.stages) == 1 + 12 * (1 + 1 + 8 + 8)
 
 
+def test_the_plan_that_the_outline_names_is_of_the_same_scale():
+    """experiment=together_32k alone is planned at the paper's scale."""
+    plan = make_plan(read_command(["experiment=together_32k", "scale=laptop", "dry_run=true"]))
+    assert "python -m lit_long.plan experiment=together_32k scale=laptop\n" in outline(plan)
+    default = make_plan(read_command(["dry_run=true"]))
+    assert "python -m lit_long.plan experiment=position_tiny\n" in outline(default)
+
+
 def test_a_stage_finds_its_trials_without_a_search():
     plan = make_plan(read_command(["dry_run=true", f"grid.seed={list(range(10, 40))}", "position=rope"]))
     plan = replace(plan, trials=Counted(plan.trials))
