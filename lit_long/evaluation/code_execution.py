@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 MEBIBYTES = 1024
-PASSED = 0
+PASSED = 77  # sys.exit(0) in an answer must not count as passing
 
 # Limits are set by the child itself, before it reads the program: a function to run between fork and exec may hang beside torch's threads.
 CHILD = """
@@ -34,16 +34,12 @@ exec(compile(sys.stdin.read(), "<answer>", "exec"), {"__name__": "__main__"})
 
 def passes(program: str, seconds: float = SECONDS, mebibytes: int = MEBIBYTES) -> bool:
     """Whether ``program`` runs to its end within the limits, without an exception, and does not leave early by itself."""
-    end = "lit_long_ran_to_its_end"  # sys.exit(0) in an answer must not count as passing
-    marked = f"{program}\nimport sys as _sys\nprint(end={end!r}, file=_sys.__stdout__, flush=True)\n"
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tempfile.TemporaryFile() as printed,
-    ):  # a file, for FSIZE limits it; a pipe would fill our memory
+    marked = f"{program}\nimport sys as _sys\n_sys.exit({PASSED})\n"
+    with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", CHILD % (mebibytes, int(seconds) + 1)],
             stdin=subprocess.PIPE,
-            stdout=printed,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={},
@@ -57,9 +53,7 @@ def passes(program: str, seconds: float = SECONDS, mebibytes: int = MEBIBYTES) -
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-        size = printed.seek(0, os.SEEK_END)
-        printed.seek(max(0, size - len(end)))
-        return child.returncode == PASSED and printed.read() == end.encode()
+        return child.returncode == PASSED
 
 
 def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -99,7 +99,7 @@ def test_a_program_that_prints_without_end_takes_no_memory_of_ours():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert not passes("s = 'x' * 10**6\nwhile True: print(s)", seconds=2)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
-    assert passes("print('x' * 10**5)", seconds=2)
+    assert passes("print('x' * 10**7)", seconds=2)  # a right answer may print as much as it likes
 
 
 def test_humaneval_and_mbpp():
