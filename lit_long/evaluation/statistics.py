@@ -13,6 +13,7 @@ Of a single sample nothing is known, so stderr, low and high are None, never 0.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,9 +89,14 @@ def geometric_mean(means_RM: np.ndarray) -> np.ndarray:
 
 def exponential(row: dict[str, Any]) -> dict[str, Any]:
     """The row of exp(value), as perplexity is of mean nats; the standard error by the delta method."""
-    ends = {key: None if row[key] is None else math.exp(row[key]) for key in ("low", "high")}
-    value = math.exp(row["value"])
+    ends = {key: None if row[key] is None else exp(row[key]) for key in ("low", "high")}
+    value = exp(row["value"])
     return row | ends | {"value": value, "stderr": None if row["stderr"] is None else value * row["stderr"]}
+
+
+def exp(nats: float) -> float:
+    """The largest number where exp(nats) is larger, as of a model that diverged: JSON has no infinity."""
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else sys.float_info.max
 
 
 def checked(values: Sequence[float]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -95,6 +96,13 @@ def test_perplexity_is_exp_of_nats():
     assert row["value"] == pytest.approx(math.exp(79 / 30)) and row["low"] == pytest.approx(math.exp(nats["low"]))
     h = 1e-6
     assert row["stderr"] == pytest.approx(nats["stderr"] * (math.exp(nats["value"] + h) - row["value"]) / h, rel=1e-4)
+
+
+def test_perplexity_of_a_model_that_diverged():
+    """Student's t of two documents reaches 12.7 standard errors, which exp() cannot; what is written must be JSON."""
+    row = exponential(ratio([20_000.0, 140_000.0], [1000, 1000]))
+    assert row["value"] == pytest.approx(math.exp(80)) and 0 <= row["low"] < row["value"] < row["high"]
+    assert exponential(ratio([8e5], [1000]))["value"] == json.loads(json.dumps(row["high"], allow_nan=False))
 
 
 def test_one_sample_says_nothing_of_its_spread():
