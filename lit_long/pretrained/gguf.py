@@ -102,10 +102,11 @@ class GGUF(ForeignWeights):
             raise UserError(f"{self.path}: general.architecture is {architecture!r}; only {', '.join(ARCHITECTURES)} can be read")
         if header.settings.get("split.count", 1) > 1:
             raise UserError(f"{self.path}: is one part of several; join them first (llama.cpp's llama-gguf-split --merge)")
-        unknown = [key for key in header.settings if key.startswith(f"{architecture}.") and key.partition(".")[2] not in KNOWN]
+        unknown = [key for key in header.fields if key.startswith(f"{architecture}.") and key.partition(".")[2] not in KNOWN]
         if unknown:
+            value = header.settings.get(unknown[0], header.array(unknown[0]))
             raise UserError(
-                f"{self.path}: setting {unknown[0]} = {header.settings[unknown[0]]!r} is not known here and may change what the model "
+                f"{self.path}: setting {unknown[0]} = {value!r} is not known here and may change what the model "
                 f"computes; take the model's Hugging Face folder"
             )
         return header
@@ -135,10 +136,10 @@ class GGUF(ForeignWeights):
             n_kv_heads=self.need("attention.head_count_kv", default=heads),
             head_dim=head_dim,
             d_ffn=self.need("feed_forward_length"),
-            norm_eps=decimal(self.need("attention.layer_norm_rms_epsilon")),
+            norm_eps=self.decimal("attention.layer_norm_rms_epsilon"),
             tie_embeddings="output.weight" not in self.stored,
             context=self.context,
-            rope_base=decimal(self.need("rope.freq_base", default=LLAMA_CPP_BASE)),
+            rope_base=self.decimal("rope.freq_base", LLAMA_CPP_BASE),
             **ARCHITECTURES[self.architecture],
         )
 
@@ -151,13 +152,13 @@ class GGUF(ForeignWeights):
     @property
     def factor(self) -> float:
         """By how much the context is stretched; 0 or 1: not at all."""
-        return decimal(self.setting("rope.scaling.factor", self.setting("rope.scale_linear", 0.0)))
+        return self.decimal("rope.scaling.factor", self.need("rope.scale_linear", 0.0))
 
     @property
     def context(self) -> int:
         """Tokens that the model is for. Converters write down config.json's max_position_embeddings, before its scaling or after it."""
         context = self.need("context_length")
-        return scaled_context(context, self.setting("rope.scaling.original_context_length", context), self.factor, self.kind)
+        return scaled_context(context, self.need("rope.scaling.original_context_length", context), self.factor, self.kind)
 
     @property
     def kind(self) -> str:
@@ -186,14 +187,14 @@ class GGUF(ForeignWeights):
 
     def yarn(self, base: float, factor: float) -> dict[str, Any]:
         """llama.cpp's YaRN has the same ramp, and multiplies its 0.1·ln factor + 1 by ``attn_factor``."""
-        scale = decimal(self.setting("rope.scaling.attn_factor", self.setting("rope.scaling.yarn_attn_factor", 1.0)))
+        scale = self.decimal("rope.scaling.attn_factor", self.need("rope.scaling.yarn_attn_factor", 1.0))
         return {
             "scheme": "yarn",
             "base": base,
             "factor": factor,
             "original": self.need("rope.scaling.original_context_length"),
-            "alpha": decimal(self.setting("rope.scaling.yarn_beta_slow", 1.0)),
-            "beta": decimal(self.setting("rope.scaling.yarn_beta_fast", 32.0)),
+            "alpha": self.decimal("rope.scaling.yarn_beta_slow", 1.0),
+            "beta": self.decimal("rope.scaling.yarn_beta_fast", 32.0),
             "attention": None if scale == 1 else scale * (0.1 * math.log(factor) + 1),
         }
 
@@ -274,22 +275,27 @@ class GGUF(ForeignWeights):
         return numbers.reshape(shape)
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """The number or string ``ARCHITECTURE.KEY``."""
-        return self.header.settings.get(f"{self.architecture}.{key}", default)
+        """The number or string ``ARCHITECTURE.KEY``. Raises UserError where it is a list, such as of a value for each layer."""
+        name = f"{self.architecture}.{key}"
+        if self.header.array(name) is not None:
+            raise UserError(f"{self.path}: setting {name} is a list, not one value; take the model's Hugging Face folder")
+        return self.header.settings.get(name, default)
 
     def need(self, key: str, default: float | None = None) -> Any:
         """The number ``ARCHITECTURE.KEY``."""
-        listed = self.header.array(f"{self.architecture}.{key}") is not None
         value = self.setting(key, default)
-        if listed or not isinstance(value, int | float):
+        if not isinstance(value, int | float):
             raise UserError(
-                f"{self.path}: setting {self.architecture}.{key} is {'missing' if value is None and not listed else 'not one number'}"
+                f"{self.path}: setting {self.architecture}.{key} is {'missing' if value is None else f'{value!r}, not a number'}"
             )
         return value
 
+    def decimal(self, key: str, default: float | None = None) -> float:
+        """That fp32 number as people write it: 1e-05, not 9.999999747378752e-06."""
+        return decimal(self.need(key, default))
+
 
 def decimal(number: float) -> float:
-    """An fp32 number as people write it: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(number)))
 
 

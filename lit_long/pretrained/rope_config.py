@@ -88,7 +88,7 @@ def position_from_group(group: Any, key: str, config: dict[str, Any], where: str
     kind = rope.pop("rope_type", rope.get("type", "default"))
     if rope.pop("type", kind) != kind:
         raise UserError(f"{label}: rope_type and type contradict each other: {group!r}")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{label}: unknown rope_type {kind!r}{nearest(str(kind), KINDS)}")
 
     base = the_base(rope.pop("rope_theta", None), config.get("rope_theta"), where)
@@ -139,7 +139,7 @@ def mapped(kind: str, base: float, rope: dict[str, Any], config: dict[str, Any],
     if kind == "linear":
         return {"scheme": "pi", "base": base, "factor": need(rope, "factor", label)}
 
-    original = config.get(ORIGINAL) or rope.get(ORIGINAL, context)
+    original = whole(config, ORIGINAL, label, rope.get(ORIGINAL, context))
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         return {"scheme": "llama3", "base": base, "original": original} | {name: need(rope, name, label) for name in names}

@@ -243,6 +243,11 @@ LONG = {"rope_type": "longrope", "short_factor": FACTORS, "long_factor": FACTORS
             ["unknown rope_type 'su'; known here: default, dynamic, linear, llama3, longrope, proportional, yarn"],
         ),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2.0}}, ["contradict"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": []}}, ["unknown rope_type []"]),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}},
+            ["rope_scaling", "original_max_position_embeddings must be a whole number above 0, not 0"],
+        ),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor is missing"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 0.5}}, ["factor", "at least 1"]),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": "two"}}, ["factor must be a number", "two"]),
