@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.report.results import NATS, TASKS, Results, display
-from lit_long.report.tables import COLUMNS_AT_ONCE, MISSING, Table, measured, perplexity_columns
+from lit_long.report.tables import COLUMNS_AT_ONCE, MISSING, Table, length_of, measured, perplexity_columns
 
 FEWEST = 3  # pairs
 CSV_COLUMNS = ("variant", "versus", "metric", "domain", "length", "difference", "low", "high", "pairs", "excludes_0")
@@ -83,10 +83,8 @@ def difference_tables(results: Results) -> list[Table]:
     for published in results.sweep.report.published:
         columns = []
         for column, wanted in published.measured.items():
-            lengths = results.lengths(wanted.metric, wanted.domain)
-            length = wanted.length or (lengths[-1] if lengths else 0)
             if any(measured(results, row, wanted) for row in results.rows):
-                columns.append((column, wanted.metric, wanted.domain, length, wanted.scale))
+                columns.append((column, wanted.metric, wanted.domain, length_of(results, wanted), wanted.scale))
         groups[published.title] = columns
     tables = [table(results, title, columns, other) for title, columns in groups.items() if columns]
     return [one for one in tables if any(cell != MISSING for row in one.rows for cell in row[1:])]

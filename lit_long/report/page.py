@@ -15,10 +15,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lit_long.config.schema import PredictorConfig
 from lit_long.evaluation.measurement import PERPLEXITY
 from lit_long.report.differences import difference_tables, explained
 from lit_long.report.headline import headline
-from lit_long.report.predictors import predictors_table
+from lit_long.report.predictors import is_measured, predictors_table
 from lit_long.report.results import ACCURACY, CONTROL, PASSKEY, ROUGE, Results, StageResult, SweepResult, display
 from lit_long.report.tables import (
     BOUND_EXPLAINED,
@@ -134,20 +135,23 @@ def page(results: Results, figures: list[str]) -> tuple[str, str]:
 
 
 def not_measured(results: Results) -> list[str]:
-    """The keys of the report that name a measurement which no stage has made: of another metric, domain or length, or of none."""
+    """The keys of the report that name a measurement which no stage has made: of another metric, domain or length, or of none; a predictor's row of any design."""
     report = results.sweep.report
-    asked = {
+    lacking = {
         f"published[{i}].measured.{column}": one
         for i, each in enumerate(report.published)
         for column, one in each.measured.items()
+        if length_of(results, one) not in results.lengths(one.metric, one.domain)
     }
     if report.predictors.designs:
-        asked |= {"predictors.outcome": report.predictors.outcome}
-        asked |= {f"predictors.by.{name}": one for name, one in report.predictors.by.items()}
+        asked = {"outcome": report.predictors.outcome} | {f"by.{name}": one for name, one in report.predictors.by.items()}
+        lacking |= {f"predictors.{key}": one for key, one in asked.items() if not is_measured(results, one)}
     return [
-        f"`report.{key}`: metric={one.metric}, domain={one.domain}" + (f", length={one.length:,}" if one.length else "")
-        for key, one in asked.items()
-        if length_of(results, one) not in results.lengths(one.metric, one.domain)
+        f"`report.{key}`: "
+        + (f"row={one.row}, " if isinstance(one, PredictorConfig) else "")
+        + f"metric={one.metric}, domain={one.domain}"
+        + (f", length={one.length:,}" if one.length else "")
+        for key, one in lacking.items()
     ]
 
 

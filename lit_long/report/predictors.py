@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from lit_long.config.schema import PredictorConfig
 from lit_long.report.results import Results
-from lit_long.report.tables import Table, length_of
+from lit_long.report.tables import Table
 
 RESAMPLES = 2000
 FEWEST = 3  # designs
@@ -42,7 +42,7 @@ def predictors_table(results: Results) -> Table | None:
         )
     if not rows:
         return None
-    outcome = f"{asked.outcome.metric} ({asked.outcome.domain}, {length_of(results, asked.outcome):,})"
+    outcome = f"{asked.outcome.metric} ({asked.outcome.domain}, {longest(results, asked.outcome):,})"
     designs = "–".join(str(count) for count in dict.fromkeys([min(counts), max(counts)]))
     header = ["predictor", "R²", "95 % interval", "with it the outcome", "runs"]
     return Table(TITLE.format(outcome=outcome, designs=designs), header, rows)
@@ -60,8 +60,21 @@ def points_of(results: Results, name: str) -> dict[str, list[tuple[float, float]
     return found
 
 
+def longest(results: Results, wanted: PredictorConfig) -> int:
+    """Tokens: the length that is named, else the longest at which a row of a design was measured; 0 where none was."""
+    rows = {wanted.row.format(design) for design in results.sweep.report.predictors.designs}
+    about = wanted.metric, wanted.domain
+    return wanted.length or max((length for row, *of, length in results.cells if row in rows and (*of,) == about), default=0)
+
+
+def is_measured(results: Results, wanted: PredictorConfig) -> bool:
+    """Whether any run of any design has that number."""
+    designs, seeds = results.sweep.report.predictors.designs, results.sweep.seeds
+    return any(number(results, wanted, design, seed) is not None for design in designs for seed in seeds)
+
+
 def number(results: Results, wanted: PredictorConfig, design: str, seed: int) -> float | None:
-    value = results.value(wanted.row.format(design), seed, wanted.metric, wanted.domain, length_of(results, wanted))
+    value = results.value(wanted.row.format(design), seed, wanted.metric, wanted.domain, longest(results, wanted))
     if value is None or not math.isfinite(value):
         return None
     return math.log(value) if wanted.metric == "perplexity" else value

@@ -66,7 +66,36 @@ def test_what_nobody_measured_is_told(tmp_path, make):
     asked = PREDICTORS | {"outcome": PREDICTORS["outcome"] | {"metric": "retrieval_acuracy"}}
     page = reported(tmp_path, make, asked).markdown
     assert "## What predicts" not in page
-    assert (
-        "* `report.predictors.outcome`: metric=retrieval_acuracy, domain=docs, length=2,048"
-        in page.partition("## Not measured")[2]
-    )
+    told = page.partition("## Not measured")[2]
+    assert "* `report.predictors.outcome`: row={} long, metric=retrieval_acuracy, domain=docs, length=2,048\n" in told
+
+
+@pytest.mark.parametrize("key", ["outcome", "short loss", "designs"])
+def test_rows_and_designs_that_nobody_measured_are_told(tmp_path, make, key):
+    outcome, by = PREDICTORS["outcome"], PREDICTORS["by"]
+    changed = {
+        "outcome": {"outcome": outcome | {"row": "{} lng"}},
+        "short loss": {"by": {"short loss": by["short loss"] | {"row": "{} shrt"}}},
+        "designs": {"designs": [f"{design}x" for design in PREDICTORS["designs"]]},
+    }[key]
+    page = reported(tmp_path, make, PREDICTORS | changed).markdown
+    told = page.partition("## Not measured")[2]
+    assert ("`report.predictors.outcome`" in told) == (key != "short loss")
+    assert ("`report.predictors.by.short loss`" in told) == (key != "outcome")
+
+
+def test_the_longest_length_is_that_of_the_rows_asked_for(tmp_path, make):
+    """Short rows are measured at 256 tokens, long ones at 2,048, in the same metric."""
+    measured = {}
+    for design in SHORT:
+        for seed in (0, 1):
+            measured[f"{design} short", seed] = [("perplexity", "docs", 256, SHORT[design][seed])]
+            measured[f"{design} long", seed] = [
+                ("retrieval_accuracy", "docs", 2048, FOUND[design][seed]),
+                ("perplexity", "docs", 2048, 9.0),
+            ]
+    short = {key: value for key, value in PREDICTORS["by"]["short loss"].items() if key != "length"}
+    page = write_report(
+        make.sweep(tmp_path, measured, report={"predictors": PREDICTORS | {"by": {"short loss": short}}})
+    ).markdown
+    assert any(line.startswith("| short loss") for line in page.splitlines()) and "## Not measured" not in page
