@@ -16,6 +16,7 @@ which of the paper's findings the kept results show; with published=, the page o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +31,7 @@ from lit_long.report.results import read_sweep
 from lit_long.stages.archive import MB, PLACE, Limits, archive_stages
 from lit_long.terminal import answer, run_command
 
-PATHS = {"root", "out", "keep", "archive", "scores"}
+PATHS = {"root", "out", "keep", "archive", "scores", "findings", "published", "results"}
 LIMITS = ("weights_mb", "archive_mb")
 KEYS = {  # by the key that says what is made; without any, the report of a sweep on disk
     "findings": ("results", "out"),
@@ -58,10 +59,11 @@ def run(argv: list[str]) -> None:
         raise UserError(f"command line: {min(idle)}= says nothing {what}; leave it out (see --help)")
     for key in PATHS & options.keys():
         check_path(options[key], "command line", key)
+        options[key] = os.path.expanduser(options[key])
     limits = Limits(megabytes(options, "weights_mb", Limits.weights), megabytes(options, "archive_mb", Limits.archive))
     for key in ("out", "keep", "archive"):
         if options.get(key):
-            place = Path(options[key]).expanduser()
+            place = Path(options[key])
             check_writable(place.parent if key == "keep" or options.keys() & {"findings", "published"} else place, key)
     if options.keys() & {"findings", "published"}:
         write_page(options)
@@ -69,13 +71,13 @@ def run(argv: list[str]) -> None:
     if "scores" in options:
         if not options.get("keep"):
             raise UserError("command line: keep=FILE.json is missing (see --help)")
-        keep_scores(Path(options["scores"]).expanduser(), Path(options["keep"]).expanduser())
+        keep_scores(Path(options["scores"]), Path(options["keep"]))
         print(f"written  {options['keep']}")
         return
     folder = folder_of(options)
     report = write_report(folder)
     if "keep" in options:
-        archive_results(folder, Path(options["keep"]).expanduser())
+        archive_results(folder, Path(options["keep"]))
     archived = archive(folder, options, limits) if options.keys() & {"keep", "archive"} else ""
     console = Console()
     console.print(report.terminal)
@@ -101,7 +103,7 @@ def archive(folder: Path, options: dict[str, str], limits: Limits) -> str:
         if "archive" in options:
             raise UserError("command line: archive=… needs the stages' folders, which uri=… does not have; leave one out")
         return ""
-    into, sweep = Path(options.get("archive") or f"experiments/{PLACE}").expanduser(), read_sweep(folder)
+    into, sweep = Path(options.get("archive") or f"experiments/{PLACE}"), read_sweep(folder)
     done = archive_stages(curves(sweep), starting_points(sweep), into, limits)
     lines = [f"archive  {into}: {len(done.written)} stages added; {done.bytes / MB:.1f} MB in all"]
     lines += [f"         weights of {name}" for name in done.weights]
@@ -113,6 +115,7 @@ def write_page(options: dict[str, str]) -> None:
     for key in ("results", "out"):
         if not options.get(key):
             raise UserError(f"command line: {key}=… is missing (see --help)")
+    Path(options["out"]).parent.mkdir(parents=True, exist_ok=True)
     if "published" in options:
         write_benchmarks(Path(options["published"]), Path(options["results"]), Path(options["out"]))
         print(f"written  {options['out']}")
@@ -125,7 +128,7 @@ def folder_of(options: dict[str, str]) -> Path:
     """The sweep's folder: here, or fetched from MLflow."""
     experiment = options.get("experiment", "position_tiny")
     if "uri" not in options:
-        root = Path(options["root"]).expanduser().resolve() if options.get("root") else project_root()
+        root = Path(options["root"]).resolve() if options.get("root") else project_root()
         return find_sweep(root, experiment, options.get("key", ""))
     if not options["uri"]:
         raise UserError("command line: uri=… is empty; name the record, such as uri=http://HOST:PORT (see --help)")
@@ -133,7 +136,7 @@ def folder_of(options: dict[str, str]) -> Path:
         raise UserError("command line: out=FOLDER is missing: where the report goes that is made from uri=…")
     from lit_long.tracking.mlflow import fetch_sweep
 
-    return fetch_sweep(options["uri"], experiment, Path(options["out"]).expanduser().resolve(), options.get("key", ""))
+    return fetch_sweep(options["uri"], experiment, Path(options["out"]).resolve(), options.get("key", ""))
 
 
 if __name__ == "__main__":

@@ -255,14 +255,16 @@ def verdict(claim: Claim, design: Design, difference: dict[str, Any]) -> str:
     shown, opposite = ("**shown**", "**contradicted**") if direct else ("**agrees here**", "**opposite here**")
     if claim.by == DOCUMENTS:  # the interval has no variance of training
         shown, opposite = f"{shown} for this run", f"{opposite} for this run"
+    if math.isclose(
+        difference["low"], difference["high"], rel_tol=1e-9
+    ):  # without width it is no interval: as Difference.clear has it
+        return "not shown"
     if claim.claim == SAME:
         if max(-difference["low"], difference["high"]) <= claim.within:
             return shown
         return opposite if max(difference["low"], -difference["high"]) > claim.within else "not shown"
     sign = SIGNS[claim.claim]
     low, high = sorted((sign * difference["low"], sign * difference["high"]))
-    if math.isclose(low, high, rel_tol=1e-9):  # without width it is no interval: as Difference.clear has it
-        return "not shown"
     if low > 0:
         return shown if sign * difference["value"] >= claim.at_least else f"right sign, less than {claim.at_least:g}"
     return opposite if high < 0 else "not shown"

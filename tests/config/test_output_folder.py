@@ -64,6 +64,8 @@ def test_other_places_that_cannot_be_written(command, words, capsys):
         *(("report.__main__", [word]) for word in ("root=~nouser/x", "keep=~nouser/x.json", "archive=~nouser/x")),
         ("report.__main__", ["uri=sqlite:///x.db", "out=~nouser/x"]),
         ("report.__main__", ["scores=~nouser/x", "keep=x.json"]),
+        *(("report.__main__", [word, "out=x.md"]) for word in ("findings=~nouser/x", "published=~nouser/x")),
+        ("report.__main__", ["findings=x", "results=~nouser/x", "out=x.md"]),
         ("export", ["checkpoint=~nouser/x", "out=x"]),
         ("export", ["checkpoint=x", "out=~nouser/x"]),
         *(("generate", ["prompt=x", word]) for word in ("stage=~nouser/x", "model.init=~nouser/x")),

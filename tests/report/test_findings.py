@@ -86,6 +86,12 @@ def test_a_claim_that_nothing_changes(tmp_path, factor, verdict):
         assert page(tmp_path, three_seeds(one, two))["the same"][4] == verdict
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_an_interval_without_width_shows_nothing(tmp_path, factor):
+    one = [10.0, 20.0, 40.0]
+    assert page(tmp_path, three_seeds(one, [factor * each for each in one]))["the same"][4] == "not shown"
+
+
 def test_claims_are_judged_by_paired_runs(tmp_path):
     rows = page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]))
     expected = ttest_rel([math.log(x) for x in (10, 20, 40)], [math.log(x) for x in (11, 22.1, 44)]).confidence_interval()
@@ -189,6 +195,16 @@ def test_of_one_seed_documents_are_the_pairs(tmp_path, make, monkeypatch):
     (tmp_path / "claims.yaml").write_text("title: x\nintroduction: y\nclaims: [{finding: x, by: books}]")
     with pytest.raises(UserError, match="by must be seeds or documents, not 'books'"):
         findings(tmp_path / "claims.yaml", tmp_path / "results", "")
+
+
+def test_paths_below_a_home_folder(tmp_path, monkeypatch):
+    page(tmp_path, three_seeds([10.0, 20.0, 40.0], [11.0, 22.1, 44.0]))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["findings=~/claims.yaml", "results=~/results", "out=~/new/page.md"]) == 0
+    assert (tmp_path / "new" / "page.md").read_text() == (tmp_path / "page.md").read_text()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_claim_that_makes_no_sense(tmp_path, capsys):
