@@ -6,6 +6,7 @@ checkpoint at the next command.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -26,6 +27,7 @@ from lit_long.planning.flops import parameters, trained_parameters
 from lit_long.stages.folder import ERROR, is_done, note_failure, read_progress, take_lock, why_failed, write_stage
 from lit_long.stages.plan import Plan, Stage
 from lit_long.stages.resolve import uses_builtin
+from lit_long.stages.sweep_folder import is_restored
 from lit_long.tracking import Mirror
 from lit_long.tracking.record import Record
 
@@ -84,8 +86,17 @@ def estimate_bytes(stage: Stage) -> int:
     trainer = stage.config.trainer
     checkpoints = trainer.keep_checkpoints + len(trainer.milestones) + 1  # one is written before another goes
     weights, checkpoint = weights_and_checkpoint(stage.config)
-    there = sum(file.stat().st_size for file in (stage.folder / CHECKPOINTS).rglob("*") if file.is_file())
-    return max(checkpoint, weights + checkpoints * checkpoint - there)
+    return weights if is_restored(stage) else weights + max(0, checkpoints * checkpoint - bytes_below(stage.folder / CHECKPOINTS))
+
+
+def bytes_below(folder: Path) -> int:
+    """Of all files in it that are there still: a stage of another sweep may write and delete meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def weights_and_checkpoint(config: StageConfig) -> tuple[int, int]:
