@@ -9,7 +9,6 @@ Nothing is changed or downloaded. How to install on a machine with GPUs: docs/gu
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import textwrap
@@ -86,13 +85,14 @@ def host() -> Iterator[Line]:
     import psutil
     import torch
 
+    from lit_long.data.pool import available_cores
     from lit_long.processor import describe_machine
     from lit_long.stages.resolve import resolve_precision
 
     memory = psutil.virtual_memory()
     yield (
         "CPU",
-        f"{describe_machine(torch.device('cpu'))}; a stage takes {os.cpu_count()} threads, in {resolve_precision(TrainerConfig())}",
+        f"{describe_machine(torch.device('cpu'))}; a stage takes {available_cores()} threads, in {resolve_precision(TrainerConfig())}",
     )
     yield "memory", f"{memory.total / GIB:,.0f} GiB, {memory.available / GIB:,.0f} GiB available"
 

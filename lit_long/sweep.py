@@ -15,6 +15,7 @@ docs/sweeps.md
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -82,7 +83,8 @@ def run(plan: Plan, console: Console) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that put us in the background ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, lambda *_: hang_up())  # the terminal is gone, or the connection to it
+        terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]  # a log goes on
+        signal.signal(signal.SIGHUP, lambda *_: hang_up(*terminals))  # the terminal is gone, or the connection to it
     check_disk(plan)
     for note in plan.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)

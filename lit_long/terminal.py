@@ -38,15 +38,15 @@ class Output(io.TextIOWrapper):
     def _give_up(self, error: OSError) -> NoReturn:
         """Raises UserError: such as of a file on a full disk."""
         if isinstance(error, BrokenPipeError):
-            hang_up()
+            hang_up(1, 2)
         name = "error" if self.fileno() == 2 else "output"
         silence(self.fileno())
         raise UserError(f"standard {name} cannot be written: {error.strerror}; send it to another place") from None
 
 
-def hang_up() -> NoReturn:
-    """Nothing more is printed. (SIGPIPE's default action would end the process at once, for the pipe of a child or a server's socket, too.)"""
-    silence(1, 2)
+def hang_up(*descriptors: int) -> NoReturn:
+    """Nothing more is printed there. (SIGPIPE's default action would end the process at once, for the pipe of a child or a server's socket, too.)"""
+    silence(*descriptors)
     raise ReaderGone
 
 

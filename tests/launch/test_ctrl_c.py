@@ -36,9 +36,10 @@ def test_what_ends_the_sweep_loses_no_update(number, tmp_path):
     wait_for(lambda: training(work))
     stages = stages_of(process.pid)
     process.send_signal(number)
-    process.wait(600)
+    output, _ = process.communicate(timeout=600)
     wait_for(lambda: not alive(stages))
     assert process.returncode == (130 if number == signal.SIGHUP else -signal.SIGKILL)
+    assert number == signal.SIGKILL or "interrupted; the same command goes on" in output  # a log is no terminal
     for folder in folders(work, "train"):
         (checkpoint,) = (folder / "checkpoints").glob("*.ckpt")
         updates = int(checkpoint.stem.partition("-")[2])
