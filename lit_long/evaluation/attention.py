@@ -29,14 +29,19 @@ from lit_long.model.local import window_mask
 
 BLOCK = 128  # queries whose distributions exist at once
 METRICS = ("sink_mass", "entropy")
+FULL = "full"  # whether a layer's window, if it has one, hides nothing at that length
 
 
 @dataclass
 class AttentionSpread(Task):
-    """Of the first tokens of at most ``sequences`` documents of each domain. A sample holds a number for each layer."""
+    """Of the first tokens of at most ``sequences`` documents of each domain. A sample holds a number for each layer.
+
+    ``…_full``: the means over layers that see all tokens. In a layer with a window only its first queries see the first token, and its entropy is at
+    most the window's logarithm, so the means over all layers tell designs with windows from those without before anything is learned.
+    """
 
     name: ClassVar[str] = "attention"
-    prompt: ClassVar[str] = "none"
+    prompt: ClassVar[str] = "none/2"
 
     texts: InMemoryCorpus | Store
     data: str
@@ -73,6 +78,9 @@ class AttentionSpread(Task):
                 layers = list(zip(*(each[metric] for each in group), strict=True))
                 whole = [sum(each[metric]) / len(layers) for each in group]
                 rows.append(Measurement(metric, domain, length, **mean(whole), unit="documents"))
+                if full := [number for number, sees_all in enumerate(group[0][FULL]) if sees_all]:
+                    of_full = [sum(each[metric][number] for number in full) / len(full) for each in group]
+                    rows.append(Measurement(f"{metric}_full", domain, length, **mean(of_full), unit="documents"))
                 for number, values in enumerate(layers):
                     found = mean(values)
                     rows.append(
@@ -82,15 +90,16 @@ class AttentionSpread(Task):
 
 
 @torch.no_grad()
-def spread(model: Llama, batch: Batch) -> dict[str, list[float]]:
+def spread(model: Llama, batch: Batch) -> dict[str, list[Any]]:
     """Of one text, for each layer, means over heads and queries:
 
     sink_mass   how much of a query's attention goes to the first token, of queries that see it (all but those beyond a window)
     entropy     of a query's distribution, in nats
+    full        whether every query sees all tokens before it
 
     The first query, which sees itself alone, does not count.
     """
-    found: dict[str, list[float]] = {metric: [] for metric in METRICS}
+    found: dict[str, list[Any]] = {metric: [] for metric in (*METRICS, FULL)}
     vocabulary = model.vocabulary
 
     def look(q_BHTK: Tensor, k_BGTK: Tensor, mask: AttentionMask) -> None:
@@ -99,6 +108,7 @@ def spread(model: Llama, batch: Batch) -> dict[str, list[float]]:
             sums = vocabulary.total(sums) / vocabulary.ranks
         for metric, value in zip(METRICS, sums.tolist(), strict=True):
             found[metric].append(value)
+        found[FULL].append(mask.window is None or mask.window >= q_BHTK.shape[2])
 
     with observe(look):
         model.hidden_states(batch.to(model.embed_tokens.weight.device))

@@ -125,6 +125,8 @@ def stage_flops(config: StageConfig) -> float:
         text = len(evaluation.domains) * evaluation.sequences * longest
         work = [(text, length) for length in evaluation.lengths]
         work += [(evaluation.retrieval_examples * length, length) for length in evaluation.asked_lengths]
+        fitted = len(evaluation.query_scales) * len(evaluation.domains) * (evaluation.skip or evaluation.sequences) * longest
+        work += [(fitted, longest)] if fitted else []
         windows = windows_of(config.layers, config.model.n_layers)
         return sum(training_flops(config.model, tokens, tokens * seen(length, windows)) for tokens, length in work) / 3
     return 0.0

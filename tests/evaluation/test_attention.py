@@ -37,6 +37,8 @@ def test_as_transformers_has_it(pair):
     sinks = [float(each[:, :, 1:stop, 0].mean()) for each, stop in zip(attentions, sees, strict=True)]
     entropies = [float(torch.special.entr(each.double())[:, :, 1:].sum(-1).mean()) for each in attentions]
     assert found["sink_mass"] == pytest.approx(sinks, rel=1e-4) and found["entropy"] == pytest.approx(entropies, rel=1e-4)
+    assert found["full"] == [True, False, True, False]
+    assert spread(ours, batch_of(tokens[:, :WINDOW]))["full"] == [True] * 4, "at that length no window hides anything"
     assert max(entropies) < 0.9 * float(torch.arange(2, LENGTH + 1).log().mean()), "is it sharper than even attention?"
 
 
@@ -53,13 +55,22 @@ def test_of_documents(store):
     rows = task.scores(samples)
     whole = [row for row in rows if row.is_whole]
     assert [(row.metric, row.domain, row.length, row.n) for row in whole] == [
-        (metric, domain, length, 2) for domain in ("code", "docs") for length in (64, 192) for metric in METRICS
+        (metric, domain, length, 2)
+        for domain in ("code", "docs")
+        for length in (64, 192)
+        for each in METRICS
+        for metric in (each, f"{each}_full")
     ]
+    assert whole[-1].value == whole[-2].value, "there are no windows"
     layers = [
         row for row in rows if not row.is_whole and (row.domain, row.length) == ("docs", 192) and row.metric == "entropy_of_layer"
     ]
     assert [row.settings["layer"] for row in layers] == [0, 1]
     assert sum(row.value for row in layers) / 2 == pytest.approx(whole[-1].value)
+    for hidden, expected in (([True, False], layers[0]), ([False, False], None)):
+        local = [sample | {"full": hidden} for sample in samples]
+        of_full = [row for row in task.scores(local) if (row.metric, row.domain, row.length) == ("entropy_full", "docs", 192)]
+        assert [row.value for row in of_full] == ([expected.value] if expected else [])
     one = task.documents("docs").rows(1, 2)
     again = spread(evaluated.model, batch_of(one.tokens[:, :64]))
     assert again["entropy"] == next(s["entropy"] for s in samples if (s["domain"], s["length"], s["index"]) == ("docs", 64, 1))

@@ -138,6 +138,10 @@ def test_windows_save_pairs():
     assert stage_flops(replace(config, curriculum=phases)) == pytest.approx(training_flops(config.model, 8192, 8192 * halves))
     short = replace(config, kind="evaluate", evaluation=EvaluationConfig(domains=["code"], lengths=[1024], sequences=1))
     assert stage_flops(short) == pytest.approx(training_flops(config.model, 1024, 1024 * seen(1024, windows_of(swan, 32))) / 3)
+    fitted = replace(short, evaluation=replace(short.evaluation, query_scales=[8, 64, 512], skip=2))
+    assert stage_flops(fitted) == pytest.approx((1 + 3 * 2) * stage_flops(short)), (
+        "each constant that is tried reads the texts once"
+    )
 
 
 def test_a_plan_of_local_layers_is_cheaper():
