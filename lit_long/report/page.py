@@ -90,7 +90,7 @@ def page(results: Results, figures: list[str]) -> tuple[str, str]:
     top += [f"**{warning}**" for warning in warnings(results)]
     top += headline(results)
     perplexity, retrieval = perplexity_table(results), retrieval_tables(results)
-    pairs = list(zip(published_tables(results), sweep.report.published, strict=True))
+    pairs = [pair for pair in zip(published_tables(results), sweep.report.published, strict=True) if pair[0]]
     if not results.cells:  # the paper's numbers alone are no result
         perplexity, pairs = None, []
     if perplexity:

@@ -279,26 +279,29 @@ def data_table(results: Results) -> Table | None:
     return Table("What training took from each domain", header, rows) if rows else None
 
 
-def published_tables(results: Results) -> list[Table]:
-    """One for each published table, the variants of the sweep first, then rows that only the paper has."""
+def published_tables(results: Results) -> list[Table | None]:
+    """One for each published table, the variants of the sweep first, then rows that only the paper has; None where it has no number."""
     return [published_table(results, table) for table in results.sweep.report.published]
 
 
-def published_table(results: Results, published: PublishedConfig) -> Table:
+def published_table(results: Results, published: PublishedConfig) -> Table | None:
+    """The paper's columns, each with ours of its name; then ours of other names. No column is empty."""
     rows = list(dict.fromkeys([*results.rows, *published.rows]))
     table = Table(published.title, ["variant"], [[display(row)] for row in rows])
     columns = dict.fromkeys([column for values in published.rows.values() for column in values] + list(published.measured))
     for column in columns:
         paper = [published.rows.get(row, {}).get(column) for row in rows]
-        cells = [MISSING if value is None else f"{value:g}" for value in paper]
-        _text_column(table, f"{column}\npaper", cells)
+        if any(value is not None for value in paper):
+            _text_column(table, f"{column}\npaper", [MISSING if value is None else f"{value:g}" for value in paper])
         wanted = published.measured.get(column)
         ours = [measured(results, row, wanted) for row in rows] if wanted else []
         if any(ours):
             _text_column(table, f"{column}\nours", [format_cell(cell, wanted.scale, 2) for cell in ours])
-            pairs = zip(ours, paper, strict=True)
-            _text_column(table, f"{column}\nours − paper", [difference(cell, value, wanted.scale) for cell, value in pairs])
-    return table
+            pairs = list(zip(ours, paper, strict=True))
+            if any(cell is not None and value is not None for cell, value in pairs):
+                differences = [difference(cell, value, wanted.scale) for cell, value in pairs]
+                _text_column(table, f"{column}\nours − paper", differences)
+    return table if len(table.header) > 1 else None
 
 
 def measured(results: Results, row: str, wanted: MeasuredConfig) -> Cell | None:

@@ -36,3 +36,37 @@ def test_a_column_of_which_nothing_was_measured_shows_the_paper_alone(tmp_path, 
     header, *rows = table(report.markdown, "## Table 6: short tasks")
     assert header == ["variant", "Math<br>paper", "MMLU<br>paper"] and rows[0] == ["RoPE", "3.62", "45.69"]
     assert "* `report.published[0].measured.MMLU`: metric=mmlu.acc, domain=all" in report.markdown.partition("## Not measured")[2]
+
+
+def test_columns_of_other_names_stand_after_the_papers_and_no_column_is_empty(tmp_path, make):
+    """Theirs are of needles, ours of first sentences: no pair of them has a difference."""
+    published = {
+        "title": "Retrieval",
+        "rows": {"rope": {"2×": 0, "4×": 1.5}, "abf": {"2×": 97}},
+        "measured": {
+            f"FSR {column}": {"metric": "retrieval_accuracy", "domain": "docs", "length": length, "scale": 100}
+            for column, length in {"4×": 512, "8×": 2048, "2×": 256}.items()
+        },
+    }
+    rows = [("retrieval_accuracy", "docs", 256, 0.5), ("retrieval_accuracy", "docs", 512, 0.25)]
+    folder = make.sweep(tmp_path, {("rope", 0): rows, ("abf", 0): rows}, report={"published": [published]})
+    header, *cells = table(write_report(folder).markdown, "## Retrieval\n\nPublished")
+    assert header == ["variant", "2×<br>paper", "4×<br>paper", "FSR 4×<br>ours", "FSR 2×<br>ours"]
+    assert cells == [["RoPE", "0", "1.5", "25.00", "50.00"], ["RoPE ABF", "97", "—", "25.00", "50.00"]]
+
+
+def test_no_difference_where_no_row_has_both(tmp_path, make):
+    published = PUBLISHED | {"rows": {"theirs": {"MMLU": 45.7}}}
+    folder = make.sweep(tmp_path, {("rope", 0): [("mmlu.acc", "all", 512, 0.25)]}, report={"published": [published]})
+    header, *cells = table(write_report(folder).markdown, "## Table 6")
+    assert header == ["variant", "MMLU<br>paper", "MMLU<br>ours"]
+    assert cells == [["RoPE", "—", "25.00"], ["theirs", "45.7", "—"]]
+
+
+def test_a_table_without_numbers_is_left_out(tmp_path, make):
+    published = PUBLISHED | {"rows": {}}
+    folder = make.sweep(tmp_path, seeds(make, rope=[21.3]), report={"published": [published, PUBLISHED | {"title": "Table 7"}]})
+    report = write_report(folder)
+    assert "## Table 6" not in report.markdown and "## Table 7" in report.markdown
+    assert "Table 6" not in (folder / "tables.tex").read_text()
+    assert "* `report.published[0].measured.MMLU`" in report.markdown.partition("## Not measured")[2]
