@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 from lit_long.evaluation.measurement import PERPLEXITY
-from lit_long.report.results import NATS, TASKS, Results, display
+from lit_long.report.results import NATS, QUERY_SCALE, TASKS, Results, display
 from lit_long.report.tables import COLUMNS_AT_ONCE, MISSING, Table, length_of, measured, perplexity_columns
 
 FEWEST = 3  # pairs
@@ -70,7 +70,8 @@ def difference(results: Results, row: str, other: str, metric: str, domain: str,
 
 
 def difference_tables(results: Results) -> list[Table]:
-    """One for the perplexities, one for each task and each published table of which we measure something; none without enough seeds."""
+    """One for the perplexities, one for each task and each published table of which we measure something, fitted constants left out, for they have no
+    mean; none without enough seeds."""
     other = versus(results)
     if other is None or len(results.sweep.seeds) < FEWEST:
         return []
@@ -83,7 +84,7 @@ def difference_tables(results: Results) -> list[Table]:
     for published in results.sweep.report.published:
         columns = []
         for column, wanted in published.measured.items():
-            if any(measured(results, row, wanted) for row in results.rows):
+            if wanted.metric != QUERY_SCALE and any(measured(results, row, wanted) for row in results.rows):
                 columns.append((column, wanted.metric, wanted.domain, length_of(results, wanted), wanted.scale))
         groups[published.title] = columns
     tables = [table(results, title, columns, other) for title, columns in groups.items() if columns]

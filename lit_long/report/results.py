@@ -226,6 +226,7 @@ def _read(path: Path, parse: Any, malformed: type[Exception], remedy: str = "Run
 
 ROUGE, ACCURACY, NATS, PASSKEY = "retrieval_rouge_l", "retrieval_accuracy", "retrieval_nats", "passkey_accuracy"
 CONTROL, CONTROL_ROUGE = "retrieval_control", "retrieval_control_rouge_l"
+QUERY_SCALE = "query_scale.fitted"  # the constant of the query scales, one of those that were tried
 # Tasks by length, in the order of the page: title, and what a good score is (None: there is none).
 TASKS = {
     ROUGE: ("FIRST-SENTENCE-RETRIEVAL on {domain}: ROUGE-L, % (higher is better)", max),

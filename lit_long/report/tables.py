@@ -7,9 +7,10 @@ Bold needs evidence. A variant is the best of a column only where it is clear of
 of the two standard deviations; with one seed nothing is bold.
 
 The other tables: a paper's numbers with ours beside them (`published_tables`; the paper's are data of the experiment, and a difference says
-how far apart two numbers are, not that the smaller model did worse), the context-length scaling law of every variant (`law_table`; fitted to
-the mean over seeds of the loss at each length, evaluation/scaling_law.py), and retrieval by RoPE base beside what the base-bound criterion
-says of each base (`bound_table`; Men et al. 2024, "Base of RoPE bounds context length"; positions/bounds.py).
+how far apart two numbers are, not that the smaller model did worse; a fitted constant has no mean over seeds, so that of each seed is told),
+the context-length scaling law of every variant (`law_table`; fitted to the mean over seeds of the loss at each length,
+evaluation/scaling_law.py), and retrieval by RoPE base beside what the base-bound criterion says of each base (`bound_table`; Men et al.
+2024, "Base of RoPE bounds context length"; positions/bounds.py).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lit_long.config import MeasuredConfig, PublishedConfig
-from lit_long.evaluation.measurement import PERPLEXITY
-from lit_long.report.results import ACCURACY, NATS, TASKS, Cell, Results, StageResult, display
+from lit_long.evaluation.measurement import PERPLEXITY, Measurement
+from lit_long.report.results import ACCURACY, NATS, QUERY_SCALE, TASKS, Cell, Results, StageResult, display
 
 if TYPE_CHECKING:
     from lit_long.evaluation.scaling_law import Law
@@ -295,13 +296,34 @@ def published_table(results: Results, published: PublishedConfig) -> Table | Non
             _text_column(table, f"{column}\npaper", [MISSING if value is None else f"{value:g}" for value in paper])
         wanted = published.measured.get(column)
         ours = [measured(results, row, wanted) for row in rows] if wanted else []
-        if any(ours):
+        if any(ours) and wanted.metric == QUERY_SCALE:
+            _text_column(table, *of_each_seed(results, rows, column, wanted))
+        elif any(ours):
             _text_column(table, f"{column}\nours", [format_cell(cell, wanted.scale, 2) for cell in ours])
             pairs = list(zip(ours, paper, strict=True))
             if any(cell is not None and value is not None for cell, value in pairs):
                 differences = [difference(cell, value, wanted.scale) for cell, value in pairs]
                 _text_column(table, f"{column}\nours − paper", differences)
     return table if len(table.header) > 1 else None
+
+
+def of_each_seed(results: Results, rows: Sequence[str], column: str, wanted: MeasuredConfig) -> tuple[str, list[str]]:
+    """Header and cells of a fitted constant: its values under the seeds, which may differ by powers of ten and so have no mean."""
+    about = wanted.metric, wanted.domain, length_of(results, wanted)
+    cells = []
+    for row in rows:
+        found = [each for stage in results.folders.get(row, ()) for each in stage.measurements or []]
+        found = [each for each in found if (each.metric, each.domain, each.length) == about]
+        values = [f"{each.value * wanted.scale:g}{' (end)' if is_at_end(each) else ''}" for each in found]
+        cells.append(" · ".join(values) or MISSING)
+    header = f"{column}\nours" + (", of each seed" if any("·" in cell for cell in cells) else "")
+    return header + ("\n(end): at the end of\nthe values tried" if any("(end)" in cell for cell in cells) else ""), cells
+
+
+def is_at_end(fitted: Measurement) -> bool:
+    """Whether the constant is the smallest or the largest of several that were tried: another one beyond may be better."""
+    tried = sorted(fitted.settings.get("perplexity") or (), key=float)  # as text (evaluation/query_scale.py)
+    return len(tried) > 1 and f"{fitted.value:g}" in (tried[0], tried[-1])
 
 
 def measured(results: Results, row: str, wanted: MeasuredConfig) -> Cell | None:

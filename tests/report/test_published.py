@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from lit_long.report import write_report
 from tests.report.test_page import seeds, table
 
@@ -70,3 +72,38 @@ def test_a_table_without_numbers_is_left_out(tmp_path, make):
     assert "## Table 6" not in report.markdown and "## Table 7" in report.markdown
     assert "Table 6" not in (folder / "tables.tex").read_text()
     assert "* `report.published[0].measured.MMLU`" in report.markdown.partition("## Not measured")[2]
+
+
+TRIED = {"64": 9.0, "1024": 8.0, "65536": 8.5, "1e+12": 9.5}
+
+
+def fitted(tmp_path, make, **values):
+    """A sweep whose variants' bases were fitted under each seed, among TRIED."""
+    measured = {
+        (variant, seed): [("query_scale.fitted", "all", 2048, value)]
+        for variant, of in values.items()
+        for seed, value in enumerate(of)
+    }
+    wanted = {"base": {"metric": "query_scale.fitted", "domain": "all"}}
+    published = {"title": "Query scales", "rows": {"abf": {"base": 512}}, "measured": wanted}
+    folder = make.sweep(tmp_path, measured, report={"published": [published]})
+    for file in folder.parent.parent.glob("stages/evaluate-*/result.json"):
+        result = json.loads(file.read_text())
+        result["measurements"][0]["perplexity"] = TRIED
+        file.write_text(json.dumps(result))
+    return write_report(folder).markdown
+
+
+def test_of_a_fitted_constant_each_seed_is_told(tmp_path, make):
+    """The mean of bases of a logarithm says nothing."""
+    page = fitted(tmp_path, make, rope=[1024.0, 65536.0, 1024.0], abf=[64.0, 1024.0, 1e12])
+    header, *cells = table(page, "## Query scales")
+    marked = "base<br>ours, of each seed<br>(end): at the end of<br>the values tried"
+    assert header == ["variant", "base<br>paper", marked]
+    assert cells == [["RoPE", "—", "1024 · 65536 · 1024"], ["RoPE ABF", "512", "64 (end) · 1024 · 1e+12 (end)"]]
+    assert "differences to" not in page
+
+
+def test_the_end_of_the_values_tried_is_explained_only_where_it_is(tmp_path, make):
+    header, *cells = table(fitted(tmp_path, make, rope=[1024.0]), "## Query scales")
+    assert header[-1] == "base<br>ours" and cells[0] == ["RoPE", "—", "1024"]
