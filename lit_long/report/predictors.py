@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from lit_long.config.schema import PredictorConfig
 from lit_long.report.results import Results
-from lit_long.report.tables import Table
+from lit_long.report.tables import MISSING, Table
 
 RESAMPLES = 2000
 FEWEST = 3  # designs
@@ -34,9 +34,9 @@ def predictors_table(results: Results) -> Table | None:
         rows.append(
             [
                 name,
-                f"{value:.2f}",
-                f"{low:.2f} … {high:.2f}",
-                "rises" if slope > 0 else "falls",
+                MISSING if math.isnan(value) else f"{value:.2f}",
+                MISSING if math.isnan(low) else f"{low:.2f} … {high:.2f}",
+                "rises" if slope > 0 else "falls" if slope < 0 else MISSING,
                 str(sum(map(len, points.values()))),
             ]
         )
@@ -81,7 +81,7 @@ def number(results: Results, wanted: PredictorConfig, design: str, seed: int) ->
 
 
 def explained(points: Points) -> tuple[float, float, float, float]:
-    """R², the ends of its interval, and the line's slope. Resamples in which the predictor, or the outcome, is the same everywhere are left out."""
+    """R², the ends of its interval, and the line's slope; nan where the predictor, or the outcome, is the same everywhere. Resamples of that kind are left out."""
     import numpy as np
 
     def r2(chosen: list[str]) -> tuple[float, float]:

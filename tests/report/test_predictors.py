@@ -49,6 +49,16 @@ def test_a_line_through_all_runs(rows):
         assert 0 <= low < float(value) < high <= 1 and direction == "falls" and runs == "8"
 
 
+@pytest.mark.parametrize("same", ["predictor", "outcome"])
+def test_what_is_the_same_everywhere_has_no_line(tmp_path, make, monkeypatch, same):
+    if same == "outcome":
+        monkeypatch.setattr("tests.report.test_predictors.FOUND", {design: [0.5, 0.5] for design in FOUND})
+    known = {"choices": dict.fromkeys(CHOICES, 3) if same == "predictor" else CHOICES}
+    _, *found = table(reported(tmp_path, make, PREDICTORS | {"known": known}).markdown, "## What predicts")
+    assert found[-1] == ["choices", "—", "—", "—", "8"]
+    assert ("—" in found[0]) == (same == "outcome")
+
+
 def test_without_a_length_it_is_the_longest_that_was_measured(tmp_path, make):
     def without(one):
         return {key: value for key, value in one.items() if key != "length"}
