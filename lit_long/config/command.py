@@ -45,7 +45,7 @@ DEFAULT_OPTIONS = {
 }
 COMMAND_LINE = "command line"
 PACKAGE = Path(__file__).resolve().parents[1]
-TAKEN = ("stages", "theory", "evaluate", "instruct")  # names below runs/, or of experiments in the record
+TAKEN = ("stages", "submitit", "theory", "evaluate", "instruct")  # names below runs/, or of experiments in the record
 SCALE, SCALES = "scale", "scales"
 SHARED = [f.name for f in dataclasses.fields(SharedConfig)]
 

@@ -196,9 +196,9 @@ def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
     assert read_command(["experiment=~/mine.yaml"]).file == tmp_path / "mine.yaml"
 
 
-@pytest.mark.parametrize("name", ["stages", "theory", "evaluate", "instruct"])
+@pytest.mark.parametrize("name", ["stages", "submitit", "theory", "evaluate", "instruct"])
 def test_names_that_are_taken(tmp_path, name):
-    """runs/stages holds the stages of all sweeps; records of evaluations are those of an experiment called evaluate."""
+    """runs/stages holds the stages of all sweeps, runs/submitit the jobs of all launchers; records of evaluations are those of an experiment called evaluate."""
     (tmp_path / f"{name}.yaml").write_text((REPOSITORY / "experiments" / "position_tiny.yaml").read_text())
     with pytest.raises(UserError, match=f"{name}.yaml: no experiment can be called {name}: .*; rename the file"):
         read_command([f"experiment={tmp_path / name}.yaml"])
