@@ -100,7 +100,7 @@ def compose_sweep(command: Command) -> tuple[SweepConfig, dict[str, Any]]:
     sweep.grid = grid_axes(command.file, own, command.cli, sweep.grid, option_names, DEFAULT_OPTIONS)
     for key, values in sweep.grid.items():
         refuse_twice(key, [value for value in values if not isinstance(value, dict)])
-    sweep.exclude = [{key: as_in_grid(key, value, sweep.grid) for key, value in rule.items()} for rule in sweep.exclude]
+    sweep.exclude = [{key: as_in_grid(key, value, sweep.grid, own) for key, value in rule.items()} for rule in sweep.exclude]
     return sweep, shared
 
 
@@ -112,9 +112,11 @@ def meaning(key: str, value: Any) -> str:
         return repr(value)
 
 
-def as_in_grid(key: str, value: Any, grid: dict[str, list[Any]]) -> Any:
-    """A value of ``exclude`` as the axis spells it."""
-    return next((one for one in grid.get(key, []) if meaning(key, one) == meaning(key, value)), value)
+def as_in_grid(key: str, value: Any, grid: dict[str, list[Any]], own: dict[str, Any]) -> Any:
+    """A value of ``exclude`` as the axis spells it, or else as the experiment's ``own`` grid does: the command line may have narrowed the axis."""
+    written = own.get(key)
+    values = [*grid.get(key, []), *(written if isinstance(written, list) else [])]
+    return next((one for one in values if meaning(key, one) == meaning(key, value)), value)
 
 
 def refuse_twice(key: str, values: list[Any]) -> None:

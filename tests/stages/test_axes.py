@@ -127,6 +127,10 @@ def test_exclude_takes_a_value_however_it_is_spelled(tmp_path):
     # the command line's spelling, too, where the rule is the file's
     found = plan_of(tmp_path, "grid.stages.extend.tokens=[1048576,32k]", grid=grid, exclude=[{"stages.extend.tokens": "1M"}])
     assert {trial.variant for trial in found.trials} == {"rope tokens=32k"}
+    # an axis that the command line narrows is still without what the file's rule leaves out
+    for word in ("stages.extend.tokens=512k", "grid.stages.extend.tokens=[512k]"):
+        found = plan_of(tmp_path, word, grid=grid, exclude=[{"stages.extend.tokens": 1048576}])
+        assert [(trial.seed, trial.point["stages.extend.tokens"]) for trial in found.trials] == [(0, "512k"), (1, "512k")]
 
 
 @pytest.mark.parametrize(
