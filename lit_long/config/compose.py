@@ -105,9 +105,10 @@ def compose_sweep(command: Command) -> tuple[SweepConfig, dict[str, Any]]:
 
 
 def meaning(key: str, value: Any) -> str:
-    """The same for 64k and 65536, where the setting ``key`` is a number."""
+    """The same for 64k and 65536, where the setting ``key`` is a number, or may be one: the schema leaves open what a position's settings are."""
+    kind = type_at(read_types(SweepConfig), key.split("."))
     try:
-        return repr(convert(type_at(read_types(SweepConfig), key.split(".")), value, "grid", key))
+        return repr(convert(float if kind is Any and "." in key else kind, value, "grid", key))
     except UserError:  # the name of an option; or what is refused when a stage is composed
         return repr(value)
 

@@ -127,6 +127,10 @@ def test_exclude_takes_a_value_however_it_is_spelled(tmp_path):
     # the command line's spelling, too, where the rule is the file's
     found = plan_of(tmp_path, "grid.stages.extend.tokens=[1048576,32k]", grid=grid, exclude=[{"stages.extend.tokens": "1M"}])
     assert {trial.variant for trial in found.trials} == {"rope tokens=32k"}
+    # a setting of a position, whose type only its scheme knows
+    position = {"option": ["dynamic_ntk"], "original": ["4k", "8k"]}
+    found = plan_of(tmp_path, grid={"position": position}, exclude=[{"position.original": 4096}])
+    assert [trial.stages["extend"].config.position["original"] for trial in found.trials] == [8192]
     # an axis that the command line narrows is still without what the file's rule leaves out
     for word in ("stages.extend.tokens=512k", "grid.stages.extend.tokens=[512k]"):
         found = plan_of(tmp_path, word, grid=grid, exclude=[{"stages.extend.tokens": 1048576}])
@@ -149,6 +153,8 @@ def test_exclude_takes_a_value_however_it_is_spelled(tmp_path):
         (["grid.seed=[0,0]"], "grid.seed has 0 twice"),
         (["grid.stages.extend.tokens=[64k,32k,65536]"], "grid.stages.extend.tokens has 64k twice, the second time as 65536"),
         (["grid.seed=[1,2,1.0]"], "grid.seed has 1 twice, the second time as 1.0"),
+        (["grid.position=[dynamic_ntk]", "grid.position.original=[4k,4096]"], "original has 4k twice, the second time as 4096"),
+        (["grid.stages.extend.position.base=[500000,5e5]"], "position.base has 500000 twice, the second time as 500000.0"),
         (["position=abf", "grid.position=[rope,pi]"], "command line: position=abf and grid.position=… both say what position is"),
         (["grid.position=[rope]", "grid.position.base=[1e4]", "position=abf"], "position=abf and grid.position=… both say"),
         (["seed=5", "grid.seed=[0,1]"], "command line: seed=5 and grid.seed=… both say what seed is; leave one out"),
