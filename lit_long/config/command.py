@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -26,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lit_long.config.grid import flat_axes
 from lit_long.config.renamed import rename_key
 from lit_long.config.schema import SharedConfig, StageConfig, SweepConfig
-from lit_long.config.text import read_node, read_types, read_word, type_at
+from lit_long.config.text import bare, field_types, read_node, read_types, read_word, type_at
 from lit_long.config.typed import UserError, check, check_path, nearest
 
 PRETRAINED = "pretrained"  # the position option that stands for whatever model.init was trained with
@@ -188,9 +189,33 @@ def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str,
     content = read_yaml(file, group_type(group), group)
     beneath = content.pop("option", None)
     check(SweepConfig, {group: content}, str(file))
+    if group not in SHARED:
+        refuse_references({group: content}, str(file))
     settings = read_option(group, str(beneath), (*below, name)) if beneath else {}
     merge(settings, content)
     return settings
+
+
+def refuse_references(settings: dict[str, Any], where: str) -> None:
+    """Raise UserError for ``${…}`` in place of a number, say, of the sweep itself: only in stages are they resolved. Texts may hold them (shell lines)."""
+    types = field_types(SweepConfig)
+    for key, value in settings.items():
+        if key not in (*SHARED, "stages", "grid", "exclude") and (found := next(references(types[key], value, key), "")):
+            raise UserError(f"{where}: {found}: only settings of stages can refer to others; write the value itself")
+
+
+def references(annotation: Any, value: Any, key: str) -> Iterator[str]:
+    """``key=value`` of all that should be no text and refers to another setting."""
+    kind, arguments = bare(annotation)[0], get_args(bare(annotation)[0])
+    if isinstance(value, str) and "${" in value and kind not in (str, Any):
+        yield f"{key}={value}"
+    elif isinstance(value, dict):
+        types = field_types(kind) if dataclasses.is_dataclass(kind) else {}
+        for name, one in value.items():
+            yield from references(types.get(name, arguments[-1] if arguments else kind), one, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from references(arguments[0] if arguments else kind, one, f"{key}[{number}]")
 
 
 def option_pick(value: Any) -> str | None:

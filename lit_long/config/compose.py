@@ -24,7 +24,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
-from typing import Any, get_args
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,11 +40,12 @@ from lit_long.config.command import (
     option_pick,
     parse_words,
     read_option,
+    refuse_references,
 )
 from lit_long.config.grid import Point, grid_axes, settings_of_point
 from lit_long.config.pretrained import Pretrained, inherit, settings_of
 from lit_long.config.schema import DataConfig, LayersConfig, ModelConfig, StageConfig, SweepConfig
-from lit_long.config.text import bare, field_types, read_types, type_at
+from lit_long.config.text import read_types, type_at
 from lit_long.config.typed import UserError, check, convert, nearest, plain, typed
 
 # The groups of a command that runs no experiment, but uses one model, or data
@@ -128,28 +129,6 @@ def refuse_twice(key: str, values: list[Any]) -> None:
         if meant in seen:
             raise UserError(f"grid.{key} has {seen[meant]} twice, the second time as {value}")
         seen[meant] = value
-
-
-def refuse_references(settings: dict[str, Any], where: str) -> None:
-    """Raise UserError for ``${…}`` in place of a number, say, of the sweep itself: only in stages are they resolved. Texts may hold them (shell lines)."""
-    types = field_types(SweepConfig)
-    for key, value in settings.items():
-        if key not in (*SHARED, "stages", "grid", "exclude") and (found := next(references(types[key], value, key), "")):
-            raise UserError(f"{where}: {found}: only settings of stages can refer to others; write the value itself")
-
-
-def references(annotation: Any, value: Any, key: str) -> Iterator[str]:
-    """``key=value`` of all that should be no text and refers to another setting."""
-    kind, arguments = bare(annotation)[0], get_args(bare(annotation)[0])
-    if isinstance(value, str) and "${" in value and kind not in (str, Any):
-        yield f"{key}={value}"
-    elif isinstance(value, dict):
-        types = field_types(kind) if dataclasses.is_dataclass(kind) else {}
-        for name, one in value.items():
-            yield from references(types.get(name, arguments[-1] if arguments else kind), one, f"{key}.{name}")
-    elif isinstance(value, list):
-        for number, one in enumerate(value):
-            yield from references(arguments[0] if arguments else kind, one, f"{key}[{number}]")
 
 
 def check_stage(name: str, stage: Any, where: str, command: Command) -> None:

@@ -89,6 +89,23 @@ def test_settings_that_make_no_sense(word, message, tmp_path, capsys, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("group", "content", "said"),
+    [
+        ("launcher", "option: local\nparallel: ${seed}\n", "launcher.parallel=${seed}"),
+        ("tracking", "option: local\nenabled: ${seed}\n", "tracking.enabled=${seed}"),
+    ],
+)
+def test_an_option_file_of_the_sweep_refers_to_no_other_setting(group, content, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (file := tmp_path / "configs" / group / "mine.yaml").parent.mkdir(parents=True)
+    file.write_text(content)
+    assert sweep([*MINI, f"{group}=mine", "dry_run=true", f"root={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {file}: {said}: only settings of stages can refer to others; write the value itself\n"
+    )
+
+
 def test_a_record_that_cannot_be(tmp_path):
     assert "MLflow cannot use" in refused("tracking.uri=sqlite:////proc/none/x.db", root=tmp_path)
 
