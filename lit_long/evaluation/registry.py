@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from lit_long.config import UserError, nearest
+from lit_long.config import UserError, check_path, nearest
 from lit_long.evaluation.lm_eval_tasks import SPECS
 
 
@@ -154,6 +154,7 @@ def read_task_file(name: str, where: str) -> TaskFile:
     Raises:
         UserError: there is no such file, it cannot be read, or holds no single task; its task has the name of one that is here.
     """
+    check_path(name, where, "a task file")
     file = Path(name).expanduser()
     settings, code = merged(file, f"{where}: {name}", ())
     if "group" in settings or isinstance(settings.get("task"), list):

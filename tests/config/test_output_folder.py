@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 from lit_long.config.output_folder import check_writable
+from tests.integration.mini import REPOSITORY
 
 COMMANDS = {
     "theory": ["tracking.enabled=false"],
@@ -57,6 +58,8 @@ def test_other_places_that_cannot_be_written(command, words, capsys):
             for word in ("data.corpus.tokenizer=~nouser/x", "tracking.folder=~nouser/x", "evaluation.public=~nouser/x")
         ),
         ("sweep", ["tracking.uri=sqlite:///~nouser/x.db"]),
+        ("sweep", ["evaluation.tasks=[~nouser/x.yaml]"]),
+        ("evaluate", ["model.init={weights}", "out=x", "tracking.enabled=false", "tasks=[~nouser/x.yaml]"]),
         ("plan", ["experiment=position_tiny", "root=~nouser/x"]),
         ("plan", ["model.init=~nouser/x"]),
         *(("data.__main__", ["inspect", word]) for word in ("root=~nouser/x", "out=~nouser/x", "data.sources.a.path=~nouser/x")),
@@ -86,6 +89,7 @@ def test_other_places_that_cannot_be_written(command, words, capsys):
 def test_a_home_folder_of_nobody(command, words, tmp_path, monkeypatch, capsys):
     """The name is mistyped; Python has a RuntimeError for it."""
     monkeypatch.chdir(tmp_path)
+    words = [word.format(weights=REPOSITORY / "experiments" / "bases" / "mini-s0") for word in words]
     assert importlib.import_module(f"lit_long.{command}").main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "must be a path whose ~ or ~NAME is a user's home folder" in error
