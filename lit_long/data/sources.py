@@ -25,7 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_long.config import SourceConfig, UserError, differing, nearest
+from lit_long.config import SourceConfig, UserError, check_path, differing, nearest
 from lit_long.data.conversations import check_instruct
 from lit_long.data.hub import HUGGING_FACE, fingerprint, list_ranges
 from lit_long.data.paths import FileFormat, describe_left_out, list_files
@@ -65,6 +65,7 @@ def resolve_source(name: str, source: SourceConfig, key: str = "") -> SourceConf
     """
     key = key or f"data.sources.{name}"
     _check_settings(key, name, source)
+    check_path(source.path.removeprefix(HUGGING_FACE), f"{key}.path={source.path}", "the folder")
     list_columns(key, source)
     kind = source.kind if source.kind != "auto" else _kind_of(key, source)
     path = source.path

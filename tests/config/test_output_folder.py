@@ -58,6 +58,7 @@ def test_other_places_that_cannot_be_written(command, words, capsys):
             for word in ("data.corpus.tokenizer=~nouser/x", "tracking.folder=~nouser/x", "evaluation.public=~nouser/x")
         ),
         ("sweep", ["tracking.uri=sqlite:///~nouser/x.db"]),
+        ("sweep", ["data.sources.a.path=hf:~nouser/x"]),
         ("sweep", ["evaluation.tasks=[~nouser/x.yaml]"]),
         ("evaluate", ["model.init={weights}", "out=x", "tracking.enabled=false", "tasks=[~nouser/x.yaml]"]),
         ("plan", ["experiment=position_tiny", "root=~nouser/x"]),
