@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CACHE_VARIABLES = ("LIT_LONG_CACHE", "XDG_CACHE_HOME")  # the first that is set counts
+
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
@@ -58,9 +60,13 @@ def waiting_lock(file: Path) -> Iterator[bool]:
 
 
 def cache_folder() -> Path:
-    """Where lit-long keeps what it can make again: LIT_LONG_CACHE, else XDG_CACHE_HOME/lit-long, else ~/.cache/lit-long."""
-    chosen = os.environ.get("LIT_LONG_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lit-long"
+    """Where lit-long keeps what it can make again: LIT_LONG_CACHE, else XDG_CACHE_HOME/lit-long, else ~/.cache/lit-long.
+
+    Raises:
+        RuntimeError: the place is ``~NAME`` of nobody. Commands refuse that when they start (terminal.py).
+    """
+    own, general = (os.environ.get(name) for name in CACHE_VARIABLES)
+    return Path(own).expanduser() if own else Path(general or "~/.cache").expanduser() / "lit-long"
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

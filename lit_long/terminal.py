@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from lit_long.config import UserError
+from lit_long.config import UserError, check_path
+from lit_long.files import CACHE_VARIABLES
 from lit_long.surroundings import forget_ranks
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -70,12 +71,14 @@ def run_command(main: Callable[[list[str]], int], rank: bool = False) -> NoRetur
         if stream := getattr(sys, name):  # None: closed by who started us
             setattr(sys, name, Output(stream.buffer, stream.encoding, errors="replace", line_buffering=True))
     try:
+        if variable := next((name for name in CACHE_VARIABLES if os.environ.get(name)), None):
+            check_path(os.environ[variable], "environment", variable)
         code = main(sys.argv[1:])
         if sys.stdout:
             sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except UserError as error:  # of the stream itself
+    except UserError as error:  # of the environment, or of the stream itself
         print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
     sys.exit(code)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -56,6 +57,19 @@ def test_help_of_every_command():
         assert "Exit codes" in ends_well(process)
     for process in [start_unread(name, "--help") for name in COMMANDS]:
         stops_quietly(process)
+
+
+def test_a_cache_below_the_home_of_nobody():
+    """Of the two variables the first that is set counts."""
+    script = "from lit_long.terminal import run_command; run_command(lambda _: 0)"
+    good, bad = "/somewhere", "~nouser/x"
+    for own, general, refused in ((bad, good, "LIT_LONG_CACHE"), ("", bad, "XDG_CACHE_HOME"), (good, bad, ""), ("~/x", good, "")):
+        environment = os.environ | {"LIT_LONG_CACHE": own, "XDG_CACHE_HOME": general}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == (2 if refused else 0), done.stderr
+        if refused:
+            said = f"error: environment: {refused} must be a path whose ~ or ~NAME is a user's home folder"
+            assert done.stderr.startswith(said) and done.stderr.endswith(f"not '{bad}'\n")
 
 
 def test_help_by_its_short_name():
