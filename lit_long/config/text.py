@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -203,23 +203,46 @@ def keep_text(node: yaml.Node, annotation: Any, typed_in: bool, seen: set[int] |
             keep_text(item, own, typed_in, seen)
     elif isinstance(node, yaml.MappingNode):
         node.value = [with_space(key, value) if node.flow_style else (key, value) for key, value in node.value]
-        refuse_twice([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        refuse_twice((key.value, key) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for key, value in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else ""
             if get_origin(kind) is dict and isinstance(key, yaml.ScalarNode) and key.tag not in (NULL, MERGE):
                 key.tag = TEXT
             keep_text(value, type_at(kind, name.split(".")), typed_in, seen)
+        if takes_dotted_keys(kind):
+            refuse_twice(dotted_keys(node))
 
 
-def refuse_twice(keys: list[yaml.ScalarNode]) -> None:
-    """Raise yaml.YAMLError for a key that stands twice in one group, of which YAML takes the last."""
+def takes_dotted_keys(kind: Any) -> bool:
+    """Whether ``{meta.language: en}`` and ``{meta: {language: en}}`` are the same in a group of this type."""
+    return isinstance(kind, NamedPoint) or (get_origin(kind) is dict and bare(get_args(kind)[1])[0] in (str, int, float))
+
+
+def dotted_keys(
+    node: yaml.MappingNode, prefix: str = "", above: tuple[yaml.Node, ...] = ()
+) -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """The settings of a group by their dotted keys, however they are nested; ``position.option`` is ``position``."""
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+            continue
+        if isinstance(value, yaml.MappingNode) and value.value:
+            if value not in above:  # else it holds itself, which is refused elsewhere
+                yield from dotted_keys(value, f"{prefix}{key.value}.", (*above, value))
+        else:
+            yield f"{prefix}{key.value}".removesuffix(".option"), key
+
+
+def refuse_twice(keys: Iterable[tuple[str, yaml.ScalarNode]]) -> None:
+    """Raise yaml.YAMLError for a key that stands twice in one group, of which the last would be taken."""
     lines: dict[str, int] = {}
-    for key in keys:
+    for name, key in keys:
         line = key.start_mark.line + 1
-        if key.value in lines and key.tag != MERGE:
-            where = f"lines {lines[key.value]} and {line}" if line > lines[key.value] else f"line {line}"
-            raise yaml.YAMLError(f"{key.value} is there twice ({where}); leave one out")
-        lines[key.value] = line
+        if name in lines and key.tag != MERGE:
+            first, last = sorted((lines[name], line))
+            raise yaml.YAMLError(
+                f"{name} is there twice ({f'lines {first} and {last}' if first < last else f'line {line}'}); leave one out"
+            )
+        lines[name] = line
 
 
 def with_space(key: yaml.Node, value: yaml.Node) -> tuple[yaml.Node, yaml.Node]:

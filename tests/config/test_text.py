@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lit_long.config import SourceConfig, StageConfig, SweepConfig, UserError, parse_words, read_command, typed
-from lit_long.config.compose import compose_data, compose_sweep, parse_data_words
+from lit_long.config.compose import Composer, compose_data, compose_sweep, parse_data_words
 from lit_long.generate import GenerateConfig
 from lit_long.stages.plan import make_plan
 from tests.integration.mini import REPOSITORY
@@ -175,6 +175,12 @@ def test_files_of_another_shape_are_refused(content, tmp_path):
         ("stages:\n  one:\n    tokens: 64k\n    'tokens': 128k\n", "tokens is there twice (lines 3 and 4)"),
         ("scales:\n  a: {optim: {lr: 1, lr: 2}}\n", "lr is there twice (line 2)"),
         ("data: {weights: {code:1, code:2}}\n", "code is there twice (line 1)"),
+        (
+            "data:\n  sources:\n    a:\n      where:\n        meta.language: en\n        meta: {language: de}\n",
+            "meta.language is there twice (lines 5 and 6)",
+        ),
+        ("grid:\n  size:\n    - {name: a, optim: {lr: 1e-3}, optim.lr: 2e-3}\n", "optim.lr is there twice (line 3)"),
+        ("scales: {a: {grid: {size: [{name: a, position: rope, position.option: pi}]}}}\n", "position is there twice (line 1)"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(content, message, tmp_path):
@@ -186,6 +192,24 @@ def test_a_key_that_stands_twice_is_refused(content, message, tmp_path):
     stages = read_command([f"experiment={tmp_path / 'mine.yaml'}"]).experiment["stages"]
     assert [stage["tokens"] for stage in stages.values()] == ["64k", "128k"]  # a merged group gives way
     assert parse_words(["seed=1", "seed=2"], SweepConfig) == {"seed": 2}  # a later word, too, replaces the earlier one
+
+
+def test_a_key_that_stands_twice_in_a_word_is_refused():
+    said = r"command line: .* cannot be read: {} is there twice \(line 1\)"
+    with pytest.raises(UserError, match=said.format("meta.language")):
+        parse_words(["data.sources.a.where={meta.language: en, meta: {language: de}}"], SweepConfig)
+    with pytest.raises(UserError, match=said.format("optim.lr")):
+        parse_words(["grid.size=[{name: a, optim: {lr: 1e-3}, optim.lr: 2e-3}]"], SweepConfig)
+
+
+def test_the_command_line_replaces_a_key_in_another_spelling(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "data: {sources: {a: {path: x, where: {meta.language: en}}}}\nstages: {one: {kind: train}}\n"
+    )
+    command = read_command([f"experiment={tmp_path / 'mine.yaml'}", "data.sources.a.where.meta.language=de"])
+    sweep, shared = compose_sweep(command)
+    data = Composer(command, sweep.grid, shared, lambda init: None).stage("one", {}).data
+    assert data.sources["a"].where == {"meta.language": "de"}
 
 
 @pytest.mark.parametrize(
