@@ -88,15 +88,20 @@ def read_rows(key: str, source: SourceConfig, part: Part) -> Iterator[Row]:
     yield from _READERS[part.kind](key, source, part)
 
 
-def try_first_row(key: str, source: SourceConfig, part: Part) -> None:
-    """Raise the UserError that `read_part` would raise at the beginning of a part that is a file, or of its first piece."""
+def try_first_document(key: str, source: SourceConfig, part: Part) -> None:
+    """Read a part that is a file, or its first piece, to its first document.
+
+    Raises:
+        UserError: as `read_part` does up to there.
+    """
     if part.kind == "text":
         (path,) = part.files
         with readable(key, path), opened(path) as file:
             head = file.read(HEAD)
         _decoded(key, source, path, head, whole=len(head) < HEAD)
         return
-    next(_read_parquet(key, source, part, 1) if part.kind == "parquet" else _READERS[part.kind](key, source, part), None)
+    rows = _read_parquet(key, source, part, 1) if part.kind == "parquet" else read_rows(key, source, part)
+    next((row for row in rows if isinstance(row.text, str)), None)  # of rows that are left out, the text is never looked at
 
 
 def _read_text(key: str, source: SourceConfig, part: Part) -> Iterator[Row]:

@@ -29,7 +29,7 @@ from lit_long.config import SourceConfig, UserError, check_path, differing, near
 from lit_long.data.conversations import check_instruct
 from lit_long.data.hub import HUGGING_FACE, fingerprint, list_ranges
 from lit_long.data.paths import FileFormat, describe_left_out, list_files
-from lit_long.data.readers import Part, list_columns, open_parquet, read_part, try_first_row
+from lit_long.data.readers import Part, list_columns, open_parquet, read_part, try_first_document
 from lit_long.pretrained.digests import file_digests
 
 KINDS = ("text", "jsonl", "parquet", "mixed", "hf")
@@ -81,7 +81,7 @@ def resolve_source(name: str, source: SourceConfig, key: str = "") -> SourceConf
             f"{key}: what is in {source.path} now is not what was planned with (its digest is {content[:12]}…, not "
             f"{source.content[:12]}…). Put the files back, or start the command again to use what is there."
         )
-    _try_first_rows(key, resolved, found)
+    _try_first_documents(key, resolved, found)
     if source.split_by:
         _check_split_by(key, resolved, found)
     return replace(resolved, content=content)
@@ -126,8 +126,8 @@ def find_files(name: str, source: SourceConfig, key: str = "") -> Found:
     return Found(tuple(listing.files), tuple(listing.names), digests, tuple(listing.formats))
 
 
-def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
-    """Read the first row of the first and of the last file of each kind, and raise a UserError where that cannot be done.
+def _try_first_documents(key: str, source: SourceConfig, found: Found) -> None:
+    """Read the first and the last file of each kind to their first document, and raise a UserError where that cannot be done.
 
     Nothing else is known of a source before its documents are prepared, and by then much may have been computed.
     """
@@ -142,7 +142,7 @@ def _try_first_rows(key: str, source: SourceConfig, found: Found) -> None:
     for kind, files in by_kind.items():
         for file, form in {files[0]: None, files[-1]: None}:
             start, stop = (0, -1) if kind == "text" else next(iter(_cut_file(str(file), form)), (0, 0))
-            try_first_row(key, source, Part(kind, (str(file),), (str(file),), ("",), start, stop))
+            try_first_document(key, source, Part(kind, (str(file),), (str(file),), ("",), start, stop))
 
 
 def list_left_out(name: str, source: SourceConfig, key: str = "") -> dict[str, list[str]]:

@@ -255,6 +255,16 @@ def test_a_column_named_with_a_dot(name, tmp_path):
             "JSON lines in utf-16 cannot be cut at line ends",
         ),
         (write_jsonl, {"instruct": {"schema": "messages"}}, r"has no field 'messages'"),
+        (
+            lambda file: file.write_bytes(b'{"lang": "fr", "body": "a"}\n{"lang": "en", "body": "b"}\n'),
+            {"where": {"lang": "en"}},  # which leaves the first row out
+            r"line 2 .*has no field 'text', but 'lang', 'body'",
+        ),
+        (
+            lambda file: file.write_bytes(b'{"messages": []}\n{"messages": [{"rolle": "user", "content": "a"}]}\n'),
+            {"instruct": {"schema": "messages"}},
+            r"line 2 .*'rolle'",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_found_at_planning(write, settings, message, tmp_path):
