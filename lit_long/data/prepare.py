@@ -175,14 +175,13 @@ def prepare_sources(
         name: _held_out(_sides(rows, sources[name], of_source[name]), sources[name].validation_share)
         for name, rows in tables.items()
     }
-    held_texts = np.concatenate([_texts(tables[name][chosen]) for name, chosen in held.items()])
+    held_documents = np.concatenate([tables[name]["first"][chosen] for name, chosen in held.items()])
     domains, accounts = {}, {}
     for name, source in sorted(sources.items()):
         rows, validation = tables[name], held[name]
         unique = _first_of_equals(rows, validation) if source.dedup else np.ones(len(rows), bool)
-        leaked = (
-            np.isin(_texts(rows), held_texts) & ~validation
-        )  # held out of another source, or of this one as its only document
+        # Held out of another source, as a document or with the questions about it, or of this one by another name.
+        leaked = np.isin(rows["first"], held_documents) & ~validation
         splits = {"train": unique & ~validation & ~leaked, "validation": unique & validation}
         if not splits["train"].any():
             raise UserError(
@@ -265,13 +264,8 @@ def _read_rows(folder: Path, records: list[dict[str, Any]]) -> np.ndarray:
     return np.concatenate(tables) if tables else np.zeros(0, _WIDE)
 
 
-def _texts(rows: np.ndarray) -> np.ndarray:
-    """uint64 [documents], a number for each text. 64 bits: of a billion documents, one in forty times one is taken for another's equal."""
-    return rows["first"] ^ (rows["second"] * np.uint64(0x9E3779B97F4A7C15))
-
-
 def _sides(rows: np.ndarray, source: SourceConfig, records: list[dict[str, Any]]) -> np.ndarray:
-    """uint64 [documents], what decides which are held out: the hash of each text, or of what ``split_by`` finds in its file's name."""
+    """uint64 [documents], what decides which are held out: the hash of each document, or of what ``split_by`` finds in its file's name."""
     if not source.split_by:
         return rows["first"]
     names = (records[row["shard"]]["names"][row["place"]] for row in rows)

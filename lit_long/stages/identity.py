@@ -97,7 +97,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         if templates := chat_templates(config.data):
             settings["chat_templates"] = templates
         if any(source.instruct.schema == "qa" for source in config.data.sources.values()):
-            settings["held_out"] = "documents"  # with all questions about them; before, single questions were
+            # With all questions about them, in all sources; before, single questions were, and then those of the same source.
+            settings["held_out"] = "documents of all sources" if asks_across_sources(config.data) else "documents"
         return settings
     evaluates = config.kind == "evaluate"
     if evaluates and draws(config.evaluation):
@@ -105,6 +106,15 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
     if code := own_code(config) | (task_code(config.evaluation.tasks) if evaluates else {}):
         settings["code"] = code
     return settings
+
+
+def asks_across_sources(data: DataConfig) -> bool:
+    """Whether a document that one source holds out may be asked about in another, or the other way round. Those of one share hold out the same
+    documents, unless names of files decide."""
+    of_documents = [source for source in data.sources.values() if source.instruct.schema in ("", "qa")]
+    asks = any(source.instruct.schema == "qa" for source in of_documents)
+    holds = any(source.validation_share for source in of_documents)
+    return asks and holds and len({(source.validation_share, source.split_by) for source in of_documents}) > 1
 
 
 def draws(evaluation: EvaluationConfig) -> bool:

@@ -32,7 +32,7 @@ from lit_long.config.schema import PhaseConfig
 from lit_long.data.builtin_corpus import fingerprint
 from lit_long.data.synthetic import RETRIEVAL
 from lit_long.positions import default_settings
-from lit_long.stages.identity import all_weights, digest, draws, own_code
+from lit_long.stages.identity import all_weights, asks_across_sources, digest, draws, own_code
 from lit_long.stages.resolve import DOCS, chat_templates, uses_builtin
 
 KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 2}
@@ -197,6 +197,8 @@ def mixture(data: DataConfig) -> dict[str, Any]:
 def data_settings(data: DataConfig) -> dict[str, Any]:
     if not data.sources:
         return {"corpus": known(data.corpus), "sources": fingerprint(data.corpus)}
+    if asks_across_sources(data):  # 0.1 trained on questions about documents that another source held out
+        raise NotIn01
     builtin = uses_builtin(data)
     corpus = known(data.corpus) if builtin else {"vocab_size": data.corpus.vocab_size}
     templates = chat_templates(data)

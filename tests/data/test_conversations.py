@@ -168,6 +168,35 @@ def test_questions_are_held_out_with_their_document(tmp_path: Path) -> None:
     assert sum(len(store.documents("one", split)) for split in ("train", "validation")) == 36
 
 
+@pytest.mark.parametrize("holds", ["qa", "text"])
+def test_what_one_source_holds_out_no_other_asks_about(holds: str, tmp_path: Path) -> None:
+    """Nor is it trained on as a document where another source holds out the questions about it."""
+    many = [row | {"question": f"And {n}?"} for row in questions() for n in range(6)]
+    share = {"qa": 0.0, "text": 0.0, "more": 0.0} | {holds: 0.3}
+    files = {"qa": many[::2], "more": many[1::2], "text": [{"text": row["document"]} for row in questions()]}
+    made = {
+        name: SourceConfig(
+            write(tmp_path / f"{name}.jsonl", rows),
+            validation_share=share[name],
+            instruct=InstructConfig() if name == "text" else InstructConfig("qa", max_tokens=256),
+        )
+        for name, rows in files.items()
+    }
+    prepare(CorpusConfig(vocab_size=400), tmp_path / "store", sources=made, builtin=False, processes=1)
+    store = open_store(tmp_path / "store")
+
+    def documents_of(name: str, split: str) -> set[str]:
+        found, content = store.documents(name, split), Path(made[name].path).read_bytes()
+        rows = [json.loads(content[int(found.name(i).split(":")[1]) :].split(b"\n")[0]) for i in range(len(found))]
+        return {row.get("document") or row["text"] for row in rows}
+
+    held, everything = documents_of(holds, "validation"), {row["document"] for row in questions()}
+    assert 0 < len(held) < len(everything)
+    assert all(documents_of(name, "train") == everything - held for name in made)
+    counts = {name: store.sources[name]["held_out_elsewhere"] for name in made if name != holds}
+    assert counts == {name: len(held) * (1 if name == "text" else 3) for name in counts}
+
+
 def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
     silent = [{"conversations": [{"from": "human", "value": say(n, 5)}]} for n in range(7)]
     source = SourceConfig(write(tmp_path / "in.jsonl", [*chats(), *silent]), instruct=InstructConfig("sharegpt"))

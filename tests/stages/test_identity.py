@@ -108,6 +108,32 @@ def test_what_counts():
     assert all(in_01[:-1]) and in_01[-1] == ""  # 0.1 always divided by the weights, and one of its folders would be taken
 
 
+@pytest.mark.parametrize(
+    ("sources", "held_out"),
+    [
+        ([("qa", 0.1, ""), ("qa", 0.0, "")], "documents of all sources"),
+        ([("qa", 0.1, ""), ("", 0.2, "")], "documents of all sources"),
+        ([("qa", 0.1, ""), ("", 0.1, "(.*)-")], "documents of all sources"),
+        ([("qa", 0.1, ""), ("qa", 0.1, ""), ("", 0.1, "")], "documents"),  # they hold out the same ones
+        ([("qa", 0.0, ""), ("", 0.0, "(.*)-")], "documents"),
+        ([("qa", 0.1, ""), ("messages", 0.2, "")], "documents"),
+        ([("qa", 0.1, "")], "documents"),
+        ([("", 0.1, ""), ("", 0.2, "")], None),
+    ],
+)
+def test_data_whose_sources_ask_about_one_another_are_other_data(sources, held_out, monkeypatch):
+    same_everywhere(monkeypatch.setattr)
+    sources = {
+        f"s{number}": SourceConfig(validation_share=share, split_by=names, instruct=InstructConfig(schema, template="plain"))
+        for number, (schema, share, names) in enumerate(sources)
+    }
+    config = StageConfig(kind="data", data=DataConfig(sources=sources))
+    assert identity_settings(config).get("held_out") == held_out
+    assert bool(identity_0_1(config, ["d"])) == (
+        held_out != "documents of all sources" and not any(one.split_by for one in sources.values())
+    )
+
+
 def test_a_changed_default_wants_a_new_version():
     """An identity leaves out what is at its default: a default that changes must change the version of the kinds that it counts for."""
     known = yaml.safe_load(DEFAULTS.read_text())
