@@ -334,20 +334,19 @@ def _empty(name: str, source: SourceConfig, records: list[dict[str, Any]]) -> st
     if not read:
         return f"data.sources.{name} is empty: there is no document in {source.path}. Take it out, or name another path."
     counts = {reason: sum(record.get(reason, 0) for record in records) for reason in LEFT_OUT}
-    said = [f"{count} {LEFT_OUT[reason]}" for reason, count in counts.items() if count]
-    said += [f"{count} conversations left out"] if (count := read - sum(counts.values())) else []
+    counts["conversations"] = read - sum(counts.values())
+    words = LEFT_OUT | {"conversations": "conversations left out"}
+    said = [f"{count} {words[reason]}" for reason, count in counts.items() if count]
     return f"data.sources.{name} is empty: none of the {read} documents in {source.path} is left ({', '.join(said)}). {_remedy(counts)}"
 
 
 def _remedy(counts: dict[str, int]) -> str:
     """What to change where nothing is left, by the reason that most were left out for."""
-    most = max(counts, key=lambda reason: counts[reason])
-    if not counts[most]:
-        return "Raise instruct.max_tokens, or set instruct.template=plain."
     return {
         "where": "Change where; values are compared as they are written.",
         "unanswered": "Change instruct.schema, or name other data.",
-    }.get(most, "Change min_characters, max_characters or keep.")
+        "conversations": "Raise instruct.max_tokens, or set instruct.template=plain.",
+    }.get(max(counts, key=lambda reason: counts[reason]), "Change min_characters, max_characters or keep.")
 
 
 def _write_tokens(folder: Path, documents: list[Document], tokenizer: Tokenizer, store_tokenizer: StoreTokenizer) -> dict:

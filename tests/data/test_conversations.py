@@ -208,6 +208,14 @@ def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
         prepare(CorpusConfig(vocab_size=400), tmp_path / "other", sources={"chat": source}, builtin=False, processes=1)
 
 
+def test_where_nothing_is_left_the_remedy_is_that_of_most_rows(tmp_path: Path) -> None:
+    long = [row | {"chunk_start": 0, "chunk_end": 590} for row in questions()]
+    long[0]["answer"] = " "
+    source = SourceConfig(write(tmp_path / "in.jsonl", long), instruct=InstructConfig("qa", max_tokens=60))
+    with pytest.raises(UserError, match=r"\(1 without an answer, 11 conversations left out\)\. Raise instruct\.max_tokens"):
+        prepare(CorpusConfig(vocab_size=400), tmp_path / "store", sources={"qa": source}, builtin=False, processes=1)
+
+
 def test_questions_keep_their_chunk_and_their_depth(store: Store) -> None:
     account = store.sources["qa"]["instruct"]
     assert account["left_out"] == 0 and account["cut"] == 12 and min(account["depths"][0], account["depths"][-1]) >= 1
