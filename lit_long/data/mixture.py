@@ -5,7 +5,7 @@ knows beforehand, so padding and cropping do not move the shares. Grain picks th
 function of (config, seed, s): the same rows whatever the number of ranks, and resuming means starting to count elsewhere.
 
 A run may have phases (curriculum.py). Where sequences get longer, each domain goes on about where it was: as many tokens further as the
-phases before were to take from it, or where each sequence is one document, as many documents.
+phases before were to take from it, or where each sequence is one document, with the next one that it draws in the epoch's order.
 Blocks that are packed as a whole (`BestFit`, `Whole`) are packed anew: of the one in progress, documents may come twice and others not.
 
 What a run takes from each domain is planned before it starts and counted while it runs. A sequence carries its own account (`COLUMNS`), made
@@ -29,7 +29,7 @@ from torch import Tensor
 from lit_long.batch import Batch
 from lit_long.config import InstructConfig, SamplingConfig, UserError, advising
 from lit_long.data.curriculum import Phase
-from lit_long.data.packing import BestFit, PackedDocuments, Sequence, Single, Whole
+from lit_long.data.packing import BestFit, PackedDocuments, Place, Sequence, Single, Whole
 from lit_long.data.synthetic import COPYING, RETRIEVAL, SYNTHETIC, CopyDocuments, RetrievalDocuments
 from lit_long.data.token_store import Store
 
@@ -55,6 +55,16 @@ class Recipe:
     repeats: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far earlier phases were to read a domain: ``tokens`` of it. Where each sequence is one document, up to ``place``, less ``ahead`` of a
+    sequence (below 1), for a domain's share of a phase need not be a whole number of them."""
+
+    tokens: float = 0.0
+    place: Place = field(default_factory=Place)
+    ahead: float = 0.0
+
+
 class Mixture:
     """The sources of one phase, by domain, and their shares.
 
@@ -67,8 +77,8 @@ class Mixture:
         UserError: for unusable weights, or as the sources do.
     """
 
-    def __init__(self, store: Store, recipe: Recipe, context: int, before: dict[str, float] | None = None) -> None:
-        """``before``: what was taken of each domain in earlier phases, as `taken` counts it."""
+    def __init__(self, store: Store, recipe: Recipe, context: int, before: dict[str, Progress] | None = None) -> None:
+        """``before``: how far earlier phases were to read each domain."""
         wanted = recipe.repeats or recipe.weights
         _check_weights(wanted, store, "repeats" if recipe.repeats else "weights")
         self.recipe, self.context = recipe, context
@@ -78,10 +88,11 @@ class Mixture:
         if recipe.repeats:
             wanted = {name: passes * self.tokens_per_epoch(name) for name, passes in recipe.repeats.items()}
         self.shares = {name: wanted[name] / sum(wanted.values()) for name in self.names}
-        for name, taken in (before or {}).items():
-            if name in self.sources and taken:
-                sequences = round(taken, 6) if self._is_single(name) else taken / self._tokens_held(name)
-                self.sources[name].first = math.ceil(sequences)
+        self._before = {name: (before or {}).get(name, Progress()) for name in self.names}
+        for name, done in self._before.items():
+            single = self._single(name)
+            first = single.sequences_before(done.place) if single else math.ceil(done.tokens / self._tokens_held(name))
+            self.sources[name].first = first
 
     def _source(self, store: Store, recipe: Recipe, name: str) -> PackedDocuments | RetrievalDocuments | CopyDocuments:
         sampling = recipe.sampling.get(name)
@@ -109,9 +120,10 @@ class Mixture:
         """Tokens of a sequence, padding left out, on average."""
         return self.context * self.utilisation[name]
 
-    def _is_single(self, name: str) -> bool:
-        """Whether each sequence is one document, of which nothing comes later."""
-        return isinstance(getattr(self.sources[name], "packing", None), Single)
+    def _single(self, name: str) -> PackedDocuments | None:
+        """The domain's source, where each sequence is one document, of which nothing comes later."""
+        source = self.sources[name]
+        return source if isinstance(source, PackedDocuments) and isinstance(source.packing, Single) else None
 
     def tokens_per_epoch(self, name: str) -> int:
         """Tokens that one pass over a domain trains on. Raises UserError for synthetic ones, which have no end."""
@@ -133,10 +145,17 @@ class Mixture:
         filled = sum(share / self.utilisation[name] for name, share in self.shares.items())  # places per token
         return {name: places * share / filled for name, share in self.shares.items()}
 
-    def taken(self, places: int) -> dict[str, float]:
-        """What ``places`` places in sequences will take of each domain: documents where each sequence is one, tokens elsewhere."""
-        tokens = self.tokens(places)
-        return {name: count / self._tokens_held(name) if self._is_single(name) else count for name, count in tokens.items()}
+    def progress(self, places: int) -> dict[str, Progress]:
+        """How far each domain of the mixture will be read when ``places`` places in sequences are filled."""
+        return {name: self._progress(name, tokens) for name, tokens in self.tokens(places).items()}
+
+    def _progress(self, name: str, tokens: float) -> Progress:
+        before, single = self._before[name], self._single(name)
+        if not single:
+            return Progress(before.tokens + tokens)
+        sequences = round(single.first - before.ahead + tokens / self._tokens_held(name), 6)
+        read = max(single.first, math.ceil(sequences))
+        return Progress(place=single.place_after(read) if read > single.first else before.place, ahead=read - sequences)
 
 
 class Updates:
@@ -186,12 +205,12 @@ class Updates:
 def make_mixtures(store: Store, recipe: Recipe, phases: SequenceOf[Phase], tokens_per_update: int) -> list[Mixture]:
     """The mixture of every phase."""
     found: list[Mixture] = []
-    taken: dict[str, float] = {}
-    for phase in phases:
+    progress: dict[str, Progress] = {}
+    for number, phase in enumerate(phases):
         own = replace(recipe, weights=phase.weights, repeats={}) if phase.weights else recipe
-        found.append(Mixture(store, own, phase.context, taken))
-        for name, count in found[-1].taken(phase.updates * tokens_per_update).items():
-            taken[name] = taken.get(name, 0.0) + count
+        if number:
+            progress |= found[-1].progress(phases[number - 1].updates * tokens_per_update)
+        found.append(Mixture(store, own, phase.context, progress))
     return found
 
 

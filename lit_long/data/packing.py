@@ -44,6 +44,13 @@ class Piece(NamedTuple):
     stop: int
 
 
+class Place(NamedTuple):
+    """Where a reader of documents is: before ``document`` of an epoch's order of all documents, whichever of them a context or a sampling draws."""
+
+    epoch: int = 0
+    document: int = 0
+
+
 class Packing(ABC):
     """How the documents of an epoch become sequences of at most ``context`` tokens."""
 
@@ -281,9 +288,26 @@ class PackedDocuments:
             number, within = divmod(index, self.sequences_per_epoch)
             return self.sampler.epoch(number), within
         while index >= self._ends[-1]:  # epochs differ in length
-            self._ends.append(self._ends[-1] + self.packing.count(self.sampler.epoch(len(self._ends))))
+            self._count_epoch()
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.sampler.epoch(number), index - (self._ends[number - 1] if number else 0)
+
+    def place_after(self, sequences: int) -> Place:
+        """The place after the stream's first ``sequences`` sequences, where each is one document."""
+        if not sequences:
+            return Place()
+        epoch, within = self.place(sequences - 1)
+        return Place(epoch.number, epoch.place(within) + 1)
+
+    def sequences_before(self, place: Place) -> int:
+        """How many of the stream's sequences lie before a place, where each is one document."""
+        while place.epoch > len(self._ends):
+            self._count_epoch()
+        earlier = self._ends[place.epoch - 1] if place.epoch else 0
+        return earlier + self.sampler.epoch(place.epoch).documents_before(place.document)
+
+    def _count_epoch(self) -> None:
+        self._ends.append(self._ends[-1] + self.packing.count(self.sampler.epoch(len(self._ends))))
 
 
 def _sequence(

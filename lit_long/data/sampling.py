@@ -139,11 +139,26 @@ class Epoch:
         blocks = range(len(self.token_starts) - 1)
         return sum(int(np.minimum(np.diff(self._block(block)[1], prepend=0), limit).sum()) for block in blocks)
 
+    def place(self, document: int) -> int:
+        """Where the epoch's document number ``document`` stands in the order of all documents, of which an epoch may leave some out."""
+        block = int(np.searchsorted(self.document_starts, document, side="right")) - 1
+        *_, kept = self._drawn_in(block)
+        return block * BLOCK + int(np.flatnonzero(kept)[document - int(self.document_starts[block])])
+
+    def documents_before(self, place: int) -> int:
+        """How many of the epoch's documents stand before a place in the order of all documents."""
+        block, rest = divmod(place, BLOCK)
+        return int(self.document_starts[block]) + (int(self._drawn_in(block)[2][:rest].sum()) if rest else 0)
+
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of a block's documents, and where each of them ends, in tokens from the block's start; int64 [documents]."""
-        first, stop = block * BLOCK, min(self._count, (block + 1) * BLOCK)
-        numbers, lengths, kept, _ = self._drawn(first, stop, self._seen_long[block], self._seen_short[block])
+        numbers, lengths, kept = self._drawn_in(block)
         return numbers[kept], np.cumsum(lengths[kept])
+
+    def _drawn_in(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers and lengths of all documents of a block of the order, and which of them are kept."""
+        first, stop = block * BLOCK, min(self._count, (block + 1) * BLOCK)
+        return self._drawn(first, stop, self._seen_long[block], self._seen_short[block])[:3]
 
     def _count_blocks(self, first: int, counts: np.ndarray) -> None:
         """Count what the next blocks hold, from document ``first`` on. Columns of ``counts`` [4, blocks + 1] are shifted by one."""

@@ -32,6 +32,7 @@ from lit_long.config import (
 )
 from lit_long.config.mesh import gathers_rounded
 from lit_long.data.builtin_corpus import fingerprint
+from lit_long.data.synthetic import SYNTHETIC
 from lit_long.evaluation.registry import code_digest, draws_documents, task_code
 from lit_long.positions import default_settings
 from lit_long.positions.layers import default_scale_settings
@@ -92,6 +93,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
             settings[name] = found
     if config.kind == "train" and gathers_rounded(config.trainer):
         settings["gathered"] = "bf16"
+    if config.kind == "train" and places_single(config):
+        settings["single"] = "by documents"  # before, long_share counted whole documents, and later phases read some again
     if config.kind == "data":
         settings["made_from"] = fingerprint(config.data.corpus, uses_builtin(config.data))
         if templates := chat_templates(config.data):
@@ -106,6 +109,17 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
     if code := own_code(config) | (task_code(config.evaluation.tasks) if evaluates else {}):
         settings["code"] = code
     return settings
+
+
+def places_single(config: StageConfig) -> bool:
+    """Whether sequences of one document each depend on how much of it they hold: their ``long_share``, and where phases of another context go on."""
+    instruct = {name: source.instruct.packing for name, source in config.data.sources.items() if source.instruct.schema}
+    mixed = {name for weights in all_weights(config) for name, weight in weights.items() if weight} - set(SYNTHETIC)
+    single = {name for name in mixed if instruct.get(name, config.data.packing) == "single"}
+    several = any(phase.scale != 1 or phase.grow_from not in (0, 1) for phase in config.curriculum.phases)
+    # Conversations that are longer than a sequence are never drawn, so of those drawn all of each is trained on.
+    shared = {name for name, sampling in config.data.sampling.items() if sampling.long_tokens} - set(instruct)
+    return bool((single and several) or single & shared)
 
 
 def asks_across_sources(data: DataConfig) -> bool:

@@ -32,7 +32,7 @@ from lit_long.config.schema import PhaseConfig
 from lit_long.data.builtin_corpus import fingerprint
 from lit_long.data.synthetic import RETRIEVAL
 from lit_long.positions import default_settings
-from lit_long.stages.identity import all_weights, asks_across_sources, digest, draws, own_code
+from lit_long.stages.identity import all_weights, asks_across_sources, digest, draws, own_code, places_single
 from lit_long.stages.resolve import DOCS, chat_templates, uses_builtin
 
 KIND_VERSIONS = {"data": 2, "train": 1, "evaluate": 2}
@@ -153,6 +153,8 @@ def identity_settings(config: StageConfig) -> dict[str, Any]:
         if not evaluation["tasks"]:
             evaluation = {key: value for key, value in evaluation.items() if not key.startswith("task")}
         return settings | {"evaluation": evaluation}
+    if places_single(config):  # 0.1 read documents again at a switch of contexts, and did not meet long_share
+        raise NotIn01
     trainer = config.trainer
     skips = {"bad_update": {"skip": trainer.spike}} if trainer.on_bad_step == "skip" else {}
     names = ("context", "tokens", "tokens_per_update", "seed")

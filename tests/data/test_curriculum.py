@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_long.config import CurriculumConfig, UserError
+from lit_long.config import CurriculumConfig, InstructConfig, SamplingConfig, UserError
 from lit_long.config.schema import PhaseConfig
+from lit_long.data import sampling
 from lit_long.data.curriculum import Phase, make_phases
 from lit_long.data.mixture import Recipe, Updates, make_mixtures
-from tests.data.memory import MemoryStore, numbered, origins
+from lit_long.data.sampling import Shuffled
+from tests.data.memory import MemoryDocuments, MemoryStore, numbered, origins
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "curriculum"
 
@@ -145,6 +148,39 @@ def test_single_documents_come_once_an_epoch(contexts):
     read = [owner[row[0]] for phase in rows for row in phase]
     straight = rows_of(MemoryStore(a=numbered(lengths)), [Phase(0, len(read), 64)], {"a": 1.0}, 64, packing="single")
     assert len(set(read)) == len(read) and read == [owner[row[0]] for row in straight[0]]
+
+
+class Conversations(MemoryDocuments):
+    def answers(self, index):
+        return [(1, len(self[index]))]
+
+
+@pytest.mark.parametrize("contexts", [(64, 256), (256, 64), (64, 128, 256)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"packing": "single", "sampling": {"a": SamplingConfig(long_tokens=64, long_share=0.8)}},
+        {"instruct": {"a": InstructConfig("messages", packing="single")}},
+        {"instruct": {"a": InstructConfig("messages", packing="single")}, "sampling": {"a": SamplingConfig(documents=780)}},
+    ],
+)
+def test_a_context_that_draws_other_documents_goes_on_in_the_same_order(recipe, contexts, monkeypatch):
+    """Each phase reads what it draws of the documents that stand behind the last one of the phase before: none comes twice, none is passed over."""
+    monkeypatch.setattr(sampling, "BLOCK", 256)
+    documents = numbered([2 + number * 7919 % 97 * (1 + number % 4) for number in range(2400)])
+    store = MemoryStore(a=documents)
+    store._documents["a"] = Conversations(documents)
+    order = Shuffled(len(documents), 3, "a", 0).stretch(0, len(documents)).tolist()
+    place_of = {int(documents[number][0]): place for place, number in enumerate(order)}
+    found = [Phase(6 * i, 6 * (i + 1), context) for i, context in enumerate(contexts)]
+    behind = -1
+    for phase, rows in zip(found, rows_of(store, found, {"a": 1.0}, 64 * 64, **recipe), strict=True):
+        (alone,) = make_mixtures(store, Recipe({"a": 1.0}, 3, **recipe), [replace(phase, start=0, stop=1)], 64 * 64)
+        source = alone.sources["a"]
+        drawn = [place_of[int(source[number]["tokens"][0])] for number in range(source.sequences_per_epoch)]
+        places = [place_of[row[0]] for row in rows]
+        assert places == [place for place in drawn if place > behind][: len(places)]
+        behind = places[-1]
 
 
 def test_a_phase_goes_on_in_every_domain():

@@ -64,6 +64,7 @@ STREAMS = {  # of the only rank, and of each of two
     "best_fit": ["8bcad287", "7990bd52", "296933f4"],
     "single": ["957b73e9", "dea2c58f", "d407c949"],
     "sampling": ["7f56521a", "378361c2", "e4df08d1"],
+    "single, sampling": ["eba4196e", "b0a9d653", "3b4cb093"],
     "unmasked": ["a1be982f", "89d8c422", "095b7812"],
     "chat, whole": ["b6221c62", "3c0be297", "cc919545"],
     "chat, single": ["f623e9de", "8fd3494d", "3211c737"],
@@ -139,6 +140,7 @@ RECIPES = {
 RECIPES["sampling"] = replace(
     RECIPES["concat"], sampling={"docs": SamplingConfig(long_tokens=300, long_share=0.8, min_tokens=30)}
 )
+RECIPES["single, sampling"] = replace(RECIPES["sampling"], packing="single")
 RECIPES["unmasked"] = replace(RECIPES["best_fit"], mask_documents=False, seed=4)
 for way in ("whole", "single"):
     settings = InstructConfig(schema="messages", packing=way, prompt_weight=0.1)

@@ -14,8 +14,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_long.config import AdapterConfig, DataConfig, ModelConfig, SourceConfig, StageConfig, TrainerConfig, differing
-from lit_long.config.schema import InstructConfig
+from lit_long.config import (
+    AdapterConfig,
+    CurriculumConfig,
+    DataConfig,
+    InstructConfig,
+    ModelConfig,
+    SamplingConfig,
+    SourceConfig,
+    StageConfig,
+    TrainerConfig,
+    differing,
+)
+from lit_long.config.schema import PhaseConfig
 from lit_long.config.typed import GPU_IDENTITY
 from lit_long.stages.identity import KIND_VERSIONS, identity_settings, stage_identity
 from lit_long.stages.identity_0_1 import identity_0_1
@@ -106,6 +117,37 @@ def test_what_counts():
     assert all(one not in settings[:number] for number, one in enumerate(settings))
     in_01 = [identity_0_1(stage, ["d"]) for stage in stages[-len(loss) :]]
     assert all(in_01[:-1]) and in_01[-1] == ""  # 0.1 always divided by the weights, and one of its folders would be taken
+
+
+PHASES = {
+    "one": [],
+    "longer": [PhaseConfig(until=0.5, scale=0.25), PhaseConfig()],
+    "growing": [PhaseConfig(grow_from=0.25)],
+    "alike": [PhaseConfig(until=0.5), PhaseConfig()],
+}
+LONG = {"a": SamplingConfig(long_tokens=8, long_share=0.5)}
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ({"packing": "single"}, {"longer", "growing"}),
+        ({"packing": "single", "sampling": LONG}, {*PHASES}),
+        ({"packing": "single", "sampling": {"b": LONG["a"]}}, {"longer", "growing"}),  # b is not mixed
+        ({"packing": "concat", "sampling": LONG}, set()),
+        ({"packing": "single", "sources": {"a": SourceConfig(instruct=InstructConfig("qa"))}}, set()),  # whole
+        ({"sources": {"a": SourceConfig(instruct=InstructConfig("qa", packing="single"))}}, {"longer", "growing"}),
+        (
+            {"sources": {"a": SourceConfig(instruct=InstructConfig("qa", packing="single"))}, "sampling": LONG},
+            {"longer", "growing"},
+        ),
+    ],
+)
+def test_single_documents_are_placed_and_shared_otherwise_than_before(data, found):
+    """Training on them is another stage than it was, and none of 0.1; other training is what it was."""
+    for name, phases in PHASES.items():
+        config = stage(data=DataConfig(weights={"a": 1.0}, **data), curriculum=CurriculumConfig(phases))
+        assert ("single" in identity_settings(config), identity_0_1(config, ["d"]) == "") == (name in found, name in found)
 
 
 @pytest.mark.parametrize(
