@@ -115,21 +115,22 @@ def check_readable(uri: str, key: str) -> None:
     """
     if (database := database_file(uri)) is None:
         return
-    if not database.is_file() or not database.stat().st_size:
+    if not database.is_file() or not _check_schema(database, uri, key):
         problem = "is empty" if database.is_file() else "does not exist"
         raise TrackingError(f"{key}={uri}: there is no record: {database} {problem}.")
-    _check_schema(database, uri, key)
 
 
-def _check_schema(database: Path, uri: str, key: str) -> None:
+def _check_schema(database: Path, uri: str, key: str) -> bool:
+    """Whether there are tables, this MLflow's; False of an empty file. `TrackingError`: others."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         versions = connection.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
         found = next((version for (version,) in versions), None)
-    if tables and not tables & {"alembic_version", "experiments"}:
-        raise TrackingError(f"{database} is a database of something else than MLflow. Set {key} to another file.")
+    if tables and found is None:
+        problem = "is a database of something else than MLflow, or of an MLflow that was killed while it made the tables"
+        raise TrackingError(f"{database} {problem}. Set {key} to another file.")
     if found is None:
-        return
+        return False
     mlflow = import_mlflow()
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
@@ -138,7 +139,7 @@ def _check_schema(database: Path, uri: str, key: str) -> None:
     age, advice = "older", f"Copy the file, stop what uses it, then run: mlflow db upgrade '{uri}'"
     try:
         if revisions.get_revision(found).revision == revisions.get_current_head():
-            return
+            return True
     except CommandError:  # not in this MLflow's list
         age, advice = "newer", f"Upgrade MLflow (pip install --upgrade mlflow), or set {key} to another file."
     raise TrackingError(

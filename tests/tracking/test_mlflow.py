@@ -401,18 +401,38 @@ def test_what_is_no_mlflow_database_is_refused_untouched(root):
         open_tracker(root)
 
 
+@pytest.mark.parametrize(
+    "tables", [["experiments (id INTEGER PRIMARY KEY, title TEXT)"], ["alembic_version (version_num VARCHAR(32))", "mine (a)"]]
+)
+def test_another_program_s_tables_may_have_the_names_of_mlflow_s(tmp_path, tables):
+    """MLflow would add sixty of its own, and then fail."""
+    file = tmp_path / "lab.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE {table}")
+    before = file.read_bytes()
+    with pytest.raises(TrackingError, match=r"something else than MLflow(.|\n)* Set uri to another file"):
+        fetch_sweep(f"sqlite:///{file}", "x", tmp_path)
+    with pytest.raises(TrackingError, match=r"something else than MLflow(.|\n)* Set tracking\.uri to another file"):
+        MlflowTracker.open(TrackingConfig(uri=f"sqlite:///{file}"), "x", tmp_path)
+    assert file.read_bytes() == before
+
+
 def test_a_report_from_a_store_writes_nothing_there(tmp_path, root):
     """MLflow would fill another program's database with its tables, and make one of each name that is mistyped."""
     other = tmp_path / "other.db"
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE mine (a)")
+    with contextlib.closing(sqlite3.connect(tmp_path / "bare.db")) as connection:
+        connection.execute("PRAGMA user_version = 1")
     (tmp_path / "empty.db").touch()
-    before = {file: file.read_bytes() for file in (other, tmp_path / "empty.db", database(root))}
+    before = {file: file.read_bytes() for file in (other, tmp_path / "bare.db", tmp_path / "empty.db", database(root))}
     for uri, message in (
-        (f"sqlite:///{other}", "something else than MLflow. Set uri to another file"),
+        (f"sqlite:///{other}", "something else than MLflow"),
         (f"sqlite:///{tmp_path}/typo.db", "uri=sqlite:///.*/typo.db: there is no record: .*/typo.db does not exist"),
         (f"sqlite:///{tmp_path}/no/folder.db", "folder.db does not exist"),
         (f"sqlite:///{tmp_path}/empty.db", "empty.db is empty"),
+        (f"sqlite:///{tmp_path}/bare.db", "bare.db is empty"),
         (default_uri(root), "has no experiment 'position_tiny'; it has Default, unused"),
     ):
         with pytest.raises(TrackingError, match=message):
