@@ -121,6 +121,8 @@ class CsvTracker:
     def finish(self, run: str, status: str) -> None:
         check_status(status)
         with self._runs() as runs:
+            if run not in runs:
+                raise TrackingError(f"{self._folder / 'runs.csv'} has no run {run} any more: its folder is gone.")
             runs[run] |= {"status": status, "ended": now()}
 
     def reconcile(self) -> int:

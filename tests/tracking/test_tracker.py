@@ -149,6 +149,14 @@ def test_the_same_sweep_and_stage_resume_their_runs(side, tracker, status):
     assert again.begin("c0ffee", "train", **CONFIG, parent=other) != child
 
 
+def test_a_run_that_somebody_deleted_is_a_tracking_error(side, tracker):
+    """Or whose folder went away with its disk: a sweep owes the record, and goes on."""
+    child = tracker.begin("c0ffee", "train", **CONFIG, parent=tracker.begin("1", "sweep", **CONFIG))
+    side.forget(child)
+    with pytest.raises(TrackingError, match=child):
+        tracker.finish(child, "FINISHED")
+
+
 @pytest.mark.parametrize("key", ["quo'te", "back\\slash"])
 def test_a_key_that_no_run_can_be_found_by_is_refused(side, tracker, key):
     with pytest.raises(ValueError, match="key"):
