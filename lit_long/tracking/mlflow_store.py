@@ -116,7 +116,7 @@ def check_readable(uri: str, key: str) -> None:
     if (database := database_file(uri)) is None:
         return
     if not database.is_file() or not _check_schema(database, uri, key):
-        problem = "is empty" if database.is_file() else "does not exist"
+        problem = "is empty" if database.is_file() else "is a folder" if database.is_dir() else "does not exist"
         raise TrackingError(f"{key}={uri}: there is no record: {database} {problem}.")
 
 
@@ -155,10 +155,11 @@ def wait_until_free(database: Path, seconds: float) -> None:
 
 
 def remedy(error: Exception, uri: str, key: str = "tracking.uri") -> str:
-    """What to do about an error of MLflow's; ``key``: the setting that names the store."""
+    """What to do about an error of MLflow's; ``key``: the setting that names the store, ``uri`` where it is only read."""
     code, database = getattr(error, "sqlite_errorname", ""), database_file(uri)
+    reads = key == "uri"
     if isinstance(error, ImportError):
-        return "Install it (pip install mlflow), or record in a plain folder (tracking.name=csv)."
+        return "Install it (pip install mlflow)" + ("." if reads else ", or record in a plain folder (tracking.name=csv).")
     if getattr(error, "error_code", "") in REFUSALS:
         return "The server does not let you in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
     if is_server(uri):
@@ -170,11 +171,15 @@ def remedy(error: Exception, uri: str, key: str = "tracking.uri") -> str:
     if code.startswith("SQLITE_BUSY"):
         return (
             f"Another process holds it: `lsof '{database}'` says which. Wait for it or stop it, then start again. "
-            "Locks that stick, as on network disks: run an MLflow server beside the file and set tracking.uri=http://HOST:PORT."
+            f"Locks that stick, as on network disks: run an MLflow server beside the file and set {key}=http://HOST:PORT."
         )
     if code in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+        if reads:
+            return f"{database} is no record of MLflow's, or a damaged one; name another with {key}=…"
         return f"Move the file aside. {REWRITTEN}"
-    return f"Is there space in {database.parent}, and may you write there? Else set root=… or tracking.uri=sqlite:///FILE."
+    if reads:
+        return f"May you read {database}, and is there space for the report? Else name another record with {key}=…"
+    return f"Is there space in {database.parent}, and may you write there? Else set root=… or {key}=sqlite:///FILE."
 
 
 def first_line(error: BaseException) -> str:

@@ -440,6 +440,31 @@ def test_a_report_from_a_store_writes_nothing_there(tmp_path, root):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def test_the_remedies_of_a_report_change_nothing(tmp_path, root, locked, monkeypatch):
+    """Whoever only reads is not to move a file aside that holds something else, and has no tracking.uri to set."""
+    (tmp_path / "thesis.txt").write_text("my thesis " * 200)
+    (tmp_path / "folder.db").mkdir()
+    shutil.copy(database(root), tmp_path / "damaged.db")
+    with (tmp_path / "damaged.db").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 4000)
+    locked(60)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda file, timeout=0.2, **options: connect(file, timeout=timeout, **options))
+    for uri, message in (
+        (f"sqlite:///{tmp_path}/thesis.txt", "thesis.txt is no record of MLflow's, or a damaged one; name another with uri="),
+        (f"sqlite:///{tmp_path}/damaged.db", "damaged.db is no record of MLflow's, or a damaged one; name another with uri="),
+        (f"sqlite:///{tmp_path}/folder.db", "folder.db is a folder"),
+        (default_uri(root), "locked(.|\n)*lsof(.|\n)* set uri=http://HOST:PORT"),
+    ):
+        with pytest.raises(TrackingError, match=message) as error:
+            fetch_sweep(uri, "x", tmp_path / "out")
+        assert "tracking." not in str(error.value) and "aside" not in str(error.value)
+    for error in (ImportError("No module named 'mlflow'"), PermissionError("Permission denied")):
+        said = mlflow_store.remedy(error, default_uri(root), "uri")
+        assert "tracking." not in said and "root=" not in said
+
+
 def test_a_damaged_database_is_refused(root):
     with database(root).open("r+b") as file:
         file.seek(100)
