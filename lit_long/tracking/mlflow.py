@@ -41,6 +41,7 @@ from lit_long.tracking.tracker import (
     SWEEP_JSON,
     SWEEP_YAML,
     Point,
+    TrackerAwayError,
     TrackingError,
     check_status,
     unrecorded,
@@ -58,7 +59,7 @@ SERVER = "http://127.0.0.1:5000"  # of `make ui` and `mlflow ui`
 
 
 class MlflowTracker:
-    """One experiment's runs. Every method raises `TrackingError` when the store fails for ``patience`` seconds."""
+    """One experiment's runs. Every method raises `TrackerAwayError` when the store fails for ``patience`` seconds, and `TrackingError` for what it refuses."""
 
     patience = 30.0
 
@@ -248,9 +249,11 @@ class MlflowTracker:
             except (MlflowException, sqlite3.Error, OSError) as error:
                 code = getattr(error, "error_code", "TEMPORARILY_UNAVAILABLE")
                 temporary = code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
-                if not temporary or isinstance(error, FileNotFoundError) or time.monotonic() >= deadline:
+                temporary = temporary and not isinstance(error, FileNotFoundError)
+                if not temporary or time.monotonic() >= deadline:
                     message = f"MLflow did not take a record ({function.__name__}) at {self.where}: {first_line(error)}"
-                    raise TrackingError(f"{message}\n{remedy(error, self.where)}") from error
+                    kind = TrackerAwayError if temporary else TrackingError
+                    raise kind(f"{message}\n{remedy(error, self.where)}") from error
                 time.sleep(0.2)
 
 

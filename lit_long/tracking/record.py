@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,24 @@ from lit_long.stages.plan import CORPUS, Plan, Stage, digest
 from lit_long.tracking.describe import environment_tags
 from lit_long.tracking.metric_names import metrics_of
 from lit_long.tracking.mirror import Mirror
-from lit_long.tracking.tracker import MEMBER, NOTE, RESULTS, SWEEP_JSON, SWEEP_YAML, Tracker, TrackingError, open_tracker
+from lit_long.tracking.tracker import (
+    MEMBER,
+    NOTE,
+    RESULTS,
+    SWEEP_JSON,
+    SWEEP_YAML,
+    Tracker,
+    TrackerAwayError,
+    TrackingError,
+    open_tracker,
+)
 
 if TYPE_CHECKING:
     from lit_long.stages.scores import Evaluation
 
 EVALUATE, INSTRUCT, THEORY = "evaluate", "instruct", "theory"  # experiments
 FOLDER = "lit_long.folder"  # a tag
+AWAY_SECONDS = 60.0  # for so long a tracker that was away is not asked again: each time, the sweep would wait
 GENERATED = "generated"  # what LongChat-Lines has for data
 
 
@@ -54,7 +65,7 @@ def open_command(config: TrackingConfig, experiment: str, root: str) -> Tracker:
 
 
 class Record:
-    """The runs of one sweep. What the tracker does not take of a stage is owed: it is written with the next stage, and at the end. Folders have it all,
+    """The runs of one sweep. What the tracker does not take of a stage is owed: it is written with a later stage, and at the end. Folders have it all,
     so the sweep goes on meanwhile."""
 
     def __init__(self, tracker: Tracker, plan: Plan) -> None:
@@ -67,16 +78,22 @@ class Record:
         tags |= {FOLDER: str(plan.folder), NOTE: plan.sweep.description}
         self.parent = tracker.begin(plan.key, sweep_name(plan), params=params, tags=tags)
         self.owed: dict[str, Callable[[], None]] = {}  # by the identity of the stage: what writes its record
+        self.why, self.ask_at = "", 0.0  # what the tracker said when it was away, and until when nothing is asked of it
         self.measured: dict[str, None] = {}  # names of what evaluations recorded, in order
         self.where = tracker.show(plan.key, self.measured)  # for people to look at it; "" where nothing is recorded
         tracker.text(self.parent, (plan.folder / SWEEP_YAML).read_text(encoding="utf-8"), SWEEP_YAML)
 
     def begin(self, stage: Stage) -> tuple[str, Mirror | None]:
         """The stage's child run, made or resumed, and what keeps its metrics in step with the folder; none while the tracker is away."""
-        if not self.pay():
-            with suppress(TrackingError):  # said when the stage ends, unless it is back by then
-                return self.open_run(stage)
-        return "", None
+        if self.is_away():
+            return "", None
+        try:
+            opened = self.open_run(stage)
+        except TrackingError as error:  # said when the stage ends, unless it is back by then
+            self.note(error)
+            return "", None
+        self.pay_all()
+        return opened
 
     def open_run(self, stage: Stage, cached: bool = False) -> tuple[str, Mirror]:
         """As `begin`. Raises TrackingError."""
@@ -107,22 +124,43 @@ class Record:
             found = run, mirror
             if mirror is None or status == "FINISHED":  # again, for the tags that only its result has
                 opened = self.open_run(stage)
-                found = found if mirror else opened
+                found = found if mirror and opened[0] == run else opened  # another run where somebody has deleted it
             self.complete(stage, *found, status)
 
         self.owed[stage.identity] = write
-        return self.pay()
+        if self.is_away():
+            return self.why
+        if not (why := self.pay(stage.identity)):
+            self.pay_all()
+        return why
 
-    def pay(self) -> str:
-        """Write what is owed, the latest first, while the tracker takes it. Returns what it said, or ""."""
-        for identity in reversed(list(self.owed)):
-            write = self.owed.pop(identity)  # what fails otherwise is tried no more
-            try:
-                write()
-            except TrackingError as error:
-                self.owed[identity] = write
-                return str(error)
+    def pay(self, identity: str) -> str:
+        """Write what is owed of one stage. Returns why the tracker did not take it, or ""."""
+        write = self.owed.pop(identity)  # what fails otherwise is tried no more
+        try:
+            write()
+        except TrackingError as error:
+            self.owed = {identity: write} | self.owed  # the others are tried before it
+            self.note(error)
+            return str(error)
         return ""
+
+    def pay_all(self) -> str:
+        """Write all that is owed, the latest first, unless the tracker is away. Returns what it said last, or ""."""
+        why = ""
+        for identity in reversed(list(self.owed)):
+            why = self.pay(identity) or why
+            if self.is_away():
+                break
+        return why
+
+    def note(self, error: TrackingError) -> None:
+        if isinstance(error, TrackerAwayError):
+            self.why, self.ask_at = str(error), time.monotonic() + AWAY_SECONDS
+
+    def is_away(self) -> bool:
+        """Whether the tracker was away a moment ago."""
+        return time.monotonic() < self.ask_at
 
     def complete(self, stage: Stage, run: str, mirror: Mirror, status: str) -> None:
         mirror.sync(final=True)
@@ -143,8 +181,8 @@ class Record:
 
     def cached(self, stage: Stage) -> str:
         """A stage that was done before: its child run, light when its history lies under another sweep. Returns why it is owed, or ""."""
-        away, self.owed[stage.identity] = bool(self.owed), partial(self.complete_cached, stage)
-        return "" if away else self.pay()
+        away, self.owed[stage.identity] = bool(self.owed) or self.is_away(), partial(self.complete_cached, stage)
+        return "" if away else self.pay(stage.identity)
 
     def complete_cached(self, stage: Stage) -> None:
         final = final_metrics(read_result(stage.folder))
@@ -167,7 +205,8 @@ class Record:
         Raises:
             TrackingError: the record of a stage, or of the sweep, is not whole.
         """
-        why = self.pay()
+        self.ask_at = 0.0  # the last time to ask
+        why = self.pay_all()
         if files:
             self.results()
         for file in files:

@@ -32,6 +32,10 @@ class TrackingError(UserError):
     """The tracker cannot be used, or did not take a record in time. The message says why and what to do."""
 
 
+class TrackerAwayError(TrackingError):
+    """The tracker was waited for in vain, and what is asked of it next would wait, too. Other errors come at once: it refused one record."""
+
+
 class Point(NamedTuple):
     """One number of a run."""
 
@@ -44,7 +48,7 @@ class Point(NamedTuple):
 class Tracker(Protocol):
     """The runs of one experiment. Everything may be said twice: runs are found by their keys and resumed, files replace themselves.
 
-    Every method may raise `TrackingError`. Methods that take ``run`` want an id that `begin` returned.
+    Every method may raise `TrackingError`; `TrackerAwayError` after waiting for a store in vain. Methods that take ``run`` want an id that `begin` returned.
     """
 
     where: str  # URI or folder, for people and for who wants to find the runs again

@@ -29,7 +29,7 @@ from lit_long.tracking.describe import environment_tags
 from lit_long.tracking.mlflow import MlflowTracker, fetch_sweep, flatten
 from lit_long.tracking.mlflow_store import default_uri
 from lit_long.tracking.mlflow_view import columns
-from lit_long.tracking.tracker import NOTE
+from lit_long.tracking.tracker import NOTE, TrackerAwayError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"params": {}, "tags": {}}
@@ -190,9 +190,9 @@ def test_a_final_sync_gives_up_with_a_remedy(root, tracker, locked):
     file.write_text(lines(1))
     locked(60)
     tracker.patience = 0.5
-    with pytest.raises(TrackingError, match="locked(.|\n)*lsof"):
+    with pytest.raises(TrackerAwayError, match="locked(.|\n)*lsof"):
         mirror.sync(final=True)
-    with pytest.raises(TrackingError, match="locked"):
+    with pytest.raises(TrackerAwayError, match="locked"):
         tracker.finish(run, "FINISHED")
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from lit_long.config import TrackingConfig, UserError
 from lit_long.tracking import Mirror, NoTracker, Tracker, TrackingError, open_tracker
-from lit_long.tracking.tracker import MAX_POINTS, TRACKERS
+from lit_long.tracking.tracker import MAX_POINTS, TRACKERS, TrackerAwayError
 from tests.tracking.sides import SIDES, Side
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,8 +153,9 @@ def test_a_run_that_somebody_deleted_is_a_tracking_error(side, tracker):
     """Or whose folder went away with its disk: a sweep owes the record, and goes on."""
     child = tracker.begin("c0ffee", "train", **CONFIG, parent=tracker.begin("1", "sweep", **CONFIG))
     side.forget(child)
-    with pytest.raises(TrackingError, match=child):
+    with pytest.raises(TrackingError, match=child) as error:
         tracker.finish(child, "FINISHED")
+    assert not isinstance(error.value, TrackerAwayError)  # it takes the others
 
 
 @pytest.mark.parametrize("key", ["quo'te", "back\\slash"])
