@@ -98,6 +98,9 @@ VERIFIED |= {
     "mmlu",
     "nq_open",
     "triviaqa",
+    "gsm8k",
+    "humaneval",
+    "mbpp",
 }
 
 # Rows of the splits as published, "OWNER/NAME CONFIGURATION SPLIT": of other numbers a score says so, since it is of a part, or of a stand-in.
