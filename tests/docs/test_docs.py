@@ -101,8 +101,9 @@ def test_sweeps_are_accepted(page, tmp_path, monkeypatch):
         (tmp_path / name).write_text(content, encoding="utf-8")
     for words in TOLD[page]:
         command = read_command([*words, "dry_run=true", f"root={tmp_path}"])
-        grid = command.experiment.get("grid", {})
-        command.experiment["grid"] = {axis: values[:1] for axis, values in grid.items()}  # one trial says as much, sooner
+        grid, chosen = command.experiment.get("grid", {}), {word.partition("=")[0] for word in words}
+        # One trial says as much, sooner; what the page itself chooses from must be there.
+        command.experiment["grid"] = {axis: values if f"grid.{axis}" in chosen else values[:1] for axis, values in grid.items()}
         command.experiment.pop("exclude", None)  # which may be of the others
         try:
             assert outline(make_plan(command))
