@@ -253,7 +253,8 @@ def make_plan(command: Command) -> Plan:
     notes = axes.notes()  # refuses an axis that applies nowhere, before variants are named by it
     if not chosen:
         raise UserError(f"{command.file}: exclude leaves no point of the grid")
-    for point, built in without_unused(builder.build_all(names, point) for point in chosen):
+    written = {settings.get("parent") for settings in sweep.stages.values()}
+    for point, built in without_unused((builder.build_all(names, point) for point in chosen), written):
         trial = Trial(variant_name(point, sweep.grid), 0, point)
         for name, one in built.items():
             trial.seed = one.config.seed
@@ -376,10 +377,16 @@ class StageBuilder:
         return self.corpora[key]
 
 
-def without_unused(points: Iterable[tuple[Point, dict[str, BuiltStage]]]) -> Iterator[tuple[Point, dict[str, BuiltStage]]]:
-    """The stages of each point but those that others start from at some points, and here none does: an axis over ``stages.NAME.parent`` goes round them."""
+def without_unused(
+    points: Iterable[tuple[Point, dict[str, BuiltStage]]], written: set[str | None]
+) -> Iterator[tuple[Point, dict[str, BuiltStage]]]:
+    """The stages of each point but those that others start from elsewhere, and here none does: an axis over ``stages.NAME.parent`` goes round them.
+
+    Args:
+        written: the parents that the experiment's stages name; the points may all be such that go round one.
+    """
     points = list(points)
-    parents = {one.parent for _, built in points for one in built.values()}
+    parents = written | {one.parent for _, built in points for one in built.values()}
     for point, built in points:
         used: set[str | None] = set()
         for name in reversed(built):  # parents come first

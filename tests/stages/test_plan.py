@@ -80,6 +80,14 @@ def test_the_plan_that_the_outline_names_is_of_the_same_scale():
     assert "python -m lit_long.plan experiment=position_tiny\n" in outline(default)
 
 
+def test_a_part_of_a_grid_trains_nothing_that_it_does_not_measure():
+    """The base model alone is measured: nobody waits for its extension."""
+    words = ["experiment=olmpool", "grid.design=[llama3]", "grid.seed=[0]", "dry_run=true"]
+    for trained, expected in (("[short]", ["base"]), ("[long]", ["base", "extend"]), ("[short,long]", ["base", "extend"])):
+        plan = make_plan(read_command([*words, f"grid.trained={trained}"]))
+        assert [stage.name for stage in plan.stages if stage.config.kind == "train"] == expected
+
+
 def test_a_stage_finds_its_trials_without_a_search():
     plan = make_plan(read_command(["dry_run=true", f"grid.seed={list(range(10, 40))}", "position=rope"]))
     plan = replace(plan, trials=Counted(plan.trials))
