@@ -100,6 +100,7 @@ def place(store, tmp_path) -> Path:
 SWITCHES = {"qk_norm": "layer", "norm": "post", "activation": "relu2", "qkv_bias": True, "o_bias": True, "mlp_bias": True}
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does_of_another_family(place):
     """Biases of sums are added once, and one vector of all heads is normalised as a whole."""
     shape = replace(SHAPE, **SWITCHES)
