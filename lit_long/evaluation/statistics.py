@@ -25,6 +25,7 @@ T = (
     12.706204736, 4.302652730, 3.182446305, 2.776445105, 2.570581836, 2.446911851, 2.364624252, 2.306004135, 2.262157163,
     2.228138852, 2.200985160, 2.178812830, 2.160368656, 2.144786688, 2.131449546, 2.119905299, 2.109815578, 2.100922040,
 )  # fmt: skip
+LARGEST = math.log(sys.float_info.max)
 RESAMPLES = 2000
 FEW = 20  # samples below which a bootstrap's interval is too narrow: of 4 normal ones it holds the mean in 80 % of all cases
 
@@ -95,8 +96,8 @@ def exponential(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def exp(nats: float) -> float:
-    """The largest number where exp(nats) is larger, as of a model that diverged: JSON has no infinity."""
-    return math.exp(nats) if nats < math.log(sys.float_info.max) else sys.float_info.max
+    """exp(nats), at most the largest float: a model that diverged may exceed it, and JSON has no infinity. NaN stays NaN."""
+    return math.exp(min(nats, LARGEST))
 
 
 def checked(values: Sequence[float]) -> np.ndarray:
