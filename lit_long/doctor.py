@@ -1,9 +1,9 @@
-"""What this machine has, what of it lit-long will use, and what is missing, with the command that brings it: one screen.
+"""What this machine has, what lit-long will use, and what is missing, with the command that installs it: one screen.
 
     python -m lit_long.doctor
-    python -m lit_long.doctor root=FOLDER       where runs/ is to lie, as for a sweep
+    python -m lit_long.doctor root=FOLDER       the folder of runs/, as for a sweep
 
-Nothing is changed or downloaded. How to install on a machine with GPUs: docs/guides/installation.md. Exit codes: 0, whatever is missing; 2 bad input.
+Nothing is changed or downloaded. How to install on a machine with GPUs: docs/guides/installation.md. Exit codes: 0 even if something is missing; 2 bad input.
 """
 
 from __future__ import annotations

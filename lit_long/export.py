@@ -1,4 +1,4 @@
-"""Export a checkpoint to a Hugging Face folder, which transformers 4 and 5 load, and whatever loads what they load.
+"""Export a checkpoint to a Hugging Face folder, which transformers 4 and 5, and tools that read their format, can load.
 
     python -m lit_long.export checkpoint=runs/stages/train-… out=my-model            a finished stage
     python -m lit_long.export checkpoint=runs/stages/train-…/checkpoints/step-….ckpt out=my-model        a resume point, sharded or not

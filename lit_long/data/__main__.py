@@ -1,6 +1,6 @@
 """Prepare data once, and look at what there is.
 
-    python -m lit_long.data prepare data=builtin                          build and tokenise; killed, the same command goes on
+    python -m lit_long.data prepare data=builtin                          build and tokenise; if killed, run it again to continue
     python -m lit_long.data prepare data.sources.mine.path=FOLDER         one's own text, JSON lines, parquet, or hf:NAME
     python -m lit_long.data inspect data.sources.mine.path=FOLDER         documents, tokens, lengths, a sample
     … format=json        machine-readable: documents, tokens, long_share (of documents), digest, per source

@@ -291,11 +291,12 @@ class GGUF(ForeignWeights):
         return value
 
     def decimal(self, key: str, default: float | None = None) -> float:
-        """That fp32 number as people write it: 1e-05, not 9.999999747378752e-06."""
+        """The fp32 number ``ARCHITECTURE.KEY``, as `decimal` writes it."""
         return decimal(self.need(key, default))
 
 
 def decimal(number: float) -> float:
+    """An fp32 number as people write it: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(number)))
 
 

@@ -255,9 +255,8 @@ def verdict(claim: Claim, design: Design, difference: dict[str, Any]) -> str:
     shown, opposite = ("**shown**", "**contradicted**") if direct else ("**agrees here**", "**opposite here**")
     if claim.by == DOCUMENTS:  # the interval has no variance of training
         shown, opposite = f"{shown} for this run", f"{opposite} for this run"
-    if math.isclose(
-        difference["low"], difference["high"], rel_tol=1e-9
-    ):  # without width it is no interval: as Difference.clear has it
+    # Without width it is no interval, as in Difference.clear.
+    if math.isclose(difference["low"], difference["high"], rel_tol=1e-9):
         return "not shown"
     if claim.claim == SAME:
         if max(-difference["low"], difference["high"]) <= claim.within:

@@ -10,10 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.slow
 def test_in_a_process_of_its_own():
     cases = Path(__file__).with_name("host_traffic_cases.py")
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "python_files=*_cases.py", str(cases)]
