@@ -23,6 +23,7 @@ BENCHES = {
     "data-prepare": "bench_data_prepare",
     "data-batches": "bench_data_batches",
     "planning": "bench_planning",
+    "optimizer": "bench_optimizer",
     "train": "bench_train_step",  # last: it leaves out parts for which there is no time
 }
 ON_DEMAND = {"growth": "bench_growth", "recording": "bench_recording"}
