@@ -331,13 +331,17 @@ def resolve_interpolations(raw: dict[str, Any], where: str, known: Resolved | No
     return StageConfig(**resolved)
 
 
+MISSING_VALUE = object()
+
+
 class RawValue:
     """A key's value, checked as far as that goes before its interpolations are resolved, and the keys that these may name."""
 
     def __init__(self, key: str, value: Any, where: str) -> None:
         self.plain = plain(check(StageConfig, {key: value}, where)[key])
         texts = [text for text in leaves(self.plain) if isinstance(text, str) and "${" in text]
-        words = set(re.findall(r"\w+", " ".join(texts)))
+        self.paths = set(re.findall(r"[\w.]+", " ".join(texts)))  # model.context, among other words
+        words = {word for path in self.paths for word in path.split(".")}
         # oc.select and its kind may make names of other values; what else is named, is named in the text
         self.names = [name for name in STAGE if name in words or any("oc." in text for text in texts)]
         self.refers = bool(texts)
@@ -356,13 +360,37 @@ def resolve_one(key: str, needed: list[str], values: dict[str, RawValue], where:
     if values[key].refers:
         OmegaConf.register_resolver("multiply", lambda a, b: float(a) * float(b), replace=True)
         OmegaConf.register_resolver("divide", lambda a, b: float(a) / float(b), replace=True)
+        seen = {name: values[name].plain for name in needed} if len(needed) == len(values) else named_values(key, needed, values)
         try:
-            value = OmegaConf.to_container(OmegaConf.create({name: values[name].plain for name in needed}), resolve=True)[key]
+            found = OmegaConf.to_container(OmegaConf.create(seen), resolve=True)[key]
         except OmegaConfBaseException as error:
-            if len(needed) < len(values):  # a name that is itself made of values
+            if len(needed) < len(values):  # a name that is itself made of values, or relative
                 return resolve_one(key, list(values), values, where)
             raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+        whole = {key: copy.deepcopy(value)}
+        merge(whole, {key: found})
+        value = whole[key]
     return check(StageConfig, {key: value}, where)[key]
+
+
+def named_values(key: str, needed: list[str], values: dict[str, RawValue]) -> dict[str, Any]:
+    """Of the key's value what has interpolations, and of the needed keys what these name: a value takes OmegaConf a hundred times as long as a dict."""
+    seen: dict[str, Any] = {}
+    merge(seen, {key: with_interpolations(values[key].plain)})
+    for path in sorted(set().union(*(values[name].paths for name in needed))):
+        value: Any = {name: values[name].plain for name in needed}
+        for part in path.split("."):
+            value = value.get(part, MISSING_VALUE) if isinstance(value, dict) else MISSING_VALUE
+        if value is not MISSING_VALUE:
+            merge(seen, nest(path, value))
+    return seen
+
+
+def with_interpolations(value: Any) -> Any:
+    """A group without what has no interpolation; lists and single values as they are."""
+    if not isinstance(value, dict):
+        return value
+    return {k: with_interpolations(v) for k, v in value.items() if any(isinstance(x, str) and "${" in x for x in leaves(v))}
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -7,7 +7,8 @@ import time
 import pytest
 import yaml
 
-from lit_long.config import UserError, read_command
+from lit_long.config import UserError, plain, read_command
+from lit_long.config.compose import resolve_interpolations
 from lit_long.stages.plan import make_plan
 from tests.data.public import stand_ins
 from tests.integration.mini import REPOSITORY, run_here
@@ -210,6 +211,41 @@ def test_users_own_folders_come_first(tmp_path):
     (tmp_path / "configs" / "model" / "mini.yaml").write_text(text)
     shown = run_here("lit_long.sweep", "show=config", f"root={tmp_path}", cwd=tmp_path)
     assert yaml.safe_load(shown.stdout)["stages"]["base"]["model"]["n_layers"] == 2
+
+
+MODEL = {"d_model": 128, "n_heads": 2, "n_kv_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "value"),
+    [
+        ({"model": MODEL | {"d_ffn": "${multiply:${model.d_model},2}"}}, "model.d_ffn", 256),
+        ({"model": MODEL | {"d_ffn": "${.d_model}"}}, "model.d_ffn", 128),  # relative
+        ({"model": MODEL | {"d_ffn": "${model.${trainer.loss}}"}, "trainer": {"loss": "d_model"}}, "model.d_ffn", 128),  # a name made of a value
+        ({"model": MODEL | {"n_layers": "${oc.select:model.none,3}"}}, "model.n_layers", 3),
+        ({"model": MODEL | {"n_layers": "${oc.select:model.n_heads,3}"}}, "model.n_layers", 2),
+        ({"optim": {"min_lr_ratio": "${optim.betas.1}", "betas": [0.5, 0.75]}}, "optim.min_lr_ratio", 0.75),  # of a list
+        ({"optim": {"betas": [0.5, "${divide:1,${model.n_heads}}"]}, "model": MODEL}, "optim.betas", (0.5, 0.5)),
+        ({"optim": {"min_lr_ratio": "${optim.weight_decay}", "weight_decay": "${data.weights.code}"}, "data": {"weights": {"code": 0.125}}},
+         "optim.min_lr_ratio", 0.125),  # from one to the next
+        ({"data": {"weights": {"code": 0.25, "docs": "${data.weights.code}"}}}, "data.weights", {"code": 0.25, "docs": 0.25}),
+        ({"optim": {"min_lr_ratio": "${data.weights.c-4}"}, "data": {"weights": {"c-4": 0.25}}}, "optim.min_lr_ratio", 0.25),
+        ({"position": {"scheme": "rope", "base": 5.0}, "layers": {"groups": {"all": {"position": "${position}"}}}},
+         "layers.groups.all.position", {"scheme": "rope", "base": 5.0}),  # a group
+        ({"context": "${model.context}", "tokens": "${multiply:${context},4}", "model": {"context": "2k"}}, "tokens", 8192),
+    ],
+)  # fmt: skip
+def test_interpolations(settings, key, value):
+    found = resolve_interpolations(settings, "here")
+    for part in key.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == value
+    assert "${" not in repr(plain(resolve_interpolations(settings, "here")))
+
+
+def test_interpolations_of_nothing_are_refused():
+    with pytest.raises(UserError, match="here: Interpolation key 'model.none' not found"):
+        resolve_interpolations({"model": MODEL | {"n_layers": "${model.none}"}}, "here")
 
 
 def test_show_config_is_complete_and_dry_run_writes_nothing(tmp_path):
