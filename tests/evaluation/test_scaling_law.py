@@ -35,16 +35,16 @@ def test_the_papers_curves(size):
 
 
 def test_intervals_cover_the_truth():
-    """Of 100 noisy curves about 95 % of the intervals hold the true value."""
+    """Of 40 noisy curves about 95 % of the intervals hold the true value."""
     truth, random = Law(25.4, 0.45, 1.56, {}, 1.0, 0), np.random.default_rng(0)
     contexts = np.geomspace(16, 32768, 12)
     covered = {"alpha": 0, "beta": 0, "gamma": 0}
-    for _ in range(100):
+    for _ in range(40):
         found = fit(contexts, truth.loss(contexts) + random.normal(0, 0.01, len(contexts)))
         for name in covered:
             low, high = found.intervals[name]
             covered[name] += low <= getattr(truth, name) <= high
-    assert all(89 <= count <= 99 for count in covered.values()), covered
+    assert all(34 <= count <= 39 for count in covered.values()), covered
 
 
 def test_a_rising_loss_is_told_by_r2():
