@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from lit_long.config import LayersConfig, ModelConfig, UserError, nearest
 from lit_long.config.mesh import ACCUMULATE, Mesh
@@ -61,38 +62,38 @@ class Job:
     layers: tuple[tuple[str, int | None], ...] = ()
     kernels: str = "cuda"
 
-    @property
+    @cached_property
     def widths(self) -> Widths:
         return SHARDED_MIXED if self.fsdp and self.precision == "bf16-mixed" else PRECISIONS[self.precision]
 
-    @property
+    @cached_property
     def windows(self) -> list[int | None]:
         return [window for _, window in self.layers]
 
-    @property
+    @cached_property
     def fsdp(self) -> bool:
         return self.mesh.ranks > 1
 
-    @property
+    @cached_property
     def rank_rows(self) -> int:
         """Sequences of an update that each data rank trains on."""
         return max(1, self.tokens_per_update // self.context // self.mesh.data_ranks)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Sequences of a micro-batch. GPUs that share sequences have room for more of them (`LongContextModule.micro_batches`)."""
         return max(1, self.micro_batch_tokens * self.mesh.context // self.context)
 
-    @property
+    @cached_property
     def micro_batches(self) -> int:
         return -(-self.rank_rows // self.rows)
 
-    @property
+    @cached_property
     def local_tokens(self) -> int:
         """Tokens of the largest micro-batch on one GPU. Micro-batches are as equal as they can be."""
         return -(-self.rank_rows // self.micro_batches) * self.context // self.mesh.context
 
-    @property
+    @cached_property
     def sharded(self) -> int:
         """Ranks that FSDP2 spreads each parameter over."""
         return self.mesh.shard * self.mesh.context

@@ -43,8 +43,9 @@ class Estimate:
         return self.free >= 0
 
 
-def estimate(job: Job, machines: Machines) -> Estimate:
-    memory = peak(job)
+def estimate(job: Job, machines: Machines, memory: Moment | None = None) -> Estimate:
+    """What the job costs. ``memory``: its peak, where that is known."""
+    memory = memory or peak(job)
     return Estimate(
         job, memory, speed(job, machines.gpu, machines.in_machine, machines.efficiency), usable(machines.gpu) - memory.total
     )
@@ -57,7 +58,7 @@ def search(job: Job, machines: Machines, said: frozenset[str]) -> Estimate | Non
         said: keys that the user has fixed: replicate, context_parallel, tensor_parallel, micro_batch_tokens, checkpointing, accumulate.
     """
     found = [(each, peak(each)) for each in candidates(job, machines, said)]
-    fitting = [estimate(each, machines) for each, memory in found if memory.total <= usable(machines.gpu)]
+    fitting = [estimate(each, machines, memory) for each, memory in found if memory.total <= usable(machines.gpu)]
     if fitting:
         near = NEAR * min(each.speed.update for each in fitting)
         return min(
