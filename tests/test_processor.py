@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lit_long import processor
+from tests.evaluation.models import bytes_folder
 from tests.integration.mini import REPOSITORY
 
 ON_AMD = processor.intel_check() is not None
@@ -119,3 +120,29 @@ def test_a_system_that_refuses_leaves_all_as_it_was(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name, **how: Refusing() if name is None else library(name, **how))
     monkeypatch.setattr(processor, "has_mkl_fast_path", lambda: False)
     assert processor.take_mkl_fast_path() == "MKL: not its fast path, the system refuses: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("flags", "slow"), [("sse2 avx2 fma", True), ("avx2 avx512f", False), ("avx2 avx512f avx512_bf16", False), ("", False)]
+)
+def test_bf16_is_noted_where_torch_multiplies_it_slowly(flags, slow, monkeypatch, tmp_path):
+    from lit_long.config import read_command
+    from lit_long.stages.model import load_model
+    from lit_long.stages.plan import make_plan
+
+    monkeypatch.setattr(processor, "processor_info", lambda: {"flags": flags} if flags else {})
+
+    def notes(*words):
+        return [note for note in make_plan(read_command([f"root={tmp_path}", *words])).notes if "AVX-512" in note]
+
+    assert notes() == []  # auto
+    asked = notes("trainer.precision=bf16-mixed", "evaluation.precision=bf16-true")
+    assert len(asked) == (2 if slow else 0)
+    assert not slow or (asked[0].startswith("trainer.precision: this") and "evaluation.precision=32-true avoids it" in asked[1])
+    assert notes("trainer=gpu", "trainer.precision=bf16-true", "evaluation.precision=bf16-true") == []
+    said, folder = [], bytes_folder(tmp_path / "model")
+    for dtype in ("float32", "bfloat16"):
+        load_model({"model": {"init": str(folder)}}, "", "cpu", dtype, said.append)
+    assert [line for line in said if "AVX-512" in line] == (
+        [f"note: {processor.note_on_bf16('dtype=bfloat16')}; dtype=float32 avoids it"] if slow else []
+    )

@@ -19,6 +19,7 @@ from lit_long.planning.hardware import GIB
 from lit_long.positions.layers import build_layers
 from lit_long.pretrained import open_pretrained
 from lit_long.pretrained.weights import WEIGHTS, load_pretrained, load_weights
+from lit_long.processor import note_on_bf16
 from lit_long.stages.folder import read_stage
 from lit_long.stages.resolve import resolve_layers
 from lit_long.tokenizers.tokenizer import ModelTokenizer
@@ -43,6 +44,8 @@ def load_model(
         UserError: no model is named or it cannot be had, settings that make no sense, or an encoder that cannot hold the context.
     """
     place, precision = choose(device, dtype)
+    if place.type == "cpu" and precision == torch.bfloat16 and (note := note_on_bf16("dtype=bfloat16")):
+        say(f"note: {note}; dtype=float32 avoids it")
     weights = functools.cache(open_pretrained)
     folder = Path(stage).expanduser().resolve() if stage else None
     base, store = stage_settings(folder, words) if folder else (None, None)

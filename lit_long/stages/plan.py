@@ -33,6 +33,7 @@ from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
 from lit_long.config.grid import Point, points, settings_of_point, variant_name
 from lit_long.config.mesh import ROUNDED_UPDATES
 from lit_long.pretrained import PretrainedWeights, open_pretrained
+from lit_long.processor import note_on_bf16
 from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_adapter, has_weights, shipped_folder, stand_in
 from lit_long.stages.axes import Axes
 from lit_long.stages.folder import ERROR, is_archived, is_done
@@ -294,7 +295,19 @@ def make_plan(command: Command) -> Plan:
     trained = [stage for stage in order if stage.config.kind == "train" and not stage.done]
     if rounded := dict.fromkeys(stage.name for stage in trained if stage.config.trainer.precision == "bf16-true"):
         notes.append(f"{', '.join(rounded)}: {ROUNDED_UPDATES}")
+    for setting in dict.fromkeys(bf16_on_cpu(stage.config) for stage in order if not stage.done):
+        if setting and (note := note_on_bf16(setting)):
+            notes.append(f"{note}; {setting}=32-true avoids it")
     return Plan(sweep, root, trials, order, key, list(prober.unseen.values()), shipped, notes + lacking)
+
+
+def bf16_on_cpu(config: StageConfig) -> str:
+    """The key that lets a stage compute in bf16 on a CPU, or ""."""
+    if config.kind == "data" or config.trainer.accelerator != "cpu":
+        return ""
+    key = "trainer.precision" if config.kind == "train" else "evaluation.precision"
+    precision = config.trainer.precision if config.kind == "train" else config.evaluation.precision
+    return "" if precision == "32-true" else key
 
 
 @dataclass(frozen=True, eq=False)
