@@ -4,8 +4,8 @@ Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networ
 head and norms stay AdamW's. Its updates are scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2),
 so both take the same learning rate and weight decay. A small model learns to look back with it in a third of the tokens (docs/lab-book.md).
 
-torch's Muon computes the orthogonal update in bf16. A processor that has no bf16 products does this more slowly than it trains the model, so there it
-is computed in fp32.
+torch's Muon computes the orthogonal update in bf16. A processor that has no bf16 products may need more time for this than for the model itself
+(docs/performance.md), so there it is computed in fp32.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> Optimizer:
 
 
 class MuonFp32(torch.optim.Muon):
-    """torch's Muon with its orthogonal update in fp32. Groups and state are torch's, so a checkpoint of one is a checkpoint of the other."""
+    """torch's Muon, under ``adjust_lr_fn="match_rms_adamw"``, with its orthogonal update in fp32. Groups and state are torch's, so a checkpoint of one
+    is a checkpoint of the other."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
