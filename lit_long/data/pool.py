@@ -1,17 +1,23 @@
 """Processes that work side by side and never outlive the one that started them, not even when that was ended by kill -9.
 
-Spawned, not forked: the caller may hold threads (torch, tokenizers), which a fork would leave with their locks taken.
+Spawned, not forked: the caller may hold threads (torch, tokenizers), which a fork would leave with their locks taken. They do not import the caller's
+script, whose functions they never call: no ``if __name__ == "__main__"`` is needed around what starts them, and a script that imports Lightning does
+not import it once for each of them.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import Any
 
 from lit_long.config import UserError
 
@@ -28,8 +34,7 @@ def process_pool(workers: int, threads: bool = False) -> Iterator[ProcessPoolExe
     Raises:
         UserError: one of them was killed, as the kernel does when memory is used up.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_Context(), initializer=_start, initargs=(threads,)) as pool:
         try:
             yield pool
         except BrokenProcessPool:
@@ -40,6 +45,23 @@ def process_pool(workers: int, threads: bool = False) -> Iterator[ProcessPoolExe
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+class _Worker(SpawnProcess):
+    """A spawned process that starts without the caller's script: multiprocessing tells it to import what is ``__main__`` at its start."""
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process)
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Context(SpawnContext):
+    Process = _Worker
 
 
 def _start(threads: bool) -> None:

@@ -18,11 +18,10 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT = """
 import time
 from lit_long.data.pool import process_pool
-if __name__ == "__main__":
-    with process_pool(2) as pool:
-        jobs = [pool.submit(*job) for job in {jobs}]
-        print([jobs[number].result() for number in {awaited}], flush=True)
-        time.sleep(60)
+with process_pool(2) as pool:
+    jobs = [pool.submit(*job) for job in {jobs}]
+    print([jobs[number].result() for number in {awaited}], flush=True)
+    time.sleep(60)
 """
 
 
@@ -46,6 +45,21 @@ def test_no_worker_outlives_its_parent(jobs, awaited):
 def test_a_killed_worker_is_told_of():
     with pytest.raises(UserError, match="was killed .*memory.*processes=1"), process_pool(1) as pool:
         pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
+
+
+def test_a_script_is_not_run_again(tmp_path):
+    """Not as a file, not as a module, and though it has no ``if __name__ == "__main__"``; it keeps its own __main__."""
+    (tmp_path / "script.py").write_text(
+        "import sys\n"
+        "print('run', flush=True)\n"
+        "from lit_long.data.pool import process_pool\n"
+        "with process_pool(2) as pool:\n"
+        "    print(list(pool.map(len, ['a', 'bb', 'ccc'])), sys.modules['__main__'].__file__ == __file__)\n"
+    )
+    for words in (["script.py"], ["-m", "script"]):
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.stdout == "run\n[1, 2, 3] True\n", done.stdout + done.stderr
 
 
 def test_cores_are_those_that_may_be_used():
