@@ -36,11 +36,21 @@ def no_mlflow(tmp_path):
 
 
 def test_a_rehearsal_and_what_has_its_result(tmp_path):
-    """Attention's tests and our blocks as on Hopper, by FlashAttention 3 and 2, varlen_attn and SDPA."""
-    (tmp_path / "loss.json").write_text('{"part": "loss", "ended": "well", "rows": []}')
-    done = rehearse(tmp_path, "quick=true", "only=loss,numerics")
+    (tmp_path / "growth.json").write_text('{"part": "growth", "ended": "well", "rows": []}')
+    done = rehearse(tmp_path, "quick=true", "only=growth,loss")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "loss: has its result" in done.stdout and '"rows": []' in (tmp_path / "loss.json").read_text()
+    assert "growth: has its result" in done.stdout and '"rows": []' in (tmp_path / "growth.json").read_text()
+    result = json.loads((tmp_path / "loss.json").read_text())
+    assert result["ended"] == "well" and "H100" in result["machine"]
+    found = {row["who"]: row["nats_a_token"] for row in result["rows"] if "nats_a_token" in row}
+    assert found["ours"] == pytest.approx(found["torch"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_attention(tmp_path):
+    """Attention's tests and our blocks as on Hopper, by FlashAttention 3 and 2, varlen_attn and SDPA."""
+    done = rehearse(tmp_path, "quick=true", "only=numerics")
+    assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "numerics.json").read_text())
     assert result["ended"] == "well" and "H100" in result["machine"]
     ran = {row["which"]: row["kernels"] for row in result["rows"] if "right" in row}

@@ -51,7 +51,7 @@ class _Worker(SpawnProcess):
     """A spawned process that starts without the caller's script: multiprocessing tells it to import what is ``__main__`` at its start."""
 
     @staticmethod
-    def _Popen(process: Any) -> Any:
+    def _Popen(process: Any) -> Any:  # noqa: N802 - the name that multiprocessing calls
         script = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         try:

@@ -88,8 +88,7 @@ def test_progress_is_reported(store):
 def test_another_process_prepares_the_same_bytes(store, corpus, tmp_path):
     script = (
         "import sys; from pathlib import Path; from lit_long.config import CorpusConfig; from lit_long.data.prepare import prepare\n"
-        "if __name__ == '__main__':\n"
-        f"    print(prepare(CorpusConfig(packages={corpus.packages}, validation={corpus.validation[::-1]}, vocab_size=1024), "
+        f"print(prepare(CorpusConfig(packages={corpus.packages}, validation={corpus.validation[::-1]}, vocab_size=1024), "
         "Path(sys.argv[1]), lambda message, done: None)['digest'])"
     )
     root = Path(__file__).parents[2]

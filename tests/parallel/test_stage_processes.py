@@ -98,13 +98,13 @@ def straight(stages):
     return folder
 
 
-@pytest.mark.parametrize("context_parallel", [1, 2])
+@pytest.mark.parametrize("context_parallel", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_ranks_count_what_one_process_counts(stages, straight, context_parallel):
     """FSDP2 over gloo, two domains, best-fit, two phases: the same counts to the last document, the same losses to rounding. The ranks have
     half of the rows each, or of each row; and variables that say which ranks of others they are change nothing."""
     folder, config = stages / f"ranks-{context_parallel}", stage("fsdp")
     config.trainer.context_parallel = context_parallel
-    end(start(folder, config, **(OF_OTHERS if context_parallel == 1 else {})), folder)
+    end(start(folder, config, **(OF_OTHERS)), folder)
     ours, theirs = (
         [{k: v for k, v in row.items() if not k.startswith("train/")} for row in counts(place)] for place in (folder, straight)
     )

@@ -52,6 +52,7 @@ def read_on_meta(pretrained):
         return Llama(pretrained.shape, build(pretrained.position, pretrained.shape.head_dim))
 
 
+@pytest.mark.slow  # transformers takes half a minute to dequantise them; test_convert.py compares small files
 def test_smollm2_weights_equal_transformers(smollm2, ours):
     theirs = AutoModelForCausalLM.from_pretrained(smollm2.path.parent, gguf_file=smollm2.path.name, dtype=torch.float32)
     expected = {name.removeprefix("model."): parameter for name, parameter in theirs.named_parameters()}

@@ -23,6 +23,7 @@ from tests.ranks import run_ranks
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_peak_memory(tmp_path):
     """At most 1.2 times the weights (270 MB in fp32), in every format, into a model without memory or one that has it; a fifth while converting, as
     then a few tensors are held at a time."""

@@ -177,10 +177,9 @@ def test_an_update_hardly_waits(traffic):
 
 def test_layers_that_differ_ask_no_more(traffic):
     """Another window, no rotation, another base: the frequencies of each rotation stay on the device."""
-    for micro_batches in (1, 4):
-        alike = traffic(4, micro_batches)
-        for own in ({}, {"scheme": "nope"}, {"scheme": "rope", "base": 625.0}):
-            assert traffic(4, micro_batches, pattern=[LayerGroupConfig(own, window=16), LayerGroupConfig()]) == alike, own
+    alike = traffic(2, micro_batches=2)
+    for own in ({}, {"scheme": "nope"}, {"scheme": "rope", "base": 625.0}):
+        assert traffic(2, micro_batches=2, pattern=[LayerGroupConfig(own, window=16), LayerGroupConfig()]) == alike, own
 
 
 def test_ranks_ask_once_whether_to_stop():
