@@ -131,12 +131,10 @@ def curve(stage: StageResult) -> dict[str, Any]:
 def starting_points(sweep: SweepResult) -> list[Path]:
     """Folders of finished stages whose weights others of the plan start from: first those that a stage without a result needs, then
     those that training stages started from."""
-    settings = load_yaml((sweep.folder / "sweep.yaml").read_text(encoding="utf-8"))["stages"].values()
-    parents = {f"{one['kind']}-{one['identity']}": one.get("parent") for one in settings}
     needed, used = [], []
     for trial in sweep.trials:
         for stage in trial.stages.values():
-            parent = trial.stages.get(parents.get(stage.folder.name, sweep.parents.get(stage.name)) or "")
+            parent = sweep.parent(trial, stage)
             if parent is not None and parent.result is not None:
                 if stage.result is None:
                     needed.append(parent.folder)

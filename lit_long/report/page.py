@@ -13,6 +13,7 @@ import base64
 import html
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lit_long.config.schema import PredictorConfig
@@ -176,7 +177,26 @@ def code(text: str) -> str:
 
 def warnings(results: Results) -> list[str]:
     """What a reader of the numbers must know."""
-    return [warning for warning in (unlike(results), left_out(results)) if warning]
+    return [warning for warning in (unlike(results), *run_again(results), left_out(results)) if warning]
+
+
+def run_again(results: Results) -> list[str]:
+    """A warning for each stage from whose different runs others started: it was run again, and what an archive kept started from the run before."""
+    starts: dict[Path, dict[str, dict[str, None]]] = {}
+    stages: dict[Path, StageResult] = {}
+    for trial in results.sweep.trials:
+        for stage in trial.stages.values():
+            parent, run = results.sweep.parent(trial, stage), (stage.result or {}).get("parent_run")
+            if parent and run:
+                stages[parent.folder] = parent
+                starts.setdefault(parent.folder, {}).setdefault(run, {})[results.sweep.label(stage)] = None
+    return [
+        f"Not all from one run: {results.sweep.label(stages[folder])} was run more than once, and {' / '.join(', '.join(those) for those in runs.values())} "
+        "started from different runs of it. What differs between them is also what another run changes, as another machine's rounding. Where their "
+        "archives are deleted, all start from one run."
+        for folder, runs in starts.items()
+        if len(runs) > 1
+    ]
 
 
 def left_out(results: Results) -> str:

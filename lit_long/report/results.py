@@ -102,6 +102,11 @@ class SweepResult:
         words = [stage.name, *(variants if len(variants) == 1 < len(self.variants) else ())]
         return " ".join([*words, *(f"s{seed}" for seed in seeds if len(seeds) == 1 < len(self.seeds))])
 
+    def parent(self, trial: TrialResult, stage: StageResult) -> StageResult | None:
+        """The stage that ``stage`` starts from in the trial; for one that branches from the very beginning of its parent's run, what that started from."""
+        parent = trial.stages.get(stage.settings.get("parent", self.parents.get(stage.name)) or "")
+        return self.parent(trial, parent) if parent and stage.settings.get("branch") == 0 else parent
+
 
 def find_sweep(root: Path, experiment: str, key: str = "") -> Path:
     """The folder of an experiment's sweep with that key, such as 41ace964; else of its latest one, what ``root/runs/<experiment>/latest`` points to.

@@ -10,7 +10,7 @@ from typing import Any
 from lit_long.config import StageConfig
 from lit_long.processor import take_mkl_fast_path
 from lit_long.stages.archive import ADAPTED, CURVE, IN_BF16, check_data, find_adapter
-from lit_long.stages.folder import finish, is_archived, is_done, read_result, read_stage
+from lit_long.stages.folder import finish, is_archived, is_done, read_result, read_stage, run_digest
 from lit_long.stages.resolve import uses_builtin
 
 Report = Callable[[str, float], None]
@@ -25,9 +25,15 @@ def run_stage(folder: Path, report: Report, rank: int = 0) -> None:
         if rank == 0:
             restore(config, folder, archive)
         return
+    if (
+        parent and config.kind == "train" and config.branch == 0
+    ):  # from the beginning of its parent's run, and so from what that started from
+        parent = read_stage(parent)[2]
     result = compute(config, folder, store, parent, report)
     if config.kind == "data":
         check_data(folder, result["digest"])
+    if parent and (run := run_digest(parent)):
+        result["parent_run"] = run
     if parent and is_archived(parent):
         result["parent_weights"] = IN_BF16
     if rank == 0:
@@ -57,8 +63,6 @@ def compute(config: StageConfig, folder: Path, store: Path | None, parent: Path 
     if config.kind == "train":
         from lit_long.training.run import train
 
-        if config.branch == 0:  # from the beginning of its parent's run, and so from what that started from
-            parent = read_stage(parent)[2]
         return train(config, folder, store, parent, report)
     from lit_long.evaluation.run import evaluate
 

@@ -106,6 +106,28 @@ def test_updates_that_were_left_out_are_told(tmp_path, make):
     assert f"**{warning}**" in report.markdown.partition("## What was run")[0] and warning in str(report.terminal.renderables[-1])
 
 
+def test_stages_that_started_from_different_runs_of_another_are_told(tmp_path, make):
+    """As where the base of archived variants is trained again: their difference from new ones is more than the variants'."""
+    folder = make.sweep(tmp_path, {(v, seed): make.perplexities(20.0 + seed) for v in ("rope", "pi", "abf") for seed in (0, 1)})
+    record = json.loads((folder / "sweep.json").read_text())
+    record["parents"] = {"extend": "base", "evaluate": "extend"}
+    for trial in record["trials"]:
+        trial["stages"]["base"] = make.stage(tmp_path / "runs", f"base-s{trial['seed']}", make.train(512, 100_000))
+    (folder / "sweep.json").write_text(json.dumps(record))
+
+    def start(run_of_pi):
+        for trial in record["trials"]:
+            run = run_of_pi if trial["variant"] == "pi" and trial["seed"] == 1 else f"run{trial['seed']}"
+            name = f"extend-{trial['variant']}-s{trial['seed']}"
+            make.stage(tmp_path / "runs", name, make.train(2048, 200_000, parent_run=run))
+        return write_report(folder)
+
+    assert "Not all from one run" not in start("run1").markdown
+    report = start("another")
+    warning = "Not all from one run: base s1 was run more than once, and extend rope s1, extend abf s1 / extend pi s1 started from different runs of it."
+    assert warning in report.markdown.partition("## What was run")[0] and warning in str(report.terminal.renderables[-1])
+
+
 def test_one_tokenizer_is_no_warning_while_a_variant_has_not_begun(tmp_path, make):
     folder = make.sweep(tmp_path, {("rope", 0): make.perplexities(20.0), ("abf", 0): None})
     record = json.loads((folder / "sweep.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -111,6 +112,10 @@ def test_only_what_is_missing_runs_elsewhere(first, second):
     assert "* from the archive, where they have no log: base, extend rope, evaluate_base, evaluate rope\n" in report
     assert json.loads((stages(second)["extend abf"] / "result.json").read_text())["parent_weights"] == "archived in bf16"
     assert "parent_weights" not in json.loads((stages(second)["evaluate abf"] / "result.json").read_text())
+    for name, parent in {"extend rope": "base rope", "extend abf": "base rope", "evaluate abf": "extend abf"}.items():
+        digest = hashlib.sha256((stages(second)[parent] / "result.json").read_bytes()).hexdigest()
+        assert json.loads((stages(second)[name] / "result.json").read_text())["parent_run"] == digest[:12]
+    assert "Not all from one run" not in report
     found = runs(record(second))
     assert len(found) == 8 and {one.info.status for one in found} == {"FINISHED"}
     (rope,) = [
