@@ -29,9 +29,9 @@ from rich.text import Text
 
 from lit_long.config import UserError
 from lit_long.evaluation.measurement import PERPLEXITY, Measurement
-from lit_long.planning.flops import stage_flops
 from lit_long.stages.folder import read_result
 from lit_long.stages.plan import Plan, Stage, Trial
+from lit_long.stages.sweep_folder import cost_to_run
 
 LINE_SECONDS, TABLE_SECONDS = 10.0, 1.0
 BAR_WIDTH = 12
@@ -337,7 +337,7 @@ class SweepEta:
     """Time to go of the whole sweep: every stage's expected cost, calibrated by the time that finished cost has taken."""
 
     def __init__(self, stages: list[Stage]) -> None:
-        self.costs = {stage.identity: stage_flops(stage.config) for stage in stages}
+        self.costs = {stage.identity: cost_to_run(stage) for stage in stages}
         self.done_cost, self.done_seconds = 0.0, 0.0
 
     def finished(self, identity: str, seconds: float | None) -> None:

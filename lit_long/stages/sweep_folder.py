@@ -37,11 +37,11 @@ def outline(plan: Plan) -> str:
     lines += [f"  {note}" for note in plan.notes]
     lines += [f"  {'shipped':<10} {name:<{width}} {'':<14}  {folder}" for name, folder in plan.shipped.items()]
     untouched = {stage.identity for stage in plan.left}
-    costs = {stage.identity: 0.0 if is_restored(stage) else stage_flops(stage.config) for stage in plan.stages}
+    costs = {stage.identity: cost_to_run(stage) for stage in plan.stages}
     for stage in plan.stages:
         flops = costs[stage.identity]
-        cost = f"{flops:.1e} FLOPs" if flops else ""
-        lines.append(f"  {state(stage, untouched):<10} {plan.label(stage):<{width}} {cost:<14}  {stage.folder}")
+        shown = f"{flops:.1e} FLOPs" if flops else ""
+        lines.append(f"  {state(stage, untouched):<10} {plan.label(stage):<{width}} {shown:<14}  {stage.folder}")
         if stage.failed:
             reason, _, _ = why_failed(stage.folder).partition("\n")
             lines.append(f"             failed: {reason}")
@@ -63,6 +63,11 @@ def state(stage: Stage, left: set[str]) -> str:
     if is_restored(stage):
         return "to restore"
     return "to resume" if (stage.folder / "checkpoints").is_dir() else "to run"
+
+
+def cost_to_run(stage: Stage) -> float:
+    """FLOPs of the whole stage; 0 where it is restored, which takes seconds."""
+    return 0.0 if is_restored(stage) else stage_flops(stage.config)
 
 
 def is_restored(stage: Stage) -> bool:

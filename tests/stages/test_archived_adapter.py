@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lit_long.config import UserError, read_command
+from lit_long.launch.display import SweepEta
 from lit_long.launch.runner import estimate_bytes, weights_and_checkpoint
 from lit_long.report.archive import archived_results, curves, starting_points
 from lit_long.report.results import read_sweep
@@ -88,6 +89,7 @@ def test_the_weights_are_made_again_as_they_were(planned, tmp_path):
     assert not again.done and again.folder == extend.folder
     (line,) = [line.split() for line in outline(plan).splitlines() if line.endswith(f"runs/stages/{extend.folder.name}")]
     assert line[:2] == ["to", "restore"] and "FLOPs" not in line
+    assert SweepEta(plan.chosen).costs[again.identity] == 0  # which the time to go does not count as training
     assert estimate_bytes(again) == weights_and_checkpoint(again.config)[0]  # it writes no checkpoints
     run(again)
     assert contents(again.folder, *names) == trained and not (again.folder / "checkpoints").exists()
