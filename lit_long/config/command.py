@@ -109,7 +109,7 @@ def read_yaml(path: Path, annotation: Any, group: str = "") -> dict[str, Any]:
     """
     try:
         content = read_node(path.read_text(encoding="utf-8"), annotation, str(path), group)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: the 30th of February
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"{path}: must hold key: value lines, not {type(content).__name__}")

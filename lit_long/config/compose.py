@@ -332,6 +332,9 @@ def resolve_interpolations(raw: dict[str, Any], where: str, known: Resolved | No
 
 
 MISSING_VALUE = object()
+PLAIN = re.compile(
+    r"\$\{(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\}|(?:multiply|divide):)"
+)  # a setting's full name, or a product of such
 
 
 class RawValue:
@@ -342,8 +345,8 @@ class RawValue:
         texts = [text for text in leaves(self.plain) if isinstance(text, str) and "${" in text]
         self.paths = set(re.findall(r"[\w.]+", " ".join(texts)))  # model.context, among other words
         words = {word for path in self.paths for word in path.split(".")}
-        # oc.select and its kind may make names of other values; what else is named, is named in the text
-        self.names = [name for name in STAGE if name in words or any("oc." in text for text in texts)]
+        # What is named in another way, relative or by other values (oc.select), may be anything
+        self.names = [name for name in STAGE if name in words or any("${" in PLAIN.sub("", text) for text in texts)]
         self.refers = bool(texts)
 
 
@@ -364,7 +367,7 @@ def resolve_one(key: str, needed: list[str], values: dict[str, RawValue], where:
         try:
             found = OmegaConf.to_container(OmegaConf.create(seen), resolve=True)[key]
         except OmegaConfBaseException as error:
-            if len(needed) < len(values):  # a name that is itself made of values, or relative
+            if len(needed) < len(values):  # so that it is told as one of all settings
                 return resolve_one(key, list(values), values, where)
             raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
         whole = {key: copy.deepcopy(value)}

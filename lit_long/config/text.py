@@ -122,7 +122,7 @@ def read_node(content: str, annotation: Any, where: str = "", above: str = "") -
     """
     try:
         return read_with(LIBYAML, content, annotation, where, above)
-    except yaml.YAMLError:
+    except (yaml.MarkedYAMLError, yaml.reader.ReaderError):  # of the parser, not of what it has read
         return read_with(yaml.SafeLoader, content, annotation, where, above)  # whose messages quote the line
 
 

@@ -153,10 +153,14 @@ def any_of_lm_eval(name: str) -> bool:
 
 
 def is_mentioned(name: str) -> bool:
-    """Whether a task file of lm-eval's has the name anywhere in its text. To read its 14,000 files as YAML takes 10 s or more."""
+    """Whether a task file of lm-eval's has the name anywhere in its text. To read its 14,000 files as YAML takes 10 s or more. Some that others
+    include do not end in .yaml."""
     import lm_eval.tasks
 
-    return any(name.encode() in file.read_bytes() for file in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"))
+    files = (
+        file for file in Path(lm_eval.tasks.__file__).parent.rglob("*") if file.suffix not in (".py", ".pyc") and file.is_file()
+    )
+    return any(name.encode(errors="surrogateescape") in file.read_bytes() for file in files)
 
 
 def build_tasks(names: list[str], asked: Asked, chosen: bool, say: Callable[[str], None]) -> tuple[list[Task], dict[str, str]]:

@@ -232,6 +232,14 @@ MODEL = {"d_model": 128, "n_heads": 2, "n_kv_heads": 2}
         ({"optim": {"min_lr_ratio": "${data.weights.c-4}"}, "data": {"weights": {"c-4": 0.25}}}, "optim.min_lr_ratio", 0.25),
         ({"position": {"scheme": "rope", "base": 5.0}, "layers": {"groups": {"all": {"position": "${position}"}}}},
          "layers.groups.all.position", {"scheme": "rope", "base": 5.0}),  # a group
+        # Groups under names that are no plain ones: whole, though only a part of them has interpolations
+        ({"data": {"weights": {"a": 1.0, "b": "${seed}"}, "repeats": "${.weights}"}, "seed": 3}, "data.repeats", {"a": 1.0, "b": 3.0}),
+        ({"layers": {"groups": {"a-1": {"position": {"scheme": "rope", "base": "${model.rope_base}"}}, "b": {"position": "${layers.groups.a-1.position}"}}}},
+         "layers.groups.b.position", {"scheme": "rope", "base": 10_000.0}),
+        ({"layers": {"groups": {"a": {"position": {"scheme": "rope", "base": "${model.rope_base}"}}, "b": {"position": "${..a.position}"}}}},
+         "layers.groups.b.position", {"scheme": "rope", "base": 10_000.0}),
+        ({"position": {"x": {1: {"a": "${seed}", "b": 2}}, "y": "${position.x.1}"}}, "position.y", {"a": 0, "b": 2}),
+        ({"position": {"training": {"kind": "x", "length": "${context}"}, "copy": "${.training}"}}, "position.copy", {"kind": "x", "length": 4096}),
         ({"context": "${model.context}", "tokens": "${multiply:${context},4}", "model": {"context": "2k"}}, "tokens", 8192),
     ],
 )  # fmt: skip
@@ -241,6 +249,19 @@ def test_interpolations(settings, key, value):
         found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == value
     assert "${" not in repr(plain(resolve_interpolations(settings, "here")))
+
+
+def test_interpolations_see_what_another_point_says():
+    """Names that are made of values name what is not in the text."""
+    known, found = {}, []
+    for keep in (0.25, 0.75):
+        settings = {
+            "optim": {"min_lr_ratio": "${${trainer.loss}.keep}"},
+            "trainer": {"loss": "position"},
+            "position": {"keep": keep},
+        }
+        found.append(resolve_interpolations(settings, "here", known).optim.min_lr_ratio)
+    assert found == [0.25, 0.75]
 
 
 def test_interpolations_of_nothing_are_refused():

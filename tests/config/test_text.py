@@ -181,6 +181,7 @@ def test_files_of_another_shape_are_refused(content, tmp_path):
         ),
         ("grid:\n  size:\n    - {name: a, optim: {lr: 1e-3}, optim.lr: 2e-3}\n", "optim.lr is there twice (line 3)"),
         ("scales: {a: {grid: {size: [{name: a, position: rope, position.option: pi}]}}}\n", "position is there twice (line 1)"),
+        ("seed: 1\t\nseed: 2\n", "seed is there twice (lines 1 and 2)" if hasattr(yaml, "CSafeLoader") else "while scanning"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(content, message, tmp_path):
@@ -192,6 +193,20 @@ def test_a_key_that_stands_twice_is_refused(content, message, tmp_path):
     stages = read_command([f"experiment={tmp_path / 'mine.yaml'}"]).experiment["stages"]
     assert [stage["tokens"] for stage in stages.values()] == ["64k", "128k"]  # a merged group gives way
     assert parse_words(["seed=1", "seed=2"], SweepConfig) == {"seed": 2}  # a later word, too, replaces the earlier one
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("position: {a: 2024-02-30}", "day is out of range for month"),
+        ("position: {a: " + "1" * 5000 + "}", "Exceeds the limit"),
+        ("position: [", "line 1"),
+    ],
+)
+def test_values_that_cannot_be_are_told_with_their_file(content, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(UserError, match=rf"mine.yaml: cannot be read: (.|\n)*{message}"):
+        read_command([f"experiment={tmp_path / 'mine.yaml'}"])
 
 
 def test_a_key_that_stands_twice_in_a_word_is_refused():

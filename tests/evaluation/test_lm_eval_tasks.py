@@ -14,6 +14,7 @@ from lit_long.evaluation.evaluated_model import EvaluatedModel
 from lit_long.evaluation.lm_eval import HarnessTask, Wanted, drawn, leaves, task_files
 from lit_long.evaluation.lm_eval_tasks import LONG, SHORT, SPECS, VERIFIED, paper_averages
 from lit_long.evaluation.public_data import local_rows
+from lit_long.evaluation.suites import is_mentioned
 from lit_long.evaluation.task import run_tasks
 from lit_long.pretrained import open_pretrained
 from tests.evaluation import public
@@ -291,6 +292,7 @@ def labels(root: Path, label: str) -> None:
         (["tasks=[piqa]"], "piqa: needs the data set baber/piqa: data=FOLDER that holds it"),
         (["tasks=[piqa]", "data=/nowhere"], "data=/nowhere: there is no such folder"),
         (["tasks=[piqqa]"], "there is no task 'piqqa'; did you mean 'piqa'?"),
+        (["tasks=[\udcff]"], "there is no task"),
         (["tasks=[perplexiti]"], "there is no task 'perplexiti'; did you mean 'perplexity'?"),
         (["tasks=[humaneval]"], "run_code=true allows it"),
         (["suite=paper", "lengths=[1k]"], "nothing of the suite can be measured"),
@@ -305,6 +307,12 @@ def test_bad_words(words, message, folder, tmp_path, capsys, monkeypatch):
     )  # takes seconds to import: what is wrong is told before
     code, out, err = run(capsys, f"model.init={folder}", *words, f"out={tmp_path}/o")
     assert code == 2 and out == "" and message in err, err
+
+
+def test_tags_of_included_files_are_tasks():
+    """mgsm_cot_native stands in no .yaml, but in a file that those of its folder include."""
+    assert "mgsm_cot_native" in task_files("mgsm").task_index
+    assert is_mentioned("mgsm_cot_native") and not is_mentioned("mgsm_cot_nativ_e")
 
 
 def test_the_snippet_of_the_guide(data, monkeypatch, capsys):
