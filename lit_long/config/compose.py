@@ -27,7 +27,7 @@ from functools import cache, partial
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
 
 from lit_long.config.command import (
     COMMAND_LINE,
@@ -369,7 +369,12 @@ def resolve_one(key: str, needed: list[str], values: dict[str, RawValue], where:
         except OmegaConfBaseException as error:
             if len(needed) < len(values):  # so that it is told as one of all settings
                 return resolve_one(key, list(values), values, where)
-            raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+            resolvers = (
+                "; there are multiply, divide and OmegaConf's own, such as oc.env"
+                if isinstance(error, UnsupportedInterpolationType)
+                else ""
+            )
+            raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}{resolvers}") from None
         whole = {key: copy.deepcopy(value)}
         merge(whole, {key: found})
         value = whole[key]

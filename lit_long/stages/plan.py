@@ -30,12 +30,13 @@ from lit_long.config import (
     project_root,
 )
 from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
+from lit_long.config.command import COMMAND_LINE, DEFAULT_OPTIONS, option_pick
 from lit_long.config.grid import Point, points, settings_of_point, variant_name
 from lit_long.config.mesh import ROUNDED_UPDATES
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.processor import note_on_bf16
 from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_adapter, has_weights, shipped_folder, stand_in
-from lit_long.stages.axes import Axes
+from lit_long.stages.axes import Axes, named_keys
 from lit_long.stages.folder import ERROR, is_archived, is_done
 from lit_long.stages.identity import RELEVANT, digest, stage_identity
 from lit_long.stages.identity_0_1 import identity_0_1, sweep_key_0_1
@@ -254,6 +255,7 @@ def make_plan(command: Command) -> Plan:
     notes = axes.notes()  # refuses an axis that applies nowhere, before variants are named by it
     if not chosen:
         raise UserError(f"{command.file}: exclude leaves no point of the grid")
+    refuse_replaced(command, sweep.grid, chosen)
     written = {settings.get("parent") for settings in sweep.stages.values()}
     for point, built in without_unused((builder.build_all(names, point) for point in chosen), written):
         trial = Trial(variant_name(point, sweep.grid), 0, point)
@@ -299,6 +301,21 @@ def make_plan(command: Command) -> Plan:
         if setting and (note := note_on_bf16(setting)):
             notes.append(f"{note}; {setting}=32-true avoids it")
     return Plan(sweep, root, trials, order, key, list(prober.unseen.values()), shipped, notes + lacking)
+
+
+def refuse_replaced(command: Command, grid: dict[str, list[Any]], chosen: list[Point]) -> None:
+    """Raise UserError for an option of the command line that no stage would have, since every point names another for its group."""
+    for group in DEFAULT_OPTIONS:
+        option = option_pick(command.cli.get(group))
+        if option is None or group in grid:
+            continue
+        named = (group, f"{group}.option")
+        if all(any(key in named for key, _ in settings_of_point(point)) for point in chosen):
+            axes = [f"grid.{key}" for key, values in grid.items() if set(named) & set(named_keys(values))]
+            raise UserError(
+                f"{COMMAND_LINE}: {group}={option} would change nothing, since every point of {' and '.join(axes)} names its own {group}. Add a point "
+                f"with {group}: {option} to {command.file}, or to a copy of it"
+            )
 
 
 def bf16_on_cpu(config: StageConfig) -> str:

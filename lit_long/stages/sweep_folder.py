@@ -50,7 +50,7 @@ def outline(plan: Plan) -> str:
     lines.append(
         f"to do: {left:.2e} FLOPs (causal); hours and memory on GPUs: python -m lit_long.plan experiment={plan.sweep.experiment}{scale}"
     )
-    lines += [f"not looked at, so identities will be others: {reason}" for reason in plan.unseen]
+    lines += [f"missing, so the sweep would stop there, and identities may change: {reason}" for reason in plan.unseen]
     return "\n".join(lines) + "\n"
 
 

@@ -265,8 +265,36 @@ def test_interpolations_see_what_another_point_says():
 
 
 def test_interpolations_of_nothing_are_refused():
-    with pytest.raises(UserError, match="here: Interpolation key 'model.none' not found"):
+    with pytest.raises(UserError, match="here: model: Interpolation key 'model.none' not found"):
         resolve_interpolations({"model": MODEL | {"n_layers": "${model.none}"}}, "here")
+
+
+def test_unknown_resolvers_are_told_with_those_that_there_are():
+    with pytest.raises(UserError, match="here: model: Unsupported interpolation type dvide; there are multiply, divide"):
+        resolve_interpolations({"model": MODEL | {"n_layers": "${dvide:4,2}"}}, "here")
+
+
+def test_an_option_that_every_point_replaces_is_refused(tmp_path):
+    """Else the sweep would run without it, and say nothing."""
+    words = [
+        "experiment=layer_patterns",
+        "layers=swan",
+        "grid.trained=[short]",
+        "grid.seed=[0]",
+        f"root={tmp_path}",
+        "dry_run=true",
+    ]
+    with pytest.raises(
+        UserError, match=r"layers=swan would change nothing, since every point of grid.design names its own layers. Add a point"
+    ):
+        make_plan(read_command(words))
+    point = "grid.design=[{name: mine, model.n_layers: 4}]"
+    assert make_plan(read_command([*words, point])).trials[0].stages["base"].config.layers.pattern == [
+        "global",
+        "local",
+        "local",
+        "local",
+    ]
 
 
 def test_show_config_is_complete_and_dry_run_writes_nothing(tmp_path):
