@@ -7,7 +7,6 @@ Settings may hold a group ``training``, which changes the positions in training 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 from omegaconf import MISSING
@@ -15,6 +14,7 @@ from omegaconf import MISSING
 from lit_long.config import UserError, check, nearest
 from lit_long.positions.bounds import smallest_base
 from lit_long.positions.encoder import PositionalEncoder, Rotation
+from lit_long.positions.own_class import ask, check_encoder, check_reach, construct, import_class, is_own
 from lit_long.positions.schemes import (
     AdjustedBaseFrequency,
     ALiBi,
@@ -60,10 +60,10 @@ def build(position: dict[str, Any], head_dim: int, where: str = "position", leng
 
     Args:
         length: tokens of the context that the encoder is for. ``base: auto`` becomes the smallest base that supports it
-            (bounds.py), and a scheme that cannot hold it is refused.
+            (bounds.py), and a scheme that cannot hold it is refused. A class of the user's own is tried with it (own_class.py).
 
     Raises:
-        UserError: an unknown scheme, an unknown setting, one that makes no sense or one that is missing.
+        UserError: an unknown scheme, an unknown setting, one that makes no sense or one that is missing; a class of the user's own that cannot work.
     """
     own = {key: value for key, value in position.items() if key != "training"}
     if own.get("base") == "auto":
@@ -71,10 +71,13 @@ def build(position: dict[str, Any], head_dim: int, where: str = "position", leng
             raise UserError(f"{where}: position.base=auto needs a context to support; pass length=, or give a number")
         own["base"] = smallest_base(length, head_dim)
     encoder = make(PositionalEncoder, "scheme", SCHEMES, own, where, "position.", head_dim=head_dim)
+    label = f"{where}: position.scheme {own['scheme']!r}"
     if length is not None:
-        encoder.require_length(length)
+        ask(encoder, "require_length", length, label)
+        if is_own(str(own["scheme"])):
+            check_encoder(encoder, length, label)
     if transform := build_transform(position.get("training"), where):
-        encoder.require_length(transform.reach)
+        ask(encoder, "require_length", transform.reach, label)
     return encoder
 
 
@@ -84,7 +87,10 @@ def build_transform(training: dict[str, Any] | None, where: str = "position") ->
         return None
     if not isinstance(training, dict):
         raise UserError(f"{where}: position.training must be a group of settings (transform: …), not {training!r}")
-    return make(PositionTransform, "transform", TRANSFORMS, training, where, "position.training.")
+    transform = make(PositionTransform, "transform", TRANSFORMS, training, where, "position.training.")
+    if is_own(name := str(training["transform"])):
+        check_reach(transform, f"{where}: position.training.transform {name!r}")
+    return transform
 
 
 def make(
@@ -93,30 +99,24 @@ def make(
     """An instance of the class that ``values[kind]`` names, from the other values, checked and converted."""
     if kind not in values:
         raise UserError(f"{where}: {prefix}{kind} is missing; known here: {', '.join(known)}")
-    cls = find(base, known, str(values[kind]), where, prefix + kind)
+    name = str(values[kind])
+    cls = find(base, known, name, where, prefix + kind)
     own = {key: value for key, value in values.items() if key != kind and value != MISSING}
     checked = check(cls, own, where, prefix) | given
     optional = (dataclasses.MISSING, dataclasses.MISSING)
     for field in dataclasses.fields(cls):
         if field.init and field.name not in checked and (field.default, field.default_factory) == optional:
             raise UserError(f"{where}: {prefix}{field.name} is missing; {values[kind]} has no default for it")
-    return cls(**checked)
+    return construct(cls, checked, f"{where}: {prefix}{kind} {name!r}") if is_own(name) else cls(**checked)
 
 
 def find(base: type, known: dict[str, type], name: str, where: str, key: str) -> type:
     """The class called ``name``: one of ``known``, or the user's own as ``module:Class``."""
-    if ":" not in name:
-        if name not in known:
-            raise UserError(f"{where}: unknown {key} {name!r}{nearest(name, known)}")
-        return known[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: {key} {name!r} cannot be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, base) and dataclasses.is_dataclass(found)):
-        raise UserError(f"{where}: {key} {name!r} must be a dataclass derived from {base.__name__}")
-    return found
+    if is_own(name):
+        return import_class(base, name, f"{where}: {key} {name!r}")
+    if name not in known:
+        raise UserError(f"{where}: unknown {key} {name!r}{nearest(name, known)}")
+    return known[name]
 
 
 def settings(position: dict[str, Any], head_dim: int, where: str = "position", length: int | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lit_long.config.ranges import Base, Count, CountOrNone, Range
 from lit_long.positions import SCHEMES, PositionalEncoder, build
 from lit_long.positions.bounds import context_bound
 from lit_long.positions.layers import build_layers, check_layers
+from lit_long.positions.own_class import check_frequencies, is_own
 from lit_long.positions.schemes import Stretch
 from lit_long.positions.theory import (
     adaptation_distances,
@@ -92,6 +93,8 @@ def encoders(config: TheoryConfig) -> tuple[dict[str, PositionalEncoder], list[s
             if "truncate" in position:
                 position["truncate"] = config.truncate
             encoder = build(position, config.head_dim, where, config.stretched)
+            if is_own(scheme := str(position["scheme"])):
+                check_frequencies(encoder, config.stretched, f"{where}: position.scheme {scheme!r}")
             if encoder.score_slopes(1) is not None:
                 raise UserError(f"{where}: changes scores, not the rotation that is analysed here")
             found[Path(name).stem] = encoder
