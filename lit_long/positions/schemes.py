@@ -277,12 +277,13 @@ class LongRoPE(PositionInterpolation):
 
     def validate(self) -> None:
         super().validate()
-        half = self.head_dim // 2
+        half, reach = self.head_dim // 2, round(self.factor * self.original)
         for name, factors in (("short_factors", self.short_factors), ("long_factors", self.long_factors)):
             if len(factors) != half:
                 raise UserError(
                     f"position.{name}: longrope needs a list of {half} factors above 0, one for each pair of components, searched for "
-                    f"this very model; it was given {len(factors)}. `python -m lit_long.theory search=longrope` finds some"
+                    f"this very model; it was given {len(factors)}. `python -m lit_long.theory search=longrope stage=FOLDER length={reach} "
+                    f"out=DIR` finds some for a trained stage (FOLDER: runs/stages/train-…); then position=DIR/longrope.yaml has them"
                 )
 
     def attention_factor(self, length: int) -> float:

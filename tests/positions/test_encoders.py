@@ -257,7 +257,10 @@ def test_base_auto_is_settled_for_the_length():
         ({"scheme": "ntk_by_parts", "alpha": 32}, "position.beta must be above alpha=32"),
         ({"scheme": "llama3", "high_freq_factor": 1}, "position.high_freq_factor must be above"),
         ({"scheme": "dynamic_ntk", "original": 0}, "position.original must be at least 1"),
-        ({"scheme": "longrope"}, "position.short_factors.*32 factors.*python -m lit_long.theory search=longrope"),
+        (
+            {"scheme": "longrope", "factor": 4, "original": 512},
+            "position.short_factors.*32 factors.*python -m lit_long.theory search=longrope stage=FOLDER length=2048 out=DIR.*position=DIR/",
+        ),
         ({"scheme": "longrope", "short_factors": "???"}, "python -m lit_long.theory search=longrope"),
         ({"scheme": "longrope", "short_factors": [1.0] * 32, "long_factors": [1.0] * 31}, "position.long_factors.*given 31"),
         ({"scheme": "no_such_module:Encoder"}, "cannot be imported"),
