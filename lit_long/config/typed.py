@@ -23,6 +23,7 @@ NOT_A_SETTING = {"setting": False}  # metadata of a dataclass field that code fi
 GROUP = "a group of settings (key: value), such as {0}.NAME=… or, in quotes, '{0}={{NAME: …}}'"
 COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKMGB])")
 COUNT_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "B": 2**30}
+ALIKE = 0.65  # of a name that is suggested; at 0.6 root is like prompt
 
 
 class UserError(Exception):
@@ -77,12 +78,13 @@ def setting_names(cls: type) -> list[str]:
 
 
 def nearest(key: str, names: Iterable[str], prefix: str = "", leaves: Iterable[str] = ()) -> str:
-    """The end of an "unknown …" sentence: the nearest known name, or all of them."""
+    """The end of an "unknown …" sentence: the nearest known name, or all of them; "" where none is known."""
+    names = list(names)
     elsewhere = [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
-    close = [prefix + name for name in difflib.get_close_matches(key, list(names), n=1, cutoff=0.6)]
+    close = [prefix + name for name in difflib.get_close_matches(key, names, n=1, cutoff=ALIKE)]
     if found := elsewhere[:3] or close:
         return f"; did you mean {' or '.join(repr(name) for name in found)}?"
-    return f"; known here: {', '.join(sorted(names))}"
+    return f"; known here: {', '.join(sorted(names))}" if names else ""
 
 
 def convert(annotation: Any, value: Any, where: str, key: str) -> Any:
@@ -160,6 +162,12 @@ def count(value: Any, where: str, key: str) -> int:
     whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
     require(whole, where, key, "a whole number such as 4096, 32k (= 32,768), 4M or 1e9", value)
     return int(value)
+
+
+def written(number: int) -> str:
+    """A count as people write it: 32k for 32,768."""
+    size, unit = next(((2**bits, unit) for unit, bits in (("M", 20), ("k", 10)) if number and number % 2**bits == 0), (1, ""))
+    return f"{number // size}{unit}"
 
 
 def require(condition: bool, where: str, key: str, wanted: str, got: Any) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lit_long.config import UserError, plain, typed
+from lit_long.config import UserError, nearest, plain, typed
+from lit_long.config.typed import count, written
 
 
 @dataclass
@@ -33,6 +34,26 @@ class Outer:
 def test_counts(written, meant):
     value = typed(Outer, {"tokens": written}, "here").tokens
     assert value == meant and isinstance(value, int)
+
+
+@pytest.mark.parametrize(("number", "text"), [(32_768, "32k"), (2**20, "1M"), (3000, "3000"), (1536, "1536"), (0, "0")])
+def test_counts_are_written_as_they_are_read(number, text):
+    assert written(number) == text and count(text, "here", "tokens") == number
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "end"),
+    [
+        ("root", ["prompt", "seed"], "; known here: prompt, seed"),  # three letters in common are no likeness
+        ("evaluation", ["activation"], "; known here: activation"),
+        ("kye", ["key", "seed"], "; did you mean 'key'?"),
+        ("bas", (one for one in ["base", "extend"]), "; did you mean 'base'?"),
+        ("qqq", (one for one in ["base", "extend"]), "; known here: base, extend"),
+        ("qqq", [], ""),
+    ],
+)
+def test_only_what_is_alike_is_suggested(name, known, end):
+    assert nearest(name, known) == end
 
 
 @pytest.mark.parametrize("wrong", ["six", "1.5", 1.5, True, None, "k", "32kk", [1], float("inf"), float("nan")])
