@@ -97,10 +97,11 @@ def export_stage(config: ExportConfig, out: Path) -> None:
 
 def export_external(config: ExportConfig, out: Path) -> None:
     """Pretrained weights, in another format."""
-    from lit_long.pretrained import open_pretrained
     from lit_long.pretrained.export import write_huggingface
+    from lit_long.pretrained.open import open_named
+    from lit_long.stages.folder import WHERE_LISTED
 
-    source = open_pretrained(config.checkpoint)
+    source = open_named("checkpoint", config.checkpoint, WHERE_LISTED)
     shape, tokenizer = source.shape, source.tokenizer()
     card = (
         f"---\nlibrary_name: transformers\n---\n\n# {config.name or out.name}\n\n"

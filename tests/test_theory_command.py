@@ -96,7 +96,7 @@ assert not {{"torch", "mlflow", "matplotlib.pyplot"}} & set(sys.modules)
         (["--fast"], "not of the form key=value"),
         (["search=longrop", "stage=x"], "only search=longrope"),
         (["search=longrope"], "needs stage=FOLDER"),
-        (["search=longrope", "stage=nowhere"], "not a stage"),
+        (["search=longrope", "stage=nowhere"], "/nowhere: there is no such folder"),
         (["search=longrope", "stage=x", "populaton=3"], "did you mean 'population'?"),
     ],
 )

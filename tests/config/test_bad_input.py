@@ -10,6 +10,8 @@ import sqlite3
 
 import pytest
 
+from lit_long.config import UserError
+from lit_long.stages.folder import read_stage
 from lit_long.sweep import main as sweep
 from tests.integration.mini import MINI, REPOSITORY, run_here
 
@@ -143,4 +145,15 @@ def test_commands_whose_tracking_has_no_options_say_how_to_choose(command, words
 
 def test_a_folder_that_is_no_stage(tmp_path):
     finished = run_here("lit_long.stage", str(tmp_path))
-    assert finished.returncode == 2 and "not a stage" in finished.stderr and "Traceback" not in finished.stderr
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert finished.stderr.startswith(f"error: {tmp_path}: is no stage, for it has no stage.yaml; ")
+
+
+def test_stages_that_cannot_be_read(tmp_path):
+    with pytest.raises(
+        UserError, match=f"^{tmp_path}/nowhere: there is no such folder; .*Provenance of runs/EXPERIMENT/latest/report.md"
+    ):
+        read_stage(tmp_path / "nowhere")
+    (tmp_path / "stage.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=f"^{tmp_path}/stage.yaml: not a stage: "):
+        read_stage(tmp_path)

@@ -128,7 +128,7 @@ def test_another_encoder_for_a_longer_context(capsys, folder):
         (["{model}", "prompt=x", "system=y"], "system=… is for chat=true"),
         (["{model}", "prompt=x", "stop=['']"], "stop: an empty string would end every text"),
         (["{model}", "prompt=x", "max_new_tokens=0"], "max_new_tokens must be at least 1"),
-        (["stage=/nowhere", "prompt=x"], "/nowhere/stage.yaml: not a stage"),
+        (["stage=/nowhere", "prompt=x"], "/nowhere: there is no such folder; the section Provenance"),
         (["{model}", "--fast"], "'--fast' is not of the form key=value"),
     ],
 )

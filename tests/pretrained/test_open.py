@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from lit_long.config import UserError
+from lit_long.export import main as export
 from lit_long.pretrained import open_pretrained
-from lit_long.pretrained.open import locate
+from lit_long.pretrained.open import locate, open_named
 from tests.integration.mini import REPOSITORY
 from tests.pretrained.conftest import SMOLLM2
 from tests.pretrained.llamas import random_llama, save
@@ -70,6 +71,25 @@ def test_names_of_nothing(name, words):
         open_pretrained(name)
     for word in (f"model.init={name}: ", *words):
         assert word in str(caught.value)
+
+
+def test_another_key_is_said_where_one_was_typed(tmp_path):
+    for name, end in (("./nowhere", "; or look there"), ("package:lit_long/none.gguf", ""), (str(tmp_path), "")):
+        messages = []
+        for opened in (open_pretrained, lambda name: open_named("checkpoint", name, "or look there")):
+            with pytest.raises(UserError) as caught:
+                opened(name)
+            messages.append(str(caught.value))
+        assert messages[1] == messages[0].replace("model.init=", "checkpoint=") + end
+        assert messages[0].startswith(f"model.init={name}: ")
+
+
+def test_an_export_of_a_stage_that_is_not_there(tmp_path, capsys):
+    assert export([f"checkpoint={tmp_path}/train-123", f"out={tmp_path}/out"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: checkpoint={tmp_path}/train-123: there is no such file or folder; give a folder")
+    assert "the section Provenance of runs/EXPERIMENT/latest/report.md" in said and "model.init" not in said
+    assert not list(tmp_path.iterdir())
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
