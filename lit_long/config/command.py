@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_long.config.grid import flat_axes
+from lit_long.config.grid import as_list, flat_axes
+from lit_long.config.ranges import Choice
 from lit_long.config.renamed import rename_key
 from lit_long.config.schema import SharedConfig, StageConfig, SweepConfig
 from lit_long.config.text import bare, field_types, read_node, read_types, read_word, type_at
@@ -49,6 +51,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 TAKEN = ("stages", "submitit", "theory", "evaluate", "instruct")  # names below runs/, or of experiments in the record
 SCALE, SCALES = "scale", "scales"
 SHARED = [f.name for f in dataclasses.fields(SharedConfig)]
+THOUSANDS = re.compile(r"[0-9]{1,3}(,[0-9]{3})+")  # 1,000,000 is meant to be one number
 
 
 @dataclass
@@ -140,7 +143,10 @@ def parse_words(argv: list[str], settings: type, **groups: Any) -> dict[str, Any
 
 def read_command(argv: list[str]) -> Command:
     """Parse ``key=value`` words and read the experiment they name (default: position_tiny)."""
-    cli = with_flat_grid(parse_words([normalize(word) for word in argv], SweepConfig), COMMAND_LINE)
+    words = [normalize(word) for word in argv]
+    for word in words:
+        refuse_several(word)
+    cli = with_flat_grid(parse_words(words, SweepConfig), COMMAND_LINE)
     name = str(cli.pop("experiment", SweepConfig.experiment))
     file = find_file("experiments", name, "experiment")
     if file.stem in TAKEN:
@@ -179,6 +185,33 @@ def normalize(word: str) -> str:
     path = key.removeprefix("grid.").split(".") if equals else [""]
     picks_option = path[-1] in DEFAULT_OPTIONS and (len(path) == 1 or (path[0] == "stages" and len(path) == 3))
     return f"{key}.option={value}" if picks_option and not value.startswith("{") else word
+
+
+def refuse_several(word: str) -> None:
+    """Raise UserError for a normalized word with several values of what has one (``seed=[0,1]``), and for values of an axis that are no list."""
+    key, _, value = word.partition("=")
+    setting = key.removeprefix("grid.")
+    is_list, in_grid = value.startswith("["), setting != key
+    if (in_grid and is_list) or not (is_list or "," in value) or not has_one_value(setting.split("."), value):
+        return
+    setting = setting.removesuffix(".option")
+    axis = f"grid.{setting}={as_list(value)}"
+    if in_grid:
+        raise UserError(f"{COMMAND_LINE}: grid.{setting}={value}: several values are a list: {axis}")
+    raise UserError(f"{COMMAND_LINE}: {setting}={value}: must be one value; {axis} makes a variant of each")
+
+
+def has_one_value(path: list[str], several: str) -> bool:
+    """Whether a stage's setting can only have one value, which ``several`` is not."""
+    if "trainer" in (path[0], *path[2:3]):  # says how a stage runs, which makes no variants
+        return False
+    if path[0] not in (*SHARED, "stages") or several.startswith("{") or "${" in several or THOUSANDS.fullmatch(several):
+        return False
+    if path[-1] == "option":
+        is_file = (place / path[-2] / f"{several}.yaml" for place in folders("configs"))
+        return Path(several).suffix not in (".yaml", ".yml") and not any(file.is_file() for file in is_file)
+    kind, _, notes = bare(type_at(read_types(SweepConfig), path))
+    return kind in (int, float, bool) or any(isinstance(note, Choice) for note in notes)
 
 
 def read_option(group: str, name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:

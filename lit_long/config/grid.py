@@ -38,6 +38,11 @@ def dotted(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
+def as_list(values: str) -> str:
+    """``rope, abf`` as one writes it for an axis, ``[rope,abf]``."""
+    return f"[{','.join(value.strip() for value in values.strip('[]').split(','))}]"
+
+
 def flat_axes(grid: Any, where: str) -> Any:
     """Axes by their dotted keys; ``position.option`` is the axis ``position``. What is no group stays as it is, for the schema to refuse."""
     if not isinstance(grid, dict):
@@ -101,6 +106,8 @@ def named(key: str, values: list[Any], own: Any, file: Path, options: bool) -> l
         return values
     for value in values:
         if not isinstance(value, dict) and str(value) not in points and not options:
+            if "," in str(value):
+                raise UserError(f"grid.{key}={value}: several points are a list: grid.{key}={as_list(value)}")
             raise UserError(f"grid.{key}: no point {value!r}{nearest(str(value), points)}; {file} has {', '.join(points)}")
     return [value if isinstance(value, dict) else points.get(str(value), value) for value in values]
 

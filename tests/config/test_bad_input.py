@@ -10,7 +10,7 @@ import sqlite3
 
 import pytest
 
-from lit_long.config import UserError
+from lit_long.config import UserError, read_command
 from lit_long.stages.folder import read_stage
 from lit_long.sweep import main as sweep
 from tests.integration.mini import MINI, REPOSITORY, run_here
@@ -89,6 +89,61 @@ def test_settings_that_make_no_sense(word, message, tmp_path, capsys, monkeypatc
     code, said = sweep([*MINI, word, f"root={tmp_path}"]), capsys.readouterr().err
     assert code == 2 and said.startswith("error: ") and message in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "axis"),
+    [
+        ("grid.position=rope,abf", "grid.position=[rope,abf]"),
+        ("grid.seed=0, 1", "grid.seed=[0,1]"),
+        ("position=rope,abf", "grid.position=[rope,abf]"),
+        ("position=[rope,abf]", "grid.position=[rope,abf]"),
+        ("seed=[0,1]", "grid.seed=[0,1]"),
+        ("optim.lr=1e-3,2e-3", "grid.optim.lr=[1e-3,2e-3]"),
+        ("model.norm=pre,post", "grid.model.norm=[pre,post]"),
+        ("stages.extend.context=[256,512]", "grid.stages.extend.context=[256,512]"),
+        ("stages.extend.position=rope,abf", "grid.stages.extend.position=[rope,abf]"),
+        ("data.weights.code=[0.5,1]", "grid.data.weights.code=[0.5,1]"),
+    ],
+)
+def test_several_values_belong_in_the_grid(word, axis, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert sweep([*MINI, word, "dry_run=true", f"root={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: command line: {word}: ") and said.count("\n") == 1
+    assert said.partition(f"{word}: ")[2].rstrip() in (
+        f"several values are a list: {axis}",
+        f"must be one value; {axis} makes a variant of each",
+    )
+    read_command([axis])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "evaluation.lengths=[128,256]",
+        "optim.betas=[0.9,0.95]",
+        "position.short_factors=[1,2]",
+        "description=one, two",
+        "data.weights={code: 0.5, docs: 0.5}",
+        "model.rope_base=${multiply:50,${model.context}}",
+        "stages.extend.tokens=1,000,000",  # of which its type says what it must be
+        "trainer.devices=[0,1]",  # says where it runs
+        "stages.extend.trainer.devices=[0,1]",
+        "launcher.parallel=[1,2]",  # is the sweep's, of which there are no variants
+        "position=/tmp/rope,abf.yaml",
+        "grid.position=[rope,abf]",
+    ],
+)
+def test_lists_and_commas_elsewhere_are_no_axes(word):
+    read_command([word])
+
+
+def test_an_option_with_a_comma_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (file := tmp_path / "configs" / "position" / "rope,mine.yaml").parent.mkdir(parents=True)
+    file.write_text("scheme: rope\n")
+    assert read_command(["position=rope,mine"]).cli["position"]["option"] == "rope,mine"
 
 
 @pytest.mark.parametrize(

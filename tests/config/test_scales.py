@@ -93,6 +93,7 @@ def test_options_and_named_points_on_one_axis(plan):
     [
         (["scale=lage"], {}, "scale=lage: .* has small, large; did you mean 'large'"),
         (["grid.size=[n]"], {"exclude": []}, "grid.size: no point 'n'.*has s, m"),
+        (["grid.size=s,m"], {"exclude": []}, r"grid.size=s,m: several points are a list: grid.size=\[s,m\]"),
         ([], {"exclude": [{"sise": "m"}]}, "exclude: sise is no axis of the grid; did you mean 'size'"),
         ([], {"exclude": [{"size": "l"}]}, "exclude: size=l is no value of that axis"),
         ([], {"grid": {"size": [{"model": "tiny"}]}, "exclude": []}, "grid.size: .*must have a name and settings"),
