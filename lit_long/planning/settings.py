@@ -8,6 +8,7 @@ from typing import Any
 from lit_long.config import StageConfig
 from lit_long.config.mesh import Mesh
 from lit_long.config.ranges import Count, CountOrNone, Share
+from lit_long.config.sequences import check_whole_sequences
 from lit_long.planning.hardware import find_gpu
 from lit_long.planning.job import Job, check_words, job_layers
 from lit_long.planning.search import Machines
@@ -51,6 +52,8 @@ def machines_of(config: MachinesConfig) -> Machines:
 
 def job_of(config: PlanConfig, named: StageConfig) -> Job:
     """The job of the model, layers and context that are ``named``, its mesh as far as it was said. Raises UserError for settings that make none."""
+    note = " (the default)" if config.tokens_per_update == PlanConfig.tokens_per_update else ""
+    check_whole_sequences(config.tokens_per_update, named.context, "command line", note=note)
     job = Job(
         model=named.model,
         context=named.context,

@@ -33,6 +33,8 @@ from lit_long.config.checkpoints import check_checkpoints, first_update, milesto
 from lit_long.config.command import merge
 from lit_long.config.mesh import check_mesh, mesh_of
 from lit_long.config.schema import SHORTEST_RETRIEVAL
+from lit_long.config.sequences import check_whole_sequences
+from lit_long.config.typed import written
 from lit_long.data.builtin_corpus import DOMAINS
 from lit_long.data.conversations import template_of
 from lit_long.data.curriculum import make_phases
@@ -85,7 +87,7 @@ def resolve_stage(config: StageConfig, parent: StageConfig | None, own: Collecti
     lengths = [*evaluation.lengths, *evaluation.retrieval_lengths, *evaluation.passkey_lengths, *evaluation.task_lengths]
     measured = max(lengths, default=config.context)
     longest = config.context if config.kind == "train" else measured
-    position = position_settings(config.position, config.model.head_dim, where, longest)
+    position = resolve_position(config, config.position, longest, where)
     layers = resolve_layers(config, config.layers, position, longest, where)
     check_slopes(config, layers, position, where)
     if config.kind == "evaluate" and evaluation.query_scales:
@@ -157,7 +159,42 @@ def resolve_layers(config: StageConfig, layers: LayersConfig, position: dict[str
     """``layers`` complete; none where all are alike. Raises UserError for groups that do not fit the model, or ``longest`` tokens."""
     check_pattern(layers, where)
     check_layers(layers, config.model.n_layers, max(longest, config.model.context), where)
-    return layer_settings(layers, position, config.model.head_dim, where, longest)
+    try:
+        return layer_settings(layers, position, config.model.head_dim, where, longest)
+    except UserError:
+        explain_shorter(config, position, where)
+        for name, group in layers.groups.items():
+            explain_shorter(config, group.position, f"{where}: layers.groups.{name}")
+        raise
+
+
+def resolve_position(config: StageConfig, position: dict[str, Any], longest: int, where: str) -> dict[str, Any]:
+    """``position`` complete. Raises UserError for what makes no encoder for the model, or none for ``longest`` tokens."""
+    try:
+        return position_settings(position, config.model.head_dim, where, longest)
+    except UserError:
+        explain_shorter(config, position, where)
+        raise
+
+
+def explain_shorter(config: StageConfig, position: dict[str, Any], where: str) -> None:
+    """Raise the UserError of an encoder whose ``factor`` follows from a context that is shorter than the model's, if that is all that is wrong."""
+    context, trained = config.context, config.model.context
+    if context >= trained or position.get("factor") != context / trained or "scheme" not in position:
+        return
+
+    def stands(**factor: float) -> bool:
+        try:
+            return bool(position_settings(position | factor, config.model.head_dim, where))
+        except UserError:
+            return False
+
+    if stands() or not stands(factor=1.0):
+        return
+    raise UserError(
+        f"{where}: context={context} is shorter than model.context={trained}, from which {position['scheme']} extends (position.factor={context / trained:g} is "
+        f"context / model.context); take a context of {written(trained)} or more, or an encoder that extends nothing, such as position=rope"
+    )
 
 
 def check_slopes(config: StageConfig, layers: LayersConfig, position: dict[str, Any], where: str) -> None:
@@ -189,7 +226,7 @@ def resolve_curriculum(config: StageConfig, position: dict[str, Any], where: str
         longest = round(config.context * max(phase.scale, phase.grow_from))
         if phase.position:
             own = phase.position if "scheme" in phase.position else position | phase.position
-            phase = replace(phase, position=position_settings(own, config.model.head_dim, key, longest))
+            phase = replace(phase, position=resolve_position(config, own, longest, key))
         if phase.layers:
             own = {} if "pattern" in phase.layers else plain(config.layers)
             merge(own, phase.layers)
@@ -233,10 +270,7 @@ def check_fitted(pattern: LayerPattern, values: list[float], where: str) -> None
 def check_training(config: StageConfig, where: str) -> None:
     if not config.tokens:
         raise UserError(f"{where}.tokens must be at least 1 token, not {config.tokens}")
-    if config.tokens_per_update % config.context:
-        raise UserError(
-            f"{where}: tokens_per_update={config.tokens_per_update} must be a multiple of context={config.context}, whole sequences"
-        )
+    check_whole_sequences(config.tokens_per_update, config.context, where, f"{where.rpartition(': ')[2]}.")
     check_mesh(config, where)
     model = config.model
     if model.n_heads % model.n_kv_heads:

@@ -159,7 +159,10 @@ def test_identity_is_what_a_stage_is_made_of(word, changed):
         ("stages.base.parent=extend", "each other's parents"),
         ("position.factor=3", "unknown key 'position.factor'"),
         ("trainer.precision=bf8", "trainer.precision must be auto, 32-true, bf16-mixed, bf16-true, not 'bf8'"),
-        ("stages.extend.context=3000", "must be a multiple of context=3000"),
+        (
+            "stages.extend.context=3000",
+            "must be a multiple of context=3000, whole sequences; take stages.extend.tokens_per_update=9000 or",
+        ),
         ("stages.extend.tokens=0", "tokens must be at least 1 token"),
         ("report.rows=evalute", "report.rows: no stage 'evalute'; did you mean 'evaluate'?"),
         ("report.rows_also=[retrieve]", "report.rows_also: no stage 'retrieve'"),

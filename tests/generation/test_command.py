@@ -118,6 +118,11 @@ def test_another_encoder_for_a_longer_context(capsys, folder):
         (["{model}", "prompt_file=/nowhere"], "prompt_file=/nowhere: there is no such file or folder"),
         (["{model}", "prompt="], "every prompt must have at least one token"),
         (["{model}", "prompt=x", "postion=yarn"], "unknown key 'postion'; did you mean 'position'?"),
+        (["{model}", "prompt=x", "root=/tmp"], "unknown key 'root'; known here: chat, context, "),
+        (
+            ["{model}", "prompt=x", "context=32", "position=yarn"],
+            "context=32 is shorter than model.context=64, from which yarn extends",
+        ),
         (["{model}", "prompt=x", "position=yarm"], "position=yarm: there is no configs/position/yarm.yaml; did you mean 'yarn'?"),
         (["{model}", "prompt=x", "position.bse=3"], "unknown key 'position.bse'; did you mean 'position.base'?"),
         (["{model}", "prompt=x", "model.n_layers=7"], "model.n_layers=7 contradicts the weights"),

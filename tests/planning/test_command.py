@@ -116,6 +116,13 @@ def test_bad_words_are_told(capsys):
         (["efficiency=40"], "efficiency must be at least 0 and at most 1"),
         (["gpus=0"], "gpus must be at least 1"),
         (["model=llama2-7b", "tensor_parallel=3", "gpus=9"], "no multiple of tensor_parallel=3"),
+        (
+            ["model=llama2-7b", "context=32000", "gpus=7"],
+            "error: command line: tokens_per_update=4194304 (the default) must be a multiple of context=32000, whole sequences; take "
+            "tokens_per_update=4192000 or context=32k",
+        ),
+        (["model=llama2-7b", "context=3000", "tokens_per_update=4096"], "=4096 must be a multiple of context=3000"),
+        (["model=llama2-7b", "gpus=7"], "no layout of 7 GPUs"),
         (["gpus"], "not of the form key=value"),
     ):
         code, text = said(capsys, *words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 
@@ -10,6 +11,8 @@ from lit_long.config import (
     AdapterConfig,
     CurriculumConfig,
     DataConfig,
+    LayerGroupConfig,
+    LayersConfig,
     ModelConfig,
     OptimConfig,
     SamplingConfig,
@@ -18,8 +21,11 @@ from lit_long.config import (
     TrainerConfig,
     UserError,
 )
+from lit_long.config.ranges import Positive
 from lit_long.config.schema import PhaseConfig
+from lit_long.config.typed import count
 from lit_long.planning.job import why_not
+from lit_long.positions.schemes import RoPE
 from lit_long.stages.costs import job_of
 from lit_long.stages.resolve import check_optimizer, resolve_data, resolve_stage
 
@@ -137,6 +143,71 @@ def test_ranks_share_the_sequences_of_every_phase_equally():
         resolved_with(**found(4))
     assert "6 sequences of 64 tokens, which 4 data ranks" in why_not(job_of(StageConfig(**found(4)), WHERE))
     assert why_not(job_of(resolved_with(**found(2)), WHERE)) == ""
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_update", "context", "remedy"),
+    [
+        (8192, 2**20, "stages.base.tokens_per_update=1M or stages.base.context=8k"),
+        (8192, 3001, "stages.base.tokens_per_update=9003 or stages.base.context=2k"),
+        (4 * 2**20, 32_000, "stages.base.tokens_per_update=4192000 or stages.base.context=32k"),
+        (8191, 512, "stages.base.tokens_per_update=8k"),  # is prime
+    ],
+)
+def test_updates_that_end_within_a_sequence(tokens_per_update, context, remedy):
+    with pytest.raises(UserError) as caught:
+        resolved_with(context=context, tokens_per_update=tokens_per_update)
+    assert str(caught.value) == (
+        f"{WHERE}: tokens_per_update={tokens_per_update} must be a multiple of context={context}, whole sequences; take {remedy}"
+    )
+    for word in remedy.replace("stages.base.", "").split(" or "):
+        key, _, value = word.partition("=")
+        resolved_with(**{"context": context, "tokens_per_update": tokens_per_update} | {key: count(value, "", key)})
+
+
+@dataclass(frozen=True)
+class Shrunk(RoPE):
+    factor: Positive = 1.0
+
+
+YARN = {"scheme": "yarn", "base": 10_000.0, "original": 2048, "alpha": 1.0, "beta": 32.0}
+SHORTER = "context=1024 is shorter than model.context=2048, from which yarn extends (position.factor=0.5 is context / model.context); take a"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"position": YARN | {"factor": 0.5}}, f"{WHERE}: {SHORTER} context of 2k or more"),
+        (
+            {"layers": LayersConfig({"all": LayerGroupConfig(YARN | {"factor": 0.5})}, ["all"])},
+            f"{WHERE}: layers.groups.all: {SHORTER}",
+        ),
+        (
+            {"curriculum": CurriculumConfig([PhaseConfig(until=0.5, position=YARN | {"factor": 0.5}), PhaseConfig()])},
+            f"{WHERE}.curriculum.phases[0]: {SHORTER}",
+        ),
+        (  # one group has another encoder's, which may be below 1, and what is wrong is the other
+            {
+                "layers": LayersConfig(
+                    {
+                        "own": LayerGroupConfig({"scheme": f"{__name__}:Shrunk", "factor": 0.5}),
+                        "x": LayerGroupConfig({"scheme": "y"}),
+                    },
+                    ["own", "x"],
+                )
+            },
+            "layers.groups.x: unknown position.scheme 'y'",
+        ),
+        ({"position": YARN | {"factor": 0.3}}, "position.factor must be at least 1 (new context / old context), not 0.3"),
+        ({"position": YARN | {"factor": 0.5, "beta": "x"}}, "position.beta must be a number"),
+    ],
+)
+def test_a_stretch_to_fewer_tokens_than_the_model_was_trained_with(settings, message):
+    """Whose factor follows from the two contexts; one that was set is told by its own name."""
+    shape = ModelConfig(head_dim=16, d_model=32, n_heads=2, n_kv_heads=1, context=2048)
+    with pytest.raises(UserError) as caught:
+        resolved_with(model=shape, **settings)
+    assert message in str(caught.value)
 
 
 def trained_by(name, strategy):
