@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from lit_long.config.schema import StageConfig, TrainerConfig
 from lit_long.config.typed import UserError, nearest
+from lit_long.config.updates import number_of_updates
 
 CHECKPOINTS = "checkpoints"  # below a training stage's folder
 STEP = "step-{:08d}.ckpt"
 BACKGROUND = ("auto", "always", "never")
 ON_BAD_STEP = ("stop", "skip")
-
-
-def number_of_updates(config: StageConfig) -> int:
-    """Optimizer updates of a stage: its tokens in whole updates, at least one; of a branch, of what is left of its parent's run."""
-    return updates_of_run(config) - first_update(config)
-
-
-def updates_of_run(config: StageConfig) -> int:
-    """Optimizer updates of the run that the stage's data are those of: its own, or of a branch its parent's."""
-    return max(1, round(config.tokens / config.tokens_per_update))
-
-
-def first_update(config: StageConfig) -> int:
-    """The update of that run with which the stage begins, or whose model it measures; above 0 of branches only."""
-    return 0 if config.branch == 1 else min(round(config.branch * updates_of_run(config)), updates_of_run(config) - 1)
 
 
 def check_checkpoints(config: StageConfig, where: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lit_long.config import AdapterConfig, LayersConfig, ModelConfig, StageConfig, typed
-from lit_long.config.checkpoints import first_update, number_of_updates, updates_of_run
+from lit_long.config.updates import first_update, number_of_updates, updates_of_run
 from lit_long.planning.job import job_layers
 
 Windows = Sequence[int | None]  # of each layer, in tokens; None: it sees all before it. Empty where no layer has one

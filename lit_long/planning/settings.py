@@ -8,7 +8,7 @@ from typing import Any
 from lit_long.config import StageConfig
 from lit_long.config.mesh import Mesh
 from lit_long.config.ranges import Count, CountOrNone, Share
-from lit_long.config.sequences import check_whole_sequences
+from lit_long.config.updates import check_whole_sequences
 from lit_long.planning.hardware import find_gpu
 from lit_long.planning.job import Job, check_words, job_layers
 from lit_long.planning.search import Machines

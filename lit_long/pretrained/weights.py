@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_long.config import StageConfig, UserError
-from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
+from lit_long.config.checkpoints import CHECKPOINTS, STEP
+from lit_long.config.updates import first_update
 from lit_long.files import replacing
 from lit_long.pretrained.base import PretrainedWeights
 

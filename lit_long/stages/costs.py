@@ -6,10 +6,10 @@ import subprocess
 from dataclasses import replace
 
 from lit_long.config import LauncherConfig, StageConfig, UserError
-from lit_long.config.checkpoints import first_update, number_of_updates, updates_of_run
 from lit_long.config.command import option_pick, read_option
 from lit_long.config.compose import compose_model
 from lit_long.config.mesh import Mesh, evaluation_ranks, mesh_of
+from lit_long.config.updates import first_update, number_of_updates, updates_of_run
 from lit_long.data.curriculum import make_phases, phases_from
 from lit_long.planning.flops import stage_flops
 from lit_long.planning.hardware import GIB, GPUS, Gpu, usable

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_long import __version__
 from lit_long.config import StageConfig, UserError, plain
-from lit_long.config.checkpoints import number_of_updates
+from lit_long.config.updates import number_of_updates
 from lit_long.stages.folder import read_result, read_stage
 from lit_long.stages.resolve import OPTIMIZERS
 

@@ -29,10 +29,11 @@ from lit_long.config import (
     plain,
     project_root,
 )
-from lit_long.config.checkpoints import CHECKPOINTS, STEP, first_update
+from lit_long.config.checkpoints import CHECKPOINTS, STEP
 from lit_long.config.command import COMMAND_LINE, DEFAULT_OPTIONS, option_pick
 from lit_long.config.grid import Point, points, settings_of_point, variant_name
 from lit_long.config.mesh import ROUNDED_UPDATES
+from lit_long.config.updates import first_update
 from lit_long.pretrained import PretrainedWeights, open_pretrained
 from lit_long.processor import note_on_bf16
 from lit_long.stages.archive import SHIPPED, check_base, find_archive, has_adapter, has_weights, shipped_folder, stand_in

@@ -29,12 +29,12 @@ from lit_long.config import (
     plain,
     typed,
 )
-from lit_long.config.checkpoints import check_checkpoints, first_update, milestone_updates, updates_of_run
+from lit_long.config.checkpoints import check_checkpoints, milestone_updates
 from lit_long.config.command import merge
 from lit_long.config.mesh import check_mesh, mesh_of
 from lit_long.config.schema import SHORTEST_RETRIEVAL
-from lit_long.config.sequences import check_whole_sequences
 from lit_long.config.typed import written
+from lit_long.config.updates import check_whole_sequences, first_update, updates_of_run
 from lit_long.data.builtin_corpus import DOMAINS
 from lit_long.data.conversations import template_of
 from lit_long.data.curriculum import make_phases

@@ -19,12 +19,11 @@ from lit_long.config import LayersConfig, StageConfig, TrainerConfig, UserError,
 from lit_long.config.checkpoints import (
     CHECKPOINTS,
     check_checkpoints,
-    first_update,
     milestone_updates,
-    number_of_updates,
     writes_in_background,
 )
 from lit_long.config.mesh import ROUNDED_UPDATES, check_mesh
+from lit_long.config.updates import first_update, number_of_updates
 from lit_long.data.curriculum import Phase, make_phases, phases_from
 from lit_long.data.datamodule import LongContextDataModule
 from lit_long.data.mixture import describe_plan

@@ -25,8 +25,8 @@ from lit_long.config import (
     plain,
     read_command,
 )
-from lit_long.config.checkpoints import first_update, number_of_updates
 from lit_long.config.schema import PhaseConfig, ValidationConfig
+from lit_long.config.updates import first_update, number_of_updates
 from lit_long.data.token_store import open_store
 from lit_long.evaluation.perplexity import text_measurements
 from lit_long.model.llama import Llama
