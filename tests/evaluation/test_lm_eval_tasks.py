@@ -292,7 +292,7 @@ def labels(root: Path, label: str) -> None:
         (["tasks=[piqa]"], "piqa: needs the data set baber/piqa: data=FOLDER that holds it"),
         (["tasks=[piqa]", "data=/nowhere"], "data=/nowhere: there is no such folder"),
         (["tasks=[piqqa]"], "there is no task 'piqqa'; did you mean 'piqa'?"),
-        (["tasks=[\udcff]"], "there is no task"),
+        (["tasks=[piqa\udcff]"], "there is no task"),
         (["tasks=[perplexiti]"], "there is no task 'perplexiti'; did you mean 'perplexity'?"),
         (["tasks=[humaneval]"], "run_code=true allows it"),
         (["suite=paper", "lengths=[1k]"], "nothing of the suite can be measured"),
