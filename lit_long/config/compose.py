@@ -332,9 +332,8 @@ def resolve_interpolations(raw: dict[str, Any], where: str, known: Resolved | No
 
 
 MISSING_VALUE = object()
-PLAIN = re.compile(
-    r"\$\{(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\}|(?:multiply|divide):)"
-)  # a setting's full name, or a product of such
+# A setting by its full name, or the beginning of a product of such
+PLAIN = re.compile(r"\$\{(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\}|(?:multiply|divide):)")
 
 
 class RawValue:
@@ -369,12 +368,9 @@ def resolve_one(key: str, needed: list[str], values: dict[str, RawValue], where:
         except OmegaConfBaseException as error:
             if len(needed) < len(values):  # so that it is told as one of all settings
                 return resolve_one(key, list(values), values, where)
-            resolvers = (
-                "; there are multiply, divide and OmegaConf's own, such as oc.env"
-                if isinstance(error, UnsupportedInterpolationType)
-                else ""
-            )
-            raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}{resolvers}") from None
+            known = "; there are multiply, divide and OmegaConf's own, such as oc.env"
+            remedy = known if isinstance(error, UnsupportedInterpolationType) else ""
+            raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}{remedy}") from None
         whole = {key: copy.deepcopy(value)}
         merge(whole, {key: found})
         value = whole[key]

@@ -105,7 +105,8 @@ class SweepResult:
     def parent(self, trial: TrialResult, stage: StageResult) -> StageResult | None:
         """The stage that ``stage`` starts from in the trial; for one that branches from the very beginning of its parent's run, what that started from."""
         parent = trial.stages.get(stage.settings.get("parent", self.parents.get(stage.name)) or "")
-        return self.parent(trial, parent) if parent and stage.settings.get("branch") == 0 else parent
+        from_its_start = stage.settings.get("kind") == "train" and stage.settings.get("branch") == 0
+        return self.parent(trial, parent) if parent and from_its_start else parent
 
 
 def find_sweep(root: Path, experiment: str, key: str = "") -> Path:

@@ -25,9 +25,8 @@ def run_stage(folder: Path, report: Report, rank: int = 0) -> None:
         if rank == 0:
             restore(config, folder, archive)
         return
-    if (
-        parent and config.kind == "train" and config.branch == 0
-    ):  # from the beginning of its parent's run, and so from what that started from
+    if parent and config.kind == "train" and config.branch == 0:
+        # From the beginning of its parent's run, and so from what that started from
         parent = read_stage(parent)[2]
     result = compute(config, folder, store, parent, report)
     if config.kind == "data":

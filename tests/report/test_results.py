@@ -11,7 +11,7 @@ import pytest
 from lit_long.config import UserError
 from lit_long.report import write_report
 from lit_long.report.archive import evaluated
-from lit_long.report.results import read_sweep
+from lit_long.report.results import StageResult, read_sweep
 
 
 def rows_of(folder):
@@ -126,6 +126,21 @@ def test_stages_that_started_from_different_runs_of_another_are_told(tmp_path, m
     report = start("another")
     warning = "Not all from one run: base s1 was run more than once, and extend rope s1, extend abf s1 / extend pi s1 started from different runs of it."
     assert warning in report.markdown.partition("## What was run")[0] and warning in str(report.terminal.renderables[-1])
+
+
+def test_what_a_stage_starts_from(tmp_path, make):
+    """A branch from the very beginning of its parent's run starts from what that started from; an evaluation of it measures it."""
+    folder = make.sweep(tmp_path, {("rope", 0): make.perplexities(20.0)})
+    sweep = read_sweep(folder)
+    (trial,) = sweep.trials
+    base, extend = (StageResult(name, tmp_path / name, None) for name in ("base", "extend"))
+    again = StageResult("again", tmp_path / "again", None, settings={"kind": "train", "parent": "extend", "branch": 0})
+    trial.stages.update(base=base, extend=extend, again=again)
+    extend.settings.update(kind="train", parent="base")
+    measured = StageResult(
+        "measured", tmp_path / "measured", None, settings={"kind": "evaluate", "parent": "extend", "branch": 0}
+    )
+    assert [sweep.parent(trial, stage) for stage in (base, extend, again, measured)] == [None, base, base, extend]
 
 
 def test_one_tokenizer_is_no_warning_while_a_variant_has_not_begun(tmp_path, make):

@@ -34,7 +34,7 @@ from lit_long.planning.flops import stage_flops
 from lit_long.positions.layers import build_layers
 from lit_long.pretrained.weights import WEIGHTS, read_checkpoint
 from lit_long.stages.costs import job_of
-from lit_long.stages.folder import write_stage
+from lit_long.stages.folder import run_digest, write_stage
 from lit_long.stages.identity import RELEVANT, identity_settings
 from lit_long.stages.plan import make_plan
 from lit_long.stages.resolve import resolve_stage
@@ -97,6 +97,7 @@ def test_from_the_midst(stages):
 def test_from_the_beginning(stages):
     folder = run(branch(0), stages / "again", stages / "store", stages / "base")
     assert losses(folder) == losses(stages / "base")
+    assert "parent_run" not in json.loads((folder / "result.json").read_text())  # the base started from nothing
 
 
 def test_positions_dropped_and_norms_switched_on(stages):
@@ -105,6 +106,7 @@ def test_positions_dropped_and_norms_switched_on(stages):
     still = OptimConfig(lr=0.0, weight_decay=0.0)
     config = branch(0.5, position=nope, model={"qk_norm": "layer"}, optim=still)
     folder = run(config, stages / "dropped", stages / "store", stages / "base")
+    assert json.loads((folder / "result.json").read_text())["parent_run"] == run_digest(stages / "base") != ""
     found = load_file(folder / WEIGHTS)
     before = dict(read_checkpoint(stages / "base" / "checkpoints" / "step-00000004.ckpt"))
     norms = [name for name in found if name.endswith(("q_norm.weight", "k_norm.weight"))]
